@@ -1,0 +1,157 @@
+"""`TrainingSet`: images and labels as they are on disk, 8 bits a channel, with a fingerprint of their content.
+
+Everything in unpoison names examples by their index in a `TrainingSet`, and everything stored beside one carries
+its fingerprint, so that poison or findings of one set are never applied to another by mistake. Images stay uint8:
+what a number is measured on is what could be saved as a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unpoison._artefacts import canonical_json, digest
+from unpoison.errors import InputError
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Labelled images: UInt8[n c h w], Int64[n] and the names of the classes.
+
+    Sets are never changed in place: `subset`, `without` and `with_examples` give new ones.
+
+    Arguments:
+        images: UInt8[n c h w]; grey images have one channel. May be memory-mapped.
+        labels: Int64[n], each in 0..len(class_names)-1.
+        class_names: one name a class, at least two.
+        name: what to call the set in messages and reports.
+
+    Raises:
+        InputError: shapes or types do not match, a label is out of range, or there are fewer than two classes.
+
+    >>> training_set = TrainingSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ("a", "b"))
+    >>> len(training_set.without([0])), training_set.image_shape
+    (3, (1, 8, 8))
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    name: str = "training set"
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise InputError(
+                f"{self.name}: images must be uint8 of shape [n, channels, height, width], "
+                f"found {self.images.dtype} of shape {tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise InputError(
+                f"{self.name}: labels must be int64 of shape [{len(self.images)}], "
+                f"found {self.labels.dtype} of shape {tuple(self.labels.shape)}"
+            )
+        if len(self.class_names) < 2:
+            raise InputError(f"{self.name}: needs at least two classes, found {len(self.class_names)}")
+        outside = ((self.labels < 0) | (self.labels >= len(self.class_names))).nonzero()
+        if len(outside):
+            row = int(outside[0])
+            raise InputError(
+                f"{self.name}: row {row}: label {int(self.labels[row])} is outside 0..{len(self.class_names) - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The image UInt8[c h w] and the label of one example."""
+        return self.images[index], int(self.labels[index])
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels may name, whether or not each has examples."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie."""
+        return self.images.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of images, labels and class names: equal for equal content, whatever the device or name."""
+        images = np.ascontiguousarray(self.images.cpu().numpy())
+        return digest(
+            canonical_json([list(images.shape), list(self.class_names)]),
+            images.data.cast("B") if images.size else b"",
+            np.ascontiguousarray(self.labels.cpu().numpy()).data.cast("B") if images.size else b"",
+        )
+
+    def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Examples `start` to `stop` as Float32[b c h w] in [0, 1] and Int64[b]."""
+        return self.images[start:stop].float().div_(255), self.labels[start:stop]
+
+    def class_counts(self) -> Tensor:
+        """Int64[classes]: how many examples each class has."""
+        return torch.bincount(self.labels, minlength=self.num_classes)
+
+    @cached_property
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, in units of the whole range [0, 1]."""
+        channels = self.image_shape[0]
+        total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+        for start in range(0, len(self), 4096):
+            pixels = self.images[start : start + 4096].to("cpu", torch.float64) / 255
+            total += pixels.sum((0, 2, 3))
+            squares += pixels.square().sum((0, 2, 3))
+        count = max(len(self) * self.images[0:1].numel() // channels, 1) if len(self) else 1
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        return tuple(mean.tolist()), tuple(std.clamp(min=1e-3).tolist())
+
+    def to(self, device: torch.device | str) -> TrainingSet:
+        """The same set on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, indices: Tensor | Sequence[int]) -> TrainingSet:
+        """The examples at `indices`, in that order."""
+        chosen = self._indices(indices)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+    def without(self, indices: Tensor | Sequence[int]) -> TrainingSet:
+        """All examples but those at `indices`, in the old order."""
+        keep = torch.ones(len(self), dtype=torch.bool, device=self.device)
+        keep[self._indices(indices)] = False
+        return replace(self, images=self.images[keep], labels=self.labels[keep])
+
+    def with_examples(self, indices: Tensor | Sequence[int], images: Tensor, labels: Tensor) -> TrainingSet:
+        """The set with the examples at `indices` replaced by UInt8[k c h w] `images` with Int64[k] `labels`."""
+        chosen = self._indices(indices)
+        if images.shape != (len(chosen), *self.image_shape):
+            raise InputError(
+                f"{self.name}: replacing {len(chosen)} examples needs images of shape "
+                f"{(len(chosen), *self.image_shape)}, found {tuple(images.shape)}"
+            )
+        new_images, new_labels = self.images.clone(), self.labels.clone()
+        new_images[chosen] = images.to(self.device)
+        new_labels[chosen] = labels.to(self.device)
+        return replace(self, images=new_images, labels=new_labels)
+
+    def _indices(self, indices: Tensor | Sequence[int]) -> Tensor:
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.device).reshape(-1)
+        outside = (chosen < 0) | (chosen >= len(self))
+        if bool(outside.any()):
+            raise InputError(f"{self.name}: index {int(chosen[outside][0])} is outside 0..{len(self) - 1}")
+        return chosen
