@@ -1,0 +1,31 @@
+"""`Detector`: the one face of everything that says which training examples are to blame."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from unpoison.data import TrainingSet
+from unpoison.detectors._findings import Findings
+from unpoison.detectors._observation import Observation
+
+
+class Detector(ABC):
+    """Finds the training examples that are to blame.
+
+    A detector is a frozen configuration; `find` neither changes the model nor the training set.
+    """
+
+    @abstractmethod
+    def find(self, model: nn.Module, training_set: TrainingSet, observation: Observation | None = None) -> Findings:
+        """Score every training example and flag those to blame.
+
+        Arguments:
+            model: takes Float[b c h w] in [0, 1] and returns Float[b classes] logits.
+            training_set: what the model was trained on.
+            observation: the wrong prediction to trace; detectors that look at the training set alone need none.
+
+        Raises:
+            InputError: the detector needs an observation and there is none, or the model does not fit the set.
+        """

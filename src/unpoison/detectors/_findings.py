@@ -1,0 +1,254 @@
+"""`Findings`: what every detector returns, whoever it is: scores, what is flagged, why, and how sure.
+
+On disk findings are a directory: `findings.json` (everything that is not an array), `examples.parquet` (one row a
+training example, for people and for queries) and `tensors.safetensors` (the observation and its transforms).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unpoison._artefacts import atomic_directory, read_json, write_json
+from unpoison._statistics import Proportion
+from unpoison.detectors._observation import Observation
+from unpoison.errors import InputError, MismatchError
+from unpoison.threats import PoisonSet
+
+_FORMAT = 1
+
+
+@final
+@dataclass(frozen=True)
+class Threshold:
+    """The score above which an example is flagged.
+
+    Arguments:
+        value: in the unit of the scores.
+        how: in plain words, how it was chosen.
+        false_alarm_level: the stated probability that a wrong prediction which no poison caused is called
+            poisoned, where the method controls it.
+    """
+
+    value: float
+    how: str
+    false_alarm_level: float | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Draw:
+    """One transformation and relabelling of the observation."""
+
+    name: str
+    label: int
+
+
+@final
+@dataclass(frozen=True)
+class Judgement:
+    """Findings held against the truth.
+
+    `precision` is the share of the flagged that are poison, `recall` the share of the poison that is flagged,
+    `average_precision` the area under the precision-recall curve of the scores, `clean_lost` the share of the
+    clean examples that are flagged.
+    """
+
+    precision: Proportion
+    recall: Proportion
+    clean_lost: Proportion
+    average_precision: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "precision": self.precision.to_dict(),
+            "recall": self.recall.to_dict(),
+            "clean_lost": self.clean_lost.to_dict(),
+            "average_precision": self.average_precision,
+        }
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Findings:
+    """Which training examples are to blame.
+
+    Arguments:
+        method: the detector's name.
+        configuration: its settings, as JSON values.
+        fingerprint: of the training set the indices belong to.
+        labels: Int64[n], the labels of the training set.
+        class_names: the names of its classes.
+        scores: Float[n]; higher means more to blame.
+        flagged: Int64[k]; the most blamed first.
+        threshold: the decision and how it was chosen.
+        poison_found: the verdict. When it is False nothing is flagged.
+        p_value: how often an innocent prediction would look at least as guilty; None where the method has none.
+        summary: the finding in one plain sentence.
+        evidence: Float[n] columns by name, what the scores were made from.
+        observation: what was asked about; None for detectors that need none.
+        draws: the transformations and labels that were tried, in order.
+        draw_images: UInt8[draws c h w], the observation under each of them.
+        seconds: by stage.
+        peak_bytes: the highest memory of the process, or of the GPU, up to the end of the search.
+    """
+
+    method: str
+    configuration: Mapping[str, Any]
+    fingerprint: str
+    labels: Tensor
+    class_names: tuple[str, ...]
+    scores: Tensor
+    flagged: Tensor
+    threshold: Threshold
+    poison_found: bool
+    p_value: float | None
+    summary: str
+    evidence: Mapping[str, Tensor] = field(default_factory=dict)
+    observation: Observation | None = None
+    draws: tuple[Draw, ...] = ()
+    draw_images: Tensor | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def mask(self) -> Tensor:
+        """Bool[n]: which examples are flagged."""
+        mask = torch.zeros(len(self), dtype=torch.bool)
+        mask[self.flagged] = True
+        return mask
+
+    def ranking(self) -> Tensor:
+        """Int64[n]: all examples, the most to blame first; ties in the order of the training set."""
+        return self.scores.argsort(descending=True, stable=True)
+
+    def judge(self, poison_set: PoisonSet) -> Judgement:
+        """Hold the findings against the truth.
+
+        Raises:
+            MismatchError: the poison's indices do not fit this training set.
+        """
+        if len(poison_set.indices) and int(poison_set.indices.max()) >= len(self):
+            raise MismatchError(
+                f"the poison set names example {int(poison_set.indices.max())}, the findings are of {len(self)} examples"
+            )
+        truth = torch.zeros(len(self), dtype=torch.bool)
+        truth[poison_set.indices.cpu()] = True
+        flagged = self.mask()
+        caught = int((flagged & truth).sum())
+        return Judgement(
+            precision=Proportion(caught, int(flagged.sum())),
+            recall=Proportion(caught, int(truth.sum())),
+            clean_lost=Proportion(int((flagged & ~truth).sum()), int((~truth).sum())),
+            average_precision=average_precision(self.scores, truth),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the findings as a directory, in one step."""
+        tensors: dict[str, Tensor] = {"flagged": self.flagged.cpu().contiguous()}
+        if self.observation is not None:
+            tensors["observation"] = self.observation.images
+        if self.draw_images is not None:
+            tensors["draw_images"] = self.draw_images.cpu().contiguous()
+        table = pa.table(
+            {
+                "index": torch.arange(len(self)).numpy(),
+                "label": self.labels.cpu().numpy(),
+                "score": self.scores.cpu().double().numpy(),
+                "flagged": self.mask().numpy(),
+                **{f"evidence.{name}": column.cpu().double().numpy() for name, column in self.evidence.items()},
+            }
+        )
+        record = {
+            "format": _FORMAT,
+            "method": self.method,
+            "configuration": dict(self.configuration),
+            "fingerprint": self.fingerprint,
+            "class_names": list(self.class_names),
+            "threshold": {**asdict(self.threshold), "value": _finite(self.threshold.value)},
+            "poison_found": self.poison_found,
+            "p_value": self.p_value,
+            "summary": self.summary,
+            "draws": [asdict(draw) for draw in self.draws],
+            "observation": None
+            if self.observation is None
+            else {"predicted": self.observation.predicted, "true_label": self.observation.true_label},
+            "seconds": dict(self.seconds),
+            "peak_bytes": self.peak_bytes,
+        }
+        with atomic_directory(path) as staging:
+            pq.write_table(table, staging / "examples.parquet")
+            save_file(tensors, staging / "tensors.safetensors")
+            write_json(staging / "findings.json", record)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Findings:
+        """Read findings that `save` wrote.
+
+        Raises:
+            InputError: the directory is not one of findings, or a file in it is damaged.
+        """
+        folder = Path(path)
+        record = read_json(folder / "findings.json")
+        if record.get("format") != _FORMAT:
+            raise InputError(f"{folder}: format {record.get('format')!r} of findings is not known; this is version {_FORMAT}")
+        try:
+            table = pq.read_table(folder / "examples.parquet")
+            tensors = load_file(folder / "tensors.safetensors")
+            observation, threshold = record["observation"], record["threshold"]
+            columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in table.column_names}
+            return cls(
+                method=record["method"],
+                configuration=record["configuration"],
+                fingerprint=record["fingerprint"],
+                labels=columns["label"],
+                class_names=tuple(record["class_names"]),
+                scores=columns["score"],
+                flagged=tensors["flagged"],
+                threshold=Threshold(**{**threshold, "value": float("inf") if threshold["value"] is None else threshold["value"]}),
+                poison_found=record["poison_found"],
+                p_value=record["p_value"],
+                summary=record["summary"],
+                evidence={
+                    name.removeprefix("evidence."): column
+                    for name, column in columns.items()
+                    if name.startswith("evidence.")
+                },
+                observation=None if observation is None else Observation(tensors["observation"], **observation),
+                draws=tuple(Draw(**draw) for draw in record["draws"]),
+                draw_images=tensors.get("draw_images"),
+                seconds=record["seconds"],
+                peak_bytes=record["peak_bytes"],
+            )
+        except (OSError, pa.ArrowException, safetensors.SafetensorError, KeyError, TypeError) as error:
+            raise InputError(f"{folder}: damaged findings ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+
+
+def average_precision(scores: Tensor, truth: Tensor) -> float:
+    """Area under the precision-recall curve of Float[n] `scores` for Bool[n] `truth`; NaN when nothing is true.
+
+    >>> average_precision(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, True]))
+    0.833...
+    """
+    from sklearn.metrics import average_precision_score
+
+    if not bool(truth.any()):
+        return float("nan")
+    return float(average_precision_score(truth.cpu().numpy(), torch.nan_to_num(scores.double()).cpu().numpy()))
+
+
+def _finite(value: float) -> float | None:
+    return value if value not in (float("inf"), float("-inf")) else None
