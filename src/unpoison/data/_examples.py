@@ -1,7 +1,7 @@
 """`Examples`: the narrow face through which whatever reads training data reads it.
 
-A reader asks for consecutive batches only, so the face can be put on tensors in memory, on a memory map or on a
-stream, and whoever reads it does so in one pass with memory bounded by the batch.
+A reader asks for consecutive batches only, so the face can be put on tensors in memory, on a memory map or on
+a stream, and whoever reads it does so in one pass with memory bounded by the batch.
 """
 
 from __future__ import annotations

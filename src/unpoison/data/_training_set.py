@@ -1,8 +1,9 @@
-"""`TrainingSet`: images and labels as they are on disk, 8 bits a channel, with a fingerprint of their content.
+"""`TrainingSet`: images and labels as they are on disk, 8 bits a channel, with a fingerprint of their
+content.
 
-Everything in unpoison names examples by their index in a `TrainingSet`, and everything stored beside one carries
-its fingerprint, so that poison or findings of one set are never applied to another by mistake. Images stay uint8:
-what a number is measured on is what could be saved as a picture.
+Everything in unpoison names examples by their index in a `TrainingSet`, and everything stored beside one
+carries its fingerprint, so that poison or findings of one set are never applied to another by mistake. Images
+stay uint8: what a number is measured on is what could be saved as a picture.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class TrainingSet:
         name: what to call the set in messages and reports.
 
     Raises:
-        InputError: shapes or types do not match, a label is out of range, or there are fewer than two classes.
+        InputError: shapes or types do not match, a label is out of range, or there are fewer than two
+            classes.
 
     >>> training_set = TrainingSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ("a", "b"))
     >>> len(training_set.without([0])), training_set.image_shape
@@ -92,11 +94,12 @@ class TrainingSet:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of images, labels and class names: equal for equal content, whatever the device or name."""
-        images = np.ascontiguousarray(self.images.cpu().numpy())
+        # In pieces of a fixed size, so that a memory map is never read into memory as a whole.
+        pieces = (self.images[start : start + 4096].cpu().numpy() for start in range(0, len(self), 4096))
         return digest(
-            canonical_json([list(images.shape), list(self.class_names)]),
-            images.data.cast("B") if images.size else b"",
-            np.ascontiguousarray(self.labels.cpu().numpy()).data.cast("B") if images.size else b"",
+            canonical_json([list(self.images.shape), list(self.class_names)]),
+            *(digest(np.ascontiguousarray(piece).tobytes()) for piece in pieces),
+            self.labels.cpu().numpy().tobytes(),
         )
 
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +114,10 @@ class TrainingSet:
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, in units of the whole range [0, 1]."""
         channels = self.image_shape[0]
-        total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+        total, squares = (
+            torch.zeros(channels, dtype=torch.float64),
+            torch.zeros(channels, dtype=torch.float64),
+        )
         for start in range(0, len(self), 4096):
             pixels = self.images[start : start + 4096].to("cpu", torch.float64) / 255
             total += pixels.sum((0, 2, 3))

@@ -1,0 +1,51 @@
+"""`Splits`: what a reader returns, the training set and (when there is one) the test set of the same classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from unpoison.data._training_set import TrainingSet
+from unpoison.errors import InputError
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A training set and, when there is one, a test set with the same classes and the same image shape.
+
+    Arguments:
+        train: the examples to learn from.
+        test: the examples to measure on, or None.
+
+    Raises:
+        InputError: the two differ in class names or in image shape.
+    """
+
+    train: TrainingSet
+    test: TrainingSet | None = None
+
+    def __post_init__(self) -> None:
+        if self.test is None:
+            return
+        if self.test.class_names != self.train.class_names:
+            raise InputError(
+                f"{self.test.name}: its classes {_abridged(self.test.class_names)} are not those of {self.train.name}, "
+                f"{_abridged(self.train.class_names)}; give a test set of the same classes in the same order"
+            )
+        if self.test.image_shape != self.train.image_shape:
+            raise InputError(
+                f"{self.test.name}: its images have shape {self.test.image_shape}, those of {self.train.name} "
+                f"{self.train.image_shape}; give both the same channels, height and width"
+            )
+
+    def to(self, device: torch.device | str) -> Splits:
+        """Both sets on another device."""
+        return Splits(self.train.to(device), None if self.test is None else self.test.to(device))
+
+
+def _abridged(names: tuple[str, ...]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return f"[{shown}, ... {len(names)} in all]" if len(names) > 3 else f"[{shown}]"
