@@ -1,0 +1,83 @@
+"""Objects that can be stored as JSON and tensors, found again by the name of their kind.
+
+A family (`Trigger`, `Goal`) derives from `Tagged` without a kind; its members name theirs where they are
+defined: `class PatchTrigger(Trigger, kind="patch")`. That is all a new member needs to be saved and loaded; a
+member that lives outside unpoison has to be imported before something that holds it is loaded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from unpoison.errors import InputError
+
+
+class Tagged(ABC):
+    """Something that is stored as a JSON object with a `kind`, and named tensors beside it."""
+
+    kind: ClassVar[str]
+    _members: ClassVar[dict[str, type[Tagged]]]
+
+    def __init_subclass__(cls, *, kind: str | None = None) -> None:
+        super().__init_subclass__()
+        if kind is None:
+            cls._members = {}
+            return
+        if kind in cls._members:
+            raise TypeError(f"{cls.__name__}: the kind {kind!r} is taken by {cls._members[kind].__name__}")
+        cls.kind = kind
+        cls._members[kind] = cls
+
+    @abstractmethod
+    def configuration(self) -> dict[str, Any]:
+        """Everything but tensors, ready for JSON."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, possibly none; names may hold dots."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The object from what `configuration` and `tensors` gave."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration and the kind; the tensors are stored apart."""
+        return {"kind": self.kind, **self.configuration()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The member of this family that wrote `value` and `tensors`.
+
+        Raises:
+            InputError: the kind is unknown, or something is missing or of the wrong type.
+        """
+        kind = value.get("kind")
+        member = cls._members.get(kind) if isinstance(kind, str) else None
+        if member is None or not issubclass(member, cls):
+            known = ", ".join(sorted(cls._members))
+            raise InputError(
+                f"{cls.__name__}: unknown kind {kind!r} (known: {known}); import the module that defines it"
+            )
+        configuration = {key: part for key, part in value.items() if key != "kind"}
+        try:
+            return member.restore(configuration, tensors)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{cls.__name__}: cannot restore a {kind!r} ({error!r})") from None
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `prefix.name`, for an object that holds another."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that `prefixed` put under `prefix`, by their own names."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
