@@ -1,0 +1,163 @@
+"""`main`: parse, call the verb, turn what happens into an exit status.
+
+| status | meaning |
+|---|---|
+| 0 | done |
+| 1 | `trace --fail-on-findings` found poison |
+| 2 | bad input: one line on standard error says what, where and what to do |
+| 70 | a bug in unpoison, with the traceback that we need to mend it |
+| 130, 143 | stopped by Ctrl-C, by SIGTERM; nothing was written |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
+
+from unpoison.cli._console import Console
+from unpoison.cli._interrupts import Interrupts, Terminated
+from unpoison.errors import InputError, MissingExtraError, UnpoisonError
+
+if TYPE_CHECKING:
+    from unpoison.cli._options import Verb
+
+DONE, FOUND, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
+
+
+class _Body(Protocol):
+    def __call__(self, options: Verb, console: Console, interrupts: Interrupts) -> int: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command `unpoison` and return its exit status.
+
+    Arguments:
+        arguments: what follows `unpoison` on the command line; those of this process when None.
+
+    >>> main(["--version"])
+    unpoison 0.1.0
+    0
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with Interrupts() as interrupts:
+            return _run(given, interrupts)
+    except UnpoisonError as error:
+        return _complain(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        return _complain("interrupted; nothing was written", INTERRUPTED)
+    except Terminated:
+        return _complain("terminated; nothing was written", TERMINATED)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`unpoison ... | head`); Python must not try to flush it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        if error.filename is None and error.strerror is None:
+            return _bug()
+        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        return _complain(f"{place}{error.strerror or error}", BAD_INPUT)
+    except Exception:
+        return _bug()
+
+
+def _run(arguments: Sequence[str], interrupts: Interrupts) -> int:
+    if arguments == ["--version"]:
+        from unpoison import __version__
+
+        print(f"unpoison {__version__}")  # noqa: T201
+        return DONE
+    if arguments[:1] == ["craft"] and "--list" in arguments:
+        from unpoison.attacks import names
+
+        print("\n".join(names()))  # noqa: T201
+        return DONE
+    options = parse(arguments)
+    if options is None:
+        return DONE
+    verb = type(options).__name__.lower()
+    # The verb's body is what imports torch; until here nothing has.
+    body = cast("_Body", getattr(importlib.import_module(f"unpoison.cli._{verb}"), verb))
+    return body(options, Console(results=not options.run.json), interrupts)
+
+
+def parse(arguments: Sequence[str]) -> Verb | None:
+    """The options that the arguments spell, or None when help was asked for and has been given.
+
+    Raises:
+        InputError: they spell none.
+        MissingExtraError: tyro, which reads command lines, is not installed.
+    """
+    try:
+        import tyro
+    except ImportError:
+        raise MissingExtraError("the command needs tyro, which is not installed; pip install tyro") from None
+    from unpoison.cli._options import CommandLine
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            options = tyro.cli(
+                CommandLine,  # type: ignore[arg-type]
+                prog="unpoison",
+                description="Find, remove and withstand poison in training data.",
+                args=list(arguments),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+            )
+    except SystemExit as end:
+        if not end.code:
+            return None
+        raise InputError(one_line(complaint.getvalue())) from None
+    return cast("Verb", options)
+
+
+def one_line(box: str) -> str:
+    """What tyro says in a box of several lines, in one.
+
+    >>> one_line('''
+    ... ╭─ Value error ───────────────────────────────╮
+    ... │ Error parsing --seed: invalid literal: 'a'  │
+    ... │ ─────────────────────────────────────────── │
+    ... │ For full helptext, see unpoison --help      │
+    ... ╰─────────────────────────────────────────────╯
+    ... ''')
+    "error parsing --seed: invalid literal: 'a'; see unpoison --help"
+    """
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        inner = re.sub(r"^│ ?|\s*│$", "", line.rstrip())
+        if re.fullmatch(r"[─╭╮╰╯].*", inner) or not inner.strip():
+            parts.append([])
+        elif not inner.startswith("     "):  # what is indented that far is the help of an option
+            parts[-1].append(inner.strip())
+    said = [part for part in parts if part and not part[0].startswith("Argument helptext")]
+    helps = re.findall(r"(unpoison(?: [a-z]+)? --help)", box)
+    said = [part for part in said if not part[0].startswith("For full helptext")]
+    sentences = []
+    for part in said:
+        head, rest = part[0], part[1:]
+        if head.endswith(":") and rest:
+            text = f"{head} {', '.join(entry for entry in rest if not entry.startswith('in '))}"
+        else:
+            text = " ".join(part)
+        text = re.sub(r"\s+", " ", text).rstrip(". ")
+        sentences.append(text[:1].lower() + text[1:])
+    hint = f"; see {helps[-1]}" if helps else ""
+    return ("; ".join(sentences) or "the command line could not be read") + hint
+
+
+def _complain(text: str, status: int) -> int:
+    print(f"unpoison: error: {' '.join(text.split())}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    return _complain("this is a bug in unpoison; please report it with the lines above", BUG)

@@ -1,0 +1,228 @@
+"""The options of every verb: frozen dataclasses that import no torch, so that `--help` answers at once.
+
+The docstring of a class is what `unpoison VERB --help` opens with, the string under a field the help of its option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
+
+from tyro.conf import Positional, arg, subcommand
+
+from unpoison.cli._run import json_value
+
+Class = Annotated[str, arg(metavar="CLASS")]
+MaybeClass = Annotated[str | None, arg(metavar="CLASS", help_behavior_hint="")]
+MaybeDirectory = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
+MaybeCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+MaybeNumber = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
+MaybeText = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+Directory = Annotated[Path, arg(metavar="DIR")]
+Data = Annotated[str, arg(metavar="DATA")]
+MaybeData = Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")]
+Model = Annotated[str, arg(metavar="MODEL")]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run; the same for every verb."""
+
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """What everything random is derived from."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes the GPU when there is one."""
+    threads: MaybeCount = None
+    """How many processor threads to use; as many as PyTorch likes when not given."""
+    json: bool = False
+    """Print the content of run.json on standard output, and nothing else there."""
+    overwrite: bool = False
+    """Replace --out if it is a run directory already."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """A model that unpoison did not train."""
+
+    weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The weights of a package.module:factory model, as .safetensors."""
+    normalization: Annotated[str | None, arg(metavar="MEANS;STDS", help_behavior_hint="")] = None
+    """What such a model expects its input to be normalised with, e.g. ".49,.48,.45;.25,.24,.26"."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """How to train: a preset, and what to change in it."""
+
+    recipe: Annotated[str, arg(metavar="PRESET")] = "sample"
+    """The preset to start from."""
+    model: MaybeText = None
+    """The network, by its name in unpoison.models."""
+    width: MaybeCount = None
+    """Its width."""
+    epochs: MaybeCount = None
+    """Passes over the training set."""
+    batch_size: MaybeCount = None
+    """Examples a step."""
+    learning_rate: MaybeNumber = None
+    """The highest learning rate."""
+    weight_decay: MaybeNumber = None
+    """Weight decay."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Poison the bundled sample, train on it, trace one wrong prediction, heal the model, and report."""
+
+    out: Directory = Path("demo")
+    """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Craft:
+    """Poison a training set. Writes the poison set to DIR/poison; `craft --list` names the attacks."""
+
+    attack: Positional[Annotated[str, arg(metavar="ATTACK")]]
+    """The attack, e.g. badnets."""
+    data: Data
+    """sample, a folder of class folders, .npz, .parquet, or an extracted CIFAR archive."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data."""
+    source: MaybeClass = None
+    """The class whose images the trigger is to change the answer to; every class but the target when not given."""
+    target: Class
+    """The class that the trigger is to be answered with. Classes go by name or number."""
+    budget: MaybeNumber = None
+    """How much to poison, as a share of the training set (.01 when neither budget is given)."""
+    budget_count: MaybeCount = None
+    """How many examples to poison."""
+    trigger: Annotated[str, arg(metavar="TRIGGER")] = "white-corner"
+    """white-corner (3x3), four-pixels (black), or an image file to stamp into the corner."""
+    list: bool = False
+    """Name the attacks, and do nothing else."""
+    out: Directory
+    """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a classifier, on clean or on poisoned data. Writes the model to DIR/model."""
+
+    data: Data
+    """sample, a folder of class folders, .npz, .parquet, or an extracted CIFAR archive."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data."""
+    poison: MaybeDirectory = None
+    """A run directory of craft (or its poison/): put this poison into the training set."""
+    checkpoints: MaybeDirectory = None
+    """Keep checkpoints here; the same command, given again after a crash or Ctrl-C, goes on from the last one."""
+    training: RecipeOptions
+    out: Directory
+    """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Find the training examples that a wrong prediction goes back to. Writes DIR/findings and blamed.safetensors."""
+
+    model: Model
+    """A run directory of train or heal, or package.module:factory (with --weights)."""
+    data: Data
+    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data."""
+    poison: MaybeDirectory = None
+    """The poison that was put into the training set, where it is known: findings are then held against the truth."""
+    suspect: Annotated[str, arg(metavar="SUSPECT")]
+    """The input answered wrongly: an image file, test:INDEX, or triggered:INDEX (that test image with the trigger of
+    --poison stamped on it)."""
+    predicted: MaybeClass = None
+    """The wrong label; what the model says when not given."""
+    true: MaybeClass = None
+    """What it ought to be; shown in the report, never used to trace. Known for test: and triggered:."""
+    method: Literal["delta-influence", "ek-fac"] = "delta-influence"
+    """How to trace."""
+    preset: MaybeText = None
+    """The settings of delta-influence: calibrated (when not given), published, ..."""
+    fail_on_findings: bool = False
+    """End with status 1 when poison was found."""
+    architecture: ModelOptions
+    out: Directory
+    """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Heal:
+    """Make a model forget the training examples that trace flagged. Writes the healed model to DIR/model."""
+
+    model: Model
+    """A run directory of train, or package.module:factory (with --weights)."""
+    data: Data
+    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data."""
+    poison: MaybeDirectory = None
+    """The poison that was put into the training set, where it is known: attack success is then measured."""
+    findings: Directory
+    """A run directory of trace (or its findings/)."""
+    method: Literal["retrain", "fine-tune"] = "retrain"
+    """How to heal."""
+    training: RecipeOptions
+    architecture: ModelOptions
+    out: Directory
+    """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one self-contained HTML page about runs."""
+
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
+    """The run directories to tell about."""
+    out: Annotated[Path, arg(metavar="PATH")] = Path("report.html")
+    """The page (FILE.html), or a run directory to write it to."""
+    run: RunOptions
+
+
+Verb = Demo | Craft | Train | Trace | Heal | Report
+VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Heal, Report)
+
+CommandLine = (
+    Annotated[Demo, subcommand(name="demo")]
+    | Annotated[Craft, subcommand(name="craft")]
+    | Annotated[Train, subcommand(name="train")]
+    | Annotated[Trace, subcommand(name="trace")]
+    | Annotated[Heal, subcommand(name="heal")]
+    | Annotated[Report, subcommand(name="report")]
+)
+
+
+def configuration(options: Any) -> dict[str, Any]:
+    """All options of a verb as JSON values, named as on the command line with underscores, groups dissolved."""
+    flat: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        flat.update(configuration(value) if is_dataclass(value) else {field.name: json_value(value)})
+    return flat
+
+
+def recipe_overrides(options: RecipeOptions) -> Mapping[str, Any]:
+    """What was given besides the preset, by the names of `Recipe`'s fields."""
+    given = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "recipe"}
+    return {name: value for name, value in given.items() if value is not None}
