@@ -1,1 +1,27 @@
-__all__: list[str] = []
+from ._factors import Factors as Factors
+from ._factors import LayerFactors as LayerFactors
+from ._factors import fit_factors as fit_factors
+from ._queries import AbsoluteDamping as AbsoluteDamping
+from ._queries import Damping as Damping
+from ._queries import PreconditionedQueries as PreconditionedQueries
+from ._queries import RelativeDamping as RelativeDamping
+from ._queries import precondition as precondition
+from ._scores import Scores as Scores
+from ._scores import score as score
+from ._task import ClassificationTask as ClassificationTask
+from ._task import Task as Task
+
+__all__ = [
+    "AbsoluteDamping",
+    "ClassificationTask",
+    "Damping",
+    "Factors",
+    "LayerFactors",
+    "PreconditionedQueries",
+    "RelativeDamping",
+    "Scores",
+    "Task",
+    "fit_factors",
+    "precondition",
+    "score",
+]

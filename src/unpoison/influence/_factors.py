@@ -1,0 +1,416 @@
+"""`fit_factors`: the eigenvalue-corrected Kronecker factors (EK-FAC) of a model's Fisher matrix.
+
+George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018;
+Grosse et al.,
+"Studying Large Language Model Generalization with Influence Functions", 2023. Stages:
+
+1. one pass over the examples: A = E[a a^T] and S = E[g g^T] of every layer, fused, float32;
+2. A = Qa La Qa^T and S = Qg Lg Qg^T, float64;
+3. one pass: Lambda = E_j[(Qg^T G_j Qa)^2] over per-example gradients G_j, float32.
+
+a are a layer's inputs (the patches of a convolution, with a 1 for the bias) and g its output gradients,
+both uncentred and averaged over examples and positions. Labels are drawn from the model's prediction (the
+true Fisher matrix) unless `empirical`. A grouped convolution has factors for each group.
+
+Cost: for a layer with k groups, o outputs, i inputs (a group) and t positions, an example takes, beside a
+forward and the backward pass without parameter gradients, k*t*(i^2 + o^2) multiplications in stage 1 and
+k*(t*o*i + min(t*(i^2 + o^2), o*i*(o + i))) in stage 3; stage 2 takes about 10*k*(i^3 + o^3) once. Memory:
+the factors, k*(i^2 + o^2 + o*i) numbers a layer (twice the squares during stage 2, in float64); the
+activations of one batch; and `workspace_bytes`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._seeds import generator
+from unpoison.data import Examples, TrainingSet
+from unpoison.errors import InputError, MismatchError
+from unpoison.influence._layers import Layer, outer, tracked_layers
+from unpoison.influence._shards import Shard
+from unpoison.influence._sweep import Progress, Sweeper, Visitor
+from unpoison.influence._task import Batch, Task
+
+_SCHEMA = 1
+_NOISE_BLOCK = 1024
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LayerFactors:
+    """The factors of one module with k groups of o outputs and i inputs (the bias is the last input).
+
+    Arguments:
+        input_basis: Float[k i i], eigenvectors of A as columns; None where the curvature is diagonal.
+        output_basis: Float[k o o], eigenvectors of S as columns; None where the curvature is diagonal.
+        eigenvalues: Float[k o i], Lambda, at least 0.
+
+    The inputs of a convolution are in the order (kernel row, kernel column, channel).
+    """
+
+    input_basis: Tensor | None
+    output_basis: Tensor | None
+    eigenvalues: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> LayerFactors:
+        """The same factors elsewhere."""
+        return LayerFactors(
+            None if self.input_basis is None else self.input_basis.to(device, dtype),
+            None if self.output_basis is None else self.output_basis.to(device, dtype),
+            self.eigenvalues.to(device, dtype),
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """EK-FAC factors of a model on examples.
+
+    Arguments:
+        layers: by module name, in the order of the model.
+        model_fingerprint: of all parameters and buffers of the model that they were fitted to.
+        examples_fingerprint: of the examples.
+        settings: what else decides them: examples, covariance_examples, seed, empirical.
+        unreached: Linear and Conv2d modules that the forward pass does not use; left out.
+    """
+
+    layers: Mapping[str, LayerFactors]
+    model_fingerprint: str
+    examples_fingerprint: str
+    settings: Mapping[str, Any]
+    unreached: tuple[str, ...] = ()
+
+    @property
+    def num_parameters(self) -> int:
+        """How many parameters are tracked."""
+        return sum(layer.eigenvalues.numel() for layer in self.layers.values())
+
+    def check(self, model: nn.Module, examples: Examples | None = None) -> None:
+        """Raise `MismatchError` unless the factors were fitted to this model (and these examples)."""
+        if model_fingerprint(model) != self.model_fingerprint:
+            raise MismatchError("these influence factors were fitted to another model; fit them anew")
+        if examples is not None and examples_fingerprint(examples) != self.examples_fingerprint:
+            raise MismatchError("these influence factors were fitted to other examples; fit them anew")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the factors to the directory `path`: factors.safetensors and factors.json."""
+        tensors: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            tensors[f"{name}/eigenvalues"] = layer.eigenvalues
+            if layer.input_basis is not None and layer.output_basis is not None:
+                tensors[f"{name}/input_basis"] = layer.input_basis
+                tensors[f"{name}/output_basis"] = layer.output_basis
+        with atomic_directory(path) as staging:
+            save_file(
+                {key: value.cpu().contiguous() for key, value in tensors.items()},
+                staging / "factors.safetensors",
+            )
+            write_json(
+                staging / "factors.json",
+                {
+                    "schema": _SCHEMA,
+                    "modules": list(self.layers),
+                    "unreached": list(self.unreached),
+                    "model_fingerprint": self.model_fingerprint,
+                    "examples_fingerprint": self.examples_fingerprint,
+                    "settings": dict(self.settings),
+                },
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Factors:
+        """Read factors that `save` wrote; they lie in main memory.
+
+        Raises:
+            InputError: the directory does not hold factors, or they are damaged.
+        """
+        record = read_json(Path(path) / "factors.json")
+        if record.get("schema") != _SCHEMA:
+            raise InputError(
+                f"{path}: factors of schema {record.get('schema')}, expected {_SCHEMA}; fit them anew"
+            )
+        try:
+            tensors = load_file(Path(path) / "factors.safetensors")
+            layers = {
+                name: LayerFactors(
+                    tensors.get(f"{name}/input_basis"),
+                    tensors.get(f"{name}/output_basis"),
+                    tensors[f"{name}/eigenvalues"],
+                )
+                for name in record["modules"]
+            }
+            return cls(
+                layers,
+                record["model_fingerprint"],
+                record["examples_fingerprint"],
+                record["settings"],
+                tuple(record["unreached"]),
+            )
+        except (OSError, KeyError, TypeError, SafetensorError) as error:
+            raise InputError(f"{path}: damaged influence factors ({error}); fit them anew") from None
+
+
+def fit_factors(
+    model: nn.Module,
+    examples: Examples,
+    task: Task,
+    *,
+    seed: int,
+    modules: Sequence[str] | None = None,
+    covariance_examples: int | None = None,
+    empirical: bool = False,
+    batch_size: int = 128,
+    workspace_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Factors:
+    """Fit EK-FAC factors in two passes over `examples`.
+
+    In a `torch.distributed` process group each process reads its share; all get the same factors.
+
+    Arguments:
+        model: any module; used in evaluation mode and left as it was. Frozen parameters are tracked like
+        others.
+        examples: read in consecutive batches.
+        task: its `sampled_loss` (or `loss`, when `empirical`) is differentiated.
+        seed: of the labels drawn; the factors depend on nothing else that is random.
+        modules: names of the modules to track: Linear, Conv2d, and on demand BatchNorm, LayerNorm,
+            GroupNorm and Embedding (with the exact diagonal). All Linear and Conv2d that the model uses,
+            by default.
+        covariance_examples: A and S from this many evenly spread examples only; Lambda is always of all.
+        empirical: use the given labels (the empirical Fisher matrix) in place of drawn ones.
+        batch_size: examples of a forward pass.
+        workspace_bytes: of per-example gradients at a time; default 16 MiB, on CUDA 1 GiB.
+        progress: called with the stage, examples done and examples to do, after each batch.
+
+    Raises:
+        InputError: a module cannot be tracked or is not reached, or a covariance is not finite.
+    """
+    layers = tracked_layers(model, modules)
+    total = len(examples)
+    if total < 1 or batch_size < 1:
+        raise InputError(
+            f"fit_factors: needs examples and a positive batch size, found {total} and {batch_size}"
+        )
+    if covariance_examples is not None and covariance_examples < 1:
+        raise InputError(f"covariance_examples must be positive, found {covariance_examples}")
+    shard = Shard.current()
+    stride = 1 if covariance_examples is None else max(1, -(-total // covariance_examples))
+
+    with Sweeper(model, layers, workspace_bytes=workspace_bytes) as sweeper:
+        covariances = _Covariances(layers, sweeper)
+        _pass(
+            sweeper,
+            examples,
+            task,
+            covariances,
+            "covariance",
+            seed,
+            empirical,
+            batch_size,
+            stride,
+            shard,
+            progress,
+        )
+        reached = sweeper.reached
+    for tensor in (*covariances.inputs, *covariances.outputs):
+        shard.add_(tensor)
+    reached = shard.add_(torch.tensor(reached, dtype=torch.float64, device=sweeper.device)).tolist()
+    unreached = tuple(layer.name for layer, count in zip(layers, reached, strict=True) if not count)
+    if unreached and modules is not None:
+        raise InputError(f"modules: not reached by the forward pass: {', '.join(unreached)}; leave them out")
+
+    used: list[Layer] = []
+    bases: list[tuple[Tensor | None, Tensor | None]] = []
+    for index, layer in enumerate(layers):
+        if reached[index]:
+            pair = (covariances.inputs[index], covariances.outputs[index])
+            used.append(layer)
+            bases.append(_eigenbases(layer, pair, shard, len(bases)) if layer.kronecker else (None, None))
+    for owner, pair in enumerate(bases):
+        for basis in pair:
+            if basis is not None:
+                shard.broadcast_(basis, owner)
+    del covariances
+
+    with Sweeper(model, used, workspace_bytes=workspace_bytes) as sweeper:
+        corrected = _Eigenvalues(used, bases, sweeper)
+        _pass(
+            sweeper, examples, task, corrected, "eigenvalues", seed, empirical, batch_size, 1, shard, progress
+        )
+    fitted = {
+        layer.name: LayerFactors(input_basis, output_basis, shard.add_(sums).div_(total))
+        for layer, (input_basis, output_basis), sums in zip(used, bases, corrected.sums, strict=True)
+    }
+    settings = {
+        "examples": total,
+        "covariance_examples": len(range(0, total, stride)),
+        "seed": seed,
+        "empirical": empirical,
+    }
+    return Factors(fitted, model_fingerprint(model), examples_fingerprint(examples), settings, unreached)
+
+
+def _pass(
+    sweeper: Sweeper,
+    examples: Examples,
+    task: Task,
+    visitor: Visitor,
+    stage: str,
+    seed: int,
+    empirical: bool,
+    batch_size: int,
+    stride: int,
+    shard: Shard,
+    progress: Progress | None,
+) -> None:
+    start, stop = shard.bounds(len(examples))
+    start = -(-start // stride) * stride
+    for low in range(start, stop, batch_size * stride):
+        high = min(low + batch_size * stride, stop)
+        batch: Batch = examples.batch(low, high)
+        if stride > 1:
+            batch = tuple(part[::stride] for part in batch)
+        if empirical:
+            sweeper.batch(batch, task.loss, visitor)
+        else:
+            noise = _noise(low, high, seed, stage, task.noise_shape)[::stride].to(sweeper.device)
+            sweeper.batch(
+                batch, lambda model, part, noise=noise: task.sampled_loss(model, part, noise), visitor
+            )
+        if progress is not None:
+            progress(stage, high - start, stop - start)
+
+
+def _sampled(task: Task, noise: Tensor, model: nn.Module, batch: Batch) -> Tensor:
+    return task.sampled_loss(model, batch, noise)
+
+
+def _noise(start: int, stop: int, seed: int, stage: str, shape: tuple[int, ...]) -> Tensor:
+    """Float64[stop - start, *shape]: uniform numbers that depend on seed, stage and example alone."""
+    first, last = start // _NOISE_BLOCK, (stop - 1) // _NOISE_BLOCK
+    blocks = [
+        torch.rand(
+            _NOISE_BLOCK, *shape, dtype=torch.float64, generator=generator(seed, "influence", stage, block)
+        )
+        for block in range(first, last + 1)
+    ]
+    return torch.cat(blocks)[start - first * _NOISE_BLOCK : stop - first * _NOISE_BLOCK]
+
+
+@final
+class _Covariances(Visitor):
+    """Sums of a a^T and g g^T."""
+
+    def __init__(self, layers: Sequence[Layer], sweeper: Sweeper) -> None:
+        def squares(layer: Layer, width: int) -> Tensor:
+            groups = layer.shape[0] if layer.kronecker else 0
+            return torch.zeros(groups, width, width, device=sweeper.device, dtype=sweeper.dtype)
+
+        self.inputs = [squares(layer, layer.shape[2]) for layer in layers]
+        self.outputs = [squares(layer, layer.shape[1]) for layer in layers]
+
+    def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
+        for total, part in ((self.inputs[index], activations), (self.outputs[index], output_gradients)):
+            rows = part.transpose(0, 1).flatten(1, 2)
+            total.baddbmm_(rows.transpose(1, 2), rows)
+
+    def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
+        pass
+
+
+def _eigenbases(layer: Layer, pair: tuple[Tensor, Tensor], shard: Shard, place: int) -> tuple[Tensor, Tensor]:
+    """Eigenvectors of A and S; in a process group each layer is the work of one process."""
+    if place % shard.world != shard.rank:
+        return torch.empty_like(pair[0]), torch.empty_like(pair[1])
+    result = []
+    for total in pair:
+        # The scale does not bear on the eigenvectors; brought to 1 it cannot be lost in rounding.
+        matrix = (total.double() + total.double().transpose(1, 2)) / 2
+        matrix = matrix / matrix.diagonal(dim1=-2, dim2=-1).mean().clamp(min=torch.finfo(torch.float64).tiny)
+        if not bool(torch.isfinite(matrix).all()):
+            raise InputError(
+                f"module {layer.name}: activations or gradients are not finite; does its loss overflow?"
+            )
+        result.append(torch.linalg.eigh(matrix)[1].to(total.dtype))
+    return result[0], result[1]
+
+
+def rotated(
+    activations: Tensor, output_gradients: Tensor, input_basis: Tensor, output_basis: Tensor
+) -> Tensor:
+    """Float[c k o i] of Qg^T G Qa for each example, in whichever order takes fewer multiplications."""
+    positions, inputs, outputs = activations.shape[2], activations.shape[3], output_gradients.shape[3]
+    if positions * (inputs**2 + outputs**2) <= outputs * inputs * (outputs + inputs):
+        return outer(torch.matmul(activations, input_basis), torch.matmul(output_gradients, output_basis))
+    return rotated_matrix(outer(activations, output_gradients), input_basis, output_basis)
+
+
+def rotated_matrix(gradient: Tensor, input_basis: Tensor, output_basis: Tensor) -> Tensor:
+    """Qg^T G Qa of Float[m k o i]."""
+    return torch.matmul(output_basis.transpose(1, 2), torch.matmul(gradient, input_basis))
+
+
+@final
+class _Eigenvalues(Visitor):
+    """Sums of squared per-example gradients in the eigenbasis."""
+
+    def __init__(
+        self, layers: Sequence[Layer], bases: Sequence[tuple[Tensor | None, Tensor | None]], sweeper: Sweeper
+    ) -> None:
+        self.bases = bases
+        self.sums = [torch.zeros(layer.shape, device=sweeper.device, dtype=sweeper.dtype) for layer in layers]
+
+    def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
+        input_basis, output_basis = self.bases[index]
+        assert input_basis is not None
+        assert output_basis is not None
+        if activations.shape[2] == 1:  # one position: squares of a product are products of squares
+            a = torch.matmul(activations, input_basis)[:, :, 0].square_().transpose(0, 1)
+            g = torch.matmul(output_gradients, output_basis)[:, :, 0].square_().transpose(0, 1)
+            self.sums[index].baddbmm_(g.transpose(1, 2), a)
+        else:
+            gradient = rotated(activations, output_gradients, input_basis, output_basis)
+            self.sums[index] += gradient.square_().sum(0)
+
+    def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
+        self.sums[index] += gradient.square().sum(0)
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A digest of the names, types and values of all parameters and buffers."""
+    parts: list[str | memoryview | bytes] = []
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            parts.append(canonical_json([name, str(value.dtype), list(value.shape)]))
+            parts.append(_content(value))
+    return digest(*parts)
+
+
+def examples_fingerprint(examples: Examples) -> str:
+    """A digest of the examples: of all of them for a `TrainingSet`, of 64 spread over the set for others."""
+    if isinstance(examples, TrainingSet):
+        return examples.fingerprint
+    total = len(examples)
+    parts: list[str | memoryview | bytes] = [str(total)]
+    for index in sorted({place * total // 64 for place in range(64)}):
+        for tensor in examples.batch(index, index + 1):
+            parts.append(canonical_json([str(tensor.dtype), list(tensor.shape)]))
+            parts.append(_content(tensor))
+    return digest(*parts)
+
+
+def _content(tensor: Tensor) -> bytes | memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return np.ascontiguousarray(flat).data if flat.size else b""

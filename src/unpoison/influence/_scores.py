@@ -1,0 +1,178 @@
+"""`score`: the influence of every training example on every query, in one pass over the training set.
+
+`values[m, j] = v_m^T (G + damping)^-1 grad L(z_j)`, without a leading minus. With a measurement that
+falls as the model likes the query's label more (minus the margin, for classification), a POSITIVE score
+is a proponent: training more on z_j raises the margin of the query's label. Poison has large positive
+scores for the wrong label it caused.
+
+Whatever the number of queries, an example takes one forward and one backward pass without parameter
+gradients, its per-example gradient of each layer (k t o i multiplications) and one product with the m
+queries (m k o i), done as a matrix product over a chunk of examples while the chunk is in cache. A linear
+layer on one position per example never forms the gradient: g^T V a. Memory: the queries (m numbers a
+parameter), the activations of one batch, `workspace_bytes`, and the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from unpoison.data import Examples
+from unpoison.errors import InputError, MismatchError
+from unpoison.influence._factors import model_fingerprint, rotated
+from unpoison.influence._layers import Layer, outer, tracked_layers
+from unpoison.influence._queries import PreconditionedQueries, inverse
+from unpoison.influence._shards import Shard
+from unpoison.influence._sweep import Progress, Sweeper, Visitor
+from unpoison.influence._task import Task
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Influences of the examples `start`... on m queries, on the model's device.
+
+    Arguments:
+        values: Float[m, n]; positive = proponent.
+        losses: Float[n], the loss of each example.
+        gradient_norms: Float[n], the L2 norm of the example's gradient over the tracked parameters, if
+        asked for.
+        self_influence: Float[n], g^T (G + damping)^-1 g of the example's own gradient, if asked for.
+        start: the index of the first example.
+    """
+
+    values: Tensor
+    losses: Tensor
+    gradient_norms: Tensor | None = None
+    self_influence: Tensor | None = None
+    start: int = 0
+
+
+def score(
+    model: nn.Module,
+    queries: PreconditionedQueries,
+    examples: Examples,
+    task: Task,
+    *,
+    gradient_norms: bool = False,
+    self_influence: bool = False,
+    start: int | None = None,
+    stop: int | None = None,
+    batch_size: int = 128,
+    workspace_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score `examples` against all `queries` in one pass.
+
+    In a `torch.distributed` process group each process reads its share and all get all scores, unless
+    `start` or `stop` say which examples this process is to do.
+
+    Arguments:
+        model: the model that the queries were made with; used in evaluation mode and left as it was.
+        queries: from `precondition`.
+        examples: the training set, read once in consecutive batches.
+        task: its `loss` is differentiated.
+        gradient_norms: also give the norm of each example's gradient; costs next to nothing.
+        self_influence: also give each example's influence on itself; needs factors, about doubles the cost.
+        start: first example, 0 by default.
+        stop: one past the last example, all by default.
+        batch_size: examples of a forward pass.
+        workspace_bytes: of per-example gradients at a time; default 16 MiB, on CUDA 1 GiB.
+        progress: called with "scores", examples done and examples to do, after each batch.
+
+    Raises:
+        MismatchError: the queries were made with another model.
+        InputError: the range is empty, or self-influence is asked for without factors.
+    """
+    if model_fingerprint(model) != queries.model_fingerprint:
+        raise MismatchError("these queries were made with another model; make them anew")
+    if self_influence and queries.factors is None:
+        raise InputError("score: self_influence needs queries that were preconditioned with factors")
+    total = len(examples)
+    shard = Shard.current() if start is None and stop is None else Shard()
+    first, last = shard.bounds(total)
+    first, last = first if start is None else start, last if stop is None else stop
+    if not 0 <= first <= last <= total or total < 1 or batch_size < 1:
+        raise InputError(
+            f"score: cannot score examples {first} to {last} of {total} in batches of {batch_size}"
+        )
+    layers = tracked_layers(model, list(queries.values))
+    with Sweeper(model, layers, workspace_bytes=workspace_bytes) as sweeper:
+        visitor = _Products(layers, queries, sweeper, last - first, gradient_norms, self_influence)
+        for low in range(first, last, batch_size):
+            high = min(low + batch_size, last)
+            visitor.first = low - first
+            values = sweeper.batch(examples.batch(low, high), task.loss, visitor)
+            visitor.losses[low - first : high - first] = values
+            if progress is not None:
+                progress("scores", high - first, last - first)
+    norms, own = visitor.squares, visitor.self_influence
+    return Scores(
+        shard.gather(visitor.products, total).t(),
+        shard.gather(visitor.losses, total),
+        None if norms is None else shard.gather(norms, total).sqrt_(),
+        None if own is None else shard.gather(own, total),
+        first if shard.world == 1 else 0,
+    )
+
+
+@final
+class _Products(Visitor):
+    """Products of per-example gradients with the queries, row by row."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        queries: PreconditionedQueries,
+        sweeper: Sweeper,
+        count: int,
+        gradient_norms: bool,
+        self_influence: bool,
+    ) -> None:
+        device, dtype = sweeper.device, sweeper.dtype
+        self.layers, self.first = layers, 0
+        self.queries = [queries.values[layer.name].to(device, dtype) for layer in layers]
+        self.products = torch.zeros(count, len(queries), device=device, dtype=dtype)
+        self.losses = torch.zeros(count, device=device, dtype=dtype)
+        self.squares = torch.zeros(count, device=device, dtype=dtype) if gradient_norms else None
+        self.self_influence = torch.zeros(count, device=device, dtype=dtype) if self_influence else None
+        self.factors = []
+        if self_influence and queries.factors is not None:
+            own = [queries.factors.layers[layer.name].to(device, dtype) for layer in layers]
+            self.factors = [(one, inverse(one, queries.damping)) for one in own]
+
+    def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
+        rows = slice(self.first + start, self.first + start + len(activations))
+        queries, products = self.queries[index], self.products[rows]
+        if self.self_influence is not None:
+            own, reciprocal = self.factors[index]
+            assert own.input_basis is not None
+            assert own.output_basis is not None
+            turned = rotated(activations, output_gradients, own.input_basis, own.output_basis)
+            self.self_influence[rows] += turned.square_().flatten(1).mv(reciprocal.flatten())
+        count, groups, outputs, inputs = queries.shape
+        if activations.shape[2] == 1 and groups == 1 and count < inputs:
+            a, g = activations[:, 0, 0], output_gradients[:, 0, 0]
+            through = torch.mm(queries.view(count * outputs, inputs), a.t()).view(count, outputs, -1)
+            products += (through * g.t()).sum(1).t()
+            if self.squares is not None:
+                self.squares[rows] += a.square().sum(1) * g.square().sum(1)
+            return
+        self._dot(index, rows, outer(activations, output_gradients))
+
+    def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
+        rows = slice(self.first + start, self.first + start + len(gradient))
+        if self.self_influence is not None:
+            _, reciprocal = self.factors[index]
+            self.self_influence[rows] += gradient.square().flatten(1).mv(reciprocal.flatten())
+        self._dot(index, rows, gradient)
+
+    def _dot(self, index: int, rows: slice, gradient: Tensor) -> None:
+        flat = gradient.flatten(1)
+        self.products[rows].addmm_(flat, self.queries[index].flatten(1).t())
+        if self.squares is not None:
+            self.squares[rows] += torch.linalg.vector_norm(flat, dim=1).square_()
