@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.models import preserved
 from unpoison.threats._tagged import Tagged, prefixed, under
 from unpoison.threats._trigger import Trigger
 
@@ -235,17 +236,12 @@ def _cross_entropy_towards(label: int, logits: Tensor) -> Tensor:
 
 
 def _predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Int64[m] labels on the CPU, in eval mode; every module's own mode comes back, also on error."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Int64[m] predicted labels, on the CPU."""
     parameter = next(model.parameters(), None)
     device = images.device if parameter is None else parameter.device
-    model.eval()
-    try:
-        with torch.no_grad():
-            parts = [
-                model(part.to(device).float().div_(255)).argmax(1) for part in torch.split(images, batch_size)
-            ]
-    finally:
-        for module, training in modes:
-            module.training = training
+    with preserved(model), torch.no_grad():
+        parts = [
+            model(images[start : start + batch_size].to(device).float().div_(255)).argmax(1)
+            for start in range(0, len(images), batch_size)
+        ]
     return torch.cat(parts).cpu()
