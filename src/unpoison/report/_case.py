@@ -1,0 +1,338 @@
+"""`Case`: everything that one report shows, as plain arrays and numbers, gathered from run directories.
+
+The page knows nothing of models, detectors or files; whatever makes a `Case` gets a page.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from unpoison._artefacts import read_json
+from unpoison._statistics import Proportion
+from unpoison.errors import InputError, MismatchError
+
+Bytes = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# A rate measured over a known number of trials, or a bare number where a run recorded no more than that.
+Rate = Proportion | float
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """What one run directory says about how it was made (its `run.json`)."""
+
+    name: str
+    verb: str
+    seed: int | None = None
+    started: str | None = None
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    device: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Run:
+        """Read the `run.json` of a run directory.
+
+        Raises:
+            InputError: `path` is no run directory, or its `run.json` names no verb.
+        """
+        record = read_json(Path(path) / "run.json")
+        if not isinstance(record.get("verb"), str):
+            raise InputError(f"{Path(path) / 'run.json'}: no verb; this is not a run directory of unpoison")
+        return cls(
+            name=Path(path).resolve().name,
+            verb=record["verb"],
+            seed=record.get("seed"),
+            started=record.get("started"),
+            configuration=_mapping(record, "configuration"),
+            versions=_mapping(record, "versions"),
+            device=_mapping(record, "device"),
+            seconds={
+                stage: float(value)
+                for stage, value in _mapping(record, "seconds").items()
+                if isinstance(value, int | float)
+            },
+            results=_mapping(record, "results"),
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """One model, measured on examples that were in no training set."""
+
+    name: str
+    clean_accuracy: Rate | None = None
+    attack_success: Rate | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Draw:
+    """One transformation and relabelling of the observation."""
+
+    name: str
+    label: int
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Case:
+    """One report's content: what was observed, who is to blame, how sure, and what healing changed.
+
+    Arguments:
+        method: the detector's name.
+        poison_found: the verdict.
+        summary: the detector's own sentence about it.
+        class_names: of the training set.
+        labels: Int64[n] of the training set.
+        scores: Float[n]; higher means more to blame.
+        flagged: Int64[k], the most blamed first.
+        threshold: in the unit of the scores; infinite when nothing could be flagged.
+        threshold_how: in plain words, how it was chosen.
+        false_alarm_level: as stated by the method, if it states one.
+        p_value: how often an innocent prediction would look at least as guilty, if the method says so.
+        evidence: Float[n] columns by name; `influence_before`, `influence_after` and `collapses` are drawn.
+        observation: UInt8[m c h w], or None.
+        predicted: the wrong label the model gave to the observation.
+        true_label: what it ought to have said, where known.
+        draws: the transformations and labels that were tried.
+        draw_images: UInt8[draws c h w], the observation under each of them.
+        blamed_indices: Int64[b], examples to show, the most blamed first.
+        blamed_images: UInt8[b c h w], their images, or None.
+        poison: Int64[p], the true poison, or None where the truth is not known.
+        poison_clean_labels: Int64[p], what the poisoned examples were labelled before, or None.
+        attack: the name of the attack, where known.
+        average_precision: of the scores against the truth, where known.
+        outcomes: models before and after healing, in order.
+        configuration: the detector's settings.
+        seconds: of the detector, by stage.
+        peak_bytes: the highest memory of the process up to the end of the search; 0 where not known.
+        runs: where all this came from.
+
+    Raises:
+        InputError: lengths do not fit each other.
+    """
+
+    method: str
+    poison_found: bool
+    summary: str
+    class_names: tuple[str, ...]
+    labels: Integers
+    scores: Floats
+    flagged: Integers
+    threshold: float
+    threshold_how: str
+    false_alarm_level: float | None = None
+    p_value: float | None = None
+    evidence: Mapping[str, Floats] = field(default_factory=dict)
+    observation: Bytes | None = None
+    predicted: int | None = None
+    true_label: int | None = None
+    draws: tuple[Draw, ...] = ()
+    draw_images: Bytes | None = None
+    blamed_indices: Integers = field(default_factory=lambda: np.empty(0, np.int64))
+    blamed_images: Bytes | None = None
+    poison: Integers | None = None
+    poison_clean_labels: Integers | None = None
+    attack: str | None = None
+    average_precision: float | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+    runs: tuple[Run, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.scores)
+        columns = {"labels": self.labels, **self.evidence}
+        for name, column in columns.items():
+            if len(column) != n:
+                raise InputError(f"report: {len(column)} values of {name} for {n} scores")
+        if self.blamed_images is not None and len(self.blamed_images) != len(self.blamed_indices):
+            raise InputError(
+                f"report: {len(self.blamed_images)} images for {len(self.blamed_indices)} blamed examples"
+            )
+        for name, indices in {"flagged": self.flagged, "blamed": self.blamed_indices, "poison": self.poison}.items():
+            if indices is not None and len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n:
+                raise MismatchError(
+                    f"report: {name} examples up to {int(indices.max())}, but the findings are of {n} examples; "
+                    "give run directories that belong together"
+                )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def is_flagged(self) -> npt.NDArray[np.bool_]:
+        """Bool[n]."""
+        return _mask(len(self), self.flagged)
+
+    @property
+    def is_poison(self) -> npt.NDArray[np.bool_] | None:
+        """Bool[n], or None where the truth is not known."""
+        return None if self.poison is None else _mask(len(self), self.poison)
+
+    @property
+    def precision(self) -> Proportion | None:
+        """The share of the flagged that are poison, where the truth is known."""
+        return None if self.poison is None else Proportion(self._caught(), len(self.flagged))
+
+    @property
+    def recall(self) -> Proportion | None:
+        """The share of the poison that is flagged, where the truth is known."""
+        return None if self.poison is None else Proportion(self._caught(), len(np.unique(self.poison)))
+
+    def _caught(self) -> int:
+        return 0 if self.poison is None else len(np.intersect1d(self.flagged, self.poison))
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number where it has none."""
+        return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
+
+    @classmethod
+    def from_runs(cls, paths: Sequence[str | os.PathLike[str]]) -> Case:
+        """Gather a case from the run directories of one story.
+
+        One of them must hold `findings/` (verbs `trace` and `demo`). Where one of them holds `poison/`, the truth
+        is shown; where they hold measurements before and after healing, those are.
+
+        Raises:
+            InputError: a path is no run directory, none holds findings, or more than one does.
+            MismatchError: the findings and the poison set are of different training sets.
+        """
+        from unpoison.detectors import Findings
+
+        if not paths:
+            raise InputError("report: give at least one run directory")
+        folders = [Path(path) for path in paths]
+        for folder in folders:
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such run directory")
+        runs = tuple(Run.load(folder) for folder in folders)
+        found = [folder for folder in folders if (folder / "findings").is_dir()]
+        if not found:
+            raise InputError(
+                f"report: no findings in {', '.join(map(str, folders))}; add the directory of a `trace` run"
+            )
+        if len(found) > 1:
+            raise InputError(
+                f"report: findings in {found[0]} and in {found[1]}; a report tells one story, give one of them"
+            )
+        findings = Findings.load(found[0] / "findings")
+        indices, images = _blamed(found[0], findings.ranking().numpy())
+
+        poisoned = next((folder for folder in folders if (folder / "poison").is_dir()), None)
+        truth: dict[str, Any] = {}
+        if poisoned is not None:
+            from unpoison.threats import PoisonSet
+
+            poison_set = PoisonSet.load(poisoned / "poison")
+            truth = {
+                "poison": poison_set.indices.numpy(),
+                "poison_clean_labels": poison_set.clean_labels.numpy(),
+                "attack": poison_set.attack,
+                "average_precision": findings.judge(poison_set).average_precision,
+            }
+        observation = findings.observation
+        return cls(
+            method=findings.method,
+            poison_found=findings.poison_found,
+            summary=findings.summary,
+            class_names=findings.class_names,
+            labels=findings.labels.numpy(),
+            scores=findings.scores.double().numpy(),
+            flagged=findings.flagged.numpy(),
+            threshold=findings.threshold.value,
+            threshold_how=findings.threshold.how,
+            false_alarm_level=findings.threshold.false_alarm_level,
+            p_value=findings.p_value,
+            evidence={name: column.double().numpy() for name, column in findings.evidence.items()},
+            observation=None if observation is None else observation.images.numpy(),
+            predicted=None if observation is None else observation.predicted,
+            true_label=None if observation is None else observation.true_label,
+            draws=tuple(Draw(draw.name, draw.label) for draw in findings.draws),
+            draw_images=None if findings.draw_images is None else findings.draw_images.numpy(),
+            blamed_indices=indices,
+            blamed_images=images,
+            outcomes=_outcomes(runs),
+            configuration=findings.configuration,
+            seconds=findings.seconds,
+            peak_bytes=findings.peak_bytes,
+            runs=runs,
+            **truth,
+        )
+
+
+def _mask(n: int, indices: Integers) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(n, dtype=np.bool_)
+    mask[indices] = True
+    return mask
+
+
+def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = record.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _blamed(folder: Path, ranking: Integers) -> tuple[Integers, Bytes | None]:
+    import safetensors
+    from safetensors.numpy import load_file
+
+    file = folder / "blamed.safetensors"
+    if not file.is_file():
+        return ranking[:64], None
+    try:
+        tensors = load_file(file)
+        return tensors["indices"].astype(np.int64), tensors["images"]
+    except (OSError, safetensors.SafetensorError, KeyError) as error:
+        raise InputError(f"{file}: damaged ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+
+
+def _rate(value: object) -> Rate | None:
+    if isinstance(value, Mapping):
+        successes, trials = value.get("successes"), value.get("trials")
+        if isinstance(successes, int) and isinstance(trials, int):
+            return Proportion(successes, trials)
+        value = value.get("rate")
+    return float(value) if isinstance(value, int | float) else None
+
+
+_OUTCOMES = {
+    "before": ("Before healing", ("demo", "train", "trace", "heal")),
+    "after": ("After healing", ("demo", "heal")),
+    "control": ("Never poisoned", ("demo", "train")),
+}
+
+
+def _outcomes(runs: Sequence[Run]) -> tuple[Outcome, ...]:
+    """Models measured by the runs, recognised by the names of the results.
+
+    `clean_accuracy_before` and the like come from any run; a run that trains or heals one model may leave the
+    suffix out.
+    """
+    outcomes = []
+    for suffix, (name, verbs) in _OUTCOMES.items():
+        rates: dict[str, Rate | None] = {}
+        for quantity in ("clean_accuracy", "attack_success"):
+            keys = [(run, f"{quantity}_{suffix}") for run in runs if run.verb in verbs]
+            bare = {"before": "train", "after": "heal"}.get(suffix)
+            keys += [(run, quantity) for run in runs if run.verb == bare]
+            rates[quantity] = next(
+                (rate for run, key in keys if (rate := _rate(run.results.get(key))) is not None), None
+            )
+        if any(rate is not None for rate in rates.values()):
+            outcomes.append(Outcome(name, **rates))
+    return tuple(outcomes)

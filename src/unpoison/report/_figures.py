@@ -1,0 +1,340 @@
+"""The figures of the report, each a self-contained SVG drawn from a `Case`.
+
+What stands out (poison where the truth is known, else what was flagged) is always dark, hatched or a triangle;
+the rest is pale and round. So every figure survives a grey printer and colour-blind eyes.
+
+Cost: a pass or two over the scores of all examples; at most `SHOWN_POINTS` pale points are drawn, whatever the
+size of the training set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+
+from unpoison._statistics import Proportion
+from unpoison.report._case import Case
+from unpoison.report._svg import Canvas, Floats, Scale, coordinate, fitted, number, plain
+
+SHOWN_POINTS = 2_000
+
+
+@final
+@dataclass(frozen=True)
+class Figure:
+    """A drawing and the words under it."""
+
+    svg: Markup
+    caption: str
+
+
+@final
+@dataclass(frozen=True)
+class Groups:
+    """The examples that should stand out, and what to call them and the others."""
+
+    dark: npt.NDArray[np.bool_]
+    dark_name: str
+    pale_name: str
+
+    @classmethod
+    def of(cls, case: Case) -> Groups:
+        """Poison against clean where the truth is known, else flagged against the rest."""
+        truth = case.is_poison
+        if truth is not None:
+            return cls(truth, "poison", "clean")
+        return cls(case.is_flagged, "flagged", "not flagged")
+
+
+def _bars(canvas: Canvas, counts: Floats, edges: Floats, base: float, height: Scale, kind: str) -> None:
+    """Bars from `base` to the height of their count; one path, so the hatching runs through."""
+    path = []
+    for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
+        if count > 0:
+            tip = height.at(float(count))
+            path.append(
+                f"M{coordinate(left)} {coordinate(base)}V{coordinate(tip)}H{coordinate(right)}V{coordinate(base)}z"
+            )
+    if path:
+        canvas.add("path", class_=kind, d="".join(path))
+
+
+def _mirror(
+    canvas: Canvas, groups: Groups, pale: Floats, dark: Floats, edges: Floats, *, left: float, right: float, half: int
+) -> float:
+    """A histogram of the pale examples upwards and of the dark ones downwards; returns the middle line."""
+    top, gap = 30.0, 1.0
+    middle = top + half
+    most = float(max(pale.max(initial=1.0), dark.max(initial=1.0), 10.0)) * 1.3
+    up, down = Scale(0.5, most, middle - gap, top, "log"), Scale(0.5, most, middle + gap, middle + half, "log")
+    for scale in (up, down):
+        for tick in scale.ticks(3):
+            y = scale.at(tick)
+            canvas.add("path", class_="grid", d=f"M{coordinate(left)} {coordinate(y)}H{coordinate(right)}")
+            canvas.text(left - 7, y + 4, number(tick), "tick", "end")
+    _bars(canvas, pale, edges, middle - gap, up, "pale-bar")
+    _bars(canvas, dark, edges, middle + gap, down, "dark-bar")
+    canvas.add("path", class_="axis", d=f"M{coordinate(left)} {coordinate(middle)}H{coordinate(right)}")
+    canvas.text(0, 12, "examples per bin (logarithmic)", "label")
+    return middle
+
+
+def score_histogram(case: Case) -> Figure:
+    """How the scores of all examples lie, and where the threshold cuts them."""
+    groups = Groups.of(case)
+    finite = np.isfinite(case.scores)
+    threshold = case.threshold
+    has_threshold = bool(np.isfinite(threshold))
+    shown = np.append(case.scores[finite], [threshold] if has_threshold else [])
+    left, right, half = 58.0, 634.0, 118
+    scale = fitted(shown, left, right)
+    edges = scale.edges(64)
+    pale = np.histogram(case.scores[finite & ~groups.dark], edges)[0].astype(np.float64)
+    dark = np.histogram(case.scores[finite & groups.dark], edges)[0].astype(np.float64)
+    dark_count, pale_count = int(groups.dark.sum()), int((~groups.dark).sum())
+    what = f"{pale_count:,} {groups.pale_name} and {dark_count:,} {groups.dark_name}"
+    cut = f"; the threshold is {number(threshold)}" if has_threshold else ""
+    canvas = Canvas(
+        640,
+        330,
+        "Distribution of the scores",
+        f"Histogram of the scores of {what} examples, from {number(float(np.min(shown, initial=0)))} to "
+        f"{number(float(np.max(shown, initial=0)))}{cut}; {len(case.flagged):,} examples are flagged.",
+        "scores",
+    )
+    bottom = 30 + 2 * half
+    if has_threshold:
+        x = scale.at(threshold)
+        canvas.add(
+            "rect", class_="beyond", x=x, y=24.0, width=max(0.0, right - x), height=float(bottom - 24)
+        )
+    middle = _mirror(canvas, groups, pale, dark, scale(edges), left=left, right=right, half=half)
+    if has_threshold:
+        x = scale.at(threshold)
+        canvas.add("path", class_="threshold", d=f"M{coordinate(x)} 20V{bottom}")
+        late = x > 0.6 * right
+        anchor, shift = ("end", -6) if late else ("start", 6)
+        canvas.text(x + shift, 32, f"threshold {number(threshold)}", "note halo", anchor)
+    canvas.text(right, middle - half + 22, f"{groups.pale_name}: {pale_count:,}", "note halo", "end")
+    canvas.text(right, middle + half - 8, f"{groups.dark_name}: {dark_count:,}", "note halo", "end")
+    unit = "score (higher = more to blame)" + ("; axis compressed away from 0" if scale.kind == "asinh" else "")
+    canvas.x_axis(scale, bottom, unit)
+    beyond = int((case.scores > threshold).sum())
+    caption = f"Scores of all {len(case):,} training examples: {groups.pale_name} upwards, {groups.dark_name} downwards"
+    if has_threshold:
+        caption += f". {beyond:,} lie beyond the threshold (tinted); {len(case.flagged):,} are flagged"
+        if beyond and not len(case.flagged):
+            caption += " because the evidence as a whole does not rule out an innocent error"
+    if missing := int((~finite).sum()):
+        caption += f". {missing:,} examples without a finite score are left out"
+    return Figure(canvas.render(), caption + ".")
+
+
+def has_collapse(case: Case) -> bool:
+    """Whether the detector left the evidence that the influence figures are drawn from."""
+    return {"influence_before", "influence_after"} <= set(case.evidence) and len(case) > 0
+
+
+def _influence_scale(case: Case, start: float, stop: float) -> Scale:
+    before, after = case.evidence["influence_before"], case.evidence["influence_after"]
+    return fitted(np.concatenate([before, after]), start, stop, margin=0.06)
+
+
+def _suffix(scale: Scale) -> str:
+    return "; axis compressed away from 0" if scale.kind == "asinh" else ""
+
+
+def influence_slope(case: Case) -> Figure:
+    """Where the middle and the middle 90 % of both groups lie before the flips, and where after."""
+    groups = Groups.of(case)
+    before, after = case.evidence["influence_before"], case.evidence["influence_after"]
+    top, bottom, x = 30.0, 296.0, (82.0, 268.0)
+    scale = _influence_scale(case, bottom, top)
+    told, ends = [], []
+    canvas = Canvas(360, 340, "Influence before and after the flips", "", "slope")
+    canvas.y_axis(scale, 56, "influence on the prediction", right=288)
+    for mask, name, kind in ((~groups.dark, groups.pale_name, "pale"), (groups.dark, groups.dark_name, "dark")):
+        usable = mask & np.isfinite(before) & np.isfinite(after)
+        if not usable.any():
+            continue
+        low0, mid0, high0 = np.quantile(before[usable], [0.05, 0.5, 0.95])
+        low1, mid1, high1 = np.quantile(after[usable], [0.05, 0.5, 0.95])
+        corners = zip((x[0], x[1], x[1], x[0]), scale([high0, high1, low1, low0]), strict=True)
+        canvas.add(
+            "path", class_=f"{kind}-band", d="M" + "L".join(f"{coordinate(a)} {coordinate(b)}" for a, b in corners) + "z"
+        )
+        y0, y1 = scale.at(mid0), scale.at(mid1)
+        canvas.add("path", class_=f"{kind}-line", d=f"M{x[0]:g} {coordinate(y0)}L{x[1]:g} {coordinate(y1)}")
+        draw = canvas.triangles if kind == "dark" else canvas.dots
+        draw(np.array(x), np.array([y0, y1]), f"{kind}-{'triangle' if kind == 'dark' else 'marker'}")
+        ends.append((y1, name))
+        told.append(f"median of the {name} examples {number(mid0)} before, {number(mid1)} after")
+    if len(ends) == 2 and abs(ends[0][0] - ends[1][0]) < 16:
+        (a, first), (b, second) = sorted(ends)
+        ends = [((a + b) / 2 - 8, first), ((a + b) / 2 + 8, second)]
+    for y, name in ends:
+        canvas.text(x[1] + 9, y + 4, name, "note halo")
+    canvas.text(x[0], bottom + 20, "before", "tick", "middle")
+    canvas.text(x[1], bottom + 20, "after", "tick", "middle")
+    canvas.text((x[0] + x[1]) / 2, bottom + 38, "transforming and relabelling", "label", "middle")
+    canvas.description = "Slope chart: " + "; ".join(told) + "."
+    caption = f"Median and middle 90 % of either group{_suffix(scale)}."
+    return Figure(canvas.render(), caption)
+
+
+def influence_scatter(case: Case) -> Figure:
+    """Every example's influence before the flips against its mean influence after them."""
+    groups = Groups.of(case)
+    before, after = case.evidence["influence_before"], case.evidence["influence_after"]
+    finite = np.isfinite(before) & np.isfinite(after)
+    left, right, top, bottom = 56.0, 352.0, 30.0, 296.0
+    x = _influence_scale(case, left, right)
+    y = _influence_scale(case, bottom, top)
+    predicted = case.class_name(case.predicted) if case.predicted is not None else None
+    canvas = Canvas(
+        360,
+        340,
+        "Influence before against after the flips",
+        f"Scatter plot, one mark an example; below the diagonal an example has lost influence on the prediction"
+        f"{f' {plain(predicted)}' if predicted is not None else ''}.",
+        "scatter",
+    )
+    canvas.y_axis(y, left, "mean influence after", right=right)
+    low, high = max(x.low, y.low), min(x.high, y.high)
+    canvas.add(
+        "path",
+        class_="diagonal",
+        d=f"M{coordinate(x.at(low))} {coordinate(y.at(low))}L{coordinate(x.at(high))} {coordinate(y.at(high))}",
+    )
+    indices = np.flatnonzero(finite & ~groups.dark)
+    total = len(indices)
+    if total > SHOWN_POINTS:
+        indices = np.sort(np.random.default_rng(0).choice(indices, SHOWN_POINTS, replace=False))
+    canvas.dots(x(before[indices]), y(after[indices]), "pale-dot")
+    marked = np.flatnonzero(finite & groups.dark)
+    marked_total = len(marked)
+    if marked_total > SHOWN_POINTS:
+        marked = np.sort(np.random.default_rng(1).choice(marked, SHOWN_POINTS, replace=False))
+    canvas.triangles(x(before[marked]), y(after[marked]), "dark-triangle small", 3.0)
+    canvas.text(right - 4, 44, "unchanged", "note faint halo", "end")
+    label = "influence before" if predicted is None else f"influence on “{plain(predicted, limit=22)}” before"
+    canvas.x_axis(x, bottom, label, wanted=4)
+    pale = f"{len(indices):,} of {total:,} {groups.pale_name} at random" if len(indices) < total else f"{total:,} {groups.pale_name}"
+    dark = (
+        f"{len(marked):,} of {marked_total:,} {groups.dark_name} at random"
+        if len(marked) < marked_total
+        else f"all {marked_total:,} {groups.dark_name}"
+    )
+    return Figure(
+        canvas.render(), f"Below the diagonal: influence lost. Circles: {pale}; triangles: {dark}{_suffix(x)}."
+    )
+
+
+def collapses(case: Case) -> Figure | None:
+    """In how many of the draws the influence of each example collapsed."""
+    if "collapses" not in case.evidence or not len(case):
+        return None
+    groups = Groups.of(case)
+    values = case.evidence["collapses"]
+    finite = np.isfinite(values)
+    draws = max(len(case.draws), int(np.max(values[finite], initial=1)))
+    left, right, half = 56.0, 352.0, 133
+    bins = draws + 1 if draws <= 60 else 51
+    scale = Scale(-0.5, draws + 0.5, left, right)
+    edges = scale.edges(bins)
+    pale = np.histogram(values[finite & ~groups.dark], edges)[0].astype(np.float64)
+    dark = np.histogram(values[finite & groups.dark], edges)[0].astype(np.float64)
+    told = []
+    for mask, name in ((groups.dark, groups.dark_name), (~groups.dark, groups.pale_name)):
+        if (mask & finite).any():
+            told.append(f"median of the {name} examples {np.median(values[mask & finite]):g} of {draws}")
+    canvas = Canvas(360, 340, "Number of collapses", "Histogram: " + "; ".join(told) + ".", "collapses")
+    middle = _mirror(canvas, groups, pale, dark, scale(edges), left=left, right=right, half=half)
+    canvas.text(left + 6, middle - half + 14, groups.pale_name, "note halo")
+    canvas.text(left + 6, middle + half - 6, groups.dark_name, "note halo")
+    canvas.x_axis(scale, 30 + 2 * half, "draws in which influence collapsed", wanted=5)
+    return Figure(
+        canvas.render(),
+        f"{groups.pale_name.capitalize()} upwards, {groups.dark_name} downwards, of {draws} draws"
+        + (f"; {'; '.join(told)}." if told else "."),
+    )
+
+
+def outcome_bars(case: Case) -> Figure | None:
+    """Clean accuracy and attack success of the models, with 95 % Wilson intervals."""
+    left, right, pitch = 150.0, 560.0, 30
+    rows = [
+        (quantity, [(o.name, getattr(o, key)) for o in case.outcomes if getattr(o, key) is not None])
+        for quantity, key in (("Clean accuracy", "clean_accuracy"), ("Attack success", "attack_success"))
+    ]
+    rows = [(quantity, bars) for quantity, bars in rows if bars]
+    if not rows:
+        return None
+    height = sum(30 + pitch * len(bars) for _, bars in rows) + 62
+    told = "; ".join(f"{q.lower()} {name.lower()} {rate_text(rate)}" for q, bars in rows for name, rate in bars)
+    canvas = Canvas(640, height, "Before and after healing", f"Bar chart: {told}.", "outcomes")
+    scale = Scale(0.0, 100.0, left, right)
+    for tick in scale.ticks():
+        canvas.add("path", class_="grid", d=f"M{coordinate(scale.at(tick))} 8V{height - 52}")
+    y = 6.0
+    for quantity, bars in rows:
+        canvas.text(0, y + 16, quantity, "heading")
+        y += 26
+        for name, rate in bars:
+            value = rate.rate if isinstance(rate, Proportion) else rate
+            if value == value:
+                kind = "dark-bar" if name.startswith("After") else "pale-bar"
+                width = scale.at(100 * value) - left
+                canvas.add("rect", class_=kind, x=left, y=y + 4, width=width, height=16)
+            end = value if value == value else 0.0
+            if isinstance(rate, Proportion):
+                low, high = (scale.at(100 * bound) for bound in rate.interval())
+                centre = y + 12
+                canvas.add(
+                    "path",
+                    class_="whisker",
+                    d=f"M{coordinate(low)} {coordinate(centre)}H{coordinate(high)}"
+                    f"M{coordinate(low)} {coordinate(centre - 4)}v8M{coordinate(high)} {coordinate(centre - 4)}v8",
+                )
+                end = max(end, rate.interval()[1])
+            canvas.text(left - 10, y + 16, name, "tick", "end")
+            canvas.text(scale.at(100 * end) + 8, y + 16, percent(value), "note halo")
+            y += pitch
+        y += 4
+    canvas.x_axis(scale, height - 46, "share of the test images", percent=True)
+    return Figure(canvas.render(), "Whiskers: 95 % Wilson intervals.")
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal; never 100 % or 0 % by rounding.
+
+    >>> percent(0.98), percent(0.99999), percent(1.0), percent(0.0001), percent(float("nan"))
+    ('98.0 %', '> 99.9 %', '100 %', '< 0.1 %', 'not measured')
+    """
+    if share != share:
+        return "not measured"
+    if share in (0.0, 1.0):
+        return f"{100 * share:.0f} %"
+    if share > 0.9995:
+        return "> 99.9 %"
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %".replace("-", "−")
+
+
+def rate_text(rate: Proportion | float | None) -> str:
+    """A rate with what it rests on: share, count, interval.
+
+    >>> rate_text(Proportion(98, 100)), rate_text(0.5), rate_text(None)
+    ('98.0 % (98 of 100; 93.0–99.4 %)', '50.0 % (n not recorded)', 'not measured')
+    """
+    if rate is None:
+        return "not measured"
+    if isinstance(rate, Proportion):
+        if not rate.trials:
+            return "not measured"
+        low, high = (f"{100 * bound:.1f}" for bound in rate.interval())
+        return f"{percent(rate.rate)} ({rate.successes:,} of {rate.trials:,}; {low}–{high} %)"
+    return f"{percent(rate)} (n not recorded)"
