@@ -1,1 +1,37 @@
-__all__: list[str] = []
+from ._catalog import ARCHITECTURES as ARCHITECTURES
+from ._catalog import Architecture as Architecture
+from ._catalog import architecture as architecture
+from ._catalog import names as names
+from ._convnet import ConvNet as ConvNet
+from ._fastnet import FastNet as FastNet
+from ._fastnet import whiten as whiten
+from ._features import FeatureTap as FeatureTap
+from ._features import features as features
+from ._mobilenet_v2 import MobileNetV2 as MobileNetV2
+from ._normalized import Normalized as Normalized
+from ._preserved import preserved as preserved
+from ._registry import build as build
+from ._reinitialized import reinitialized as reinitialized
+from ._resnet import ResNet as ResNet
+from ._resnet9 import ResNet9 as ResNet9
+from ._vgg import VGG as VGG
+
+__all__ = [
+    "ARCHITECTURES",
+    "VGG",
+    "Architecture",
+    "ConvNet",
+    "FastNet",
+    "FeatureTap",
+    "MobileNetV2",
+    "Normalized",
+    "ResNet",
+    "ResNet9",
+    "architecture",
+    "build",
+    "features",
+    "names",
+    "preserved",
+    "reinitialized",
+    "whiten",
+]

@@ -1,0 +1,58 @@
+"""`preserved`: use somebody's model for measuring and give it back exactly as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the model is in eval mode and its parameters have no `.grad`.
+
+    When the block ends, also by an error, the mode of every module, `requires_grad` and `.grad` of every
+    parameter and all hooks are again what they were. Values of parameters and buffers are the block's own
+    responsibility (in eval mode batch norm leaves its statistics alone).
+
+    >>> from torch import nn
+    >>> model = nn.Linear(2, 2)
+    >>> with preserved(model) as same:
+    ...     print(same.training)
+    False
+    >>> model.training
+    True
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    hooks = [
+        (registry, dict(registry))
+        for module in model.modules()
+        for registry in (getattr(module, name) for name in _HOOKS)
+    ]
+    try:
+        model.eval()
+        for parameter, _, _ in parameters:
+            parameter.grad = None
+        yield model
+    finally:
+        for registry, content in hooks:
+            # In place: the handles that users hold refer to these very dictionaries.
+            registry.clear()
+            registry.update(content)
+        for parameter, requires_grad, gradient in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+        for module, training in modes:
+            module.training = training
