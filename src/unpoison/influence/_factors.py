@@ -235,9 +235,9 @@ def fit_factors(
     bases: list[tuple[Tensor | None, Tensor | None]] = []
     for index, layer in enumerate(layers):
         if reached[index]:
-            pair = (covariances.inputs[index], covariances.outputs[index])
+            sums = (covariances.inputs[index], covariances.outputs[index])
             used.append(layer)
-            bases.append(_eigenbases(layer, pair, shard, len(bases)) if layer.kronecker else (None, None))
+            bases.append(_eigenbases(layer, sums, shard, len(bases)) if layer.kronecker else (None, None))
     for owner, pair in enumerate(bases):
         for basis in pair:
             if basis is not None:
@@ -250,8 +250,8 @@ def fit_factors(
             sweeper, examples, task, corrected, "eigenvalues", seed, empirical, batch_size, 1, shard, progress
         )
     fitted = {
-        layer.name: LayerFactors(input_basis, output_basis, shard.add_(sums).div_(total))
-        for layer, (input_basis, output_basis), sums in zip(used, bases, corrected.sums, strict=True)
+        layer.name: LayerFactors(input_basis, output_basis, shard.add_(squares).div_(total))
+        for layer, (input_basis, output_basis), squares in zip(used, bases, corrected.sums, strict=True)
     }
     settings = {
         "examples": total,
@@ -286,9 +286,7 @@ def _pass(
             sweeper.batch(batch, task.loss, visitor)
         else:
             noise = _noise(low, high, seed, stage, task.noise_shape)[::stride].to(sweeper.device)
-            sweeper.batch(
-                batch, lambda model, part, noise=noise: task.sampled_loss(model, part, noise), visitor
-            )
+            sweeper.batch(batch, functools.partial(_sampled, task, noise), visitor)
         if progress is not None:
             progress(stage, high - start, stop - start)
 

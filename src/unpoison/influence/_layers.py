@@ -143,8 +143,12 @@ class Conv2dLayer(KroneckerLayer):
             (h * w * c, channels, stride_h * w * c, stride_w * c, dilation_h * w * c, dilation_w * c, 1),
         )
         result = image.new_empty(b, groups, out_h * out_w, self.shape[2])
-        target = result[..., : self.fan_in].unflatten(-1, (kernel_h, kernel_w, channels))
-        target.unflatten(2, (out_h, out_w)).copy_(patches)
+        image_t, row_t = groups * out_h * out_w * self.shape[2], self.shape[2]
+        target = result.as_strided(
+            patches.shape,
+            (image_t, out_h * out_w * row_t, out_w * row_t, row_t, kernel_w * channels, channels, 1),
+        )
+        target.copy_(patches)
         if self.bias:
             result[..., -1] = 1
         return result
@@ -159,10 +163,10 @@ class Conv2dLayer(KroneckerLayer):
     def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
         """Back to the order (channel, kernel row, kernel column)."""
         conv = self.conv
-        weight = gradient[..., : self.fan_in].unflatten(
-            -1, (*conv.kernel_size, conv.in_channels // conv.groups)
+        weight = gradient[..., : self.fan_in].reshape(
+            len(gradient), conv.out_channels, *conv.kernel_size, conv.in_channels // conv.groups
         )
-        result = {"weight": weight.permute(0, 1, 2, 5, 3, 4).flatten(1, 2)}
+        result = {"weight": weight.permute(0, 1, 4, 2, 3)}
         if self.bias:
             result["bias"] = gradient[..., -1].flatten(1)
         return result
@@ -222,7 +226,7 @@ class NormLayer(Layer):
         """The weight, then the bias."""
         shape = self.module.weight.shape
         names = ("weight", "bias") if self.bias else ("weight",)
-        return {name: gradient[:, 0, row].unflatten(-1, shape) for row, name in enumerate(names)}
+        return {name: gradient[:, 0, row].reshape(-1, *shape) for row, name in enumerate(names)}
 
 
 @final

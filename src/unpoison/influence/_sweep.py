@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from unpoison.errors import InputError
 from unpoison.influence._layers import KroneckerLayer, Layer
 from unpoison.influence._task import Batch
+from unpoison.models import preserved
 
 Progress = Callable[[str, int, int], None]
 Function = Callable[[nn.Module, Batch], Tensor]
@@ -39,23 +40,6 @@ class Visitor(ABC):
     @abstractmethod
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         """Examples `start`... of the batch, in layer `index`: Float[c k o i]."""
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no parameter asking for a gradient inside; everything as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    asking = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        for parameter, _ in asking:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, asked in asking:
-            parameter.requires_grad_(asked)
 
 
 def where(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -98,7 +82,9 @@ class Sweeper:
 
     def __enter__(self) -> Sweeper:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(untouched(self.model))
+            stack.enter_context(preserved(self.model))
+            for parameter in self.model.parameters():
+                parameter.requires_grad_(False)
             for index, layer in enumerate(self.layers):
                 handle = layer.module.register_forward_hook(
                     self._forward_hook(index), prepend=True, with_kwargs=True
@@ -154,8 +140,8 @@ class Sweeper:
             inputs = args[0] if args else kwargs["input"]
             if len(inputs) != self._batch or inputs.ndim < 2 - (not inputs.is_floating_point()):
                 raise InputError(
-                    f"module {layer.name}: the first dimension of its input must count the {self._batch} examples "
-                    f"of the batch, found shape {list(inputs.shape)}; leave it out of `modules`"
+                    f"module {layer.name}: its input's first dimension must count the batch's {self._batch} "
+                    f"examples, found shape {list(inputs.shape)}; leave it out of `modules`"
                 )
             replaced = None
             if not output.requires_grad:
