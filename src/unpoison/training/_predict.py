@@ -1,0 +1,38 @@
+"""What a model says of images, in eval mode and in batches; the model is left as it was."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unpoison._statistics import Proportion
+from unpoison.data import TrainingSet
+from unpoison.models import preserved
+
+
+def predict(model: nn.Module, images: Tensor, *, batch_size: int = 1024) -> Tensor:
+    """Logits Float32[n classes] of UInt8[n c h w] images, on the device of the images.
+
+    One pass in eval mode without gradients; batches are moved to the model's device one at a time.
+
+    Arguments:
+        model: takes Float[b c h w] in [0, 1].
+        images: UInt8[n c h w]; Float[n c h w] in [0, 1] is taken as it is.
+        batch_size: images a forward pass; bounds the memory.
+    """
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), images.device)
+    rows = []
+    with preserved(model), torch.no_grad():
+        for batch in torch.split(images, max(batch_size, 1)):
+            batch = batch.to(device)
+            logits = model(batch.float().div_(255) if batch.dtype == torch.uint8 else batch)
+            rows.append(logits.float().to(images.device))
+    return torch.cat(rows)
+
+
+def accuracy(model: nn.Module, training_set: TrainingSet, *, batch_size: int = 1024) -> Proportion:
+    """The share of `training_set` that the model classifies as labelled."""
+    if not len(training_set):
+        return Proportion(0, 0)
+    predicted = predict(model, training_set.images, batch_size=batch_size).argmax(1)
+    return Proportion(int((predicted == training_set.labels).sum()), len(training_set))

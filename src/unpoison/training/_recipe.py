@@ -1,0 +1,327 @@
+"""`Recipe`: everything that decides a training run but the data and the seed; torch-free, so it is cheap to
+read.
+
+The presets carry published recipes to the letter, and ours beside them under their own names.
+
+| preset | what | source |
+|---|---|---|
+| `sample` | the bundled Fashion-MNIST on two cores, well under a minute | ours |
+| `cifar10-small` | all of CIFAR-10 on two cores in minutes | ours |
+| `resnet18-40` | CIFAR-10, 40 epochs, /10 at 14, 24, 35 | poisoning-gradient-matching, "conservative" |
+| `resnet18-200` | CIFAR-10, 200 epochs, /10 at 100, 150, no decay of norms and biases | EPIC |
+| `benchmark-200` | CIFAR-10, 200 epochs, /10 at 100, 150 | the poisoning benchmark, from scratch |
+| `fast` | CIFAR-10 on one GPU in seconds | ours, in the manner of airbench94 |
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, Final, Literal, Self, final
+
+from unpoison._artefacts import canonical_json, digest
+from unpoison.errors import InputError
+from unpoison.models import architecture
+
+Schedule = Literal["constant", "multistep", "cosine", "one-cycle"]
+Precision = Literal["float32", "bfloat16"]
+
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "schedule": ("constant", "multistep", "cosine", "one-cycle"),
+        "precision": ("float32", "bfloat16"),
+    }
+)
+# Least and greatest value, both allowed.
+_RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
+    {
+        "width": (1, 4096),
+        "epochs": (1, 100_000),
+        "batch_size": (1, 1_000_000),
+        "learning_rate": (1e-12, 1e6),
+        "bias_learning_rate_factor": (0, 1e6),
+        "momentum": (0, 0.9999),
+        "weight_decay": (0, 1e3),
+        "gamma": (1e-12, 1),
+        "warmup_epochs": (0, 100_000),
+        "crop_padding": (0, 1024),
+        "cutout": (0, 1024),
+        "label_smoothing": (0, 0.9999),
+    }
+)
+_FRACTIONAL: Final = frozenset(
+    {
+        "learning_rate",
+        "bias_learning_rate_factor",
+        "momentum",
+        "weight_decay",
+        "gamma",
+        "warmup_epochs",
+        "label_smoothing",
+    }
+)
+_SWITCHES: Final = frozenset({"nesterov", "decay_norm_and_bias", "flip"})
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train: architecture, optimiser (SGD), schedule, augmentation, precision.
+
+    Arguments:
+        model: one of `unpoison.models.names()`; not used where a model is given to `train`.
+        width: channels of the first convolution, 1 or more; None takes the published width.
+        epochs: passes over the training set, 1 or more.
+        batch_size: examples a step, 1 or more.
+        learning_rate: the greatest of the schedule, above 0.
+        bias_learning_rate_factor: the learning rate of the norms' shifts and of biases over that of the rest;
+            their weight decay is divided by it, so that the shrinkage a step is the same.
+        momentum: in [0, 1).
+        nesterov: Nesterov's form of momentum.
+        weight_decay: L2 coefficient added to the gradient, 0 or more.
+        decay_norm_and_bias: whether parameters of one dimension (norms, biases) are decayed too.
+        schedule: "constant"; "multistep" (times `gamma` at each of `milestones`); "cosine" to zero;
+        "one-cycle"
+            (linear to zero). All but the last may be preceded by a linear warm-up; for "one-cycle" the
+            warm-up is the rise.
+        milestones: epochs at which "multistep" multiplies, ascending, each in 1..epochs-1.
+        gamma: the factor at milestones, in (0, 1].
+        warmup_epochs: length of the linear rise from zero, 0..epochs, fractions allowed.
+        flip: mirror each image with probability 1/2.
+        crop_padding: reflect-pad by so many pixels and crop at random; 0 is off.
+        cutout: side in pixels of a random black square; 0 is off.
+        label_smoothing: share of the label spread over all classes, in [0, 1).
+        precision: "float32", or "bfloat16" for autocast on CUDA (elsewhere it would be slower, so there it
+            means float32).
+
+    Raises:
+        InputError: names the field, the value and what is allowed.
+
+    >>> Recipe(model="resnet9", width=8, epochs=10).learning_rate_at(5.0)
+    0.1
+    >>> Recipe.preset("resnet18-40").milestones
+    (14, 24, 35)
+    """
+
+    model: str = "resnet18"
+    width: int | None = None
+    epochs: int = 40
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    bias_learning_rate_factor: float = 1.0
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    decay_norm_and_bias: bool = True
+    schedule: Schedule = "constant"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    flip: bool = False
+    crop_padding: int = 0
+    cutout: int = 0
+    label_smoothing: float = 0.0
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        architecture(self.model)
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"recipe: {name} must be true or false, found {getattr(self, name)!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"recipe: {name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}"
+                )
+        for name in _RANGES:
+            self._check_number(name)
+        if self.warmup_epochs > self.epochs:
+            raise InputError(
+                f"recipe: warmup_epochs must be at most epochs ({self.epochs}), found {self.warmup_epochs}"
+            )
+        if self.nesterov and not self.momentum:
+            raise InputError(
+                "recipe: nesterov needs momentum above 0; set nesterov to false or raise momentum"
+            )
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        ascending = all(early < late for early, late in itertools.pairwise(self.milestones))
+        inside = all(isinstance(epoch, int) and 0 < epoch < self.epochs for epoch in self.milestones)
+        if not (ascending and inside):
+            raise InputError(
+                f"recipe: milestones must be ascending whole numbers in 1..{self.epochs - 1}, "
+                f"found {list(self.milestones)}"
+            )
+
+    def _check_number(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None and name == "width":
+            return
+        least, greatest = _RANGES[name]
+        kind = "a number" if name in _FRACTIONAL else "a whole number"
+        fits = isinstance(value, (int, float) if name in _FRACTIONAL else int) and not isinstance(value, bool)
+        if not fits or not least <= value <= greatest or not math.isfinite(value):
+            raise InputError(f"recipe: {name} must be {kind} in {least:g}..{greatest:g}, found {value!r}")
+        if name in _FRACTIONAL:
+            # 1 and 1.0 are the same recipe and must have the same fingerprint.
+            object.__setattr__(self, name, float(value))
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Recipe:
+        """The preset called `name`, with some fields changed.
+
+        Raises:
+            InputError: there is no such preset or no such field.
+
+        >>> Recipe.preset("resnet18-40", epochs=36).epochs
+        36
+        """
+        if name not in PRESETS:
+            raise InputError(f"recipe: there is no preset {name!r}; choose one of {', '.join(cls.presets())}")
+        return cls.from_dict({**PRESETS[name].to_dict(), **changes}) if changes else PRESETS[name]
+
+    @classmethod
+    def presets(cls) -> tuple[str, ...]:
+        """The names of the presets, sorted."""
+        return tuple(sorted(PRESETS))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `from_dict` is the way back."""
+        return {**asdict(self), "milestones": list(self.milestones)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """A recipe from plain values; fields that are not given have their defaults.
+
+        Raises:
+            InputError: an unknown field (the message gives the nearest one) or a value out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise InputError(f"recipe: unknown field {key!r}; {hint}")
+        milestones = values.get("milestones", ())
+        if not isinstance(milestones, (list, tuple)):
+            raise InputError(f"recipe: milestones must be a list of whole numbers, found {milestones!r}")
+        return cls(**{**values, "milestones": tuple(milestones)})
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all fields."""
+        return digest(canonical_json(self.to_dict()))
+
+    def learning_rate_at(self, progress: float) -> float:
+        """The learning rate when `progress` epochs (a fraction, 0..epochs) have passed.
+
+        The trainer evaluates it in the middle of each step, so no step has learning rate zero.
+
+        >>> recipe = Recipe(epochs=10, learning_rate=1.0, schedule="one-cycle", warmup_epochs=2)
+        >>> [recipe.learning_rate_at(progress) for progress in (0, 1, 2, 6, 10)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+        """
+        if progress < self.warmup_epochs:
+            return self.learning_rate * progress / self.warmup_epochs
+        rest = self.epochs - self.warmup_epochs
+        passed = (progress - self.warmup_epochs) / rest if rest else 1.0
+        match self.schedule:
+            case "constant":
+                return self.learning_rate
+            case "multistep":
+                return self.learning_rate * self.gamma ** sum(progress >= epoch for epoch in self.milestones)
+            case "cosine":
+                return self.learning_rate * (1 + math.cos(math.pi * passed)) / 2
+            case "one-cycle":
+                return self.learning_rate * (1 - passed)
+
+
+PRESETS: Final[Mapping[str, Recipe]] = MappingProxyType(
+    {
+        "sample": Recipe(
+            model="resnet9",
+            width=8,
+            epochs=10,
+            batch_size=64,
+            learning_rate=0.05,
+            weight_decay=5e-4,
+            schedule="one-cycle",
+            warmup_epochs=2,
+            flip=True,
+            crop_padding=1,
+        ),
+        "cifar10-small": Recipe(
+            model="resnet9",
+            width=16,
+            epochs=8,
+            batch_size=128,
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            schedule="one-cycle",
+            warmup_epochs=2,
+            flip=True,
+            crop_padding=4,
+        ),
+        "resnet18-40": Recipe(
+            model="resnet18",
+            epochs=40,
+            batch_size=128,
+            learning_rate=0.1,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="multistep",
+            milestones=(14, 24, 35),
+            flip=True,
+            crop_padding=4,
+        ),
+        "resnet18-200": Recipe(
+            model="resnet18",
+            epochs=200,
+            batch_size=128,
+            learning_rate=0.1,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=5e-4,
+            decay_norm_and_bias=False,
+            schedule="multistep",
+            milestones=(100, 150),
+            flip=True,
+            crop_padding=4,
+        ),
+        "benchmark-200": Recipe(
+            model="resnet18",
+            epochs=200,
+            batch_size=128,
+            learning_rate=0.1,
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=2e-4,
+            schedule="multistep",
+            milestones=(100, 150),
+            flip=True,
+            crop_padding=4,
+        ),
+        # airbench94 sums its loss over 1,024 examples: 11.5 / (1024 (1 + 1 / (1 - 0.85))) * 1024 = 1.5, and
+        # its decoupled decay 0.0153 * 1024 / (1024 (1 + 1 / (1 - 0.85))) over that rate is 0.00133.
+        "fast": Recipe(
+            model="fastnet",
+            epochs=16,
+            batch_size=1024,
+            learning_rate=1.5,
+            bias_learning_rate_factor=64,
+            momentum=0.85,
+            nesterov=True,
+            weight_decay=0.00133,
+            schedule="one-cycle",
+            warmup_epochs=3,
+            flip=True,
+            crop_padding=2,
+            label_smoothing=0.2,
+            precision="bfloat16",
+        ),
+    }
+)

@@ -1,0 +1,153 @@
+"""`Trained`: a trained model with everything that made it, on disk as model.safetensors and trained.json."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from unpoison._artefacts import atomic_directory, read_json, write_json
+from unpoison.errors import InputError, MismatchError
+from unpoison.models import build
+from unpoison.training._epoch_record import EpochRecord
+from unpoison.training._recipe import Recipe
+
+_WEIGHTS, _DESCRIPTION = "model.safetensors", "trained.json"
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trained:
+    """What `train` returns.
+
+    Arguments:
+        model: in eval mode.
+        recipe: how it was trained.
+        seed: of initialisation, order and augmentation.
+        class_names: one a logit.
+        image_shape: channels, height and width of the images it was trained on.
+        training_fingerprint: of the training set (the whole set, also where a mask chose among its examples).
+        history: one record an epoch.
+        seconds: wall-clock time of all epochs, those before an interruption included.
+        own_model: whether the model came from the caller instead of the recipe.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    seed: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    training_fingerprint: str
+    history: tuple[EpochRecord, ...] = ()
+    seconds: float = 0.0
+    own_model: bool = False
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the directory, whole or not at all: weights as safetensors, the rest as JSON.
+
+        Of a model that came from the caller only the weights are stored, with its class name as a note.
+        """
+        with atomic_directory(directory) as staging:
+            # Clones: tied weights share memory, which safetensors refuses.
+            weights = {
+                name: tensor.detach().cpu().contiguous().clone()
+                for name, tensor in self.model.state_dict().items()
+            }
+            save_file(weights, staging / _WEIGHTS)
+            write_json(
+                staging / _DESCRIPTION,
+                {
+                    "schema": 1,
+                    "recipe": self.recipe.to_dict(),
+                    "seed": self.seed,
+                    "class_names": list(self.class_names),
+                    "image_shape": list(self.image_shape),
+                    "training_fingerprint": self.training_fingerprint,
+                    "own_model": type(self.model).__qualname__ if self.own_model else None,
+                    "normalized": "mean" in weights,
+                    "seconds": self.seconds,
+                    "history": [record.to_dict() for record in self.history],
+                },
+            )
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        model: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Read what `save` wrote.
+
+        Arguments:
+            directory: as given to `save`.
+            model: for a model of the caller's own: a freshly made one, which receives the weights. A model
+            that
+                was built from the recipe is built again.
+            device: where to put the model.
+
+        Raises:
+            InputError: no such directory, or a damaged file.
+            MismatchError: the weights do not fit the model.
+        """
+        path = Path(directory)
+        if not path.is_dir():
+            raise InputError(f"{path}: no such directory; expected one written by Trained.save")
+        description = read_json(path / _DESCRIPTION)
+        try:
+            weights = load_file(path / _WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path / _WEIGHTS}: cannot be read ({error})") from None
+        try:
+            recipe = Recipe.from_dict(description["recipe"])
+            channels, height, width = (int(side) for side in description["image_shape"])
+            class_names = tuple(str(name) for name in description["class_names"])
+            own: str | None = description["own_model"]
+            if model is None and own is not None:
+                raise InputError(
+                    f"{path}: holds the weights of a model of your own ({own}); pass a new one as model="
+                )
+            network = model
+            if network is None:
+                network = build(
+                    recipe.model,
+                    num_classes=len(class_names),
+                    in_channels=channels,
+                    image_size=(height, width),
+                    width=recipe.width,
+                    seed=0,
+                    normalization=((0.0,) * channels, (1.0,) * channels)
+                    if description["normalized"]
+                    else None,
+                )
+            _load_weights(network, weights, path)
+            return cls(
+                model=network.to(device).eval(),
+                recipe=recipe,
+                seed=int(description["seed"]),
+                class_names=class_names,
+                image_shape=(channels, height, width),
+                training_fingerprint=str(description["training_fingerprint"]),
+                history=tuple(EpochRecord(**record) for record in description["history"]),
+                seconds=float(description["seconds"]),
+                own_model=own is not None,
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path / _DESCRIPTION}: not as Trained.save writes it ({type(error).__name__}: {error})"
+            ) from None
+
+
+def _load_weights(network: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise MismatchError(f"{path}: the weights do not fit this model: {detail[:300]}") from None

@@ -1,0 +1,395 @@
+"""`train`: a recipe and a training set in, a trained model out.
+
+The data lies on the device as uint8. A step gathers its batch by `index_select`, augments the bytes, converts
+them once to float (channels last where the network has convolutions) and leaves standardisation to the model.
+Nothing is read back from the device within an epoch: losses are collected there and looked at when the epoch
+ends.
+
+Repeatable: on one machine and with one number of threads, equal arguments give equal weights bit for bit.
+Every epoch derives its generators from (seed, epoch), so a run resumed from a checkpoint needs no random
+state and ends in the same weights. The global random state is as before when `train` returns.
+
+Cost: one forward and backward pass an example and epoch. Memory: the training set as bytes, the parameters
+with gradient and momentum, and the activations of one batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unpoison._artefacts import digest
+from unpoison._seeds import derive_seed, generator
+from unpoison.data import TrainingSet, augment
+from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
+from unpoison.models import build, preserved, whiten
+from unpoison.training._batches import batch_bounds, epoch_order
+from unpoison.training._checkpoints import Checkpoint, Checkpoints
+from unpoison.training._defense import Defense
+from unpoison.training._epoch_record import EpochRecord
+from unpoison.training._recipe import Recipe
+from unpoison.training._trained import Trained
+
+_IMAGES_FOR_WHITENING = 5000
+
+
+def train(
+    training_set: TrainingSet,
+    recipe: Recipe,
+    *,
+    seed: int,
+    defense: Defense | None = None,
+    include: Tensor | None = None,
+    model: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> Trained:
+    """Train a network.
+
+    Arguments:
+        training_set: moved to `device` as uint8 if it is not there.
+        recipe: how.
+        seed: decides initialisation, order, augmentation and dropout.
+        defense: chooses the examples of each epoch, among those included.
+        include: Bool[n], the examples the run may learn from; None is all. The others have no influence at
+        all,
+            not even on the normalisation.
+        model: start from a copy of this network, which takes Float[b c h w] in [0, 1], instead of building
+        the
+            recipe's; parameters that do not require a gradient are not trained.
+        device: where to train; None is where the training set lies.
+        checkpoints: a directory; the state is kept there after each epoch, and a run that finds a checkpoint
+        of
+            its own there goes on from it.
+        on_epoch: called after each epoch, when its checkpoint is stored.
+
+    Returns:
+        The model in eval mode on `device`, with its history.
+
+    Raises:
+        InputError: nothing to train on, a mask of the wrong shape, a model that does not fit, a damaged
+            checkpoint.
+        MismatchError: the checkpoints belong to another run.
+        TrainingDivergedError: the loss is no longer finite; names step, epoch and learning rate.
+        UnpoisonError: out of memory; names a batch size that would probably fit.
+    """
+    target = training_set.device if device is None else torch.device(device)
+    included = _included(training_set, include)
+    fingerprint = training_set.fingerprint
+    network = _starting_point(training_set, recipe, seed, included, model)
+    store = None
+    if checkpoints is not None:
+        store = Checkpoints(
+            checkpoints,
+            {
+                "recipe": recipe.fingerprint,
+                "seed": seed,
+                "training set": fingerprint,
+                "choice of examples": None if include is None else digest(_bytes(included)),
+                "defense": repr(defense),
+                "starting model": None if model is None else _digest(model),
+            },
+        )
+    run = _Run(network, training_set.to(target), recipe, seed, defense, included.to(target))
+    if store is not None and (checkpoint := store.latest()) is not None:
+        run.restore(checkpoint)
+    with _global_state_untouched(target):
+        while run.epochs_done < recipe.epochs:
+            record = run.epoch()
+            if store is not None:
+                store.write(run.checkpoint())
+            if on_epoch is not None:
+                on_epoch(record)
+    return Trained(
+        model=run.model.to(memory_format=torch.contiguous_format).eval(),
+        recipe=recipe,
+        seed=seed,
+        class_names=training_set.class_names,
+        image_shape=training_set.image_shape,
+        training_fingerprint=fingerprint,
+        history=tuple(run.history),
+        seconds=sum(record.seconds for record in run.history),
+        own_model=model is not None,
+    )
+
+
+class _Run:
+    """The state that moves from epoch to epoch: parameters, momentum, living examples, history."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        training_set: TrainingSet,
+        recipe: Recipe,
+        seed: int,
+        defense: Defense | None,
+        included: Tensor,
+    ) -> None:
+        self.training_set = training_set
+        self.device = training_set.device
+        self.recipe = recipe
+        self.seed = seed
+        self.defense = defense
+        self.included = included
+        self.alive = included
+        self.history: list[EpochRecord] = []
+        convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        self.layout = torch.channels_last if convolutional else torch.contiguous_format
+        self.model = model.to(self.device).to(memory_format=self.layout)
+        self.optimizer, self.factors = _optimizer(self.model, recipe)
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    def epoch(self) -> EpochRecord:
+        """Train one epoch."""
+        started = time.perf_counter()
+        number = self.epochs_done
+        if self.defense is not None:
+            self.alive = self._kept(self.defense, number)
+        order = epoch_order(self.alive, seed=self.seed, epoch=number)
+        bounds = batch_bounds(len(order), self.recipe.batch_size)
+        draws = generator(self.seed, "epoch", number, "augmentation", device=self.device)
+        _seed_global_state(derive_seed(self.seed, "epoch", number, "network"), self.device)
+        losses = torch.zeros(len(bounds), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.model.train()
+        try:
+            for step, (start, stop) in enumerate(bounds):
+                rate = self.recipe.learning_rate_at(number + (step + 0.5) / len(bounds))
+                for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+                    group["lr"] = rate * factor
+                loss, hits = self._step(order[start:stop], draws)
+                losses[step] = loss
+                correct += hits
+                # On the CPU looking costs nothing; elsewhere it would make the host wait in every step.
+                if self.device.type == "cpu" and not math.isfinite(losses[step].item()):
+                    break
+        except RuntimeError as error:
+            raise _explained(error, self.recipe.batch_size, len(order)) from error
+        self._stop_if_diverged(losses, bounds, number)
+        sizes = torch.tensor([stop - start for start, stop in bounds], dtype=torch.float64)
+        record = EpochRecord(
+            epoch=number,
+            loss=float(losses.cpu().double() @ sizes / len(order)),
+            accuracy=int(correct) / len(order),
+            learning_rate=rate,
+            examples=len(order),
+            seconds=time.perf_counter() - started,
+        )
+        self.history.append(record)
+        return record
+
+    def _step(self, chosen: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        recipe = self.recipe
+        images = augment(
+            self.training_set.images.index_select(0, chosen),
+            flip=recipe.flip,
+            crop_padding=recipe.crop_padding,
+            cutout=recipe.cutout,
+            generator=draws,
+        )
+        labels = self.training_set.labels.index_select(0, chosen)
+        images = images.to(torch.float32, memory_format=self.layout).div_(255)
+        with torch.autocast(
+            self.device.type,
+            dtype=torch.bfloat16,
+            enabled=recipe.precision == "bfloat16" and self.device.type == "cuda",
+        ):
+            logits: Tensor = self.model(images)
+        if logits.ndim != 2 or logits.shape[1] < self.training_set.num_classes:
+            raise InputError(
+                f"model: gave logits of shape {tuple(logits.shape)}; "
+                f"expected [{len(chosen)}, {self.training_set.num_classes}], one logit a class"
+            )
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def _kept(self, defense: Defense, epoch: int) -> Tensor:
+        with preserved(self.model):
+            kept = defense.keep(epoch, self.model, self.training_set, self.alive.clone())
+        if kept.dtype != torch.bool or kept.shape != self.included.shape:
+            raise InputError(
+                f"{defense!r}: keep must return a bool tensor of shape [{len(self.included)}], "
+                f"found {kept.dtype} of shape {tuple(kept.shape)}"
+            )
+        kept = kept.to(self.device) & self.included
+        if not bool(kept.any()):
+            raise InputError(f"{defense!r}: keeps no example in epoch {epoch}; make it less strict")
+        return kept
+
+    def _stop_if_diverged(self, losses: Tensor, bounds: list[tuple[int, int]], epoch: int) -> None:
+        bad = (~losses.isfinite()).nonzero()
+        step = int(bad[0]) if len(bad) else None
+        if step is None:
+            # The last update is not followed by a loss that would show it.
+            finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()])
+            step = None if bool(finite.all()) else len(bounds) - 1
+        if step is not None:
+            rate = self.recipe.learning_rate_at(epoch + (step + 0.5) / len(bounds))
+            raise TrainingDivergedError(
+                f"training diverged: the loss is not finite at step {step} of epoch {epoch}, "
+                f"where the learning rate is {rate:g}; lower it ({self.recipe.learning_rate:g} at most) "
+                "or warm up longer"
+            )
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything the next epoch needs."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, parameter in enumerate(_trainable(self.model)):
+            momentum = self.optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{index}"] = momentum
+        tensors["alive"] = self.alive
+        if self.defense is not None:
+            tensors |= {f"defense.{name}": tensor for name, tensor in self.defense.state().items()}
+        return Checkpoint(self.epochs_done, tensors, [record.to_dict() for record in self.history])
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take back what `checkpoint` holds."""
+
+        def group(prefix: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(prefix): tensor
+                for name, tensor in checkpoint.tensors.items()
+                if name.startswith(prefix)
+            }
+
+        try:
+            self.model.load_state_dict(group("model."))
+        except RuntimeError:
+            raise MismatchError(
+                "checkpoint: its weights do not fit this model; remove it to start anew"
+            ) from None
+        momenta = group("momentum.")
+        for index, parameter in enumerate(_trainable(self.model)):
+            if str(index) in momenta:
+                buffer = torch.empty_like(parameter, requires_grad=False)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[str(index)])
+        self.alive = checkpoint.tensors["alive"].to(self.device)
+        if self.defense is not None:
+            self.defense.restore(group("defense."))
+        self.history = [EpochRecord(**record) for record in checkpoint.history]
+
+
+def _included(training_set: TrainingSet, include: Tensor | None) -> Tensor:
+    if include is None:
+        mask = torch.ones(len(training_set), dtype=torch.bool)
+    elif include.dtype != torch.bool or include.shape != (len(training_set),):
+        raise InputError(
+            f"include: expected a bool tensor of shape [{len(training_set)}], "
+            f"found {include.dtype} of shape {tuple(include.shape)}"
+        )
+    else:
+        mask = include.cpu()
+    if not bool(mask.any()):
+        what = "is empty" if not len(training_set) else "has no included example"
+        raise InputError(f"{training_set.name}: {what}; there is nothing to train on")
+    return mask
+
+
+def _starting_point(
+    training_set: TrainingSet, recipe: Recipe, seed: int, included: Tensor, model: nn.Module | None
+) -> nn.Module:
+    """The network before the first step: a copy of the caller's, or the recipe's freshly built."""
+    if model is not None:
+        network = copy.deepcopy(model)
+        network.zero_grad(set_to_none=True)
+        if not _trainable(network):
+            raise InputError("model: none of its parameters requires a gradient; there is nothing to train")
+        return network
+    chosen = included.nonzero().squeeze(1)
+    subset = training_set if bool(included.all()) else training_set.subset(chosen.to(training_set.device))
+    channels, height, width = training_set.image_shape
+    network = build(
+        recipe.model,
+        num_classes=training_set.num_classes,
+        in_channels=channels,
+        image_size=(height, width),
+        width=recipe.width,
+        seed=derive_seed(seed, "initialization"),
+        normalization=subset.channel_statistics,
+    )
+    whiten(network, subset.batch(0, _IMAGES_FOR_WHITENING)[0].cpu())
+    return network
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.SGD, list[float]]:
+    """SGD with weights in one group, norms and biases in another; and each group's factor on the rate."""
+    weights = [parameter for parameter in _trainable(model) if parameter.ndim > 1]
+    others = [parameter for parameter in _trainable(model) if parameter.ndim <= 1]
+    factor = recipe.bias_learning_rate_factor
+    decay = recipe.weight_decay if recipe.decay_norm_and_bias else 0.0
+    groups = [
+        ({"params": weights, "weight_decay": recipe.weight_decay}, 1.0),
+        ({"params": others, "weight_decay": decay / factor if factor else 0.0}, factor),
+    ]
+    groups = [group for group in groups if group[0]["params"]]
+    optimizer = torch.optim.SGD(
+        [group for group, _ in groups],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        fused=True,
+    )
+    return optimizer, [factor for _, factor in groups]
+
+
+@contextlib.contextmanager
+def _global_state_untouched(device: torch.device) -> Iterator[None]:
+    """Dropout and its like draw from the global generators: give these back; choose deterministic kernels."""
+    indices = [device.index or 0] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=indices),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        yield
+
+
+def _seed_global_state(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+def _explained(error: RuntimeError, batch_size: int, examples: int) -> Exception:
+    """What to raise instead of torch's own error."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        smaller = max(1, min(batch_size, examples) // 2)
+        return UnpoisonError(
+            f"out of memory in a training step of batch_size {batch_size}; "
+            f"batch_size {smaller} would probably fit"
+        )
+    return error
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return array.tobytes()
+
+
+def _digest(model: nn.Module) -> str:
+    parts: list[str | bytes] = []
+    for name, tensor in model.state_dict().items():
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}", _bytes(tensor)]
+    return digest(*parts)
