@@ -27,8 +27,12 @@ DRAWS = ("flip", "color jitter", "affine", "elastic", "blur", "invert", "swap re
 def blobs(count: int, shape: tuple[int, int, int], generator: np.random.Generator) -> np.ndarray:
     channels, height, width = shape
     y, x = np.mgrid[0:height, 0:width]
-    centre = generator.uniform(0.35, 0.65, (count, channels, 2, 1, 1)) * np.array([height, width])[:, None, None]
-    spread = generator.uniform(0.1, 0.3, (count, channels, 2, 1, 1)) * np.array([height, width])[:, None, None]
+    centre = (
+        generator.uniform(0.35, 0.65, (count, channels, 2, 1, 1)) * np.array([height, width])[:, None, None]
+    )
+    spread = (
+        generator.uniform(0.1, 0.3, (count, channels, 2, 1, 1)) * np.array([height, width])[:, None, None]
+    )
     distance = ((y - centre[:, :, 0]) / spread[:, :, 0]) ** 4 + ((x - centre[:, :, 1]) / spread[:, :, 1]) ** 4
     images = 220 * np.exp(-distance) + generator.normal(0, 6, (count, channels, height, width))
     return images.clip(0, 255).astype(np.uint8)
@@ -62,11 +66,13 @@ def case(
     if found:
         collapses[poison] = draws - generator.binomial(draws, 0.02, poisons)
     if heavy_tails:
-        before = np.sign(before) * np.expm1(np.abs(before) * 11)
-        after = np.sign(after) * np.expm1(np.abs(after) * 11)
+        before = np.sign(before) * np.expm1(np.abs(before) * 5)
+        after = np.sign(after) * np.expm1(np.abs(after) * 5)
         scores = before - after
     order = np.argsort(-scores, kind="stable")
-    threshold = float(np.quantile(scores, 1 - 0.9 * poisons / n)) if not found else float(scores[order[poisons + 1]])
+    threshold = (
+        float(np.quantile(scores, 1 - 0.9 * poisons / n)) if not found else float(scores[order[poisons + 2]])
+    )
     flagged = order[: poisons + 2] if found else order[:0]
     shown = order[:64]
     pictures = blobs(64, shape, generator) if images is None else images[:64]
@@ -89,17 +95,24 @@ def case(
         scores=scores,
         flagged=flagged,
         threshold=threshold,
-        threshold_how="the highest score that any of 200 clean, correctly classified points gave to any example "
-        "in 99 % of cases",
+        threshold_how="the highest score that any of 200 clean, correctly classified points gave to any "
+        "example in 99 % of cases",
         false_alarm_level=0.01,
         p_value=0.005 if found else 0.62,
-        evidence={"influence_before": before, "influence_after": after, "collapses": collapses.astype(np.float64)},
+        evidence={
+            "influence_before": before,
+            "influence_after": after,
+            "collapses": collapses.astype(np.float64),
+        },
         observation=observation,
         predicted=predicted,
         true_label=true_label,
         draws=tuple(Draw(DRAWS[i % len(DRAWS)], others[i % len(others)]) for i in range(draws)),
         draw_images=np.stack(
-            [np.roll(observation[0, :, :, ::-1] if i % 2 else observation[0], i % 5, axis=-1) for i in range(draws)]
+            [
+                np.roll(observation[0, :, :, ::-1] if i % 2 else observation[0], i % 5, axis=-1)
+                for i in range(draws)
+            ]
         ),
         blamed_indices=shown,
         blamed_images=pictures,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from unpoison._artefacts import read_json
 from unpoison._statistics import Proportion
 from unpoison.errors import InputError, MismatchError
+from unpoison.report._svg import plain
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -165,11 +166,15 @@ class Case:
             raise InputError(
                 f"report: {len(self.blamed_images)} images for {len(self.blamed_indices)} blamed examples"
             )
-        for name, indices in {"flagged": self.flagged, "blamed": self.blamed_indices, "poison": self.poison}.items():
+        for name, indices in {
+            "flagged": self.flagged,
+            "blamed": self.blamed_indices,
+            "poison": self.poison,
+        }.items():
             if indices is not None and len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n:
                 raise MismatchError(
-                    f"report: {name} examples up to {int(indices.max())}, but the findings are of {n} examples; "
-                    "give run directories that belong together"
+                    f"report: {name} examples up to {int(indices.max())}, but the findings are of {n} "
+                    "examples; give run directories that belong together"
                 )
 
     def __len__(self) -> int:
@@ -198,16 +203,17 @@ class Case:
     def _caught(self) -> int:
         return 0 if self.poison is None else len(np.intersect1d(self.flagged, self.poison))
 
-    def class_name(self, label: int) -> str:
-        """The name of a class, or its number where it has none."""
-        return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
+    def class_name(self, label: int, *, limit: int | None = None) -> str:
+        """The name of a class as one line of plain text, or its number where it has no visible name."""
+        name = plain(self.class_names[label], limit=limit) if 0 <= label < len(self.class_names) else ""
+        return name or f"class {label}"
 
     @classmethod
     def from_runs(cls, paths: Sequence[str | os.PathLike[str]]) -> Case:
         """Gather a case from the run directories of one story.
 
-        One of them must hold `findings/` (verbs `trace` and `demo`). Where one of them holds `poison/`, the truth
-        is shown; where they hold measurements before and after healing, those are.
+        One of them must hold `findings/` (verbs `trace` and `demo`). Where one of them holds `poison/`, the
+        truth is shown; where they hold measurements before and after healing, those are.
 
         Raises:
             InputError: a path is no run directory, none holds findings, or more than one does.
@@ -229,7 +235,8 @@ class Case:
             )
         if len(found) > 1:
             raise InputError(
-                f"report: findings in {found[0]} and in {found[1]}; a report tells one story, give one of them"
+                f"report: findings in {found[0]} and in {found[1]}; "
+                "a report tells one story, give one of them"
             )
         findings = Findings.load(found[0] / "findings")
         indices, images = _blamed(found[0], findings.ranking().numpy())

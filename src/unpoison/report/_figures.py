@@ -1,10 +1,10 @@
 """The figures of the report, each a self-contained SVG drawn from a `Case`.
 
-What stands out (poison where the truth is known, else what was flagged) is always dark, hatched or a triangle;
-the rest is pale and round. So every figure survives a grey printer and colour-blind eyes.
+What stands out (poison where the truth is known, else what was flagged) is always dark, hatched or a
+triangle; the rest is pale and round. So every figure survives a grey printer and colour-blind eyes.
 
-Cost: a pass or two over the scores of all examples; at most `SHOWN_POINTS` pale points are drawn, whatever the
-size of the training set.
+Cost: a pass or two over the scores of all examples; at most `SHOWN_POINTS` points a group are drawn, whatever
+the size of the training set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from unpoison._statistics import Proportion
 from unpoison.report._case import Case
-from unpoison.report._svg import Canvas, Floats, Scale, coordinate, fitted, number, plain
+from unpoison.report._svg import Canvas, Floats, Scale, coordinate, fitted, number
 
 SHOWN_POINTS = 2_000
 
@@ -56,22 +56,35 @@ def _bars(canvas: Canvas, counts: Floats, edges: Floats, base: float, height: Sc
     for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
         if count > 0:
             tip = height.at(float(count))
-            path.append(
-                f"M{coordinate(left)} {coordinate(base)}V{coordinate(tip)}H{coordinate(right)}V{coordinate(base)}z"
-            )
+            start = f"M{coordinate(left)} {coordinate(base)}"
+            path.append(f"{start}V{coordinate(tip)}H{coordinate(right)}V{coordinate(base)}z")
     if path:
         canvas.add("path", class_=kind, d="".join(path))
 
 
 def _mirror(
-    canvas: Canvas, groups: Groups, pale: Floats, dark: Floats, edges: Floats, *, left: float, right: float, half: int
-) -> float:
-    """A histogram of the pale examples upwards and of the dark ones downwards; returns the middle line."""
+    canvas: Canvas,
+    groups: Groups,
+    pale: Floats,
+    dark: Floats,
+    edges: Floats,
+    *,
+    left: float,
+    right: float,
+    half: int,
+) -> None:
+    """A histogram of the pale examples upwards and of the dark ones downwards.
+
+    Where there are no dark ones, the pale ones get the whole height.
+    """
     top, gap = 30.0, 1.0
-    middle = top + half
+    middle = top + (half if dark.any() else 2 * half)
     most = float(max(pale.max(initial=1.0), dark.max(initial=1.0), 10.0)) * 1.3
-    up, down = Scale(0.5, most, middle - gap, top, "log"), Scale(0.5, most, middle + gap, middle + half, "log")
-    for scale in (up, down):
+    up, down = (
+        Scale(0.5, most, middle - gap, top, "log"),
+        Scale(0.5, most, middle + gap, middle + half, "log"),
+    )
+    for scale in (up, down) if dark.any() else (up,):
         for tick in scale.ticks(3):
             y = scale.at(tick)
             canvas.add("path", class_="grid", d=f"M{coordinate(left)} {coordinate(y)}H{coordinate(right)}")
@@ -80,7 +93,6 @@ def _mirror(
     _bars(canvas, dark, edges, middle + gap, down, "dark-bar")
     canvas.add("path", class_="axis", d=f"M{coordinate(left)} {coordinate(middle)}H{coordinate(right)}")
     canvas.text(0, 12, "examples per bin (logarithmic)", "label")
-    return middle
 
 
 def score_histogram(case: Case) -> Figure:
@@ -100,7 +112,7 @@ def score_histogram(case: Case) -> Figure:
     cut = f"; the threshold is {number(threshold)}" if has_threshold else ""
     canvas = Canvas(
         640,
-        330,
+        308,
         "Distribution of the scores",
         f"Histogram of the scores of {what} examples, from {number(float(np.min(shown, initial=0)))} to "
         f"{number(float(np.max(shown, initial=0)))}{cut}; {len(case.flagged):,} examples are flagged.",
@@ -109,22 +121,25 @@ def score_histogram(case: Case) -> Figure:
     bottom = 30 + 2 * half
     if has_threshold:
         x = scale.at(threshold)
-        canvas.add(
-            "rect", class_="beyond", x=x, y=24.0, width=max(0.0, right - x), height=float(bottom - 24)
-        )
-    middle = _mirror(canvas, groups, pale, dark, scale(edges), left=left, right=right, half=half)
+        canvas.add("rect", class_="beyond", x=x, y=24.0, width=max(0.0, right - x), height=float(bottom - 24))
+    _mirror(canvas, groups, pale, dark, scale(edges), left=left, right=right, half=half)
     if has_threshold:
         x = scale.at(threshold)
         canvas.add("path", class_="threshold", d=f"M{coordinate(x)} 20V{bottom}")
         late = x > 0.6 * right
         anchor, shift = ("end", -6) if late else ("start", 6)
         canvas.text(x + shift, 32, f"threshold {number(threshold)}", "note halo", anchor)
-    canvas.text(right, middle - half + 22, f"{groups.pale_name}: {pale_count:,}", "note halo", "end")
-    canvas.text(right, middle + half - 8, f"{groups.dark_name}: {dark_count:,}", "note halo", "end")
-    unit = "score (higher = more to blame)" + ("; axis compressed away from 0" if scale.kind == "asinh" else "")
+    canvas.text(right, 52, f"{groups.pale_name}: {pale_count:,}", "note halo", "end")
+    if dark_count:
+        canvas.text(right, bottom - 8, f"{groups.dark_name}: {dark_count:,}", "note halo", "end")
+    unit = "score (higher = more to blame)" + (
+        "; axis compressed away from 0" if scale.kind == "asinh" else ""
+    )
     canvas.x_axis(scale, bottom, unit)
     beyond = int((case.scores > threshold).sum())
-    caption = f"Scores of all {len(case):,} training examples: {groups.pale_name} upwards, {groups.dark_name} downwards"
+    caption = f"Scores of all {len(case):,} training examples"
+    if dark_count:
+        caption += f": {groups.pale_name} upwards, {groups.dark_name} downwards"
     if has_threshold:
         caption += f". {beyond:,} lie beyond the threshold (tinted); {len(case.flagged):,} are flagged"
         if beyond and not len(case.flagged):
@@ -157,7 +172,10 @@ def influence_slope(case: Case) -> Figure:
     told, ends = [], []
     canvas = Canvas(360, 340, "Influence before and after the flips", "", "slope")
     canvas.y_axis(scale, 56, "influence on the prediction", right=288)
-    for mask, name, kind in ((~groups.dark, groups.pale_name, "pale"), (groups.dark, groups.dark_name, "dark")):
+    for mask, name, kind in (
+        (~groups.dark, groups.pale_name, "pale"),
+        (groups.dark, groups.dark_name, "dark"),
+    ):
         usable = mask & np.isfinite(before) & np.isfinite(after)
         if not usable.any():
             continue
@@ -165,7 +183,9 @@ def influence_slope(case: Case) -> Figure:
         low1, mid1, high1 = np.quantile(after[usable], [0.05, 0.5, 0.95])
         corners = zip((x[0], x[1], x[1], x[0]), scale([high0, high1, low1, low0]), strict=True)
         canvas.add(
-            "path", class_=f"{kind}-band", d="M" + "L".join(f"{coordinate(a)} {coordinate(b)}" for a, b in corners) + "z"
+            "path",
+            class_=f"{kind}-band",
+            d="M" + "L".join(f"{coordinate(a)} {coordinate(b)}" for a, b in corners) + "z",
         )
         y0, y1 = scale.at(mid0), scale.at(mid1)
         canvas.add("path", class_=f"{kind}-line", d=f"M{x[0]:g} {coordinate(y0)}L{x[1]:g} {coordinate(y1)}")
@@ -199,17 +219,15 @@ def influence_scatter(case: Case) -> Figure:
         360,
         340,
         "Influence before against after the flips",
-        f"Scatter plot, one mark an example; below the diagonal an example has lost influence on the prediction"
-        f"{f' {plain(predicted)}' if predicted is not None else ''}.",
+        "Scatter plot, one mark an example; below the diagonal an example has lost influence on the answer"
+        + (f" “{predicted}”." if predicted is not None else "."),
         "scatter",
     )
     canvas.y_axis(y, left, "mean influence after", right=right)
     low, high = max(x.low, y.low), min(x.high, y.high)
-    canvas.add(
-        "path",
-        class_="diagonal",
-        d=f"M{coordinate(x.at(low))} {coordinate(y.at(low))}L{coordinate(x.at(high))} {coordinate(y.at(high))}",
-    )
+    (x0, x1), (y0, y1) = x([low, high]), y([low, high])
+    path = f"M{coordinate(x0)} {coordinate(y0)}L{coordinate(x1)} {coordinate(y1)}"
+    canvas.add("path", class_="diagonal", d=path)
     indices = np.flatnonzero(finite & ~groups.dark)
     total = len(indices)
     if total > SHOWN_POINTS:
@@ -221,17 +239,26 @@ def influence_scatter(case: Case) -> Figure:
         marked = np.sort(np.random.default_rng(1).choice(marked, SHOWN_POINTS, replace=False))
     canvas.triangles(x(before[marked]), y(after[marked]), "dark-triangle small", 3.0)
     canvas.text(right - 4, 44, "unchanged", "note faint halo", "end")
-    label = "influence before" if predicted is None else f"influence on “{plain(predicted, limit=22)}” before"
+    label = (
+        "influence before"
+        if predicted is None
+        else f"influence on “{case.class_name(case.predicted or 0, limit=22)}” before"
+    )
     canvas.x_axis(x, bottom, label, wanted=4)
-    pale = f"{len(indices):,} of {total:,} {groups.pale_name} at random" if len(indices) < total else f"{total:,} {groups.pale_name}"
-    dark = (
-        f"{len(marked):,} of {marked_total:,} {groups.dark_name} at random"
-        if len(marked) < marked_total
-        else f"all {marked_total:,} {groups.dark_name}"
+    pale, dark = (
+        _sampled(len(indices), total, groups.pale_name),
+        _sampled(len(marked), marked_total, groups.dark_name),
     )
-    return Figure(
-        canvas.render(), f"Below the diagonal: influence lost. Circles: {pale}; triangles: {dark}{_suffix(x)}."
-    )
+    caption = f"Below the diagonal: influence lost. Circles: {pale}"
+    if marked_total:
+        caption += f"; triangles: {dark}"
+    return Figure(canvas.render(), caption + f"{_suffix(x)}.")
+
+
+def _sampled(shown: int, total: int, name: str) -> str:
+    if shown < total:
+        return f"{shown:,} of {total:,} {name} examples, drawn at random"
+    return f"all {total:,} {name} examples"
 
 
 def collapses(case: Case) -> Figure | None:
@@ -253,14 +280,16 @@ def collapses(case: Case) -> Figure | None:
         if (mask & finite).any():
             told.append(f"median of the {name} examples {np.median(values[mask & finite]):g} of {draws}")
     canvas = Canvas(360, 340, "Number of collapses", "Histogram: " + "; ".join(told) + ".", "collapses")
-    middle = _mirror(canvas, groups, pale, dark, scale(edges), left=left, right=right, half=half)
-    canvas.text(left + 6, middle - half + 14, groups.pale_name, "note halo")
-    canvas.text(left + 6, middle + half - 6, groups.dark_name, "note halo")
+    _mirror(canvas, groups, pale, dark, scale(edges), left=left, right=right, half=half)
+    canvas.text(left + 6, 44, groups.pale_name, "note halo")
+    if dark.any():
+        canvas.text(left + 6, 24 + 2 * half, groups.dark_name, "note halo")
     canvas.x_axis(scale, 30 + 2 * half, "draws in which influence collapsed", wanted=5)
     return Figure(
         canvas.render(),
-        f"{groups.pale_name.capitalize()} upwards, {groups.dark_name} downwards, of {draws} draws"
-        + (f"; {'; '.join(told)}." if told else "."),
+        (f"{groups.pale_name.capitalize()} upwards, {groups.dark_name} downwards: " if dark.any() else "")
+        + "; ".join(told)
+        + ".",
     )
 
 
@@ -275,7 +304,9 @@ def outcome_bars(case: Case) -> Figure | None:
     if not rows:
         return None
     height = sum(30 + pitch * len(bars) for _, bars in rows) + 62
-    told = "; ".join(f"{q.lower()} {name.lower()} {rate_text(rate)}" for q, bars in rows for name, rate in bars)
+    told = "; ".join(
+        f"{q.lower()} {name.lower()} {rate_text(rate)}" for q, bars in rows for name, rate in bars
+    )
     canvas = Canvas(640, height, "Before and after healing", f"Bar chart: {told}.", "outcomes")
     scale = Scale(0.0, 100.0, left, right)
     for tick in scale.ticks():
@@ -287,7 +318,7 @@ def outcome_bars(case: Case) -> Figure | None:
         for name, rate in bars:
             value = rate.rate if isinstance(rate, Proportion) else rate
             if value == value:
-                kind = "dark-bar" if name.startswith("After") else "pale-bar"
+                kind = {"Before": "dark-bar", "After": "healed-bar"}.get(name.split()[0], "pale-bar")
                 width = scale.at(100 * value) - left
                 canvas.add("rect", class_=kind, x=left, y=y + 4, width=width, height=16)
             end = value if value == value else 0.0
@@ -298,7 +329,8 @@ def outcome_bars(case: Case) -> Figure | None:
                     "path",
                     class_="whisker",
                     d=f"M{coordinate(low)} {coordinate(centre)}H{coordinate(high)}"
-                    f"M{coordinate(low)} {coordinate(centre - 4)}v8M{coordinate(high)} {coordinate(centre - 4)}v8",
+                    f"M{coordinate(low)} {coordinate(centre - 4)}v8"
+                    f"M{coordinate(high)} {coordinate(centre - 4)}v8",
                 )
                 end = max(end, rate.interval()[1])
             canvas.text(left - 10, y + 16, name, "tick", "end")

@@ -1,8 +1,8 @@
 """The report: one HTML page that stands alone and shows the evidence to people.
 
-The page asks nobody for anything: pictures are `data:` addresses, figures are inline SVG, there is no script, and
-a Content-Security-Policy forbids everything but those pictures and the one style sheet, which it names by hash.
-So text from data that got past the escaping could still not run or fetch anything.
+The page asks nobody for anything: pictures are `data:` addresses, figures are inline SVG, there is no script,
+and a Content-Security-Policy forbids everything but those pictures and the one style sheet, which it names by
+hash. So text from data that got past the escaping could still not run or fetch anything.
 
 The same runs give the same bytes. A page on 50,000 examples takes about a second and is well below 3 MB: the
 figures hold counts and a bounded number of points, never a mark per example.
@@ -27,7 +27,7 @@ from markupsafe import Markup
 from unpoison._artefacts import atomic_file
 from unpoison._statistics import Proportion
 from unpoison.report import _figures as figures
-from unpoison.report._case import Case, Rate
+from unpoison.report._case import Case, Rate, Run
 from unpoison.report._pictures import OBSERVATION_SIDE, data_uri
 from unpoison.report._svg import hatch, number, plain
 
@@ -39,8 +39,8 @@ def write_report(path: str | os.PathLike[str], runs: Sequence[str | os.PathLike[
 
     Arguments:
         path: of the HTML file; an existing one is replaced.
-        runs: run directories of one story: a `demo`, or a `trace` with the `craft`, `train` and `heal` runs that
-            belong to it. The order does not matter.
+        runs: run directories of one story: a `demo`, or a `trace` with the `craft`, `train` and `heal` runs
+            that belong to it. The order does not matter.
 
     Raises:
         InputError: there is not exactly one run with findings, or something in a directory is damaged.
@@ -56,43 +56,61 @@ def render(case: Case) -> str:
     style = _resource("page.css")
     style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     groups = figures.Groups.of(case)
-    return _environment().get_template("page").render(
-        case=case,
-        # Jinja keeps the text as it is in between; the hash is of exactly these bytes.
-        style=Markup(style),
-        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; "
-        "base-uri 'none'; form-action 'none'",
-        verdict=verdict(case),
-        key_figures=_key_figures(case),
-        hatch=hatch(),
-        dark_name=groups.dark_name,
-        observation=_observation(case),
-        draws=_draws(case),
-        blamed=_blamed(case),
-        shown_blamed=SHOWN_BLAMED,
-        histogram=figures.score_histogram(case) if len(case) else None,
-        collapse=_collapse(case),
-        outcome_bars=figures.outcome_bars(case),
-        timings=_timings(case),
-        versions=_versions(case),
-        configurations=_configurations(case),
+    return (
+        _environment()
+        .get_template("page")
+        .render(
+            case=case,
+            # Jinja keeps the text as it is in between; the hash is of exactly these bytes.
+            style=Markup(style),
+            policy=f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; "
+            "base-uri 'none'; form-action 'none'",
+            verdict=verdict(case),
+            key_figures=_key_figures(case),
+            hatch=hatch(),
+            dark_name=groups.dark_name,
+            observation=_observation(case),
+            draws=_draws(case),
+            blamed=_blamed(case),
+            shown_blamed=SHOWN_BLAMED,
+            threshold_how=sentence(case.threshold_how),
+            summary=sentence(case.summary),
+            histogram=figures.score_histogram(case) if len(case) else None,
+            collapse=_collapse(case),
+            outcome_bars=figures.outcome_bars(case),
+            timings=_timings(case),
+            versions=_versions(case),
+            configurations=_configurations(case),
+        )
     )
 
 
 def verdict(case: Case) -> str:
     """The finding as one plain sentence; the header of the page."""
-    said = f"“{plain(case.class_name(case.predicted), limit=60)}”" if case.predicted is not None else None
-    truth = f"“{plain(case.class_name(case.true_label), limit=60)}”" if case.true_label is not None else None
+    said = f"“{case.class_name(case.predicted, limit=60)}”" if case.predicted is not None else None
+    truth = f"“{case.class_name(case.true_label, limit=60)}”" if case.true_label is not None else None
     if not case.poison_found:
         if said is None:
             return f"No poison found among {len(case):,} training examples"
-        return f"No poison found: no training examples stand out that would explain the answer {said}" + (
-            f" for this {truth}" if truth else ""
-        )
+        return f"No poison found behind the answer {said}" + (f" for this {truth}" if truth else "")
     count = f"{len(case.flagged):,} of {len(case):,} training examples"
     if said is None:
         return f"Poison found: {count} are flagged"
-    return f"Poison found: {count} make the model say {said}" + (f" for this {truth}" if truth else " for this input")
+    return f"Poison found: {count} make the model say {said}" + (
+        f" for this {truth}" if truth else " for this input"
+    )
+
+
+def sentence(text: str) -> str:
+    """One line that begins with a capital and ends with a full stop.
+
+    >>> sentence("chosen on clean points"), sentence("Why not?"), sentence("")
+    ('Chosen on clean points.', 'Why not?', '')
+    """
+    line = plain(text)
+    if not line:
+        return ""
+    return line[0].upper() + line[1:] + ("" if line[-1] in ".!?…" else ".")
 
 
 @final
@@ -110,13 +128,13 @@ def _key_figures(case: Case) -> list[KeyFigure]:
         KeyFigure(
             "Flagged",
             f"{len(case.flagged):,}",
-            f"{figures.percent(len(case.flagged) / len(case)) if len(case) else 'none'} of {len(case):,} examples",
+            f"{figures.percent(len(case.flagged) / max(1, len(case)))} of {len(case):,} examples",
         )
     ]
     precision, recall = case.precision, case.recall
     if precision is not None and recall is not None:
-        found.append(_share("Precision", precision, "flagged are poison"))
-        found.append(_share("Recall", recall, "poisons are flagged"))
+        found.append(_share("Precision", precision, "flagged"))
+        found.append(_share("Recall", recall, "poisons"))
     before = next((o for o in case.outcomes if o.name.startswith("Before")), None)
     after = next((o for o in case.outcomes if o.name.startswith("After")), None)
     for label, first, last in (
@@ -134,13 +152,21 @@ def _key_figures(case: Case) -> list[KeyFigure]:
                 KeyFigure(f"{label}, before → after", f"{_short(first)} → {_short(last)}", _both(first, last))
             )
     if case.seconds:
-        found.append(KeyFigure("Time to trace", duration(_total(case.seconds)), "from one wrong answer to a list"))
+        found.append(
+            KeyFigure(
+                "Time to find them" if case.poison_found else "Time to search",
+                duration(_total(case.seconds)),
+                "healing not included",
+            )
+        )
     return found
 
 
 def _share(label: str, rate: Proportion, what: str) -> KeyFigure:
     if not rate.trials:
-        return KeyFigure(label, "–", "nothing was flagged" if label == "Precision" else "nothing was poisoned")
+        return KeyFigure(
+            label, "–", "nothing was flagged" if label == "Precision" else "nothing was poisoned"
+        )
     return KeyFigure(label, figures.percent(rate.rate), f"{rate.successes:,} of {rate.trials:,} {what}")
 
 
@@ -163,8 +189,12 @@ def _interval(rate: Rate | None) -> str:
 
 def _both(first: Rate, last: Rate) -> str:
     if isinstance(first, Proportion) and isinstance(last, Proportion):
-        n = f"n = {last.trials:,}" if first.trials == last.trials else f"n = {first.trials:,} → {last.trials:,}"
-        return f"95 %: {_interval(first)} → {_interval(last)}; {n}"
+        n = (
+            f"n = {last.trials:,}"
+            if first.trials == last.trials
+            else f"n = {first.trials:,} → {last.trials:,}"
+        )
+        return f"{_interval(first)} → {_interval(last)}\n{n}"
     return "n not recorded"
 
 
@@ -194,8 +224,8 @@ def _observation(case: Case) -> dict[str, Any] | None:
     return {
         "images": [data_uri(image, longest_side=OBSERVATION_SIDE) for image in shown],
         "hidden": len(case.observation) - len(shown),
-        "predicted": None if case.predicted is None else plain(case.class_name(case.predicted)),
-        "true": None if case.true_label is None else plain(case.class_name(case.true_label)),
+        "predicted": None if case.predicted is None else case.class_name(case.predicted),
+        "true": None if case.true_label is None else case.class_name(case.true_label),
         "size": "{2} × {1} pixels, {0} channel{3}".format(
             *case.observation.shape[1:], "" if case.observation.shape[1] == 1 else "s"
         ),
@@ -207,7 +237,7 @@ def _draws(case: Case) -> list[dict[str, Any]]:
     return [
         {
             "name": plain(draw.name),
-            "label": plain(case.class_name(draw.label)),
+            "label": case.class_name(draw.label),
             "image": data_uri(images[place], longest_side=64) if place < len(images) else None,
         }
         for place, draw in enumerate(case.draws[:200])
@@ -226,8 +256,8 @@ def _blamed(case: Case) -> list[dict[str, Any]]:
         items.append(
             {
                 "index": index,
-                "label": plain(case.class_name(label)),
-                "was": None if clean_label in (None, label) else plain(case.class_name(clean_label)),
+                "label": case.class_name(label),
+                "was": None if clean_label in (None, label) else case.class_name(clean_label),
                 "score": number(float(case.scores[index])),
                 "flagged": bool(flagged[index]),
                 "truth": None if truth is None else bool(truth[index]),
@@ -244,17 +274,26 @@ def _collapse(case: Case) -> list[figures.Figure]:
     return [figure for figure in drawn if figure is not None]
 
 
+def _run_name(run: Run) -> str:
+    verb, name = plain(run.verb), plain(run.name, limit=60)
+    return verb if verb == name else f"{verb} ({name})"
+
+
 def _timings(case: Case) -> list[dict[str, Any]]:
     tables: list[tuple[str, Mapping[str, float]]] = [
-        (f"{plain(run.verb)} ({plain(run.name)})", run.seconds) for run in case.runs if run.seconds
+        (f"Time of {_run_name(run)}", run.seconds) for run in case.runs if run.seconds
     ]
     if case.seconds:
-        tables.append((f"inside tracing: {plain(case.method)}", case.seconds))
+        tables.append((f"Time inside tracing ({plain(case.method)})", case.seconds))
     return [
         {
             "name": name,
             "rows": [
-                {"stage": plain(stage).replace("_", " "), "seconds": duration(value), "share": _bar(value, seconds)}
+                {
+                    "stage": plain(stage).replace("_", " "),
+                    "seconds": duration(value),
+                    "share": _bar(value, seconds),
+                }
                 for stage, value in seconds.items()
             ],
         }
@@ -282,13 +321,13 @@ def _versions(case: Case) -> list[tuple[str, list[tuple[str, str]]]]:
         if run.started:
             rows.append(("started", plain(run.started)))
         if rows:
-            found.append((f"{plain(run.verb)} ({plain(run.name)})", rows))
+            found.append((f"Versions of {_run_name(run)}", rows))
     return found
 
 
 def _configurations(case: Case) -> list[tuple[str, str]]:
     named = [(f"Detector: {plain(case.method)}", case.configuration)]
-    named += [(f"Run: {plain(run.verb)} ({plain(run.name)})", run.configuration) for run in case.runs]
+    named += [(f"Run: {_run_name(run)}", run.configuration) for run in case.runs]
     return [
         (name, json.dumps(value, indent=2, ensure_ascii=True, default=str)) for name, value in named if value
     ]

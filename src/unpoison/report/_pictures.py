@@ -16,7 +16,7 @@ def data_uri(image: npt.NDArray[np.uint8], *, longest_side: int = THUMBNAIL_SIDE
     """The UInt8[c h w] image as a lossless PNG in a `data:` address.
 
     One channel is grey, three are colours; of other counts the first channel is shown. Images larger than
-    `longest_side` are shrunk to it (area average); small ones keep their pixels and are enlarged by the browser.
+    `longest_side` are shrunk to it (area average); small ones keep their pixels; the browser enlarges them.
     """
     from PIL import Image
 

@@ -214,7 +214,9 @@ class Canvas:
         """Draw one element on top of what is there."""
         self.parts.append(element(name, content, **attributes))
 
-    def text(self, x: float, y: float, content: str, kind: str, anchor: str = "start", **more: object) -> None:
+    def text(
+        self, x: float, y: float, content: str, kind: str, anchor: str = "start", **more: object
+    ) -> None:
         """Write text whose baseline begins (or ends, or has its middle) at the point."""
         self.add("text", content, x=float(x), y=float(y), class_=kind, text_anchor=anchor, **more)
 
@@ -236,14 +238,18 @@ class Canvas:
 
     def x_axis(self, scale: Scale, y: float, label: str, *, wanted: int = 5, percent: bool = False) -> None:
         """A horizontal axis at height `y`, with ticks below it and its label below them."""
-        self.add("path", class_="axis", d=f"M{coordinate(scale.start)} {coordinate(y)}H{coordinate(scale.stop)}")
+        self.add(
+            "path", class_="axis", d=f"M{coordinate(scale.start)} {coordinate(y)}H{coordinate(scale.stop)}"
+        )
         for tick in scale.ticks(wanted):
             x = scale.at(tick)
             self.add("path", class_="axis", d=f"M{coordinate(x)} {coordinate(y)}v4")
-            self.text(x, y + 16, f"{tick:g} %" if percent else number(tick), "tick", "middle")
-        self.text((scale.start + scale.stop) / 2, y + 35, label, "label", "middle")
+            self.text(x, y + 17, f"{tick:g} %" if percent else number(tick), "tick", "middle")
+        self.text((scale.start + scale.stop) / 2, y + 36, label, "label", "middle")
 
-    def y_axis(self, scale: Scale, x: float, label: str, *, wanted: int = 5, right: float | None = None) -> None:
+    def y_axis(
+        self, scale: Scale, x: float, label: str, *, wanted: int = 5, right: float | None = None
+    ) -> None:
         """A vertical axis at `x`: ticks left of it, light lines to `right`, its label on top, read flat."""
         for tick in scale.ticks(wanted):
             y = scale.at(tick)
@@ -271,8 +277,10 @@ class Canvas:
 
 
 def hatch() -> Markup:
-    """The pattern `#hatch` of dark diagonal lines, which the style sheet fills dark bars with; once a page."""
-    lines = element("rect", width=5, height=5, class_="hatch-ground") + element("path", d="M0 0V5", class_="hatch-line")
+    """The pattern `#hatch` of dark diagonal lines, which the style sheet fills dark bars with."""
+    lines = element("rect", width=5, height=5, class_="hatch-ground") + element(
+        "path", d="M0 0V5", class_="hatch-line"
+    )
     pattern = element(
         "pattern",
         lines,
