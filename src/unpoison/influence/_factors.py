@@ -341,7 +341,7 @@ def _eigenbases(layer: Layer, pair: tuple[Tensor, Tensor], shard: Shard, place: 
             raise InputError(
                 f"module {layer.name}: activations or gradients are not finite; does its loss overflow?"
             )
-        result.append(torch.linalg.eigh(matrix)[1].to(total.dtype))
+        result.append(torch.linalg.eigh(matrix)[1].to(total.dtype).contiguous())
     return result[0], result[1]
 
 
@@ -410,5 +410,5 @@ def examples_fingerprint(examples: Examples) -> str:
 
 
 def _content(tensor: Tensor) -> bytes | memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    flat = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy()
     return np.ascontiguousarray(flat).data if flat.size else b""
