@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from unpoison._artefacts import read_json
 from unpoison._statistics import Proportion
 from unpoison.errors import InputError, MismatchError
 from unpoison.report._svg import plain
+
+if TYPE_CHECKING:
+    from unpoison.detectors import Draw
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -77,15 +80,6 @@ class Outcome:
     name: str
     clean_accuracy: Rate | None = None
     attack_success: Rate | None = None
-
-
-@final
-@dataclass(frozen=True)
-class Draw:
-    """One transformation and relabelling of the observation."""
-
-    name: str
-    label: int
 
 
 @final
@@ -270,7 +264,7 @@ class Case:
             observation=None if observation is None else observation.images.numpy(),
             predicted=None if observation is None else observation.predicted,
             true_label=None if observation is None else observation.true_label,
-            draws=tuple(Draw(draw.name, draw.label) for draw in findings.draws),
+            draws=findings.draws,
             draw_images=None if findings.draw_images is None else findings.draw_images.numpy(),
             blamed_indices=indices,
             blamed_images=images,

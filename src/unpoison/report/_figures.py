@@ -64,7 +64,6 @@ def _bars(canvas: Canvas, counts: Floats, edges: Floats, base: float, height: Sc
 
 def _mirror(
     canvas: Canvas,
-    groups: Groups,
     pale: Floats,
     dark: Floats,
     edges: Floats,
@@ -122,7 +121,7 @@ def score_histogram(case: Case) -> Figure:
     if has_threshold:
         x = scale.at(threshold)
         canvas.add("rect", class_="beyond", x=x, y=24.0, width=max(0.0, right - x), height=float(bottom - 24))
-    _mirror(canvas, groups, pale, dark, scale(edges), left=left, right=right, half=half)
+    _mirror(canvas, pale, dark, scale(edges), left=left, right=right, half=half)
     if has_threshold:
         x = scale.at(threshold)
         canvas.add("path", class_="threshold", d=f"M{coordinate(x)} 20V{bottom}")
@@ -280,7 +279,7 @@ def collapses(case: Case) -> Figure | None:
         if (mask & finite).any():
             told.append(f"median of the {name} examples {np.median(values[mask & finite]):g} of {draws}")
     canvas = Canvas(360, 340, "Number of collapses", "Histogram: " + "; ".join(told) + ".", "collapses")
-    _mirror(canvas, groups, pale, dark, scale(edges), left=left, right=right, half=half)
+    _mirror(canvas, pale, dark, scale(edges), left=left, right=right, half=half)
     canvas.text(left + 6, 44, groups.pale_name, "note halo")
     if dark.any():
         canvas.text(left + 6, 24 + 2 * half, groups.dark_name, "note halo")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from unpoison._statistics import Proportion
-from unpoison.report._case import Case, Draw, Outcome, Run
+from unpoison.detectors import Draw
+from unpoison.report import Case, Outcome, Run
 
 NAMES = (
     "T-shirt/top",
@@ -145,5 +147,6 @@ def case(
     )
 
 
-def renamed(original: Case, names: tuple[str, ...]) -> Case:
-    return replace(original, class_names=names)
+@pytest.fixture
+def make_case() -> Callable[..., Case]:
+    return case

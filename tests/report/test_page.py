@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from unpoison._statistics import Proportion
+from unpoison.report import Case, Outcome, Run, render
+from unpoison.report._figures import (
+    collapses,
+    influence_scatter,
+    influence_slope,
+    outcome_bars,
+    score_histogram,
+)
+
+EVIL = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "שלום עולם",
+    "endless " * 80,
+    "two\nlines\u202eoverridden",
+    "{{ 7 * 7 }}{% raw %}",
+    "' onload='alert(4)",
+    "",
+    "</title></style></svg><script>alert(3)</script>",
+    "$\\frac{1}{0}$ &lt;b&gt;",
+)
+
+
+class Inventory(HTMLParser):
+    """All tags, attributes and text of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def inventory(page: str) -> Inventory:
+    parser = Inventory()
+    parser.feed(page)
+    parser.close()
+    return parser
+
+
+def assert_harmless(page: str) -> None:
+    """No script, no event handler, no inline style, nothing but fragments and data addresses."""
+    found = inventory(page)
+    assert {tag for tag, _ in found.tags} & {"script", "iframe", "object", "embed", "base", "form"} == set()
+    for tag, attributes in found.tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], (
+            tag,
+            attributes,
+        )
+        for name in ("src", "href", "xlink:href", "action"):
+            address = attributes.get(name)
+            assert (
+                address is None or address.startswith(("data:image/png;base64,", "#")) or address == "data:,"
+            )
+    addresses = set(re.findall(r"https?://[^\s\"'<>]*", page))
+    assert addresses <= {"http://www.w3.org/2000/svg"}
+    assert not re.findall(r"url\((?!#)|@import|//cdn", page)
+
+
+def evil_case(make_case: Callable[..., Case]) -> Case:
+    case = make_case(300, poisons=10, names=EVIL, draws=10)
+    nasty = "</pre></details><script>alert(5)</script>"
+    return replace(
+        case,
+        summary=nasty,
+        threshold_how=nasty,
+        method=nasty,
+        attack=nasty,
+        configuration={nasty: {"deep": [nasty, "\ud800"]}},
+        seconds={nasty: 1.0},
+        draws=tuple(replace(draw, name=nasty) for draw in case.draws),
+        runs=(
+            Run(
+                nasty,
+                nasty,
+                started=nasty,
+                configuration={"a": nasty},
+                versions={nasty: nasty},
+                device={nasty: [nasty]},
+                seconds={nasty: 0.0},
+            ),
+        ),
+    )
+
+
+def test_strings_from_data_stay_text(make_case: Callable[..., Case]) -> None:
+    page = render(evil_case(make_case))
+    assert_harmless(page)
+    text = "".join(inventory(page).text)
+    assert "<script>alert(1)</script>" in text
+    assert "{{ 7 * 7 }}" in text
+    assert "49" not in re.findall(r"→ (\d+)", text)
+    assert "\u202e" not in page
+    page.encode("utf-8")
+
+
+def test_every_predicted_name_is_escaped_in_the_verdict_and_in_the_figures(
+    make_case: Callable[..., Case],
+) -> None:
+    case = evil_case(make_case)
+    for label in range(len(EVIL)):
+        page = render(replace(case, predicted=label, true_label=(label + 1) % len(EVIL)))
+        assert_harmless(page)
+        for drawing in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+            ElementTree.fromstring(drawing)
+
+
+def test_the_policy_allows_exactly_the_style_sheet_that_is_there(make_case: Callable[..., Case]) -> None:
+    page = render(make_case(300, poisons=10))
+    [policy] = [
+        a["content"] for t, a in inventory(page).tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    [style] = re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert f"'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+
+
+def test_the_numbers_a_reader_looks_for(make_case: Callable[..., Case]) -> None:
+    text = " ".join(" ".join(inventory(render(make_case())).text).split())
+    for wanted in (
+        "Poison found: 77 of 5,000 training examples make the model say “Bag” for this “Coat”",
+        "97.4 % 75 of 77 flagged",
+        "100 % 75 of 75 poisons",
+        "98.0 % → 1.0 %",
+        "86.1 % → 86.3 %",
+        "93.0–99.4 % → 0.2–5.4 % n = 100",
+        "False-alarm level 0.01",
+        "p-value 0.005",
+        "Average precision 0.987",
+        "28 × 28 pixels, 1 channel",
+        "▲ poison",
+        "○ clean",
+        "2,000 of 4,925 clean examples, drawn at random",
+        "Never poisoned",
+        "null distribution",
+        "2.13.0",
+        '"preset": "calibrated"',
+    ):
+        assert wanted in text, wanted
+
+
+def test_no_poison_found_says_so_and_marks_nothing(make_case: Callable[..., Case]) -> None:
+    page = render(make_case(300, poisons=10, truth=False, found=False))
+    text = "".join(inventory(page).text)
+    assert "No poison found behind the answer “Bag” for this “Coat”" in text
+    assert "▲" not in text
+    assert "The highest scores, none of them flagged" in text
+    assert '<span class="flag">' not in page
+    assert "Before and after healing" not in text
+
+
+def test_every_image_and_figure_has_words(make_case: Callable[..., Case]) -> None:
+    found = inventory(render(make_case(300, poisons=10)))
+    images = [attributes for tag, attributes in found.tags if tag == "img"]
+    assert len(images) == 1 + 50 + 64
+    assert all("alt" in attributes for attributes in images)
+    identifiers = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    for tag, attributes in found.tags:
+        if tag == "svg" and attributes.get("role") == "img":
+            assert set((attributes["aria-labelledby"] or "").split()) <= set(identifiers)
+
+
+def test_the_same_case_gives_the_same_bytes(make_case: Callable[..., Case]) -> None:
+    assert render(make_case(500, poisons=10)) == render(make_case(500, poisons=10))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 300, 200)])
+def test_fifty_thousand_examples_fit_into_three_megabytes(
+    make_case: Callable[..., Case], shape: tuple[int, int, int]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (65, *shape), dtype=np.uint8)
+    page = render(make_case(50_000, poisons=500, shape=shape, heavy_tails=True, images=noise))
+    assert len(page.encode()) < 3_000_000
+    assert_harmless(page)
+
+
+def test_bars_hold_every_example(make_case: Callable[..., Case]) -> None:
+    """The hidden description and the caption count all examples; the histogram draws both groups."""
+    figure = score_histogram(make_case(1_000, poisons=30))
+    assert 'class="dark-bar"' in figure.svg
+    assert 'class="pale-bar"' in figure.svg
+    assert "970 clean and 30 poison" in figure.svg
+    assert "32 lie beyond the threshold (tinted); 32 are flagged" in figure.caption
+    nothing = score_histogram(make_case(1_000, poisons=30, truth=False, found=False))
+    assert 'class="dark-bar"' not in nothing.svg
+
+
+def test_the_slope_tells_the_medians(make_case: Callable[..., Case]) -> None:
+    case = make_case(400, poisons=21)
+    poison = case.poison
+    assert poison is not None
+    before = np.zeros(400)
+    before[poison] = 3.25
+    after = np.zeros(400)
+    after[poison] = -1.5
+    figure = influence_slope(replace(case, evidence={"influence_before": before, "influence_after": after}))
+    assert "median of the poison examples 3.25 before, −1.5 after" in figure.svg
+    assert "median of the clean examples 0 before, 0 after" in figure.svg
+
+
+def test_values_that_are_not_finite_are_left_out_and_said(make_case: Callable[..., Case]) -> None:
+    case = make_case(300, poisons=10)
+    scores, before = case.scores.copy(), case.evidence["influence_before"].copy()
+    scores[:3], before[:3] = (np.nan, np.inf, -np.inf), np.nan
+    case = replace(case, scores=scores, evidence={**case.evidence, "influence_before": before})
+    page = render(case)
+    assert "3 examples without a finite score are left out" in page
+    assert not re.search(r'd="[^"]*(nan|inf)', page)
+
+
+def test_without_evidence_observation_or_examples(make_case: Callable[..., Case]) -> None:
+    case = make_case(300, poisons=10)
+    bare = replace(
+        case,
+        evidence={},
+        observation=None,
+        predicted=None,
+        true_label=None,
+        draws=(),
+        draw_images=None,
+        seconds={},
+    )
+    text = "".join(inventory(render(bare)).text)
+    assert "The influence collapse" not in text
+    assert "was given no observation" in text
+    assert "Poison found: 12 of 300 training examples are flagged" in text
+    assert collapses(bare) is None
+    nothing = Case(
+        method="m",
+        poison_found=False,
+        summary="",
+        class_names=("a", "b"),
+        labels=np.empty(0, np.int64),
+        scores=np.empty(0),
+        flagged=np.empty(0, np.int64),
+        threshold=float("inf"),
+        threshold_how="",
+    )
+    assert_harmless(render(nothing))
+
+
+def test_rates_without_trials_are_not_drawn_as_if_measured(make_case: Callable[..., Case]) -> None:
+    case = make_case(300, poisons=10)
+    outcomes = (Outcome("Before healing", Proportion(0, 0), None), Outcome("After healing", 0.5, None))
+    figure = outcome_bars(replace(case, outcomes=outcomes))
+    assert figure is not None
+    assert "before healing not measured" in figure.svg
+    assert "50.0 % (n not recorded)" in figure.svg
+    assert_harmless(render(replace(case, outcomes=outcomes)))
+
+
+def test_the_scatter_draws_all_poison_and_a_stated_sample_of_the_rest(make_case: Callable[..., Case]) -> None:
+    figure = influence_scatter(make_case(9_000, poisons=100))
+    assert figure.svg.count("h0") == 2_000
+    assert (
+        "2,000 of 8,900 clean examples, drawn at random; triangles: all 100 poison examples" in figure.caption
+    )
