@@ -1,9 +1,17 @@
 from ._augment import augment as augment
+from ._cifar import read_cifar as read_cifar
+from ._datasets import as_training_set as as_training_set
+from ._datasets import from_dataset as from_dataset
 from ._examples import Examples as Examples
 from ._examples import TensorExamples as TensorExamples
+from ._folder import read_folder as read_folder
+from ._images import read_image as read_image
 from ._load import load as load
 from ._npz import read_npz as read_npz
 from ._npz import write_npz as write_npz
+from ._parquet import read_parquet as read_parquet
+from ._parquet import write_parquet as write_parquet
+from ._restricted_unpickler import read_pickle as read_pickle
 from ._sample import sample as sample
 from ._splits import Splits as Splits
 from ._training_set import TrainingSet as TrainingSet
@@ -13,9 +21,17 @@ __all__ = [
     "Splits",
     "TensorExamples",
     "TrainingSet",
+    "as_training_set",
     "augment",
+    "from_dataset",
     "load",
+    "read_cifar",
+    "read_folder",
+    "read_image",
     "read_npz",
+    "read_parquet",
+    "read_pickle",
     "sample",
     "write_npz",
+    "write_parquet",
 ]

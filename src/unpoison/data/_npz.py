@@ -22,6 +22,7 @@ from torch import Tensor
 
 from unpoison._artefacts import atomic_file
 from unpoison.data._classes import as_labels, class_names_or_numbers
+from unpoison.data._grid import grid_tolerance
 from unpoison.data._splits import Splits
 from unpoison.data._training_set import TrainingSet
 from unpoison.errors import InputError
@@ -238,8 +239,7 @@ def _as_images(
 def _on_the_grid(where: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Float pixels in [0, 1] as the uint8 they came from."""
     pixels = np.empty(array.shape, np.uint8)
-    # Half precision knows about three decimals, so its steps are coarser than those of the others.
-    tolerance = 0.13 if array.dtype == np.float16 else 0.01
+    tolerance = grid_tolerance(array.dtype)
     for start in range(0, len(array), 1024):
         levels = array[start : start + 1024].astype(np.float64) * 255
         if not np.isfinite(levels).all():

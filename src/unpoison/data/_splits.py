@@ -1,8 +1,8 @@
-"""`Splits`: what a reader returns, the training set and (when there is one) the test set of the same classes."""
+"""`Splits`: what a reader returns, a training set and, when there is one, the test set of the same classes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -32,18 +32,30 @@ class Splits:
             return
         if self.test.class_names != self.train.class_names:
             raise InputError(
-                f"{self.test.name}: its classes {_abridged(self.test.class_names)} are not those of {self.train.name}, "
-                f"{_abridged(self.train.class_names)}; give a test set of the same classes in the same order"
+                f"{self.test.name}: its classes {_abridged(self.test.class_names)} are not those of "
+                f"{self.train.name}, {_abridged(self.train.class_names)}; give both the same classes in the same order"
             )
         if self.test.image_shape != self.train.image_shape:
             raise InputError(
-                f"{self.test.name}: its images have shape {self.test.image_shape}, those of {self.train.name} "
-                f"{self.train.image_shape}; give both the same channels, height and width"
+                f"{self.test.name}: its images have shape {self.test.image_shape}, those of "
+                f"{self.train.name} {self.train.image_shape}; give both the same channels, height and width"
             )
 
     def to(self, device: torch.device | str) -> Splits:
         """Both sets on another device."""
         return Splits(self.train.to(device), None if self.test is None else self.test.to(device))
+
+
+def with_equal_channels(train: TrainingSet, test: TrainingSet) -> tuple[TrainingSet, TrainingSet]:
+    """The two sets, the grey one coloured (each pixel thrice, which loses nothing) if the other is coloured."""
+    channels = max(train.image_shape[0], test.image_shape[0])
+    first, second = (
+        one
+        if one.image_shape[0] == channels
+        else replace(one, images=one.images.expand(-1, channels, -1, -1).contiguous())
+        for one in (train, test)
+    )
+    return first, second
 
 
 def _abridged(names: tuple[str, ...]) -> str:

@@ -38,8 +38,8 @@ class TrainingSet:
         InputError: shapes or types do not match, a label is out of range, or there are fewer than two
             classes.
 
-    >>> training_set = TrainingSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ("a", "b"))
-    >>> len(training_set.without([0])), training_set.image_shape
+    >>> training_set = TrainingSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]),
+    ("a", "b")) >>> len(training_set.without([0])), training_set.image_shape
     (3, (1, 8, 8))
     """
 

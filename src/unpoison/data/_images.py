@@ -1,0 +1,222 @@
+"""Encoded images in, 8-bit pixels out, without loss or not at all.
+
+Pillow decodes. What cannot become 8 bits of grey or colour exactly (16 bits a channel, a palette of CMYK, an
+alpha channel that shows anything through) is refused with the name of the file, for a reader that quietly
+rounded pixels would make every later statement about the training set untrue. A set that mixes grey and
+colour becomes colour: a grey pixel repeated in three channels loses nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+from torch import Tensor
+
+from unpoison.errors import InputError
+
+SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+)
+"""The file names that are taken to be images."""
+
+MAX_PIXELS = 1 << 26
+"""Larger images are refused: a small file can hold an image that fills the memory (a decompression bomb)."""
+
+_CHUNK = 256
+
+# What a file of each format begins with. Asking Pillow for one format halves the time to decode a small
+# image, and keeps its rarer decoders away from files that nobody vouches for.
+_BEGINNINGS = (
+    (b"\x89PNG", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"RIFF", "WEBP"),
+    (b"BM", "BMP"),
+    (b"GIF8", "GIF"),
+    (b"II", "TIFF"),
+    (b"MM", "TIFF"),
+    (b"P1", "PPM"),
+    (b"P2", "PPM"),
+    (b"P3", "PPM"),
+    (b"P4", "PPM"),
+    (b"P5", "PPM"),
+    (b"P6", "PPM"),
+)
+
+
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """Read one image file as UInt8[c h w], one channel if it is grey and three if it is coloured.
+
+    PNG, JPEG, WebP, BMP, GIF, TIFF and portable maps are known. The orientation tag of photographs is not
+    applied.
+
+    Raises:
+        InputError: there is no such file, it does not decode, or it cannot become 8-bit grey or colour
+        without loss
+            (16 bits a channel, CMYK, an alpha channel that is not opaque, several frames).
+    """
+    source = Path(path)
+    return torch.from_numpy(_channels_first(decode(str(source), source)))
+
+
+def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Decode one image to UInt8[h w] if it is grey and UInt8[h w 3] if it is coloured.
+
+    Arguments:
+        where: what to call the image in messages, e.g. its file name or its file and row.
+        encoded: the bytes of the file, or its path.
+    """
+    try:
+        content = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror or error})") from None
+    kind = next((kind for beginning, kind in _BEGINNINGS if content.startswith(beginning)), None)
+    if kind is None:
+        found = "is empty" if not content else "is not an image of a known kind"
+        raise InputError(f"{where}: {found} (PNG, JPEG, WebP, BMP, GIF, TIFF, PPM); replace or remove it")
+    try:
+        with Image.open(io.BytesIO(content), formats=(kind,)) as image:
+            return _pixels(where, image)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(_bomb(where)) from None
+    except MemoryError:
+        raise InputError(f"{where}: does not fit into memory; make it smaller") from None
+    # Pillow's decoders raise whatever they stumble over in a damaged file: OSError, SyntaxError, ValueError,
+    # struct.error, IndexError and others.
+    except Exception as error:
+        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({_line(error)})"
+        raise InputError(f"{where}: does not decode as an image{reason}; replace or remove it") from None
+
+
+def decode_all(encoded: Sequence[tuple[str, bytes | Path]]) -> Tensor:
+    """Decode many images of one size to UInt8[n c h w], in parallel threads.
+
+    One channel if all are grey, else three. The first image that is unreadable or of another size, in the
+    order given, is named in the error, whatever thread met it.
+
+    Arguments:
+        encoded: what to call each image in messages, and its bytes or path. At least one.
+    """
+    workers = min(8, os.cpu_count() or 1)
+    first_where, first = encoded[0][0], decode(*encoded[0])
+    size = first.shape[:2]
+    starts = range(0, len(encoded), _CHUNK)
+
+    def chunk(start: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        arrays = []
+        for where, content in encoded[start : start + _CHUNK]:
+            array = decode(where, content)
+            if array.shape[:2] != size:
+                raise InputError(
+                    f"{where}: is {_size(array)} pixels, but {first_where} is {_size(first)}; "
+                    "bring all images to one size first"
+                )
+            arrays.append(_channels_first(array))
+        return _stacked(arrays)
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            chunks = list(pool.map(chunk, starts))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    channels = max(part.shape[1] for part in chunks)
+    images = np.empty((len(encoded), channels, *size), np.uint8)
+    for start, part in zip(starts, chunks, strict=True):
+        images[start : start + _CHUNK] = part
+    return torch.from_numpy(images)
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file or folder is one that systems put there for themselves, such as `.DS_Store`."""
+    return path.name.startswith((".", "__"))
+
+
+def pillow_pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """UInt8[c h w] of an image that Pillow has opened."""
+    return _channels_first(_pixels(where, image))
+
+
+def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(_bomb(where))
+    # Only formats with frames know the attribute.
+    if getattr(image, "n_frames", 1) != 1:
+        raise InputError(f"{where}: holds several frames; save the one that is meant as an image of its own")
+    # Pillow reads 16-bit colour as 8-bit colour and says so nowhere but in the arguments of the decoder.
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
+    if "16" in image.mode or any("16" in str(tile[3]) for tile in tiles):
+        raise InputError(
+            f"{where}: has 16 bits a channel; convert it to 8 bits, which is what models are given"
+        )
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return np.array(image)
+    if image.mode == "1":
+        return np.array(image.convert("L"))
+    if image.mode in ("P", "PA", "RGBA", "LA", "La", "RGBa", "L", "RGB"):
+        grey = image.mode in ("L", "LA", "La")
+        pixels = np.array(image.convert("RGBA"))
+        if (pixels[..., 3] != 255).any():
+            raise InputError(
+                f"{where}: its alpha channel is not opaque everywhere; put the image on a background and save it "
+                "without alpha"
+            )
+        return np.ascontiguousarray(pixels[..., 0] if grey else pixels[..., :3])
+    raise InputError(
+        f"{where}: mode {image.mode} does not become 8-bit grey or colour without loss; convert it to RGB"
+    )
+
+
+def _stacked(arrays: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Images of one size, grey or coloured, as UInt8[n c h w]."""
+    channels = max(len(array) for array in arrays)
+    stacked = np.empty((len(arrays), channels, *arrays[0].shape[1:]), np.uint8)
+    for row, array in enumerate(arrays):
+        stacked[row] = array
+    return stacked
+
+
+def _channels_first(array: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _size(array: np.ndarray[Any, Any]) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _bomb(where: str) -> str:
+    return f"{where}: has more than {MAX_PIXELS:,} pixels, too many for a training image; make it smaller"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Paths sorted so that `part-2` comes before `part-10`."""
+
+    def key(path: Path) -> list[tuple[int, int | str]]:
+        pieces: list[tuple[int, int | str]] = []
+        digits = ""
+        for letter in path.name + "\0":
+            if letter.isdecimal() and letter.isascii():
+                digits += letter
+                continue
+            if digits:
+                pieces.append((0, int(digits)))
+                digits = ""
+            pieces.append((1, letter))
+        return pieces
+
+    return sorted(paths, key=lambda path: (key(path), path.name))
