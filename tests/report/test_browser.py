@@ -1,0 +1,174 @@
+"""The page in a real browser: nothing is fetched, nothing of the data runs, and there is something to see."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unpoison.report import Case, render
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path"),
+]
+
+
+class Elements(HTMLParser):
+    """What the browser made of the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+
+def browse(folder: Path, address: str, *wanted: str) -> str:
+    assert BROWSER is not None
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+        f"--user-data-dir={folder / 'profile'}",
+        *wanted,
+        address,
+    ]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+    return done.stdout.decode("utf-8")
+
+
+class Server(HTTPServer):
+    """Serves one page and remembers everything that it was asked for."""
+
+    page: bytes
+    asked: list[str]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(self.server.page)))
+        self.end_headers()
+        self.wfile.write(self.server.page)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[str], Server]]:
+    running: list[tuple[Server, threading.Thread]] = []
+
+    def start(page: str) -> Server:
+        server = Server(("127.0.0.1", 0), Handler)
+        server.page, server.asked = page.encode(), []
+        thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.05), daemon=True)
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(
+    make_case: Callable[..., Case], tmp_path: Path, serve: Callable[[str], Server]
+) -> None:
+    mark = "document.title='owned'"
+    names = (
+        f"<script>{mark}</script>",
+        f'"><img src=/stolen onerror="{mark}">',
+        f"</style></svg><svg onload={mark}>",
+        "שלום",
+        '<link rel=stylesheet href=/stolen><style>@import "/stolen"</style>',
+    )
+    case = make_case(500, poisons=10, names=names, draws=10)
+    page = render(replace(case, summary=f"</p><script>{mark}</script>"))
+    server = serve(page)
+    dom = browse(
+        tmp_path, f"http://127.0.0.1:{server.server_port}/", "--dump-dom", "--virtual-time-budget=5000"
+    )
+    assert server.asked == ["/"]
+    assert "<title>owned" not in dom
+    found = Elements()
+    found.feed(dom)
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in found.elements}
+    addresses = [a[name] for _, a in found.elements for name in ("src", "href") if name in a]
+    assert len(addresses) > 70
+    assert all(address and address.startswith(("data:", "#")) for address in addresses)
+    assert dom.count('role="img"') == 5
+    assert "Poison found: 12 of 500 training examples" in dom
+    assert "98.0 % → 1.0 %" in dom
+
+
+def test_were_the_escaping_to_fail_the_policy_would_hold(
+    make_case: Callable[..., Case], tmp_path: Path, serve: Callable[[str], Server]
+) -> None:
+    page = render(make_case(300, poisons=10))
+    hostile = (
+        "<script>document.title='owned'</script><img src=/stolen onerror=\"document.title='owned'\">"
+        "<link rel=stylesheet href=/stolen><style>body { display: none }</style><iframe src=/stolen></iframe>"
+    )
+    server = serve(page.replace("<main>", f"<main>{hostile}"))
+    dom = browse(
+        tmp_path, f"http://127.0.0.1:{server.server_port}/", "--dump-dom", "--virtual-time-budget=5000"
+    )
+    assert "/stolen" in dom
+    assert server.asked == ["/"]
+    assert "<title>owned" not in dom
+
+
+@pytest.mark.parametrize("width", [500, 1280])
+def test_there_is_something_to_see(make_case: Callable[..., Case], tmp_path: Path, width: int) -> None:
+    (tmp_path / "report.html").write_text(render(make_case(2_000, poisons=40)), encoding="utf-8")
+    browse(
+        tmp_path,
+        (tmp_path / "report.html").as_uri(),
+        f"--screenshot={tmp_path / 'shot.png'}",
+        f"--window-size={width},6000",
+    )
+    pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
+    assert pixels.shape[1] == width
+    white = (pixels == 255).all(axis=2)
+    assert 0.5 < white.mean() < 0.98
+    # The page keeps its margin: nothing runs out of it to the right.
+    assert white[:, -10:].all()
+    # The style sheet was admitted: the dark red of poison marks and hatching is there.
+    assert ((pixels - [0x8F, 0x1D, 0x14]) == 0).all(axis=2).sum() > 200
+    # Every band of the page holds ink, down to the footer.
+    rows = np.flatnonzero((~white).any(axis=1))
+    assert rows.max() > 3_000
+    assert np.diff(rows).max() < 200
