@@ -1,1 +1,4 @@
-__all__: list[str] = []
+from ._measure import Measurement as Measurement
+from ._measure import measure as measure
+
+__all__ = ["Measurement", "measure"]

@@ -1,0 +1,197 @@
+"""What every unlearner promises, asked of all of them: one table, no unlearner exempt."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unpoison import unlearners
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError
+from unpoison.training import EpochRecord, Recipe, Trained, train
+from unpoison.unlearners import FineTune, Unlearner
+
+CASES = [pytest.param(unlearners.get(name)(), id=name) for name in unlearners.names()]
+CASES += [
+    pytest.param(FineTune.published(), id="fine-tune published"),
+    pytest.param(FineTune(layers=1), id="fine-tune last layer"),
+]
+
+RECIPE = Recipe(model="resnet9", width=2, epochs=2, batch_size=16, learning_rate=0.05, flip=True)
+
+
+class Small(nn.Sequential):
+    """Anybody's network, with batch norm and dropout."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__(
+            nn.Conv2d(1, 4, 3, stride=4),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(16, classes),
+        )
+
+
+def make_set(*, shift: int = 0) -> TrainingSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 200, (48, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(48) % 3
+    images[:4] += shift
+    return TrainingSet(images, labels, ("a", "b", "c"), "drawn")
+
+
+FORGET = torch.tensor([3, 0, 2, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def victim() -> Trained:
+    return train(make_set(), RECIPE, seed=0)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Small()
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([value.double().flatten() for value in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("unlearner", CASES)
+def test_what_is_forgotten_has_no_influence_at_all(unlearner: Unlearner, victim: Trained) -> None:
+    one = unlearner.heal(victim, make_set(), FORGET)
+    other = unlearner.heal(victim, make_set(shift=50), FORGET)
+    assert torch.equal(weights(one.model), weights(other.model))
+    assert one.training_fingerprint == make_set().without(FORGET).fingerprint
+
+
+@pytest.mark.parametrize("unlearner", CASES)
+def test_what_is_kept_is_trained_on(unlearner: Unlearner, victim: Trained) -> None:
+    one = unlearner.heal(victim, make_set(), FORGET)
+    other = unlearner.heal(victim, make_set(shift=50), FORGET + 10)
+    assert not torch.equal(weights(one.model), weights(victim.model))
+    assert not torch.equal(weights(one.model), weights(other.model))
+
+
+@pytest.mark.parametrize("unlearner", CASES)
+def test_the_seed_decides(unlearner: Unlearner, victim: Trained) -> None:
+    state = torch.random.get_rng_state()
+    one, again = (unlearner.heal(victim, make_set(), FORGET, seed=4) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(weights(one.model), weights(again.model))
+    other = unlearner.heal(victim, make_set(), FORGET.flip(0), seed=5)
+    assert not torch.equal(weights(one.model), weights(other.model))
+    reordered = unlearner.heal(victim, make_set(), FORGET.flip(0).tolist(), seed=4)
+    assert torch.equal(weights(one.model), weights(reordered.model))
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["trained", "own network"])
+@pytest.mark.parametrize("unlearner", CASES)
+def test_nothing_given_is_changed(
+    unlearner: Unlearner, own: bool, victim: Trained, network: nn.Module
+) -> None:
+    model: Any = network.train() if own else victim
+    module: nn.Module = network if own else victim.model
+    next(module.parameters()).requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in module.parameters()]
+    modes = [part.training for part in module.modules()]
+    state = copy.deepcopy(module.state_dict())
+    gradients = [(parameter.grad, copy.deepcopy(parameter.grad)) for parameter in module.parameters()]
+    training_set = make_set()
+    fingerprint = make_set().fingerprint
+    healed = unlearner.heal(model, training_set, FORGET, recipe=RECIPE)
+    assert healed.model is not module
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    assert [part.training for part in module.modules()] == modes
+    assert [parameter.requires_grad for parameter in module.parameters()] == flags
+    for parameter, (gradient, values) in zip(module.parameters(), gradients, strict=True):
+        assert parameter.grad is gradient
+        assert gradient is None or (values is not None and torch.equal(gradient, values))
+    assert not any(part._forward_pre_hooks for part in module.modules())
+    assert training_set.fingerprint == fingerprint
+    next(module.parameters()).requires_grad_(True)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["trained", "own network"])
+@pytest.mark.parametrize("unlearner", CASES)
+def test_the_healed_model_is_ready_and_can_be_stored(
+    unlearner: Unlearner, own: bool, victim: Trained, network: nn.Module, tmp_path: Any
+) -> None:
+    healed = unlearner.heal(network if own else victim, make_set(), FORGET, recipe=RECIPE)
+    assert not any(part.training for part in healed.model.modules())
+    assert {name: parameter.requires_grad for name, parameter in healed.model.named_parameters()} == {
+        name: True for name, _ in healed.model.named_parameters()
+    }
+    assert not any(part._forward_pre_hooks for part in healed.model.modules())
+    assert healed.class_names == ("a", "b", "c")
+    assert healed.own_model == own
+    healed.save(tmp_path / "model")
+    loaded = Trained.load(tmp_path / "model", model=Small() if own else None)
+    assert torch.equal(weights(loaded.model), weights(healed.model))
+
+
+@pytest.mark.parametrize("unlearner", CASES)
+def test_progress_is_told(unlearner: Unlearner, victim: Trained) -> None:
+    seen: list[EpochRecord] = []
+    healed = unlearner.heal(victim, make_set(), FORGET, on_epoch=seen.append)
+    assert tuple(seen) == healed.history
+    assert len(seen) == healed.recipe.epochs
+    assert {record.examples for record in seen} == {44}
+
+
+@pytest.mark.parametrize("unlearner", CASES)
+@pytest.mark.parametrize(
+    ("forget", "message"),
+    [
+        ([], "nothing to forget"),
+        (torch.zeros(0), "nothing to forget"),
+        (range(48), "all 48 examples of drawn are to be forgotten"),
+        (range(0, 48, 3), r"leaves none of class 0 \(a\)"),
+        ([0, 48], r"index 48 is outside 0\.\.47"),
+        ([-1], r"index -1 is outside 0\.\.47"),
+        (torch.zeros(48, dtype=torch.bool), "found a mask"),
+        (torch.tensor([1.0]), r"found torch\.float32"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_forgotten_is_refused_in_one_line(
+    unlearner: Unlearner, forget: Any, message: str, victim: Trained
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        unlearner.heal(victim, make_set(), forget if isinstance(forget, Tensor) else list(forget))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("unlearner", CASES)
+def test_a_class_may_be_lost_on_purpose(unlearner: Any, victim: Trained) -> None:
+    healed = dataclasses.replace(unlearner, lose_classes=True).heal(victim, make_set(), range(0, 48, 3))
+    assert healed.history[-1].examples == 32
+
+
+@pytest.mark.parametrize("name", unlearners.names())
+def test_it_is_a_final_frozen_dataclass_described_by_a_card(name: str) -> None:
+    kind = unlearners.get(name)
+    assert issubclass(kind, Unlearner)
+    assert not inspect.isabstract(kind)
+    assert getattr(kind, "__final__", False)
+    assert dataclasses.is_dataclass(kind)
+    hash(kind())
+    card = unlearners.describe(name)
+    assert card.name == name
+    assert all(json.loads(json.dumps(card.to_dict())).values())
+
+
+def test_there_is_no_unlearner_of_an_unknown_name() -> None:
+    with pytest.raises(InputError, match=r"no unlearner 'magic'; choose one of fine-tune, retrain"):
+        unlearners.get("magic")
