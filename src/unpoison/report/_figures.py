@@ -324,13 +324,10 @@ def outcome_bars(case: Case) -> Figure | None:
             if isinstance(rate, Proportion):
                 low, high = (scale.at(100 * bound) for bound in rate.interval())
                 centre = y + 12
-                canvas.add(
-                    "path",
-                    class_="whisker",
-                    d=f"M{coordinate(low)} {coordinate(centre)}H{coordinate(high)}"
-                    f"M{coordinate(low)} {coordinate(centre - 4)}v8"
-                    f"M{coordinate(high)} {coordinate(centre - 4)}v8",
-                )
+                path = f"M{coordinate(low)} {coordinate(centre)}H{coordinate(high)}"
+                path += "".join(f"M{coordinate(x)} {coordinate(centre - 4)}v8" for x in (low, high))
+                canvas.add("path", class_="whisker-ground", d=path)
+                canvas.add("path", class_="whisker", d=path)
                 end = max(end, rate.interval()[1])
             canvas.text(left - 10, y + 16, name, "tick", "end")
             canvas.text(scale.at(100 * end) + 8, y + 16, percent(value), "note halo")
