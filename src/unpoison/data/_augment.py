@@ -62,7 +62,8 @@ def augment(
     n, channels, height, width = images.shape
     if crop_padding < 0 or (crop_padding and crop_padding >= min(height, width)):
         raise InputError(
-            f"augment: crop_padding {crop_padding} must be at least 0 and less than the image size {height}x{width}"
+            f"augment: crop_padding {crop_padding} must be at least 0 and less than the image size "
+            f"{height}x{width}"
         )
     if cutout < 0:
         raise InputError(f"augment: cutout {cutout} must be at least 0")
@@ -100,7 +101,7 @@ def _reflected(positions: Tensor, size: int) -> Tensor:
 
 
 def _inside(centre: Tensor, size: int, side: int) -> Tensor:
-    """Bool[n size]: which positions lie in the span of `side` pixels around a pixel drawn by `centre` in [0, 1)."""
+    """Bool[n size]: which positions lie within `side` pixels around the one drawn by `centre` in [0, 1)."""
     start = (centre * size).long().clamp_(max=size - 1) - side // 2
     positions = torch.arange(size, device=centre.device)
     return (positions >= start) & (positions < start + side)
@@ -111,7 +112,8 @@ def _fill(value: float | Sequence[float], images: Tensor) -> Tensor:
     numbers = [float(value)] if isinstance(value, int | float) else [float(number) for number in value]
     if len(numbers) not in (1, images.shape[1]) or not all(0 <= number <= 1 for number in numbers):
         raise InputError(
-            f"augment: cutout_fill must be one number in [0, 1], or one for each of {images.shape[1]} channels, "
+            f"augment: cutout_fill must be one number in [0, 1], or one for each of "
+            f"{images.shape[1]} channels, "
             f"found {value}"
         )
     if not images.is_floating_point():

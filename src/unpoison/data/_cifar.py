@@ -26,7 +26,7 @@ _SUBFOLDERS = ("cifar-10-batches-py", "cifar-100-python")
 
 
 def find_cifar(folder: Path) -> Path | None:
-    """The folder with the pickles: the one given or the one that the archive makes inside it; None if neither."""
+    """The folder with the pickles: the one given, or the one that the archive makes inside it, or None."""
     candidates = (folder, *(folder / name for name in _SUBFOLDERS))
     return next((one for one in candidates if _is_ten(one) or _is_hundred(one)), None)
 

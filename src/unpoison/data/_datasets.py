@@ -86,7 +86,8 @@ def from_dataset(
             pixels, _example(where, dataset[index], normalisation)[0]
         ):
             raise InputError(
-                f"{where}: the image changes when it is asked for again; give the dataset without random transforms"
+                f"{where}: the image changes when it is asked for again; give the dataset without "
+                f"random transforms"
             )
         if images is None:
             images = torch.empty((count, *pixels.shape), dtype=torch.uint8)
@@ -129,7 +130,7 @@ def _example(
         raise InputError(f"{where}: must be a pair (image, label), found {type(pair).__name__}")
     image, label = pair
     try:
-        number = operator.index(label.item() if isinstance(label, Tensor | np.ndarray) else label)
+        number = operator.index(_plain(label))
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{where}: its label must be a whole number, found {_shown(label)}") from None
     if not 0 <= number < 2**31:
@@ -170,18 +171,21 @@ def _levels(
     whole = np.rint(levels)
     if whole.min() < 0 or whole.max() > 255:
         raise InputError(
-            f"{where}: a float pixel lies outside [0, 1]; if the dataset normalises its images, give its mean and std"
+            f"{where}: a float pixel lies outside [0, 1]; if the dataset normalises its images, "
+            f"give its mean and std"
         )
     if np.abs(levels - whole).max() > tolerance:
         raise InputError(
-            f"{where}: float pixels are not multiples of 1/255; give the mean and std of the normalisation, and no "
+            f"{where}: float pixels are not multiples of 1/255; give the mean and std of the "
+            f"normalisation, and no "
             "transforms that resample"
         )
-    return whole.astype(np.uint8)
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] = whole.astype(np.uint8)
+    return pixels
 
 
 def _channels_first(where: str, array: np.ndarray[Any, Any], *, prefer_first: bool) -> np.ndarray[Any, Any]:
-    """[c h w] from [h w], [c h w] or [h w c]; where both could be, a tensor is the first and an array the second."""
+    """[c h w] from [h w], [c h w] or [h w c]; `prefer_first` decides where both of the last two could be."""
     if array.ndim == 2:
         return array[None]
     if array.ndim == 3 and array.size:
@@ -193,6 +197,10 @@ def _channels_first(where: str, array: np.ndarray[Any, Any], *, prefer_first: bo
     raise InputError(
         f"{where}: an image must have shape [c h w], [h w c] or [h w], c being 1 or 3, found {array.shape}"
     )
+
+
+def _plain(label: Any) -> Any:
+    return label.item() if isinstance(label, Tensor | np.ndarray) else label
 
 
 def _shown(value: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from unpoison.errors import InputError
@@ -95,7 +95,7 @@ def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uin
     # Pillow's decoders raise whatever they stumble over in a damaged file: OSError, SyntaxError, ValueError,
     # struct.error, IndexError and others.
     except Exception as error:
-        reason = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({_line(error)})"
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({_line(error)})"
         raise InputError(f"{where}: does not decode as an image{reason}; replace or remove it") from None
 
 
@@ -169,7 +169,8 @@ def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8
         pixels = np.array(image.convert("RGBA"))
         if (pixels[..., 3] != 255).any():
             raise InputError(
-                f"{where}: its alpha channel is not opaque everywhere; put the image on a background and save it "
+                f"{where}: its alpha channel is not opaque everywhere; put the image on a "
+                f"background and save it "
                 "without alpha"
             )
         return np.ascontiguousarray(pixels[..., 0] if grey else pixels[..., :3])

@@ -15,7 +15,8 @@ from unpoison.data._splits import Splits
 from unpoison.errors import InputError
 
 _KNOWN = (
-    "'sample', a folder of class folders, an .npz, a .parquet file, folder or pattern, or the folder of a CIFAR archive"
+    "'sample', a folder of class folders, an .npz, a .parquet file, folder or pattern, or the "
+    "folder of a CIFAR archive"
 )
 
 

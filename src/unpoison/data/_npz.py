@@ -114,7 +114,8 @@ def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Split
         raise InputError(f"{source}: no such file") from None
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as error:
         raise InputError(
-            f"{source}: cannot be read as a numpy archive ({_line(error)}); it may be cut short or of another kind"
+            f"{source}: cannot be read as a numpy archive ({_line(error)}); it may be cut short or "
+            f"of another kind"
         ) from None
 
 
@@ -130,7 +131,8 @@ def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits
                 missing = next(name for name in names[:2] if name not in present)
                 raise InputError(f"{source}: has {found!r} but no array {missing!r}; add it to the archive")
         raise InputError(
-            f"{source}: no arrays 'images' and 'labels' (nor 'x_train' and 'y_train') among {sorted(present)[:8]}"
+            f"{source}: no arrays 'images' and 'labels' (nor 'x_train' and 'y_train') among "
+            f"{sorted(present)[:8]}"
         )
     layout = str(_array(source, archive, "layout")) if "layout" in present else None
     if layout is not None and layout not in _LAYOUTS:
@@ -148,7 +150,8 @@ def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits
         labels[labels_name] = as_labels(f"{source}: {labels_name}", _array(source, archive, labels_name))
         if len(images[images_name]) != len(labels[labels_name]):
             raise InputError(
-                f"{source}: {len(images[images_name])} {images_name} but {len(labels[labels_name])} {labels_name}; "
+                f"{source}: {len(images[images_name])} {images_name} but "
+                f"{len(labels[labels_name])} {labels_name}; "
                 "give one label an image"
             )
     given = None
@@ -176,7 +179,8 @@ def _array(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray[Any,
         except ValueError as error:
             if "pickle" in str(error) or "Object" in str(error):
                 raise InputError(
-                    f"{source}: {name}: holds Python objects, which are never unpickled; save an array of numbers"
+                    f"{source}: {name}: holds Python objects, which are never unpickled; save an "
+                    f"array of numbers"
                 ) from None
             raise InputError(f"{source}: {name}: cannot be read as an array ({_line(error)})") from None
     return np.asarray(array)
@@ -187,7 +191,8 @@ def _mapped(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray[Any
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type != zipfile.ZIP_STORED:
         raise InputError(
-            f"{source}: {name}: is compressed and cannot be memory-mapped; write it with compress=False, or read it "
+            f"{source}: {name}: is compressed and cannot be memory-mapped; write it with "
+            f"compress=False, or read it "
             "without memory_map"
         )
     with source.open("rb") as file:
@@ -254,7 +259,8 @@ def _on_the_grid(where: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any
         if (np.abs(levels - whole) > tolerance).any():
             row = start + int(np.argwhere(np.abs(levels - whole) > tolerance)[0, 0])
             raise InputError(
-                f"{where}: row {row}: float pixels must be multiples of 1/255, as 8-bit images divided by 255 are; "
+                f"{where}: row {row}: float pixels must be multiples of 1/255, as 8-bit images "
+                f"divided by 255 are; "
                 "give the images as uint8"
             )
         pixels[start : start + 1024] = whole
@@ -270,7 +276,8 @@ def _guess_layout(where: str, shape: tuple[int, ...]) -> str:
     if first == last:
         found = "both the second and the last" if first else "neither the second nor the last"
         raise InputError(
-            f"{where}: shape {shape}: {found} dimension could be the 1 or 3 channels; add an array 'layout' with the "
+            f"{where}: shape {shape}: {found} dimension could be the 1 or 3 channels; add an array "
+            f"'layout' with the "
             "text 'NHWC' or 'NCHW'"
         )
     return "NCHW" if first else "NHWC"

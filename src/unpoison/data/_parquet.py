@@ -52,7 +52,9 @@ def write_parquet(path: str | os.PathLike[str], training_set: TrainingSet) -> No
     target = Path(path)
     channels = training_set.image_shape[0]
     if channels not in (1, 3):
-        raise InputError(f"{training_set.name}: only images of 1 or 3 channels can be written as PNG, found {channels}")
+        raise InputError(
+            f"{training_set.name}: only images of 1 or 3 channels can be written as PNG, found {channels}"
+        )
     names = list(training_set.class_names)
     features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
     metadata = {"huggingface": canonical_json({"info": {"features": features}})}
@@ -151,11 +153,14 @@ class _File:
             pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
         ):
             raise InputError(
-                f"{self.path}: column {self._label_column!r}: labels must be whole numbers, found {column.type}"
+                f"{self.path}: column {self._label_column!r}: labels must be whole numbers, found "
+                f"{column.type}"
             )
         if column.null_count:
             row = int(np.argmax(column.is_null().to_numpy()))
-            raise InputError(f"{self.path}: row {row}: has no label; give it a class number or remove the row")
+            raise InputError(
+                f"{self.path}: row {row}: has no label; give it a class number or remove the row"
+            )
         return as_labels(f"{self.path}: {self._label_column}", column.to_numpy())
 
     def images(self) -> list[tuple[str, bytes | Path]]:
@@ -164,7 +169,9 @@ class _File:
         if pa.types.is_struct(column.type):
             fields = [column.type.field(index).name for index in range(column.type.num_fields)]
             if "bytes" not in fields:
-                raise InputError(f"{self.path}: column {self._image_column!r}: its struct has no field 'bytes'")
+                raise InputError(
+                    f"{self.path}: column {self._image_column!r}: its struct has no field 'bytes'"
+                )
             column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
         if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
             raise InputError(
@@ -175,7 +182,8 @@ class _File:
         for row, content in enumerate(column.to_pylist()):
             if content is None:
                 raise InputError(
-                    f"{self.path}: row {row}: has no image bytes; store the bytes of the file, not its path alone"
+                    f"{self.path}: row {row}: has no image bytes; store the bytes of the file, not "
+                    f"its path alone"
                 )
             encoded.append((f"{self.path}: row {row}", content))
         return encoded
@@ -199,7 +207,8 @@ class _File:
 
 def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     """UInt8[c h w] as the bytes of a PNG file."""
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    shown = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    image = Image.fromarray(shown)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -30,15 +30,19 @@ Admitted = Mapping[tuple[str, str], Callable[..., Any] | type]
 """What a pickle may import, by module and name, and what it is given when it does."""
 
 
-def read_pickle(path: str | os.PathLike[str], *, admit: Admitted | None = None, encoding: str = "bytes") -> Any:
+def read_pickle(
+    path: str | os.PathLike[str],
+    *,
+    admit: Admitted | None = None,
+    encoding: str = "bytes",
+) -> Any:
     """Read one pickle that holds numpy arrays, numbers, text and plain containers of them.
 
     Arguments:
         path: the file.
-        admit: what else the pickle may import, e.g. a stand-in for PIL's images. It is called with arguments
-        that the
-            pickle chooses and must be harmless for all of them. A class must define `__setstate__`: without
-            it, a pickle may set any attribute of an instance, or of the class itself.
+        admit: what else the pickle may import, e.g. a stand-in for PIL's images. It is called with
+            arguments that the pickle chooses and must be harmless for all of them. A class must define
+            `__setstate__`: without it, a pickle may set any attribute of an instance, or of the class itself.
         encoding: how 8-bit strings written by Python 2 are read.
 
     Raises:
@@ -61,13 +65,16 @@ def unpickle(where: str, content: bytes, *, admit: Admitted | None = None, encod
         return unpickler.load()
     except _RefusedError as refused:
         raise InputError(
-            f"{where}: refused: the pickle asks for {refused}, and only arrays and plain containers are admitted; "
+            f"{where}: refused: the pickle asks for {refused}, and only arrays and plain "
+            f"containers are admitted; "
             "do not trust this file"
         ) from None
     # A damaged pickle makes the machine stumble anywhere.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{where}: cannot be read as a pickle of arrays ({reason}); it may be cut short") from None
+        raise InputError(
+            f"{where}: cannot be read as a pickle of arrays ({reason}); it may be cut short"
+        ) from None
 
 
 class _RefusedError(Exception):
@@ -94,6 +101,7 @@ class _StandIn:
     """A callable that a pickle may be handed: it can be called and cannot be changed."""
 
     __slots__ = ("_call",)
+    _call: Callable[..., Any]
 
     def __init__(self, call: Callable[..., Any]) -> None:
         object.__setattr__(self, "_call", call)
@@ -124,7 +132,7 @@ class _Type:
         self.plain = np.dtype(text)
 
     def __setstate__(self, state: Any) -> None:
-        order = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
+        order: Any = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "=", "|"):
             raise _RefusedError("a byte order that there is not")
         self.plain = self.plain.newbyteorder(order)
@@ -137,7 +145,9 @@ class _Array(np.ndarray[Any, Any]):
     def __setstate__(self, state: Any, /) -> None:
         _version, shape, element, fortran_order, content = state
         filled = _from_bytes(content, element, shape, "F" if fortran_order else "C")
-        super().__setstate__((1, filled.shape, filled.dtype, bool(fortran_order), filled.tobytes("A")))
+        # What numpy accepts here is wider than what its annotations say.
+        rebuilt: Any = (1, filled.shape, filled.dtype, bool(fortran_order), filled.tobytes("A"))
+        super().__setstate__(rebuilt)
 
 
 def _from_bytes(content: Any, element: Any, shape: Any, order: Any = "C") -> np.ndarray[Any, Any]:
@@ -145,7 +155,8 @@ def _from_bytes(content: Any, element: Any, shape: Any, order: Any = "C") -> np.
         content = content.encode("latin-1")
     if not isinstance(element, _Type) or not isinstance(content, bytes | bytearray):
         raise _RefusedError("an array whose content is not plain bytes")
-    return np.frombuffer(bytes(content), element.plain).reshape(tuple(map(int, shape)), order=str(order))
+    filled: np.ndarray[Any, Any] = np.frombuffer(bytes(content), element.plain)
+    return filled.reshape(tuple(map(int, shape)), order="F" if order == "F" else "C")
 
 
 def _scalar(element: Any, content: Any = b"") -> Any:
@@ -184,5 +195,3 @@ def _admitted() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 _ARRAYS = MappingProxyType(_admitted())
-
-

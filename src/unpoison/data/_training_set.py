@@ -38,8 +38,9 @@ class TrainingSet:
         InputError: shapes or types do not match, a label is out of range, or there are fewer than two
             classes.
 
-    >>> training_set = TrainingSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]),
-    ("a", "b")) >>> len(training_set.without([0])), training_set.image_shape
+    >>> images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    >>> training_set = TrainingSet(images, torch.tensor([0, 1, 0, 1]), ("a", "b"))
+    >>> len(training_set.without([0])), training_set.image_shape
     (3, (1, 8, 8))
     """
 
@@ -65,7 +66,8 @@ class TrainingSet:
         if len(outside):
             row = int(outside[0])
             raise InputError(
-                f"{self.name}: row {row}: label {int(self.labels[row])} is outside 0..{len(self.class_names) - 1}"
+                f"{self.name}: row {row}: label {int(self.labels[row])} is outside "
+                f"0..{len(self.class_names) - 1}"
             )
 
     def __len__(self) -> int:
@@ -93,7 +95,7 @@ class TrainingSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of images, labels and class names: equal for equal content, whatever the device or name."""
+        """A digest of images, labels and class names, the same on every device and under every name."""
         # In pieces of a fixed size, so that a memory map is never read into memory as a whole.
         pieces = (self.images[start : start + 4096].cpu().numpy() for start in range(0, len(self), 4096))
         return digest(
@@ -143,7 +145,7 @@ class TrainingSet:
         return replace(self, images=self.images[keep], labels=self.labels[keep])
 
     def with_examples(self, indices: Tensor | Sequence[int], images: Tensor, labels: Tensor) -> TrainingSet:
-        """The set with the examples at `indices` replaced by UInt8[k c h w] `images` with Int64[k] `labels`."""
+        """The set with the examples at `indices` replaced: UInt8[k c h w] `images`, Int64[k] `labels`."""
         chosen = self._indices(indices)
         if images.shape != (len(chosen), *self.image_shape):
             raise InputError(
