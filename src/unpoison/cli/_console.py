@@ -32,9 +32,11 @@ class Console:
 
     Arguments:
         results: print summaries on standard output; False under `--json`, where it carries the record alone.
+        since: when the command began, by `time.perf_counter`.
     """
 
     results: bool = True
+    since: float = field(default_factory=time.perf_counter)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def say(self, text: str) -> None:
@@ -52,7 +54,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, what: str, total: float | None, unit: str) -> Iterator[Progress]:
-        """Show how far the block has come: a bar on a terminal, else a line every few seconds and one at the end.
+        """Show how far the block has come: a bar on a terminal, elsewhere a line now and then.
 
         A `total` of None means that nobody knows how long it takes.
         """

@@ -1,8 +1,9 @@
 """Ctrl-C and SIGTERM: both unwind the stack, so that every half-written artefact is removed on the way out.
 
-Python turns SIGINT into an exception but lets SIGTERM kill the process on the spot, which would leave the staging
-directory behind. Here both raise, once: a second Ctrl-C cannot break into the tidying up that the first one started,
-and neither can break into a `shielded` block, where a finished directory is being renamed into place.
+Python turns SIGINT into an exception but lets SIGTERM kill the process on the spot, which would leave the
+staging directory behind. Here both raise, once: a second Ctrl-C cannot break into the tidying up that the
+first one started, and neither can break into a `shielded` block, where a finished directory is being
+renamed into place.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def shielded(self, *, forget: bool = False) -> Iterator[None]:
-        """Let the block finish first; a signal that came meanwhile is raised after it, or forgotten on request."""
+        """Let the block finish; a signal that came meanwhile is raised after it, or forgotten."""
         self._shielded = True
         try:
             yield

@@ -17,6 +17,7 @@ import io
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Terminated:
         return _complain("terminated; nothing was written", TERMINATED)
     except BrokenPipeError:
-        # Whoever read our output has gone (`unpoison ... | head`); Python must not try to flush it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has gone (`unpoison ... | head`); Python must not try to flush it again at
+        exit.os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
         if error.filename is None and error.strerror is None:
@@ -79,13 +80,14 @@ def _run(arguments: Sequence[str], interrupts: Interrupts) -> int:
 
         print("\n".join(names()))  # noqa: T201
         return DONE
+    began = time.perf_counter()
     options = parse(arguments)
     if options is None:
         return DONE
     verb = type(options).__name__.lower()
     # The verb's body is what imports torch; until here nothing has.
     body = cast("_Body", getattr(importlib.import_module(f"unpoison.cli._{verb}"), verb))
-    return body(options, Console(results=not options.run.json), interrupts)
+    return body(options, Console(results=not options.run.json, since=began), interrupts)
 
 
 def parse(arguments: Sequence[str]) -> Verb | None:
@@ -104,8 +106,8 @@ def parse(arguments: Sequence[str]) -> Verb | None:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            options = tyro.cli(
-                CommandLine,  # type: ignore[arg-type]
+            options: Verb = tyro.cli(
+                CommandLine,
                 prog="unpoison",
                 description="Find, remove and withstand poison in training data.",
                 args=list(arguments),
@@ -115,7 +117,7 @@ def parse(arguments: Sequence[str]) -> Verb | None:
         if not end.code:
             return None
         raise InputError(one_line(complaint.getvalue())) from None
-    return cast("Verb", options)
+    return options
 
 
 def one_line(box: str) -> str:

@@ -1,8 +1,8 @@
 """The run directory and its `run.json`: what was run, on what, how long it took and what came of it.
 
-A verb works inside `run_directory`, which becomes the directory named by `--out` when the verb is done and vanishes
-when it is not. What a verb finds out goes through a `Recorder`; the record that it makes is `RunRecord`, and
-`run.schema.json` beside this file says what may stand in it.
+A verb works inside `run_directory`, which becomes the directory named by `--out` when the verb is done and
+vanishes when it is not. What a verb finds out goes through a `Recorder`; the record that it makes is
+`RunRecord`, and `run.schema.json` beside this file says what may stand in it.
 """
 
 from __future__ import annotations
@@ -125,7 +125,6 @@ class Recorder:
         self.seconds: dict[str, float] = {}
         self.results: dict[str, Any] = {}
         self.artefacts: dict[str, str] = {}
-        self._clock = time.perf_counter()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -146,7 +145,7 @@ class Recorder:
             versions=versions(),
             device=device_facts(),
             started=self.started.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            seconds={**seconds, "total": round(time.perf_counter() - self._clock, 4)},
+            seconds={**seconds, "total": round(time.perf_counter() - self.console.since, 4)},
             peak_memory_bytes=peak_memory_bytes(),
             results=dict(self.results),
             artefacts=dict(self.artefacts),
@@ -154,11 +153,11 @@ class Recorder:
 
 
 def check_out(out: Path, overwrite: bool) -> Path:
-    """The absolute path of a run directory that may be written, said before hours of work rather than after them.
+    """The absolute path of a run directory that may be written; asked before hours of work, not after.
 
     Raises:
-        InputError: it exists and is not empty (and `overwrite` was not asked for), it is no run directory of ours, or
-            the work would go on inside it.
+        InputError: it exists and is not empty (and `overwrite` was not asked for), it is no run directory
+            of ours, or the work would go on inside it.
     """
     target = out.absolute()
     here = Path.cwd()
@@ -184,7 +183,7 @@ def check_out(out: Path, overwrite: bool) -> Path:
 
 @contextlib.contextmanager
 def run_directory(out: Path, interrupts: Interrupts) -> Iterator[Path]:
-    """Yield a directory to write in that becomes `out` when the block ends without an error, and vanishes otherwise."""
+    """Yield a directory that becomes `out` when the block ends without an error, else vanishes."""
     with contextlib.ExitStack() as stack:
         with interrupts.shielded():
             staging = stack.enter_context(atomic_directory(out))
@@ -223,7 +222,7 @@ def device_facts() -> dict[str, Any]:
         import torch
 
         facts["threads"] = torch.get_num_threads()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if _uses_gpu():
             facts.update(type="cuda", name=torch.cuda.get_device_name())
     return facts
 
@@ -233,7 +232,7 @@ def peak_memory_bytes() -> int:
     if "torch" in sys.modules:
         import torch
 
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if _uses_gpu():
             return int(torch.cuda.max_memory_allocated())
     try:
         import resource
@@ -241,6 +240,12 @@ def peak_memory_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _uses_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def _processor_name() -> str:

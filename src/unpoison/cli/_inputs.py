@@ -1,0 +1,362 @@
+"""From the words on the command line to data, classes, triggers, models, poison and findings.
+
+Every error names the option or the file, what is wrong with it, and what to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from unpoison import data as data_room
+from unpoison._artefacts import read_json
+from unpoison.cli._options import ModelOptions, RecipeOptions
+from unpoison.detectors import Findings
+from unpoison.errors import InputError, UnpoisonError
+from unpoison.models import Normalized
+from unpoison.threats import Backdoor, PatchTrigger, PoisonSet, Trigger
+from unpoison.training import Recipe, Trained, predict
+
+if TYPE_CHECKING:
+    from unpoison.data import Splits, TrainingSet
+
+
+def load_data(spec: str, test: str | None, device: torch.device) -> Splits:
+    """The data that `--data` and `--test-data` name, on the device."""
+    return data_room.load(spec, test=test).to(device)
+
+
+def label_of(text: str, class_names: tuple[str, ...], option: str) -> int:
+    """The class called `text`, or numbered so when no class is.
+
+    Raises:
+        InputError: there is no such class, or several are called so.
+
+    >>> label_of("bag", ("shoe", "bag"), "--target"), label_of("0", ("shoe", "bag"), "--target")
+    (1, 0)
+    """
+    called = [label for label, name in enumerate(class_names) if name == text]
+    if not called:
+        called = [label for label, name in enumerate(class_names) if name.casefold() == text.casefold()]
+    if len(called) == 1:
+        return called[0]
+    if len(called) > 1:
+        raise InputError(f"{option} {text}: classes {called} are all called so; give the number")
+    if text.isascii() and text.isdigit() and int(text) < len(class_names):
+        return int(text)
+    shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
+    raise InputError(
+        f"{option} {text}: no such class; give a name ({shown}) or a number 0..{len(class_names) - 1}"
+    )
+
+
+def trigger_of(text: str) -> Trigger:
+    """The trigger that `--trigger` names; an image file goes flush into the bottom right corner.
+
+    Raises:
+        InputError: it is neither a known name nor an image.
+    """
+    known: Mapping[str, Callable[[], Trigger]] = {
+        "white-corner": PatchTrigger.white_corner,
+        "four-pixels": PatchTrigger.four_pixels,
+    }
+    if text in known:
+        return known[text]()
+    if not Path(text).exists():
+        raise InputError(f"--trigger {text}: neither {', '.join(known)} nor an image file that is there")
+    height, width = PatchTrigger.from_image(text, row=0, column=0).mask.shape
+    return PatchTrigger.from_image(text, row=-height, column=-width)
+
+
+def recipe_of(
+    options: RecipeOptions, *, model: str | None = None, width: int | None = None, base: Recipe | None = None
+) -> Recipe:
+    """The preset with what else was given in its place.
+
+    Arguments:
+        options: the preset and the values.
+        model: the network, when not the preset's.
+        width: its width, when not the preset's.
+        base: how the model at hand was trained: taken when no preset is named, and always for the network.
+
+    Raises:
+        InputError: there is no such preset, or a value is impossible.
+    """
+    if options.recipe is None and base is not None:
+        recipe = base
+    else:
+        recipe = Recipe.preset(options.recipe or "sample")
+    if base is not None:
+        model, width = base.model, base.width
+    given = {
+        "model": model,
+        "width": width,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "weight_decay": options.weight_decay,
+    }
+    values = {**recipe.to_dict(), **{name: value for name, value in given.items() if value is not None}}
+    if options.epochs is not None:
+        # A preset's own milestones and warm-up are made for its epochs; they keep their place in the whole.
+        share = options.epochs / recipe.epochs
+        milestones = {round(epoch * share) for epoch in recipe.milestones}
+        values["milestones"] = sorted(epoch for epoch in milestones if 0 < epoch < options.epochs)
+        values["warmup_epochs"] = recipe.warmup_epochs * share
+    return Recipe.from_dict(values)
+
+
+def load_poison(directory: Path | None) -> PoisonSet | None:
+    """The poison set of a run directory of craft (or demo), or of the poison/ in it."""
+    return (
+        None if directory is None else PoisonSet.load(_part(directory, "poison", "poison.json", "--poison"))
+    )
+
+
+def load_findings(directory: Path) -> Findings:
+    """The findings of a run directory of trace (or demo), or of the findings/ in it."""
+    return Findings.load(_part(directory, "findings", "findings.json", "--findings"))
+
+
+def _part(directory: Path, name: str, file: str, option: str) -> Path:
+    for folder in (directory / name, directory):
+        if (folder / file).is_file():
+            return folder
+    if not directory.is_dir():
+        raise InputError(f"{option} {directory}: no such directory")
+    raise InputError(f"{option} {directory}: holds neither {name}/{file} nor {file}")
+
+
+@final
+@dataclass(frozen=True)
+class Subject:
+    """The model that `--model` names, on the device, and how we trained it if we did."""
+
+    module: nn.Module
+    trained: Trained | None
+
+    @property
+    def for_healing(self) -> Trained | nn.Module:
+        """What unlearners take."""
+        return self.module if self.trained is None else self.trained
+
+
+def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> Subject:
+    """The model, in eval mode, on the device of the training set; it is checked to fit that set.
+
+    Arguments:
+        spec: a directory of ours, or `package.module:factory`, found from the current directory too.
+        options: the weights of a factory's network and the normalisation that it expects.
+        training_set: what it was trained on.
+
+    Raises:
+        InputError: there is no such model, or it does not fit its weights or the training set.
+    """
+    folder = Path(spec)
+    if folder.is_dir():
+        if options.weights is not None or options.normalization is not None:
+            raise InputError(f"--model {spec}: a directory of ours brings its own weights and normalization")
+        trained = _load_trained(_part(folder, "model", "trained.json", "--model"), training_set.device)
+        module = trained.model
+    else:
+        trained, module = None, _from_factory(spec, options).to(training_set.device)
+    module.eval()
+    _check_fit(spec, module, training_set)
+    return Subject(module, trained)
+
+
+def _load_trained(folder: Path, device: torch.device) -> Trained:
+    own = read_json(folder / "trained.json").get("own_model")
+    if own is not None:
+        raise InputError(
+            f"--model {folder}: holds the weights of a network of your own ({own}) without its code; give "
+            f"--model package.module:factory --weights {folder / 'model.safetensors'}"
+        )
+    return Trained.load(folder, device=device)
+
+
+def _from_factory(spec: str, options: ModelOptions) -> nn.Module:
+    place, _, name = spec.partition(":")
+    if not name or not all(part.isidentifier() for part in place.split(".")):
+        raise InputError(f"--model {spec}: neither a directory that is there nor package.module:factory")
+    with _current_directory_importable():
+        try:
+            found: Any = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
+                raise InputError(
+                    f"--model {spec}: there is no module {error.name!r} in the current directory or installed"
+                ) from None
+            raise InputError(f"--model {spec}: importing {place} failed: {error}") from error
+        except UnpoisonError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"--model {spec}: importing {place} failed ({type(error).__name__}: {error})"
+            ) from error
+        for part in name.split("."):
+            try:
+                found = getattr(found, part)
+            except AttributeError:
+                raise InputError(f"--model {spec}: module {place} has no {name!r}") from None
+        if not callable(found):
+            raise InputError(
+                f"--model {spec}: {name} is {type(found).__name__}, not a function that makes a network"
+            )
+        try:
+            # What a network draws for its first weights is nobody else's randomness.
+            with torch.random.fork_rng():
+                module = found()
+        except UnpoisonError:
+            raise
+        except Exception as error:
+            raise InputError(f"--model {spec}: {name}() failed ({type(error).__name__}: {error})") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"--model {spec}: {name}() gives {type(module).__name__}, not a torch.nn.Module")
+    whole = module
+    if options.normalization is not None:
+        whole = Normalized(module, *_normalization(options.normalization))
+    if options.weights is not None:
+        _load_weights(module, whole, options.weights)
+    return whole
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _load_weights(module: nn.Module, whole: nn.Module, path: Path) -> None:
+    """Load into the network, or into it and its normalisation where the file holds both, as ours do."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"--weights {path}: no such file")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"--weights {path}: cannot be read as safetensors ({error})") from None
+    if whole is not module and all(name in weights for name in ("mean", "std")):
+        module = whole
+    state = module.state_dict()
+    # A tensor that is shared is stored once, under one of its names; a count of batches decides nothing.
+    shared = {state[name].data_ptr() for name in weights if name in state}
+    for name, tensor in state.items():
+        if name not in weights:
+            if name.endswith("num_batches_tracked") or (tensor.numel() and tensor.data_ptr() in shared):
+                continue
+            raise InputError(f"--weights {path}: lacks {name!r}, which the model has")
+        if weights[name].shape != tensor.shape:
+            raise InputError(
+                f"--weights {path}: {name!r} has shape {tuple(weights[name].shape)}, "
+                f"the model's has {tuple(tensor.shape)}"
+            )
+    unknown = sorted(set(weights) - set(state))
+    if unknown:
+        raise InputError(f"--weights {path}: holds {unknown[0]!r}, which the model does not have")
+    module.load_state_dict(weights, strict=False)
+
+
+def _normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    parts = text.split(";")
+    try:
+        mean, std = (tuple(float(number) for number in part.split(",")) for part in parts)
+    except ValueError:
+        raise InputError(
+            f"--normalization {text}: expected means;deviations, one number a channel, "
+            f"such as '.5,.5,.5;.2,.2,.2'"
+        ) from None
+    return mean, std
+
+
+def _check_fit(spec: str, module: nn.Module, training_set: TrainingSet) -> None:
+    try:
+        logits = predict(module, training_set.images[:2])
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"--model {spec}: does not take images of shape {training_set.image_shape} ({error})"
+        ) from error
+    if logits.ndim != 2 or logits.shape[1] != training_set.num_classes:
+        raise InputError(
+            f"--model {spec}: gives outputs of shape {tuple(logits.shape[1:])} for an image, but "
+            f"{training_set.name} has {training_set.num_classes} classes"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Suspect:
+    """An input that somebody doubts the answer to.
+
+    Arguments:
+        image: UInt8[c h w].
+        true_label: what it is, where that is known.
+        words: what to call it.
+    """
+
+    image: Tensor
+    true_label: int | None
+    words: str
+
+
+def suspect_of(text: str, splits: Splits, poison: PoisonSet | None) -> Suspect:
+    """The input that `--suspect` names.
+
+    Raises:
+        InputError: there is no such image, or it does not fit the training set.
+    """
+    kind, colon, number = text.partition(":")
+    if not colon or kind not in ("test", "triggered"):
+        image = _fitting(data_room.read_image(text), splits.train, text)
+        return Suspect(image, None, Path(text).name)
+    if splits.test is None:
+        raise InputError(f"--suspect {text}: there is no test set; name one with --test-data")
+    if not (number.isascii() and number.isdigit()) or int(number) >= len(splits.test):
+        raise InputError(
+            f"--suspect {text}: expected {kind}:INDEX with an index 0..{len(splits.test) - 1} of the test set"
+        )
+    image, label = splits.test[int(number)]
+    if kind == "test":
+        return Suspect(image, label, f"test image {number}")
+    if poison is None or not isinstance(poison.goal, Backdoor):
+        raise InputError(
+            f"--suspect {text}: needs the trigger, so give --poison with the poison of a backdoor"
+        )
+    stamped = poison.goal.trigger.stamp(image[None])[0]
+    return Suspect(stamped, label, f"test image {number} with the trigger")
+
+
+def _fitting(image: Tensor, training_set: TrainingSet, text: str) -> Tensor:
+    channels, *size = training_set.image_shape
+    if list(image.shape[1:]) != size:
+        raise InputError(
+            f"--suspect {text}: is {image.shape[2]} pixels wide and {image.shape[1]} high, but the images of "
+            f"{training_set.name} are {size[1]} wide and {size[0]} high; "
+            f"resize it the way the model's inputs were"
+        )
+    if image.shape[0] == channels:
+        return image
+    if image.shape[0] == 1:
+        return image.expand(channels, -1, -1).contiguous()
+    if channels == 1 and bool((image == image[:1]).all()):
+        return image[:1]
+    raise InputError(
+        f"--suspect {text}: has {image.shape[0]} channels, the images of {training_set.name} have {channels}"
+    )

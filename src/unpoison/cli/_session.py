@@ -1,0 +1,112 @@
+"""`session`: what every verb does around its work.
+
+It refuses a bad `--out` first, then imports torch and chooses device and threads, opens the run directory,
+and in the end writes `run.json` into it, renames it into place and prints the record under `--json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from unpoison.cli._console import Console
+from unpoison.cli._interrupts import Interrupts
+from unpoison.cli._options import Verb, configuration
+from unpoison.cli._run import Recorder, check_out, run_directory
+from unpoison.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from unpoison._statistics import Proportion
+
+
+@final
+@dataclass(frozen=True)
+class Session:
+    """One run of a verb, under way.
+
+    Arguments:
+        recorder: takes down stages, results and artefacts.
+        directory: the run directory as long as it is written; it has its final name only afterwards.
+        out: that final name.
+        device: where to compute.
+        console: where words go.
+    """
+
+    recorder: Recorder
+    directory: Path
+    out: Path
+    device: torch.device
+    console: Console
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What goes into `results` of run.json."""
+        return self.recorder.results
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Count the block's seconds to the stage `name`."""
+        return self.recorder.stage(name)
+
+    def artefact(self, name: str, place: str) -> Path:
+        """Where to write the artefact `name`; noted in run.json with its place in the run directory."""
+        self.recorder.artefacts[name] = place
+        return self.directory / place
+
+    def rate(self, name: str, proportion: Proportion | None) -> None:
+        """Note a rate as the number `name`, and with its n and interval under `measured`."""
+        self.results[name] = None if proportion is None else proportion.rate
+        if proportion is not None:
+            self.results.setdefault("measured", {})[name] = proportion.to_dict()
+
+
+@contextlib.contextmanager
+def session(options: Verb, out: Path | None, console: Console, interrupts: Interrupts) -> Iterator[Session]:
+    """Yield the `Session` of one verb; without `out` it has no run directory and writes no run.json.
+
+    Raises:
+        InputError: `out` may not be written, or the device or number of threads is impossible.
+    """
+    run = options.run
+    target = None if out is None else check_out(out, run.overwrite)
+    recorder = Recorder(type(options).__name__.lower(), configuration(options), run.seed, console)
+    if run.threads is not None and run.threads < 1:
+        raise InputError(f"--threads {run.threads}: must be at least 1")
+    with contextlib.ExitStack() as stack:
+        import torch
+
+        device = _device(run.device)
+        if run.threads is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(run.threads)
+        if device.type == "cuda":
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.reset_peak_memory_stats(device)
+        # Mostly the import of torch.
+        recorder.seconds["start"] = time.perf_counter() - console.since
+        if target is None:
+            yield Session(recorder, Path(), Path(), device, console)
+            record = recorder.record()
+        else:
+            with run_directory(target, interrupts) as staging:
+                yield Session(recorder, staging, target, device, console)
+                record = recorder.record()
+                record.save(staging)
+        if run.json:
+            print(json.dumps(record.to_dict(), indent=2, allow_nan=False))  # noqa: T201
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
