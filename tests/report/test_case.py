@@ -14,7 +14,7 @@ from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
 from unpoison.detectors import Draw, Findings, Observation, Threshold
 from unpoison.errors import InputError, MismatchError
-from unpoison.report import Case, write_report
+from unpoison.report import Case, Outcome, write_report
 from unpoison.threats import Backdoor, PatchTrigger, PoisonSet
 
 N = 40
@@ -133,10 +133,16 @@ def test_a_demo_holds_everything_in_one_directory(tmp_path: Path) -> None:
         demo,
         "demo",
         clean_accuracy_before=0.9,
-        attack_success_before=Proportion(98, 100).to_dict(),
+        attack_success_before=0.98,
         clean_accuracy_after=0.9,
-        attack_success_after=Proportion(1, 100).to_dict(),
+        attack_success_after=0.01,
         clean_accuracy_control=0.91,
+        attack_success_control=None,
+        measured={
+            "clean_accuracy_before": Proportion(900, 1000).to_dict(),
+            "attack_success_before": Proportion(98, 100).to_dict(),
+            "attack_success_after": Proportion(1, 100).to_dict(),
+        },
     )
     case = Case.from_runs([demo])
     assert [outcome.name for outcome in case.outcomes] == [

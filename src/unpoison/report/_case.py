@@ -302,13 +302,17 @@ def _blamed(folder: Path, ranking: Integers) -> tuple[Integers, Bytes | None]:
         raise InputError(f"{file}: damaged ({type(error).__name__}: {str(error).splitlines()[0]})") from None
 
 
-def _rate(value: object) -> Rate | None:
-    if isinstance(value, Mapping):
-        successes, trials = value.get("successes"), value.get("trials")
-        if isinstance(successes, int) and isinstance(trials, int):
-            return Proportion(successes, trials)
-        value = value.get("rate")
-    return float(value) if isinstance(value, int | float) else None
+def _rate(results: Mapping[str, Any], name: str) -> Rate | None:
+    """A result by name: with its n from `measured` where a run recorded it there, else as it stands."""
+    for value in (_mapping(results, "measured").get(name), results.get(name)):
+        if isinstance(value, Mapping):
+            successes, trials = value.get("successes"), value.get("trials")
+            if isinstance(successes, int) and isinstance(trials, int):
+                return Proportion(successes, trials)
+            value = value.get("rate")
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 _OUTCOMES = {
@@ -332,7 +336,7 @@ def _outcomes(runs: Sequence[Run]) -> tuple[Outcome, ...]:
             bare = {"before": "train", "after": "heal"}.get(suffix)
             keys += [(run, quantity) for run in runs if run.verb == bare]
             rates[quantity] = next(
-                (rate for run, key in keys if (rate := _rate(run.results.get(key))) is not None), None
+                (rate for run, key in keys if (rate := _rate(run.results, key)) is not None), None
             )
         if any(rate is not None for rate in rates.values()):
             outcomes.append(Outcome(name, **rates))

@@ -292,7 +292,7 @@ def _timings(case: Case) -> list[dict[str, Any]]:
                 {
                     "stage": plain(stage).replace("_", " "),
                     "seconds": duration(value),
-                    "share": _bar(value, seconds),
+                    "share": "" if stage == "total" else _bar(value, seconds),
                 }
                 for stage, value in seconds.items()
             ],
@@ -303,7 +303,7 @@ def _timings(case: Case) -> list[dict[str, Any]]:
 
 def _bar(value: float, seconds: Mapping[str, float]) -> Markup:
     """A bar of the stage's share of the slowest stage, as SVG because inline styles are forbidden."""
-    most = max(seconds.values())
+    most = max((value for stage, value in seconds.items() if stage != "total"), default=0.0)
     width = 100 * value / most if most > 0 and math.isfinite(value) else 0.0
     return Markup(
         '<svg class="share" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
