@@ -162,13 +162,14 @@ def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits
                 f"{source}: class_names must be a list of text, found {named.dtype} {named.shape}"
             )
         given = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in named)
-    class_names = class_names_or_numbers(str(source), given, {str(source): labels[name] for name in labels})
+    class_names = class_names_or_numbers(
+        str(source), given, {f"{source}: {name}": values for name, values in labels.items()}
+    )
 
-    def training_set(images_name: str, labels_name: str) -> TrainingSet:
-        return TrainingSet(images[images_name], labels[labels_name], class_names, f"{source}: {images_name}")
-
-    train = training_set(*names[:2])
-    return Splits(train, training_set(*names[2:]) if with_test else None)
+    train = TrainingSet(images[names[0]], labels[names[1]], class_names, str(source))
+    if not with_test:
+        return Splits(train)
+    return Splits(train, TrainingSet(images[names[2]], labels[names[3]], class_names, f"{source} (test)"))
 
 
 def _array(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:

@@ -173,7 +173,10 @@ class _File:
                     f"{self.path}: column {self._image_column!r}: its struct has no field 'bytes'"
                 )
             column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
-        if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        # A column without a single value has the type null, and its first row is reported as having none.
+        if not any(
+            test(column.type) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
+        ):
             raise InputError(
                 f"{self.path}: column {self._image_column!r}: must hold image files as binary or "
                 f"struct<bytes, path>, found {column.type}"

@@ -155,7 +155,7 @@ def _from_bytes(content: Any, element: Any, shape: Any, order: Any = "C") -> np.
         content = content.encode("latin-1")
     if not isinstance(element, _Type) or not isinstance(content, bytes | bytearray):
         raise _RefusedError("an array whose content is not plain bytes")
-    filled: np.ndarray[Any, Any] = np.frombuffer(bytes(content), element.plain)
+    filled: np.ndarray[Any, Any] = np.frombuffer(content, element.plain).copy()
     return filled.reshape(tuple(map(int, shape)), order="F" if order == "F" else "C")
 
 

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from unpoison.data import TrainingSet, read_npz, write_npz
+from unpoison.errors import InputError
+
+
+def make(n: int) -> TrainingSet:
+    images = torch.arange(n * 3 * 4 * 5).remainder(256).to(torch.uint8).reshape(n, 3, 4, 5)
+    return TrainingSet(images, torch.arange(n) % 2, ("a", "b"))
+
+
+@pytest.mark.parametrize("n", [0, 1, 5000])
+def test_any_number_of_examples(n: int) -> None:
+    made = make(n)
+    assert len(made) == n
+    assert made.class_counts().tolist() == [(n + 1) // 2, n // 2]
+    assert len(made.fingerprint) == 32
+    mean, std = made.channel_statistics
+    if n:
+        pixels = made.images.double() / 255
+        assert torch.allclose(torch.tensor(mean, dtype=torch.float64), pixels.mean((0, 2, 3)))
+        assert torch.allclose(
+            torch.tensor(std, dtype=torch.float64), pixels.std((0, 2, 3), correction=0), atol=1e-6
+        )
+    images, labels = made.batch(0, 2)
+    assert images.dtype == torch.float32
+    assert len(images) == len(labels) == min(n, 2)
+    assert made.without(range(min(n, 1))).image_shape == (3, 4, 5)
+    assert made.subset([]).fingerprint == make(0).fingerprint
+    assert made.with_examples([], made.images[:0], made.labels[:0]).fingerprint == made.fingerprint
+
+
+def test_fingerprint_is_of_the_content_alone(tmp_path: Path) -> None:
+    made = make(7)
+    strided = TrainingSet(
+        made.images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        torch.stack([made.labels, made.labels], 1)[:, 0],
+        made.class_names,
+        "another name",
+    )
+    assert not strided.images.is_contiguous()
+    write_npz(tmp_path / "a.npz", strided, compress=False)
+    mapped = read_npz(tmp_path / "a.npz", memory_map=True).train
+    assert strided.fingerprint == mapped.fingerprint == made.fingerprint
+    assert mapped.channel_statistics == made.channel_statistics
+    for other in (
+        made.subset([1, 0, 2, 3, 4, 5, 6]),
+        made.with_examples([6], made.images[6:] + 1, made.labels[6:]),
+        made.with_examples([6], made.images[6:], 1 - made.labels[6:]),
+        TrainingSet(made.images, made.labels, ("a", "c")),
+        TrainingSet(made.images.reshape(7, 3, 5, 4), made.labels, made.class_names),
+    ):
+        assert other.fingerprint != made.fingerprint
+
+
+def test_changes_give_new_sets() -> None:
+    made = make(4)
+    before = made.images.clone()
+    changed = made.with_examples([2], torch.zeros(1, 3, 4, 5, dtype=torch.uint8), torch.tensor([1]))
+    assert changed.images[2].sum() == 0
+    assert changed[2][1] == 1
+    assert torch.equal(made.images, before)
+    for indices in ([4], [-1]):
+        with pytest.raises(InputError, match=r"outside 0\.\.3"):
+            made.subset(indices)
+
+
+def test_what_cannot_be_a_training_set_is_refused() -> None:
+    images, labels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
+    for arguments, message in (
+        ((images.float(), labels, ("a", "b")), "uint8"),
+        ((images, labels.int(), ("a", "b")), "int64"),
+        ((images, labels[:1], ("a", "b")), "shape"),
+        ((images, labels * 2, ("a", "b")), "row 1: label 2"),
+        ((images, labels * 0, ("a",)), "two classes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            TrainingSet(*arguments)
