@@ -145,11 +145,11 @@ def test_a_demo_holds_everything_in_one_directory(tmp_path: Path) -> None:
         },
     )
     case = Case.from_runs([demo])
-    assert [outcome.name for outcome in case.outcomes] == [
-        "Before healing",
-        "After healing",
-        "Never poisoned",
-    ]
+    assert case.outcomes == (
+        Outcome("Before healing", Proportion(900, 1000), Proportion(98, 100)),
+        Outcome("After healing", 0.9, Proportion(1, 100)),
+        Outcome("Never poisoned", 0.91, None),
+    )
     assert case.recall == Proportion(4, 5)
 
 
