@@ -111,7 +111,7 @@ def test_the_network_stays_the_victims_when_the_recipe_names_another() -> None:
     clean = make_set()
     victim = train(clean, RECIPE, seed=0)
     healed = FineTune().heal(victim, clean, [1], recipe=Recipe(model="resnet18", epochs=8))
-    assert (healed.recipe.model, healed.recipe.width, healed.recipe.epochs) == ("resnet9", 2, 2)
+    assert (healed.recipe.model, healed.recipe.width, healed.recipe.epochs) == ("resnet9", 2, 4)
     assert type(healed.model) is type(victim.model)
 
 

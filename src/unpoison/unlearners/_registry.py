@@ -57,7 +57,7 @@ _CARDS = {
             title="Catastrophic forgetting (CF)",
             summary="Trains the victim on, with the examples that are kept.",
             paper="Goel et al. 2022, arXiv 2201.06640; as compared by Delta-Influence, arXiv 2411.13731",
-            cost="a quarter of a training by default; one training as published",
+            cost="half a training by default; one training as published",
             implementation="unpoison.unlearners.fine_tune:FineTune",
         ),
     )
