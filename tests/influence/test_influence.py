@@ -378,12 +378,14 @@ def test_scores_predict_what_leaving_an_example_out_does_to_logistic_regression(
 
     everyone = torch.ones(60, dtype=torch.bool)
     model = fitted(everyone)
-    before = float(TASK.measurement(model, query))
+    before = float(TASK.measurement(model, query).detach())
     changes = []
     for left_out in range(60):
         keep = everyone.clone()
         keep[left_out] = False
-        changes.append(before - float(TASK.measurement(fitted(keep), query)))  # what having the example does
+        changes.append(
+            before - float(TASK.measurement(fitted(keep), query).detach())
+        )  # what having the example does
     examples = TensorExamples(inputs, labels)
     factors = fit_factors(model, examples, TASK, seed=0, modules=[""])
     queries = precondition(model, factors, query, TASK, damping=AbsoluteDamping(decay))
