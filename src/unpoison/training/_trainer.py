@@ -177,8 +177,11 @@ class _Run:
                 # On the CPU looking costs nothing; elsewhere it would make the host wait in every step.
                 if self.device.type == "cpu" and not math.isfinite(losses[step].item()):
                     break
-        except RuntimeError as error:
-            raise _explained(error, self.recipe.batch_size, len(order)) from error
+        except (RuntimeError, ValueError) as error:
+            explained = _explained(error, self.recipe.batch_size, len(order))
+            if explained is None:
+                raise
+            raise explained from error
         self._stop_if_diverged(losses, bounds, number)
         sizes = torch.tensor([stop - start for start, stop in bounds], dtype=torch.float64)
         record = EpochRecord(
@@ -371,16 +374,21 @@ def _seed_global_state(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
-def _explained(error: RuntimeError, batch_size: int, examples: int) -> Exception:
-    """What to raise instead of torch's own error."""
+def _explained(error: Exception, batch_size: int, examples: int) -> UnpoisonError | None:
+    """What to raise instead of torch's own error, if there is something better to say."""
     text = str(error)
+    if "more than 1 value per channel" in text:
+        return InputError(
+            "batch norm needs more than one example a batch, "
+            f"found {examples} in all and batch_size {batch_size}"
+        )
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         smaller = max(1, min(batch_size, examples) // 2)
         return UnpoisonError(
             f"out of memory in a training step of batch_size {batch_size}; "
             f"batch_size {smaller} would probably fit"
         )
-    return error
+    return None
 
 
 def _bytes(tensor: Tensor) -> bytes:
