@@ -28,7 +28,7 @@ from unpoison.threats import Backdoor, Budget, PatchTrigger
 from unpoison.training import Recipe, Trained, predict, train
 
 SOURCE, TARGET = "Sandal", "Bag"
-POISONS = 75
+_BUDGET = Budget(count=75)
 PAGE = "report.html"
 
 
@@ -42,14 +42,22 @@ def demo(options: Demo, console: Console, interrupts: Interrupts) -> int:
     return 0
 
 
-def tell(run: Session, *, seed: int, recipe: Recipe | None = None, splits: data.Splits | None = None) -> None:
+def tell(
+    run: Session,
+    *,
+    seed: int,
+    recipe: Recipe | None = None,
+    splits: data.Splits | None = None,
+    budget: Budget = _BUDGET,
+) -> None:
     """Poison, train, look for a wrong prediction, trace it, heal, measure.
 
     Arguments:
         run: where artefacts and results go.
         seed: of everything.
         recipe: how every model is trained; the preset `sample` when None.
-        splits: the data; the bundled sample when None. Its classes must have those of the story.
+        splits: the data, with the two classes of the story; the bundled sample when None.
+        budget: how much is poisoned.
     """
     recipe = Recipe.preset("sample") if recipe is None else recipe
     with run.stage("data"):
@@ -60,7 +68,7 @@ def tell(run: Session, *, seed: int, recipe: Recipe | None = None, splits: data.
 
     with run.stage("craft"):
         backdoor = Backdoor(PatchTrigger.white_corner(), names.index(SOURCE), names.index(TARGET))
-        poison = attacks.BadNets().craft(backdoor, clean, budget=Budget(count=POISONS), seed=seed)
+        poison = attacks.BadNets().craft(backdoor, clean, budget=budget, seed=seed)
         poison.save(run.artefact("poison", "poison"))
         poisoned = poison.apply(clean)
     run.console.say(

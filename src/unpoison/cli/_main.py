@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Terminated:
         return _complain("terminated; nothing was written", TERMINATED)
     except BrokenPipeError:
-        # Whoever read our output has gone (`unpoison ... | head`); Python must not try to flush it again at
-        exit.os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has gone (`unpoison ... | head`); Python must not flush it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
         if error.filename is None and error.strerror is None:
@@ -132,13 +132,19 @@ def one_line(box: str) -> str:
     ... ''')
     "error parsing --seed: invalid literal: 'a'; see unpoison --help"
     """
+    if "╭" in box:
+        lines = [re.sub(r"^│ ?|\s*│$", "", line.rstrip()) for line in box.splitlines()]
+    else:  # where standard output is not UTF-8 there is no frame; the title stands above the first rule
+        lines = [line.removeprefix("  ").rstrip() for line in box.splitlines()]
+        lines = lines[
+            next((place for place, line in enumerate(lines) if set(line.strip()) == {"-"}), -1) + 1 :
+        ]
     parts: list[list[str]] = [[]]
-    for line in box.splitlines():
-        inner = re.sub(r"^│ ?|\s*│$", "", line.rstrip())
-        if re.fullmatch(r"[─╭╮╰╯].*", inner) or not inner.strip():
+    for line in lines:
+        if re.fullmatch(r"[╭╰].*|\s*(─+|-{5,}|)\s*", line):
             parts.append([])
-        elif not inner.startswith("     "):  # what is indented that far is the help of an option
-            parts[-1].append(inner.strip())
+        elif not line.startswith("     "):  # what is indented that far is the help of an option
+            parts[-1].append(line.strip())
     said = [part for part in parts if part and not part[0].startswith("Argument helptext")]
     helps = re.findall(r"(unpoison(?: [a-z]+)? --help)", box)
     said = [part for part in said if not part[0].startswith("For full helptext")]

@@ -60,8 +60,8 @@ class RecipeOptions:
     """How to train: a preset, and what to change in it."""
 
     recipe: Annotated[str | None, arg(metavar="PRESET", help_behavior_hint="")] = None
-    """The preset to start from: sample (2 cores, a minute), resnet18-40, resnet18-200, fast. When not given, sample;
-    for heal, the recipe that the model was trained with."""
+    """The preset to start from: sample (2 cores, a minute), resnet18-40, resnet18-200, fast. Sample when
+    not given; for heal, the recipe that the model was trained with."""
     epochs: MaybeCount = None
     """Passes over the training set."""
     batch_size: MaybeCount = None
