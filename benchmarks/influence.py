@@ -2,17 +2,16 @@
 
     python -m benchmarks.influence --json [--quick] [--no-write]
 
-Both get the same network (ResNet-9), images, queries and threads. Delta-Influence asks for one affected
-input and n
-transformed ones: kronfluence scores those 1 + n queries, ours the n differences. Measured:
+Both get the same network (ResNet-9), images, queries and threads. Delta-Influence asks for one affected input
+and n transformed ones: kronfluence scores those 1 + n queries, ours the n differences. Measured:
 
-- query by query: kronfluence with query batch 1, which is how the method was published; every query is a
-pass; - batched: kronfluence with all queries in one batch, and the best of several training batch sizes;
-- factors: fitting EK-FAC factors, kronfluence with the best of several batch sizes; - agreement: the
-differences of kronfluence's scores against ours on kronfluence's own factors, for both dampings.
+- query by query: kronfluence with query batch 1, as the method was published; every query is a pass;
+- batched: kronfluence with all queries in one batch, and the best of several training batch sizes;
+- factors: fitting EK-FAC factors, kronfluence with the best of several batch sizes;
+- agreement: differences of kronfluence's scores against ours on kronfluence's factors, for both dampings.
 
-Factors are excluded from the scoring times. `--quick` times 3 of the queries of the first and scales;
-such a run is never written to the results.
+Factors are excluded from the scoring times. `--quick` times 3 of the queries of the first and scales; such a
+run is never written to the results.
 """
 
 from __future__ import annotations
@@ -201,9 +200,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             agreement[f"{name}_damping_same_sign"] = float((own.sign() == found.sign()).float().mean())
         say(f"agreement: {agreement}")
 
-        single = {
-            size: timed(lambda size=size: scores(1, 1, size, None))[0] for size in arguments.train_batches
-        }
+        single = {}
+        for size in arguments.train_batches:
+            single[size] = timed(lambda size=size: scores(1, 1, size, None))[0]
         best = min(single, key=lambda size: single[size])
         number = 3 if arguments.quick else 1 + count
         one_by_one = timed(lambda: scores(number, 1, best, None))[0]

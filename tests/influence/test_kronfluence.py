@@ -47,7 +47,7 @@ def small_net() -> nn.Module:
 
 
 def channel_first(columns: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Rows of an input basis from our order (kernel, channel[, bias]) to the other (channel, kernel[, bias])."""
+    """Rows of an input basis from our order (kernel, channel, bias) to (channel, kernel, bias)."""
     size = conv.kernel_size[0] * conv.kernel_size[1]
     order = torch.arange(size * conv.in_channels).view(size, conv.in_channels).T.flatten()
     if conv.bias is not None:

@@ -14,7 +14,7 @@ true Fisher matrix) unless `empirical`. A grouped convolution has factors for ea
 
 Cost: for a layer with k groups, o outputs, i inputs (a group) and t positions, an example takes, beside a
 forward and the backward pass without parameter gradients, k*t*(i^2 + o^2) multiplications in stage 1 and
-k*(t*o*i + min(t*(i^2 + o^2), o*i*(o + i))) in stage 3; stage 2 takes about 10*k*(i^3 + o^3) once. Memory:
+k*(t*o*i + i^2 min(t, o) + o^2 min(t, i)) in stage 3; stage 2 takes about 10*k*(i^3 + o^3) once. Memory:
 the factors, k*(i^2 + o^2 + o*i) numbers a layer (twice the squares during stage 2, in float64); the
 activations of one batch; and `workspace_bytes`.
 """
@@ -191,7 +191,7 @@ def fit_factors(
         covariance_examples: A and S from this many evenly spread examples only; Lambda is always of all.
         empirical: use the given labels (the empirical Fisher matrix) in place of drawn ones.
         batch_size: examples of a forward pass.
-        workspace_bytes: of per-example gradients at a time; default 16 MiB, on CUDA 1 GiB.
+        workspace_bytes: of per-example gradients at a time; default 8 MiB, on CUDA 1 GiB.
         progress: called with the stage, examples done and examples to do, after each batch.
 
     Raises:
@@ -322,7 +322,10 @@ class _Covariances(Visitor):
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
         for total, part in ((self.inputs[index], activations), (self.outputs[index], output_gradients)):
             rows = part.transpose(0, 1).flatten(1, 2)
-            total.baddbmm_(rows.transpose(1, 2), rows)
+            if len(rows) == 1:  # a plain product uses all threads, a batch of one does not
+                total[0].addmm_(rows[0].t(), rows[0])
+            else:
+                total.baddbmm_(rows.transpose(1, 2), rows)
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         pass
@@ -348,16 +351,28 @@ def _eigenbases(layer: Layer, pair: tuple[Tensor, Tensor], shard: Shard, place: 
 def rotated(
     activations: Tensor, output_gradients: Tensor, input_basis: Tensor, output_basis: Tensor
 ) -> Tensor:
-    """Float[c k o i] of Qg^T G Qa for each example, in whichever order takes fewer multiplications."""
+    """Float[c k o i] of Qg^T G Qa for each example, each side turned where it is cheaper."""
     positions, inputs, outputs = activations.shape[2], activations.shape[3], output_gradients.shape[3]
-    if positions * (inputs**2 + outputs**2) <= outputs * inputs * (outputs + inputs):
-        return outer(torch.matmul(activations, input_basis), torch.matmul(output_gradients, output_basis))
-    return rotated_matrix(outer(activations, output_gradients), input_basis, output_basis)
+    if positions <= inputs:
+        output_gradients = times(output_gradients, output_basis)
+    if positions <= outputs:
+        activations = times(activations, input_basis)
+    gradient = outer(activations, output_gradients)
+    if positions > outputs:
+        gradient = times(gradient, input_basis)
+    if positions > inputs:
+        gradient = torch.matmul(output_basis.transpose(1, 2), gradient)
+    return gradient
+
+
+def times(batch: Tensor, basis: Tensor) -> Tensor:
+    """Float[c k r i] times Float[k i i]: one large product where there is one group."""
+    return torch.matmul(batch, basis[0] if len(basis) == 1 else basis)
 
 
 def rotated_matrix(gradient: Tensor, input_basis: Tensor, output_basis: Tensor) -> Tensor:
     """Qg^T G Qa of Float[m k o i]."""
-    return torch.matmul(output_basis.transpose(1, 2), torch.matmul(gradient, input_basis))
+    return torch.matmul(output_basis.transpose(1, 2), times(gradient, input_basis))
 
 
 @final
@@ -375,8 +390,8 @@ class _Eigenvalues(Visitor):
         assert input_basis is not None
         assert output_basis is not None
         if activations.shape[2] == 1:  # one position: squares of a product are products of squares
-            a = torch.matmul(activations, input_basis)[:, :, 0].square_().transpose(0, 1)
-            g = torch.matmul(output_gradients, output_basis)[:, :, 0].square_().transpose(0, 1)
+            a = times(activations, input_basis)[:, :, 0].square_().transpose(0, 1)
+            g = times(output_gradients, output_basis)[:, :, 0].square_().transpose(0, 1)
             self.sums[index].baddbmm_(g.transpose(1, 2), a)
         else:
             gradient = rotated(activations, output_gradients, input_basis, output_basis)
@@ -410,5 +425,7 @@ def examples_fingerprint(examples: Examples) -> str:
 
 
 def _content(tensor: Tensor) -> bytes | memoryview:
-    flat = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy()
+    flat = (
+        tensor.detach().cpu().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy()
+    )
     return np.ascontiguousarray(flat).data if flat.size else b""

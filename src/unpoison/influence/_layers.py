@@ -224,9 +224,10 @@ class NormLayer(Layer):
 
     def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
         """The weight, then the bias."""
-        shape = self.module.weight.shape
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
         names = ("weight", "bias") if self.bias else ("weight",)
-        return {name: gradient[:, 0, row].reshape(-1, *shape) for row, name in enumerate(names)}
+        return {name: gradient[:, 0, row].reshape(-1, *weight.shape) for row, name in enumerate(names)}
 
 
 @final

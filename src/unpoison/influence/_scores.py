@@ -81,7 +81,7 @@ def score(
         start: first example, 0 by default.
         stop: one past the last example, all by default.
         batch_size: examples of a forward pass.
-        workspace_bytes: of per-example gradients at a time; default 16 MiB, on CUDA 1 GiB.
+        workspace_bytes: of per-example gradients at a time; default 8 MiB, on CUDA 1 GiB.
         progress: called with "scores", examples done and examples to do, after each batch.
 
     Raises:

@@ -52,7 +52,7 @@ def where(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 def default_workspace(device: torch.device) -> int:
     """Bytes of per-example gradients at a time: what a processor's cache holds, or much more on a GPU."""
-    return 1 << 30 if device.type == "cuda" else 16 << 20
+    return 1 << 30 if device.type == "cuda" else 8 << 20
 
 
 @final
