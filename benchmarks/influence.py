@@ -55,9 +55,8 @@ def machine(threads: int) -> dict[str, Any]:
     """What the numbers were measured on."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")
-        ]
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         model = names[0] if names else model
     return {
         "processor": model,
@@ -124,7 +123,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         prepared = precondition(model, factors, queries, TASK, combine=combine, damping=damping)
         return score(model, prepared, training_set, TASK).values
 
-    score(model, precondition(model, None, queries, TASK), training_set, TASK, stop=256)  # warm-up
+    score(
+        model, precondition(model, None, queries, TASK), training_set, TASK, stop=min(256, len(training_set))
+    )  # warm-up
     runs = [timed(lambda: fit_factors(model, training_set, TASK, seed=0)) for _ in range(2)]
     seconds["factors"], factors = min(runs, key=lambda run: run[0])
     seconds["scores"] = min(timed(lambda: ours(factors, RelativeDamping()))[0] for _ in range(3))
@@ -207,9 +208,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         number = 3 if arguments.quick else 1 + count
         one_by_one = timed(lambda: scores(number, 1, best, None))[0]
         seconds["kronfluence_query_by_query"] = one_by_one * (1 + count) / number
-        say(
-            f"kronfluence: query by query {seconds['kronfluence_query_by_query']:.1f} s, training batch {best}"
-        )
+        say(f"kronfluence: query by query, training batch {best}: {one_by_one:.1f} s for {number} queries")
         peaks["unpoison and kronfluence"] = peak_bytes()
 
     return {

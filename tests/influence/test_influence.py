@@ -248,7 +248,7 @@ def test_covariance_eigenbasis_of_a_convolution_is_that_of_its_unfolded_patches(
 
 
 def test_one_linear_layer_is_the_exact_inverse_where_the_fisher_matrix_is_a_kronecker_product() -> None:
-    # Inputs and output gradients independent of each other: the Fisher matrix is S x A exactly on a full grid.
+    # Inputs independent of output gradients: the Fisher matrix is S x A exactly on a full grid.
     class Grid(Task):
         def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
             return (model(batch[0]) * batch[1]).sum(1)
