@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._run import Recorder, check_out, json_value, run_directory
 from unpoison.errors import InputError
+
+VERBS = ("craft", "train", "trace", "heal", "report", "demo")
 
 
 def a_record() -> RunRecord:
@@ -135,3 +138,38 @@ def test_a_signal_while_the_result_is_put_in_place_comes_too_late() -> None:
             signal.raise_signal(signal.SIGINT)
         with interrupts.shielded():
             pass
+
+
+def test_every_field_is_documented() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "command.md").read_text(encoding="utf-8")
+    schema = run_schema()
+    parts = {"run.json": schema, **{f"Results of {verb}": schema["$defs"][verb] for verb in VERBS}}
+    parts["Results of trace"]["properties"].update(schema["$defs"]["findings"]["properties"])
+    for heading, part in parts.items():
+        section = re.split(r"\n##+ ", page.split(f"# {heading}\n", 1)[1])[0]
+        missing = [name for name in part["properties"] if f"`{name}`" not in section]
+        assert not missing, f"{heading}: {missing}"
+
+
+def test_a_bar_leaves_standard_output_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Console().progress("training", 3, "epochs") as step:
+        step(1, "loss 0.5")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "3/3" in said.err
+
+
+def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0.0, 1.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr("unpoison.cli._console.time.monotonic", lambda: next(clock))
+    with Console().progress("training", 3, "epochs") as step:
+        for done in (1, 2, 3):
+            step(done, f"loss {done}")
+    assert capsys.readouterr().err.splitlines() == [
+        "training ...",
+        "training: 2 of 3 epochs, 6 s, loss 2",
+        "training: done in 8.0 s",
+    ]
