@@ -13,7 +13,9 @@ from unpoison.training import Recipe
 
 
 def test_reading_a_recipe_does_not_import_torch() -> None:
-    code = "import sys; from unpoison.training import Recipe; Recipe.preset('sample'); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from unpoison.training import Recipe; assert Recipe(); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

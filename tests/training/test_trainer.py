@@ -263,10 +263,15 @@ def test_the_users_model_is_copied_and_frozen_parameters_stay() -> None:
     assert trained.own_model
 
 
-@pytest.mark.parametrize("n", [1, 2, 17, 33])
+@pytest.mark.parametrize("n", [2, 16, 17, 33])
 def test_sets_around_the_batch_size(n: int) -> None:
     trained = train(some_set(n), replace(RECIPE, epochs=1), seed=0)
     assert trained.history[0].examples == n
+
+
+def test_one_example_is_enough_without_batch_norm() -> None:
+    recipe = replace(RECIPE, model="convnet", width=2)
+    assert train(some_set(1), recipe, seed=0).history[-1].examples == 1
 
 
 def test_one_example_that_batch_norm_cannot_take_is_a_clear_error() -> None:

@@ -112,7 +112,7 @@ def train(
             if on_epoch is not None:
                 on_epoch(record)
     return Trained(
-        model=run.model.to(memory_format=torch.contiguous_format).eval(),
+        model=_laid_out(run.model, torch.contiguous_format).eval(),
         recipe=recipe,
         seed=seed,
         class_names=training_set.class_names,
@@ -146,7 +146,7 @@ class _Run:
         self.history: list[EpochRecord] = []
         convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
         self.layout = torch.channels_last if convolutional else torch.contiguous_format
-        self.model = model.to(self.device).to(memory_format=self.layout)
+        self.model = _laid_out(model.to(self.device), self.layout)
         self.optimizer, self.factors = _optimizer(self.model, recipe)
 
     @property
@@ -330,6 +330,11 @@ def _starting_point(
     )
     whiten(network, subset.batch(0, _IMAGES_FOR_WHITENING)[0].cpu())
     return network
+
+
+def _laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    moved: nn.Module = model.to(memory_format=layout)  # type: ignore[call-overload]
+    return moved
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
