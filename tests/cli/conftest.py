@@ -31,8 +31,18 @@ def make_set(n: int, name: str, seed: int) -> TrainingSet:
 class CornerDetector(Detector):
     """Blames every example with a white corner and the predicted label; finds nothing where there is none."""
 
-    def find(self, model: Any, training_set: TrainingSet, observation: Observation | None = None) -> Findings:
+    def find(
+        self,
+        model: Any,
+        training_set: TrainingSet,
+        observation: Observation | None = None,
+        *,
+        reference: TrainingSet | None = None,
+        progress: Any = None,
+    ) -> Findings:
         assert observation is not None
+        assert progress is not None
+        progress("scores", len(training_set), len(training_set))
         images = training_set.images.cpu()
         white = (images[:, :, -3:, -3:] == 255).flatten(1).all(1)
         scores = (white & (training_set.labels.cpu() == observation.predicted)).double()

@@ -262,8 +262,28 @@ def test_trace_knows_its_presets(story: Any, fails: Fails, tmp_path: Path) -> No
     said = fails(story.trace(tmp_path / "out", "--preset", "nosuch"))
     assert "nosuch" in said
     assert "calibrated" in said
-    said = fails(story.trace(tmp_path / "out", "--method", "ek-fac", "--preset", "published"))
-    assert said == "--preset published: ek-fac has no presets; leave it out"
+    said = fails(story.trace(tmp_path / "out", "--method", "ek-fac", "--preset", "calibrated"))
+    assert said == "--preset calibrated: ek-fac has only 'published', besides its default"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--preset", "published"),
+        ("--method", "ek-fac"),
+        ("--method", "ek-fac", "--preset", "published"),
+        ("--reference", "tiny.npz"),
+    ],
+)
+def test_every_method_traces(
+    more: tuple[str, ...], story: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(story.folder)
+    assert main(story.trace(tmp_path / "out", *more)) == 0
+    record = story.read(tmp_path / "out")
+    check(record)
+    assert record["results"]["average_precision"] > 0.2
 
 
 @pytest.mark.usefixtures("corner_detector")

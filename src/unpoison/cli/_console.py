@@ -19,9 +19,9 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress(Protocol):
-    """Called with how much is done so far and a few words about it."""
+    """Called with how much is done so far, a few words about it, and how much there is if that changes."""
 
-    def __call__(self, done: float, words: str = "") -> None:
+    def __call__(self, done: float, words: str = "", total: float | None = None) -> None:
         """Show it."""
 
 
@@ -72,7 +72,8 @@ class Console:
         columns = (
             rich.TextColumn("{task.description}", markup=False),
             rich.BarColumn(),
-            *([rich.MofNCompleteColumn(), rich.TextColumn(unit)] if total is not None else []),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn(unit),
             rich.TimeElapsedColumn(),
             rich.TextColumn("{task.fields[words]}", markup=False),
         )
@@ -80,16 +81,20 @@ class Console:
         bar = rich.Progress(*columns, console=self._error, redirect_stdout=False, redirect_stderr=False)
         with bar:
             task = bar.add_task(what, total=total, words="")
-            yield lambda done, words="": bar.update(task, completed=done, words=words)
-            if total is not None:
-                bar.update(task, completed=total)
+
+            def step(done: float, words: str = "", total: float | None = None) -> None:
+                bar.update(task, total=total, completed=done, words=words)
+
+            yield step
+            if (end := bar.tasks[0].total) is not None:
+                bar.update(task, completed=end)
 
     @contextlib.contextmanager
     def _lines(self, what: str, total: float | None, unit: str) -> Iterator[Progress]:
         started = last = time.monotonic()
         self.say(f"{what} ...")
 
-        def step(done: float, words: str = "") -> None:
+        def step(done: float, words: str = "", total: float | None = total) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= _SECONDS_BETWEEN_LINES:

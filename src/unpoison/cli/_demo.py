@@ -20,7 +20,7 @@ from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._measuring import epochs, per_cent
 from unpoison.cli._options import Demo
 from unpoison.cli._session import Session, session
-from unpoison.cli._tracing import detector_of, keep_findings, observe
+from unpoison.cli._tracing import detector_of, keep_findings, observe, stages
 from unpoison.data import TrainingSet
 from unpoison.errors import UnpoisonError
 from unpoison.evaluation import measure
@@ -99,10 +99,9 @@ def tell(
         f"somebody notices: test image {index}, a {SOURCE} with a white corner, is called {TARGET}"
     )
 
-    with run.stage("trace"), run.console.progress("tracing that one answer", None, ""):
-        findings = detector_of("delta-influence", "calibrated", seed).find(
-            victim.model, poisoned, observation
-        )
+    with run.stage("trace"), stages(run.console, "tracing that one answer") as progress:
+        detector = detector_of("delta-influence", "calibrated", seed)
+        findings = detector.find(victim.model, poisoned, observation, progress=progress)
         keep_findings(run, findings, poisoned, poison)
     run.console.say(findings.summary)
 

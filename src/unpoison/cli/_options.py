@@ -156,7 +156,10 @@ class Trace:
     method: Literal["delta-influence", "ek-fac"] = "delta-influence"
     """How to trace."""
     preset: MaybeText = None
-    """The settings of delta-influence: calibrated (when not given), published, ..."""
+    """The settings: for delta-influence calibrated (when not given), published, published-smooth or
+    published-matching; for ek-fac published."""
+    reference: MaybeData = None
+    """Labelled images that are known to be clean and were not trained on, for calibrated to compare with."""
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
     architecture: ModelOptions

@@ -8,7 +8,7 @@ from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._measuring import per_cent
 from unpoison.cli._options import Trace
 from unpoison.cli._session import session
-from unpoison.cli._tracing import detector_of, keep_findings, observe
+from unpoison.cli._tracing import detector_of, keep_findings, observe, stages
 
 DONE, FOUND = 0, 1
 
@@ -22,6 +22,9 @@ def trace(options: Trace, console: Console, interrupts: Interrupts) -> int:
             poison = load_poison(options.poison)
             training_set = splits.train if poison is None else poison.apply(splits.train)
             names = training_set.class_names
+            reference = None
+            if options.reference is not None:
+                reference = load_data(options.reference, None, run.device).train
             subject = load_model(options.model, options.architecture, training_set)
             suspect = suspect_of(options.suspect, splits, poison)
             observation = observe(
@@ -37,8 +40,10 @@ def trace(options: Trace, console: Console, interrupts: Interrupts) -> int:
                 else label_of(options.true, names, "--true"),
             )
         console.say(f"{suspect.words}: the model says {names[observation.predicted]}")
-        with run.stage("trace"), console.progress(f"tracing by {options.method}", None, "") as _:
-            findings = detector.find(subject.module, training_set, observation)
+        with run.stage("trace"), stages(console, f"tracing by {options.method}") as progress:
+            findings = detector.find(
+                subject.module, training_set, observation, reference=reference, progress=progress
+            )
         with run.stage("save"):
             keep_findings(run, findings, training_set, poison)
         true_label = observation.true_label

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unpoison.cli._console import Console
 from unpoison.cli._session import Session
 from unpoison.data import TrainingSet
-from unpoison.detectors import Detector, Findings, Observation
+from unpoison.detectors import DeltaInfluence, Detector, EKFACThreshold, Findings, Observation
 from unpoison.errors import InputError
 from unpoison.threats import PoisonSet
 from unpoison.training import predict
@@ -23,15 +26,22 @@ def detector_of(method: str, preset: str | None, seed: int) -> Detector:
     """The detector that `--method` and `--preset` name.
 
     Raises:
-        InputError: there is no such preset, or the method has none.
+        InputError: there is no such preset.
     """
-    from unpoison import detectors
-
     if method == "delta-influence":
-        return detectors.DeltaInfluence.preset(preset or "calibrated", seed=seed)
+        return DeltaInfluence.preset(preset or "calibrated", seed=seed)
+    if preset == "published":
+        return EKFACThreshold.published(seed=seed)
     if preset is not None:
-        raise InputError(f"--preset {preset}: {method} has no presets; leave it out")
-    return detectors.EKFACThreshold()
+        raise InputError(f"--preset {preset}: {method} has only 'published', besides its default")
+    return EKFACThreshold(seed=seed)
+
+
+@contextmanager
+def stages(console: Console, what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a detector's `progress`, which shows how far each of its passes has come."""
+    with console.progress(what, None, "examples") as step:
+        yield lambda stage, done, total: step(done, stage, total)
 
 
 def observe(
