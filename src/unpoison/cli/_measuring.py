@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -31,7 +32,7 @@ def epochs(console: Console, what: str, recipe: Recipe) -> Iterator[Callable[[Ep
 def per_cent(rate: float | None) -> str:
     """A rate for people.
 
-    >>> per_cent(0.915), per_cent(None)
-    ('91.5 %', '-')
+    >>> per_cent(0.915), per_cent(None), per_cent(float("nan"))
+    ('91.5 %', '-', '-')
     """
-    return "-" if rate is None else f"{100 * rate:.1f} %"
+    return "-" if rate is None or math.isnan(rate) else f"{100 * rate:.1f} %"
