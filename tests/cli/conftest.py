@@ -97,7 +97,8 @@ class Story:
         ]
 
     def train(self, out: Path | str, *more: str) -> list[str]:
-        return ["train", "--data", self.data, "--out", str(out), "--epochs", "2", "--width", "4", *more]
+        network = ("--model", "resnet9", "--width", "4")
+        return ["train", "--data", self.data, "--out", str(out), "--epochs", "2", *network, *more]
 
     def trace(self, out: Path | str, *more: str) -> list[str]:
         return [

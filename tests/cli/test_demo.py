@@ -28,7 +28,7 @@ def tiny(story: Any, corner_detector: None, monkeypatch: pytest.MonkeyPatch) -> 
     )
     tell = functools.partial(
         _demo.tell,
-        recipe=Recipe.preset("sample", width=4, epochs=6, warmup_epochs=1, flip=False),
+        recipe=Recipe.preset("sample", model="resnet9", width=4, epochs=6, warmup_epochs=1, flip=False),
         splits=splits,
         budget=Budget(count=30),
     )
