@@ -50,7 +50,7 @@ types: $(VENV)/.dev
 	@$(BIN)/mypy --no-error-summary
 
 floors: $(VENV)/.dev
-	@$(BIN)/lint-imports --no-timing
+	@$(BIN)/lint-imports
 
 docs: $(VENV)/.dev
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -5,5 +5,23 @@ from ._findings import Judgement as Judgement
 from ._findings import Threshold as Threshold
 from ._findings import average_precision as average_precision
 from ._observation import Observation as Observation
+from .delta_influence import DeltaInfluence as DeltaInfluence
+from .delta_influence import NullDistribution as NullDistribution
+from .delta_influence import Rule as Rule
+from .delta_influence import Votes as Votes
+from .ekfac_threshold import EKFACThreshold as EKFACThreshold
 
-__all__ = ["Detector", "Draw", "Findings", "Judgement", "Observation", "Threshold", "average_precision"]
+__all__ = [
+    "DeltaInfluence",
+    "Detector",
+    "Draw",
+    "EKFACThreshold",
+    "Findings",
+    "Judgement",
+    "NullDistribution",
+    "Observation",
+    "Rule",
+    "Threshold",
+    "Votes",
+    "average_precision",
+]

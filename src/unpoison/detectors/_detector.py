@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import nn
 
@@ -10,21 +11,34 @@ from unpoison.data import TrainingSet
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
 
+Progress = Callable[[str, int, int], None]
+
 
 class Detector(ABC):
     """Finds the training examples that are to blame.
 
-    A detector is a frozen configuration; `find` neither changes the model nor the training set.
+    A detector is a frozen configuration; `find` changes neither the model nor the training set.
     """
 
     @abstractmethod
-    def find(self, model: nn.Module, training_set: TrainingSet, observation: Observation | None = None) -> Findings:
+    def find(
+        self,
+        model: nn.Module,
+        training_set: TrainingSet,
+        observation: Observation | None = None,
+        *,
+        reference: TrainingSet | None = None,
+        progress: Progress | None = None,
+    ) -> Findings:
         """Score every training example and flag those to blame.
 
         Arguments:
             model: takes Float[b c h w] in [0, 1] and returns Float[b classes] logits.
             training_set: what the model was trained on.
             observation: the wrong prediction to trace; detectors that look at the training set alone need none.
+            reference: labelled images that the model was not trained on and that are trusted to be clean, for
+                detectors that compare with innocent inputs; the training set itself stands in for it.
+            progress: called with the stage, examples done and examples to do.
 
         Raises:
             InputError: the detector needs an observation and there is none, or the model does not fit the set.

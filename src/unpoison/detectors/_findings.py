@@ -169,7 +169,10 @@ class Findings:
                 "label": self.labels.cpu().numpy(),
                 "score": self.scores.cpu().double().numpy(),
                 "flagged": self.mask().numpy(),
-                **{f"evidence.{name}": column.cpu().double().numpy() for name, column in self.evidence.items()},
+                **{
+                    f"evidence.{name}": column.cpu().double().numpy()
+                    for name, column in self.evidence.items()
+                },
             }
         )
         record = {
@@ -204,7 +207,9 @@ class Findings:
         folder = Path(path)
         record = read_json(folder / "findings.json")
         if record.get("format") != _FORMAT:
-            raise InputError(f"{folder}: format {record.get('format')!r} of findings is not known; this is version {_FORMAT}")
+            raise InputError(
+                f"{folder}: format {record.get('format')!r} of findings is not known; this is version {_FORMAT}"
+            )
         try:
             table = pq.read_table(folder / "examples.parquet")
             tensors = load_file(folder / "tensors.safetensors")
@@ -218,7 +223,12 @@ class Findings:
                 class_names=tuple(record["class_names"]),
                 scores=columns["score"],
                 flagged=tensors["flagged"],
-                threshold=Threshold(**{**threshold, "value": float("inf") if threshold["value"] is None else threshold["value"]}),
+                threshold=Threshold(
+                    **{
+                        **threshold,
+                        "value": float("inf") if threshold["value"] is None else threshold["value"],
+                    }
+                ),
                 poison_found=record["poison_found"],
                 p_value=record["p_value"],
                 summary=record["summary"],
@@ -227,14 +237,18 @@ class Findings:
                     for name, column in columns.items()
                     if name.startswith("evidence.")
                 },
-                observation=None if observation is None else Observation(tensors["observation"], **observation),
+                observation=None
+                if observation is None
+                else Observation(tensors["observation"], **observation),
                 draws=tuple(Draw(**draw) for draw in record["draws"]),
                 draw_images=tensors.get("draw_images"),
                 seconds=record["seconds"],
                 peak_bytes=record["peak_bytes"],
             )
         except (OSError, pa.ArrowException, safetensors.SafetensorError, KeyError, TypeError) as error:
-            raise InputError(f"{folder}: damaged findings ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+            raise InputError(
+                f"{folder}: damaged findings ({type(error).__name__}: {str(error).splitlines()[0]})"
+            ) from None
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
@@ -247,7 +261,9 @@ def average_precision(scores: Tensor, truth: Tensor) -> float:
 
     if not bool(truth.any()):
         return float("nan")
-    return float(average_precision_score(truth.cpu().numpy(), torch.nan_to_num(scores.double()).cpu().numpy()))
+    return float(
+        average_precision_score(truth.cpu().numpy(), torch.nan_to_num(scores.double()).cpu().numpy())
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -62,7 +62,9 @@ def _as_uint8(value: Any) -> Tensor:
     if images.ndim == 3:
         images = images[None]
     if images.ndim != 4 or not len(images):
-        raise InputError(f"Observation: expected an image [c, h, w] or images [m, c, h, w], found {tuple(images.shape)}")
+        raise InputError(
+            f"Observation: expected an image [c, h, w] or images [m, c, h, w], found {tuple(images.shape)}"
+        )
     if images.dtype == torch.uint8:
         return images.contiguous()
     if not images.is_floating_point():

@@ -186,4 +186,6 @@ class _Combined(Visitor):
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         first = self.first + start
         part = self.combine[:, first : first + len(gradient)]
-        self.totals[index].flatten(1).addmm_(part, gradient.flatten(1))
+        # Many combinations are each of a few queries: only those that these queries belong to change.
+        rows = part.any(1).nonzero()[:, 0]
+        self.totals[index].flatten(1).index_add_(0, rows, part[rows] @ gradient.flatten(1))

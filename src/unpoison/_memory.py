@@ -1,0 +1,20 @@
+"""How much memory this process has needed."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+
+def peak_bytes(device: torch.device | str = "cpu") -> int:
+    """The most memory the process (or, on CUDA, its tensors) ever held, in bytes.
+
+    >>> peak_bytes() > 1_000_000
+    True
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo

@@ -1,0 +1,100 @@
+"""How much more is an example blamed for the suspect than for innocent inputs?
+
+The collapse of influence differs from example to example for reasons that have nothing to do with poison: examples
+near a class border are blamed for everything. So the calibrated rule of Delta-Influence asks the same question
+about m innocent inputs, the null distribution, and compares:
+
+1. excess       z_j = (c_j - mean over the null of c_j) / (standard deviation over the null of c_j + s0), for every
+                training example j; s0, the median of these deviations, keeps examples that are hardly ever blamed
+                from looking extreme (as in Tusher, Tibshirani and Chu, 2001).
+2. verdict      the statistic is how far the k-th largest excess, for several k, lies above what it is for the null
+                inputs, each compared with the other m - 1. Its p-value is its rank among them: exact for an
+                exchangeable suspect, whatever the distribution, and never below 1 / (m + 1).
+3. flags        the lowest threshold above which the examples that a null input puts there are, on average, at most
+                a given share of those the suspect puts there: the empirical false discovery rate (Storey, 2002).
+                The flags then end at the widest valley above it, if there is one: poison that shares a cause
+                stands apart from what is merely similar.
+
+Cost: sorting, (m + 1) n log n.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+# The statistic looks at the k-th largest excess for k at these shares of the training set: poison budgets.
+_SHARES = (0.0006, 0.001, 0.002, 0.004, 0.01, 0.02, 0.04)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Excess:
+    """What `compare` finds.
+
+    Arguments:
+        excess: Float[n], how much more each example is blamed for the suspect than for innocent inputs.
+        p_value: how often an innocent input would look at least as guilty.
+        statistic: of the suspect, in standard deviations over the null inputs.
+        threshold: excess above which examples are flagged; infinite when none can be.
+    """
+
+    excess: Tensor
+    p_value: float
+    statistic: float
+    threshold: float
+
+
+def compare(
+    suspect: Tensor, null: Tensor, *, false_discoveries: float, ignore: Tensor | None = None
+) -> Excess:
+    """Compare the collapses of the suspect with those of innocent inputs.
+
+    Arguments:
+        suspect: Float[n], the collapse of every training example for the suspect.
+        null: Float[m, n], the same for m innocent inputs, in the same unit.
+        false_discoveries: the share of the flagged that may be innocent, in (0, 1).
+        ignore: Int64[m], for null inputs that are training examples themselves: whose collapse to leave out.
+            -1 for none.
+    """
+    suspect, null = suspect.double(), null.double()
+    if ignore is not None:
+        rows = (ignore >= 0).nonzero()[:, 0]
+        others = null.clone()
+        others[rows, ignore[rows]] = torch.nan
+        null = torch.where(others.isnan(), others.nanmean(0), null)
+    count, examples = null.shape
+    mean, deviation = null.mean(0), null.std(0)
+    fudge = deviation.median()
+    excess = (suspect - mean) / (deviation + fudge)
+
+    # Each null input against the other m - 1, from the running sums.
+    rest = (null.sum(0) - null) / (count - 1)
+    squares = (null.square().sum(0) - null.square()) / (count - 1)
+    rest_deviation = ((squares - rest.square()).clamp(min=0) * (count - 1) / (count - 2)).sqrt()
+    null_excess = (null - rest) / (rest_deviation + fudge)
+
+    depths = sorted({min(max(3, round(share * examples)), examples) for share in _SHARES})
+    tops = torch.cat([excess[None], null_excess]).topk(depths[-1], dim=1).values[:, [k - 1 for k in depths]]
+    centre, spread = tops[1:].mean(0), tops[1:].std(0) + 0.05
+    statistics = ((tops - centre) / spread).amax(1)
+    p_value = (1 + int((statistics[1:] >= statistics[0]).sum())) / (count + 1)
+
+    threshold = _threshold(excess, null_excess, false_discoveries)
+    return Excess(excess, p_value, float(statistics[0]), threshold)
+
+
+def _threshold(excess: Tensor, null_excess: Tensor, false_discoveries: float) -> float:
+    ordered = excess.sort(descending=True).values
+    null_ordered = null_excess.flatten().sort().values
+    expected = (null_ordered.numel() - torch.searchsorted(null_ordered, ordered)) / len(null_excess)
+    rate = expected / torch.arange(1, len(ordered) + 1, device=ordered.device)
+    allowed = (rate <= false_discoveries).nonzero()
+    if not len(allowed):
+        return float("inf")
+    last = int(allowed[-1])
+    following = ordered[last + 1] if last + 1 < len(ordered) else ordered[last] - 1
+    return float((ordered[last] + following) / 2)
