@@ -242,9 +242,9 @@ class Recipe:
 PRESETS: Final[Mapping[str, Recipe]] = MappingProxyType(
     {
         "sample": Recipe(
-            model="resnet9",
-            width=8,
-            epochs=10,
+            model="convnet-bn",
+            width=16,
+            epochs=15,
             batch_size=64,
             learning_rate=0.05,
             weight_decay=5e-4,
