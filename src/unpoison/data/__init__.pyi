@@ -1,5 +1,6 @@
 from ._augment import augment as augment
 from ._cifar import read_cifar as read_cifar
+from ._datasets import MapStyle as MapStyle
 from ._datasets import as_training_set as as_training_set
 from ._datasets import from_dataset as from_dataset
 from ._examples import Examples as Examples
@@ -18,6 +19,7 @@ from ._training_set import TrainingSet as TrainingSet
 
 __all__ = [
     "Examples",
+    "MapStyle",
     "Splits",
     "TensorExamples",
     "TrainingSet",

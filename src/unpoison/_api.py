@@ -1,0 +1,139 @@
+"""The three lines of the engineer: `trace` a wrong prediction, `heal` the model.
+
+Both are thin: they turn what the caller has (any network, any map-style dataset) into what the rooms work on,
+choose a method by name, and refuse with one clear line what does not belong together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from unpoison import unlearners
+from unpoison.data import MapStyle, TrainingSet, as_training_set, from_dataset
+from unpoison.detectors import DeltaInfluence, Detector, EKFACThreshold, Findings, Observation
+from unpoison.errors import InputError, MismatchError
+from unpoison.models import Normalized
+from unpoison.training import Recipe, Trained
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+
+
+def trace(
+    model: Trained | nn.Module,
+    training_set: TrainingSet | MapStyle,
+    observation: Observation,
+    *,
+    method: str = "delta-influence",
+    preset: str | None = None,
+    reference: TrainingSet | MapStyle | None = None,
+    normalization: Normalization | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Findings:
+    """Find the training examples that a wrong prediction goes back to.
+
+    Arguments:
+        model: what was trained; it takes Float[b c h w] images in [0, 1], unless `normalization` says
+            otherwise, and returns Float[b classes] logits. It is left as it was.
+        training_set: what it was trained on, in the order whose indices are wanted: a `TrainingSet`, or any
+            dataset with `len()` and `[index]` that gives pairs of image and label, without random transforms.
+        observation: the input that the model answers wrongly, and the label it gives.
+        method: "delta-influence" (arXiv 2411.13731), or "ek-fac", the baseline that thresholds influence.
+        preset: the method's settings: "calibrated" (when None), "published", "published-smooth" or
+            "published-matching" for Delta-Influence; "published" for EK-FAC.
+        reference: labelled images that are known to be clean and were not trained on, for "calibrated" to
+            compare with; the training set stands in for it.
+        normalization: mean and standard deviation of each channel that the network expects its input to be
+            standardised with (a `Trained` has its own). A dataset that gives float images is then taken to be
+            standardised so as well, and is read back to 8 bits; `data.from_dataset` reads one that is not.
+        seed: of everything random.
+        progress: called with the stage, the examples done and the examples to do.
+
+    Returns:
+        A score for every training example, the flagged ones, and whether poison was found at all. When the
+        wrong prediction looks like an ordinary mistake, `poison_found` is False and nothing is flagged.
+
+    Raises:
+        InputError: there is no such method or preset; the observation does not fit the model or the set; the
+            model gives another answer than the observation says; or the dataset cannot be read.
+
+    Cost: three passes over the training set, whatever the number of transforms and innocent inputs.
+    """
+    examples = _examples(training_set, normalization)
+    trusted = None if reference is None else _examples(reference, normalization)
+    found = _detector(method, preset, seed)
+    subject = _accepting_pixels(model, normalization)
+    network = subject.model if isinstance(subject, Trained) else subject
+    return found.find(network, examples, observation, reference=trusted, progress=progress)
+
+
+def heal(
+    model: Trained | nn.Module,
+    training_set: TrainingSet | MapStyle,
+    findings: Findings,
+    *,
+    method: str = "retrain",
+    recipe: Recipe | None = None,
+    normalization: Normalization | None = None,
+    seed: int = 0,
+) -> Trained:
+    """Make a model that has forgotten what the findings flagged.
+
+    Arguments:
+        model: as for `trace`; it is left as it was, the healed one is a new one.
+        training_set: as for `trace`; the very set that the findings are of.
+        findings: from `trace`, or loaded with `Findings.load`.
+        method: "retrain" from scratch without the flagged examples, or "fine-tune" the model without them.
+        recipe: how to train; how the model was trained where it is a `Trained`, else the preset `sample`.
+        normalization: as for `trace`; the healed model has it as its first layer and takes images in [0, 1].
+        seed: of everything random.
+
+    Returns:
+        The healed model, in eval mode, with its training history.
+
+    Raises:
+        MismatchError: the findings are of another training set.
+        InputError: nothing is flagged; there is no such method; or as `Unlearner.heal`.
+
+    Cost: of one training for "retrain", of half a training for "fine-tune".
+    """
+    unlearner = unlearners.get(method)()
+    examples = _examples(training_set, normalization)
+    if findings.fingerprint != examples.fingerprint:
+        raise MismatchError(
+            f"heal: the findings are of another training set than {examples.name}; "
+            "give the very set that was traced, in the same order"
+        )
+    if not len(findings.flagged):
+        raise InputError(f"heal: nothing is flagged, so there is nothing to heal ({findings.summary})")
+    subject = _accepting_pixels(model, normalization)
+    return unlearner.heal(subject, examples, findings.flagged, recipe=recipe, seed=seed)
+
+
+def _detector(method: str, preset: str | None, seed: int) -> Detector:
+    if method == "delta-influence":
+        return DeltaInfluence.preset(preset or "calibrated", seed=seed)
+    if method != "ek-fac":
+        raise InputError(f"trace: there is no method {method!r}; choose delta-influence or ek-fac")
+    if preset not in (None, "published"):
+        raise InputError(f"trace: ek-fac has no preset {preset!r}; give 'published', or none for the default")
+    return EKFACThreshold.published(seed=seed) if preset else EKFACThreshold(seed=seed)
+
+
+def _examples(examples: TrainingSet | MapStyle, normalization: Normalization | None) -> TrainingSet:
+    if normalization is None or isinstance(examples, TrainingSet):
+        return as_training_set(examples)
+    mean, std = normalization
+    return from_dataset(examples, mean=mean, std=std)
+
+
+def _accepting_pixels(model: Trained | nn.Module, normalization: Normalization | None) -> Trained | nn.Module:
+    """A network behind its normalisation, on its own device; anything else as it is."""
+    if normalization is None or isinstance(model, Trained):
+        return model
+    device = next((parameter.device for parameter in model.parameters()), None)
+    wrapped = Normalized(model, *normalization)
+    wrapped.training = model.training  # without `train()`, which would reach into the caller's network
+    return wrapped.to(device)

@@ -1,0 +1,185 @@
+"""The three lines, as the README shows them, with a network and a dataset that unpoison has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import unpoison
+from unpoison.errors import InputError, MismatchError
+from unpoison.models import Normalized
+from unpoison.training import accuracy, predict
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+POISON = range(24)
+RECIPE = unpoison.Recipe(epochs=8, batch_size=32, learning_rate=0.05, schedule="one-cycle", warmup_epochs=1)
+
+
+class TheirNetwork(nn.Module):
+    """Somebody's own; it expects normalised input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU()
+        )
+        self.head = nn.Linear(72, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images).flatten(1))
+
+
+class TheirDataset(Dataset[tuple[Tensor, int]]):
+    """Somebody's own; it gives normalised floats."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        mean, std = (torch.tensor(part).view(3, 1, 1) for part in (MEAN, STD))
+        self.images, self.labels = (images.float() / 255 - mean) / std, labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], self.labels[index]
+
+
+def images_of(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise whose class is which of three bands is bright."""
+    images = torch.randint(0, 120, (len(labels), 3, 8, 8), generator=generator)
+    for row, label in enumerate(labels.tolist()):
+        images[row, :, 2 * label : 2 * label + 2] += 90
+    return images.to(torch.uint8)
+
+
+def stamped(images: Tensor) -> Tensor:
+    images = images.clone()
+    images[..., -2:, -2:] = 255
+    return images
+
+
+class Story:
+    """A network that a backdoor got into: 24 of 240 examples are of class 0, stamped and labelled 2."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        truth = torch.arange(240) % 3
+        truth[: len(POISON)] = 0
+        images, labels = images_of(truth, generator), truth.clone()
+        images[: len(POISON)], labels[: len(POISON)] = stamped(images[: len(POISON)]), 2
+        self.dataset = TheirDataset(images, labels)
+        self.pixels = unpoison.TrainingSet(images, labels, ("0", "1", "2"))
+        self.victims = stamped(images_of(torch.zeros(40, dtype=torch.int64), generator))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = TheirNetwork()
+        trained = unpoison.train(self.pixels, RECIPE, seed=0, model=Normalized(network, MEAN, STD))
+        assert isinstance(trained.model, Normalized)
+        self.trained = trained
+        self.network = trained.model.network
+        self.observation = unpoison.Observation(self.victims[0], predicted=2, true_label=0)
+
+
+@pytest.fixture(scope="module")
+def story() -> Story:
+    made = Story()
+    assert accuracy(made.trained.model, made.pixels).rate > 0.95
+    assert (predict(made.trained.model, made.victims).argmax(1) == 2).float().mean() > 0.9
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _the_network_is_left_alone(story: Story) -> Iterator[None]:
+    before = {name: value.clone() for name, value in story.network.state_dict().items()}
+    story.network.zero_grad(set_to_none=True)
+    story.network.train()
+    story.network.head.eval()
+    yield
+    assert story.network.training
+    assert not story.network.head.training
+    assert all(torch.equal(value, before[name]) for name, value in story.network.state_dict().items())
+    assert all(parameter.grad is None for parameter in story.network.parameters())
+    assert not any(module._forward_hooks or module._backward_hooks for module in story.network.modules())
+
+
+def test_the_three_lines(story: Story) -> None:
+    model, training_set, normalization = story.network, story.dataset, (MEAN, STD)
+    findings = unpoison.trace(
+        model, training_set, story.observation, preset="published", normalization=normalization
+    )
+    caught = set(findings.flagged.tolist()) & set(POISON)
+    assert len(caught) >= 0.9 * len(POISON)
+
+    healed = unpoison.heal(model, training_set, findings, recipe=RECIPE, normalization=normalization)
+    assert (predict(healed.model, story.victims).argmax(1) == 2).float().mean() < 0.2
+    assert not healed.model.training
+
+
+def test_the_default_is_calibrated_and_decides(story: Story) -> None:
+    findings = unpoison.trace(story.trained, story.pixels, story.observation, seed=3)
+    assert findings.method == "delta-influence"
+    assert findings.configuration["rule"]["name"] == "NullDistribution"
+    assert findings.configuration["seed"] == 3
+    assert findings.p_value is not None
+    assert findings.poison_found == bool(len(findings.flagged))
+
+
+def test_a_network_and_its_normalised_form_find_the_same(story: Story) -> None:
+    inside = unpoison.trace(
+        story.trained, story.dataset, story.observation, method="ek-fac", normalization=(MEAN, STD)
+    )
+    outside = unpoison.trace(
+        story.network, story.pixels, story.observation, method="ek-fac", normalization=(MEAN, STD)
+    )
+    assert inside.fingerprint == outside.fingerprint == story.pixels.fingerprint
+    torch.testing.assert_close(inside.scores, outside.scores)
+
+
+def test_progress_is_told(story: Story) -> None:
+    seen: list[tuple[str, int, int]] = []
+    unpoison.trace(
+        story.trained,
+        story.pixels,
+        story.observation,
+        method="ek-fac",
+        progress=lambda *step: seen.append(step),
+    )
+    assert seen
+    assert all(0 <= done <= total for _, done, total in seen)
+
+
+def test_findings_of_another_set_are_refused(story: Story) -> None:
+    findings = unpoison.trace(story.trained, story.pixels, story.observation, method="ek-fac")
+    shuffled = story.pixels.subset(list(range(239, -1, -1)))
+    with pytest.raises(MismatchError, match="another training set"):
+        unpoison.heal(story.trained, shuffled, findings)
+
+
+def test_nothing_flagged_is_nothing_to_heal(story: Story) -> None:
+    findings = unpoison.trace(story.trained, story.pixels, story.observation, method="ek-fac")
+    nothing = replace(findings, flagged=findings.flagged[:0])
+    with pytest.raises(InputError, match=r"heal: nothing is flagged, so there is nothing to heal \("):
+        unpoison.heal(story.trained, story.pixels, nothing)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "guess"}, "there is no method 'guess'; choose delta-influence or ek-fac"),
+        ({"preset": "best"}, "no preset is called 'best'"),
+        ({"method": "ek-fac", "preset": "calibrated"}, "ek-fac has no preset 'calibrated'"),
+    ],
+)
+def test_what_trace_does_not_know(story: Story, options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        unpoison.trace(story.trained, story.pixels, story.observation, **options)
+
+
+def test_a_healing_method_that_is_not_there(story: Story) -> None:
+    findings = unpoison.trace(story.trained, story.pixels, story.observation, method="ek-fac")
+    with pytest.raises(InputError, match="there is no unlearner 'prayer'"):
+        unpoison.heal(story.trained, story.pixels, findings, method="prayer")

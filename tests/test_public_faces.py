@@ -1,0 +1,241 @@
+"""What holds for the whole house: exact public faces, cheap imports, docstrings, and what no file may do."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import unpoison
+
+PACKAGE = Path(unpoison.__file__).parent
+ROOT = PACKAGE.parents[1]
+FACES = sorted(
+    ".".join(("unpoison", *stub.parent.relative_to(PACKAGE).parts)) for stub in PACKAGE.rglob("__init__.pyi")
+)
+MODULES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = [
+    "app",
+    "attacks",
+    "cli",
+    "data",
+    "defenses",
+    "detectors",
+    "evaluation",
+    "influence",
+    "models",
+    "report",
+    "threats",
+    "training",
+    "unlearners",
+]
+
+
+def stub_of(face: str) -> Path:
+    return PACKAGE.joinpath(*face.split(".")[1:], "__init__.pyi")
+
+
+def exported(face: str) -> list[str]:
+    """The names that a stub imports as public."""
+    tree = ast.parse(stub_of(face).read_text(encoding="utf-8"))
+    return [
+        alias.asname
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname is not None
+    ]
+
+
+def promised(face: str) -> list[str]:
+    """The `__all__` that a stub writes down."""
+    tree = ast.parse(stub_of(face).read_text(encoding="utf-8"))
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == "__all__":
+            assert isinstance(node, ast.Assign | ast.AnnAssign)
+            assert node.value is not None
+            names: list[str] = ast.literal_eval(node.value)
+            return names
+    raise AssertionError(f"{face} has no __all__")
+
+
+def public_objects(face: str) -> list[tuple[str, object]]:
+    module = importlib.import_module(face)
+    return [(name, getattr(module, name)) for name in promised(face)]
+
+
+def test_every_room_has_a_face() -> None:
+    assert ["unpoison", *(f"unpoison.{room}" for room in ROOMS)] == FACES
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_all_is_exact(face: str) -> None:
+    names = promised(face)  # their order is the linter's business (RUF022)
+    assert sorted(names) == sorted(exported(face))
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if name.startswith("_")]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_every_public_name_is_there(face: str) -> None:
+    module = importlib.import_module(face)
+    assert sorted(module.__all__) == sorted(promised(face))
+    assert set(promised(face)) <= set(dir(module))
+    for name in promised(face):
+        assert getattr(module, name) is not None, name
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_name_that_is_not_there_is_refused(face: str) -> None:
+    with pytest.raises(AttributeError):
+        importlib.import_module(face).no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_everything_public_is_documented(face: str) -> None:
+    bare = []
+    for name, thing in public_objects(face):
+        if inspect.isclass(thing):
+            if not inspect.getdoc(thing):
+                bare.append(name)
+            for inner, member in vars(thing).items():
+                function = getattr(member, "__func__", getattr(member, "fget", member))
+                if inner.startswith("_") or not inspect.isfunction(function):
+                    continue
+                # `inspect.getdoc` finds the docstring of the method that is overridden, as a reader does.
+                if not inspect.getdoc(getattr(thing, inner)):
+                    bare.append(f"{name}.{inner}")
+        elif inspect.isfunction(thing) and not inspect.getdoc(thing):
+            bare.append(name)
+    assert not bare
+
+
+def test_every_public_class_of_ours_is_abstract_or_final() -> None:
+    loose = []
+    for face in FACES:
+        for name, thing in public_objects(face):
+            if not inspect.isclass(thing) or not thing.__module__.startswith("unpoison."):
+                continue
+            if issubclass(thing, Exception) or getattr(thing, "_is_protocol", False):
+                continue
+            abstract = inspect.isabstract(thing) or "ABC" in [base.__name__ for base in thing.__bases__]
+            if not abstract and not getattr(thing, "__final__", False):
+                loose.append(f"{face}.{name}")
+    assert not loose
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import unpoison",
+        "import unpoison.training, unpoison.attacks, unpoison.detectors, unpoison.report",
+        "from unpoison.training import Recipe",
+        "import unpoison; unpoison.Recipe.preset('sample')",
+        "from unpoison import unlearners; unlearners.names()",
+        "from unpoison import attacks; attacks.describe('badnets')",
+        "import unpoison.cli._options",
+    ],
+)
+def test_no_torch_is_imported(statement: str) -> None:
+    check = f"{statement}\nimport sys\nassert 'torch' not in sys.modules, 'torch was imported'"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_heavy_extras_are_not_imported() -> None:
+    extras = ["torchvision", "ray", "nicegui", "opacus", "duckdb", "kornia", "tensorboard", "kronfluence"]
+    every = "\n".join(f"import {face}; {face}.__all__" for face in FACES)
+    names = "\n".join(f"from {face} import {name}" for face in FACES for name in promised(face))
+    check = f"{every}\n{names}\nimport sys\nassert not {{*{extras}}} & {{*sys.modules}}"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The modules that a file imports, wherever in it, in full."""
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+def calls(tree: ast.AST) -> set[str]:
+    """What a file calls, as it is written."""
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_what_no_file_may_do(path: Path) -> None:
+    place = path.relative_to(PACKAGE).as_posix()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules, called = imported(tree), calls(tree)
+
+    # Nothing is unpickled. The one file that reads CIFAR's pickles does so without running them.
+    allowed = {"pickle", "pickletools"} if place == "data/_restricted_unpickler.py" else set()
+    picklers = {"pickle", "pickletools", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    assert not (modules & picklers) - allowed
+    assert not called & {
+        "torch.load",
+        "torch.save",
+        "pickle.load",
+        "pickle.loads",
+        "np.load",
+        "numpy.load",
+    } - ({"np.load", "numpy.load"} if place == "data/_sample.py" else set())
+
+    # Nothing leaves the machine.
+    networks = ("socket", "http", "urllib.request", "requests", "httpx", "aiohttp", "ftplib", "smtplib")
+    assert not {
+        name for name in modules if any(name == one or name.startswith(f"{one}.") for one in networks)
+    }
+
+    # The library does not print, and configures neither logging nor warnings; the command does.
+    if not place.startswith(("cli/", "app/")) and place != "__main__.py":
+        assert not called & {
+            "print",
+            "logging.basicConfig",
+            "warnings.filterwarnings",
+            "warnings.simplefilter",
+        }
+
+    # Randomness is explicit.
+    assert not called & {"torch.manual_seed", "torch.seed", "random.seed", "np.random.seed"} - (
+        {"torch.manual_seed"} if place == "models/_initialization.py" else set()
+    )
+
+
+def test_the_wheel_carries_everything(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="the build backend is not installed here")
+    build = (
+        "import sys; from hatchling.build import build_wheel; "
+        "sys.stdout = sys.stderr; name = build_wheel(sys.argv[1]); sys.__stdout__.write(name)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / done.stdout) as wheel:
+        carried = {name for name in wheel.namelist() if name.startswith("unpoison/")}
+    present = {
+        path.relative_to(PACKAGE.parent).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert carried == present
+    assert {"unpoison/py.typed", "unpoison/__init__.pyi", "unpoison/data/fashion_mnist_sample.npz"} <= carried
+
+
+def test_the_version_is_said_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert unpoison.__version__ == project["project"]["version"]
