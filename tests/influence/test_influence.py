@@ -310,6 +310,7 @@ def test_a_jacobian_vector_product_reproduces_every_difference_score() -> None:
     for row in range(count):
         tangent = {name: value[row] for name, value in directions.items()}
         _, expected = torch.func.jvp(losses, (parameters,), (tangent,))
+        expected = expected.detach()
         torch.testing.assert_close(values[row], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 

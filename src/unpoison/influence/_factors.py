@@ -38,7 +38,7 @@ from unpoison._artefacts import atomic_directory, canonical_json, digest, read_j
 from unpoison._seeds import generator
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence._layers import Layer, outer, tracked_layers
+from unpoison.influence._layers import Layer, Scratch, outer, tracked_layers
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Progress, Sweeper, Visitor
 from unpoison.influence._task import Batch, Task
@@ -349,7 +349,7 @@ def _eigenbases(layer: Layer, pair: tuple[Tensor, Tensor], shard: Shard, place: 
 
 
 def rotated(
-    activations: Tensor, output_gradients: Tensor, input_basis: Tensor, output_basis: Tensor
+    activations: Tensor, output_gradients: Tensor, input_basis: Tensor, output_basis: Tensor, scratch: Scratch
 ) -> Tensor:
     """Float[c k o i] of Qg^T G Qa for each example, each side turned where it is cheaper."""
     positions, inputs, outputs = activations.shape[2], activations.shape[3], output_gradients.shape[3]
@@ -357,7 +357,7 @@ def rotated(
         output_gradients = times(output_gradients, output_basis)
     if positions <= outputs:
         activations = times(activations, input_basis)
-    gradient = outer(activations, output_gradients)
+    gradient = outer(activations, output_gradients, scratch)
     if positions > outputs:
         gradient = times(gradient, input_basis)
     if positions > inputs:
@@ -382,7 +382,7 @@ class _Eigenvalues(Visitor):
     def __init__(
         self, layers: Sequence[Layer], bases: Sequence[tuple[Tensor | None, Tensor | None]], sweeper: Sweeper
     ) -> None:
-        self.bases = bases
+        self.bases, self.scratch = bases, sweeper.scratch
         self.sums = [torch.zeros(layer.shape, device=sweeper.device, dtype=sweeper.dtype) for layer in layers]
 
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
@@ -394,7 +394,7 @@ class _Eigenvalues(Visitor):
             g = times(output_gradients, output_basis)[:, :, 0].square_().transpose(0, 1)
             self.sums[index].baddbmm_(g.transpose(1, 2), a)
         else:
-            gradient = rotated(activations, output_gradients, input_basis, output_basis)
+            gradient = rotated(activations, output_gradients, input_basis, output_basis, self.scratch)
             self.sums[index] += gradient.square_().sum(0)
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:

@@ -15,7 +15,9 @@ product; its curvature is the exact diagonal of the Fisher matrix.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -27,6 +29,30 @@ from unpoison.errors import InputError
 KRONECKER_TYPES = (nn.Linear, nn.Conv2d)
 NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
 TRACKABLE_TYPES = (*KRONECKER_TYPES, *NORM_TYPES, nn.Embedding)
+
+
+@final
+class Scratch:
+    """Buffers that are used again for each chunk, because fresh memory is slow to get.
+
+    What `take` gives is overwritten by the next `take` of the same name.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """An uninitialised tensor of this shape, with the type and device of `like`."""
+        count = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if (
+            buffer is None
+            or len(buffer) < count
+            or buffer.dtype != like.dtype
+            or buffer.device != like.device
+        ):
+            self._buffers[name] = buffer = like.new_empty(count)
+        return buffer[:count].view(*shape)
 
 
 class Layer(ABC):
@@ -42,10 +68,6 @@ class Layer(ABC):
         """How many positions t an output of the module has for one example."""
 
     @abstractmethod
-    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
-        """Float[b k o i]: the gradient of each example's loss."""
-
-    @abstractmethod
     def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
         """Float[m k o i] as {"weight": Float[m, *weight.shape], "bias": ...}."""
 
@@ -57,21 +79,32 @@ class KroneckerLayer(Layer):
     bias: bool
 
     @abstractmethod
-    def activations(self, inputs: Tensor) -> Tensor:
-        """Float[b k t i] from the module's input."""
+    def activations(self, inputs: Tensor, scratch: Scratch, name: str) -> Tensor:
+        """Float[b k t i] from the module's input, perhaps in the buffer `name` of `scratch`."""
 
     @abstractmethod
     def output_gradients(self, output_gradient: Tensor) -> Tensor:
         """Float[b k t o] from the gradient with respect to the module's output."""
 
-    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
-        """Float[b k o i]."""
-        return outer(self.activations(inputs), self.output_gradients(output_gradient))
 
-
-def outer(activations: Tensor, output_gradients: Tensor) -> Tensor:
-    """Float[b k o i] of Float[b k t i] and Float[b k t o]."""
+def outer(activations: Tensor, output_gradients: Tensor, scratch: Scratch) -> Tensor:
+    """Float[b k o i] of Float[b k t i] and Float[b k t o], in a buffer of `scratch`."""
+    b, k, _, i = activations.shape
+    result = scratch.take("gradient", (b, k, output_gradients.shape[3], i), activations)
+    if k == 1:
+        torch.bmm(output_gradients[:, 0].transpose(1, 2), activations[:, 0], out=result[:, 0])
+        return result
     return torch.matmul(output_gradients.transpose(-1, -2), activations)
+
+
+class DiagonalLayer(Layer):
+    """A layer whose per-example gradient is formed at once."""
+
+    kronecker = False
+
+    @abstractmethod
+    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        """Float[b k o i]: the gradient of each example's loss."""
 
 
 @final
@@ -86,7 +119,7 @@ class LinearLayer(KroneckerLayer):
         """The product of the dimensions between the first and the last."""
         return output[0].numel() // output.shape[-1] if len(output) else 0
 
-    def activations(self, inputs: Tensor) -> Tensor:
+    def activations(self, inputs: Tensor, scratch: Scratch, name: str) -> Tensor:
         """Float[b 1 t i]."""
         flat = inputs.reshape(len(inputs), 1, -1, inputs.shape[-1])
         return torch.cat([flat, flat.new_ones(()).expand(*flat.shape[:-1], 1)], -1) if self.bias else flat
@@ -117,7 +150,7 @@ class Conv2dLayer(KroneckerLayer):
         """Height times width of the output."""
         return output.shape[-1] * output.shape[-2]
 
-    def activations(self, inputs: Tensor) -> Tensor:
+    def activations(self, inputs: Tensor, scratch: Scratch, name: str) -> Tensor:
         """Float[b k t i]: the patches."""
         conv = self.conv
         groups, channels = conv.groups, conv.in_channels // conv.groups
@@ -128,7 +161,7 @@ class Conv2dLayer(KroneckerLayer):
             image = inputs.permute(0, 2, 3, 1).contiguous()
         elif conv.padding_mode == "zeros":
             b, c, h, w = inputs.shape
-            image = inputs.new_zeros(b, h + top + bottom, w + left + right, c)
+            image = scratch.take("image", (b, h + top + bottom, w + left + right, c), inputs).zero_()
             image[:, top : top + h, left : left + w] = inputs.permute(0, 2, 3, 1)
         else:
             padded = functional.pad(inputs, (left, right, top, bottom), mode=conv.padding_mode)
@@ -142,7 +175,7 @@ class Conv2dLayer(KroneckerLayer):
             (b, groups, out_h, out_w, kernel_h, kernel_w, channels),
             (h * w * c, channels, stride_h * w * c, stride_w * c, dilation_h * w * c, dilation_w * c, 1),
         )
-        result = image.new_empty(b, groups, out_h * out_w, self.shape[2])
+        result = scratch.take(name, (b, groups, out_h * out_w, self.shape[2]), image)
         image_t, row_t = groups * out_h * out_w * self.shape[2], self.shape[2]
         target = result.as_strided(
             patches.shape,
@@ -173,10 +206,8 @@ class Conv2dLayer(KroneckerLayer):
 
 
 @final
-class NormLayer(Layer):
+class NormLayer(DiagonalLayer):
     """The affine parameters of a normalisation layer, as Float[b 1 2 c]: weight, then bias."""
-
-    kronecker = False
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
@@ -231,10 +262,8 @@ class NormLayer(Layer):
 
 
 @final
-class EmbeddingLayer(Layer):
+class EmbeddingLayer(DiagonalLayer):
     """`nn.Embedding` as Float[b 1 v d]. Dense: an example costs as much memory as the table."""
-
-    kronecker = False
 
     def __init__(self, name: str, module: nn.Embedding) -> None:
         self.name, self.module, self.embedding = name, module, module

@@ -174,14 +174,14 @@ class _Combined(Visitor):
     """Combinations of per-example gradients, Float[m k o i] a layer."""
 
     def __init__(self, layers: list[Layer], combine: Tensor, sweeper: Sweeper) -> None:
-        self.combine, self.first = combine, 0
+        self.combine, self.first, self.scratch = combine, 0, sweeper.scratch
         self.totals = [
             torch.zeros(len(combine), *layer.shape, device=sweeper.device, dtype=sweeper.dtype)
             for layer in layers
         ]
 
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
-        self.diagonal(index, start, outer(activations, output_gradients))
+        self.diagonal(index, start, outer(activations, output_gradients, self.scratch))
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         first = self.first + start

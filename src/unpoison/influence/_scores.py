@@ -25,6 +25,7 @@ from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence._factors import model_fingerprint, rotated
 from unpoison.influence._layers import Layer, outer, tracked_layers
+from unpoison.influence._products import products
 from unpoison.influence._queries import PreconditionedQueries, inverse
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Progress, Sweeper, Visitor
@@ -134,7 +135,7 @@ class _Products(Visitor):
         self_influence: bool,
     ) -> None:
         device, dtype = sweeper.device, sweeper.dtype
-        self.layers, self.first = layers, 0
+        self.layers, self.first, self.scratch = layers, 0, sweeper.scratch
         self.queries = [queries.values[layer.name].to(device, dtype) for layer in layers]
         self.products = torch.zeros(count, len(queries), device=device, dtype=dtype)
         self.losses = torch.zeros(count, device=device, dtype=dtype)
@@ -147,22 +148,22 @@ class _Products(Visitor):
 
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
         rows = slice(self.first + start, self.first + start + len(activations))
-        queries, products = self.queries[index], self.products[rows]
+        queries = self.queries[index]
         if self.self_influence is not None:
             own, reciprocal = self.factors[index]
             assert own.input_basis is not None
             assert own.output_basis is not None
-            turned = rotated(activations, output_gradients, own.input_basis, own.output_basis)
+            turned = rotated(activations, output_gradients, own.input_basis, own.output_basis, self.scratch)
             self.self_influence[rows] += turned.square_().flatten(1).mv(reciprocal.flatten())
         count, groups, outputs, inputs = queries.shape
         if activations.shape[2] == 1 and groups == 1 and count < inputs:
             a, g = activations[:, 0, 0], output_gradients[:, 0, 0]
-            through = torch.mm(queries.view(count * outputs, inputs), a.t()).view(count, outputs, -1)
-            products += (through * g.t()).sum(1).t()
+            through = products(queries.view(count * outputs, inputs), a).view(count, outputs, -1)
+            self.products[rows] += (through * g.t()).sum(1).t()
             if self.squares is not None:
                 self.squares[rows] += a.square().sum(1) * g.square().sum(1)
             return
-        self._dot(index, rows, outer(activations, output_gradients))
+        self._dot(index, rows, outer(activations, output_gradients, self.scratch))
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         rows = slice(self.first + start, self.first + start + len(gradient))
@@ -173,6 +174,6 @@ class _Products(Visitor):
 
     def _dot(self, index: int, rows: slice, gradient: Tensor) -> None:
         flat = gradient.flatten(1)
-        self.products[rows].addmm_(flat, self.queries[index].flatten(1).t())
+        self.products[rows] += products(self.queries[index].flatten(1), flat).t()
         if self.squares is not None:
             self.squares[rows] += torch.linalg.vector_norm(flat, dim=1).square_()

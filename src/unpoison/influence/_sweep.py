@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.errors import InputError
-from unpoison.influence._layers import KroneckerLayer, Layer
+from unpoison.influence._layers import DiagonalLayer, KroneckerLayer, Layer, Scratch
 from unpoison.influence._task import Batch
 from unpoison.models import preserved
 
@@ -74,6 +74,7 @@ class Sweeper:
         if self.workspace < 1:
             raise InputError(f"workspace_bytes must be positive, found {workspace_bytes}")
         self.reached = [0] * len(layers)
+        self.scratch = Scratch()
         self._calls: list[_Calls] = []
         self._leaves: list[Tensor] = []
         self._batch = 0
@@ -188,14 +189,20 @@ class Sweeper:
         for start in range(0, self._batch, step):
             rows = slice(start, start + step)
             if isinstance(layer, KroneckerLayer):
-                parts = [(layer.activations(x[rows]), layer.output_gradients(g[rows])) for x, g in received]
+                parts = [
+                    (
+                        layer.activations(x[rows], self.scratch, f"patches {place}"),
+                        layer.output_gradients(g[rows]),
+                    )
+                    for place, (x, g) in enumerate(received)
+                ]
                 if len(parts) == 1:
                     visitor.kronecker(index, start, *parts[0])
                 else:  # a module called several times: its positions are those of all calls
                     visitor.kronecker(
                         index, start, torch.cat([a for a, _ in parts], 2), torch.cat([g for _, g in parts], 2)
                     )
-            else:
+            elif isinstance(layer, DiagonalLayer):
                 total = layer.gradient(received[0][0][rows], received[0][1][rows])
                 for x, g in received[1:]:
                     total = total + layer.gradient(x[rows], g[rows])
