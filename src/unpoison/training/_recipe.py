@@ -256,7 +256,7 @@ PRESETS: Final[Mapping[str, Recipe]] = MappingProxyType(
         "cifar10-small": Recipe(
             model="resnet9",
             width=16,
-            epochs=8,
+            epochs=10,
             batch_size=128,
             learning_rate=0.1,
             weight_decay=5e-4,
