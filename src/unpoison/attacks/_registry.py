@@ -34,7 +34,7 @@ class AttackCard:
     cost: str
     """What crafting costs."""
     implementation: str
-    """`module:Class`."""
+    """Where the class is: its module, a colon, its name."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and for tables: everything but where the code is."""

@@ -55,17 +55,15 @@ def from_dataset(
 
     Arguments:
         dataset: anything with `len()` and `[index]`.
-        class_names: the names of the classes; by default the dataset's `classes`, as torchvision's have, else
-        "0",
-            "1", ... up to the largest label.
+        class_names: the names of the classes; by default the dataset's `classes`, as torchvision's have,
+            else "0", "1", ... up to the largest label.
         mean: what the dataset's normalisation subtracts from each channel.
         std: what it then divides each channel by.
         name: what to call the set in messages; by default the name of the dataset's type.
 
     Raises:
         InputError: the dataset is not map-style, is empty, augments at random, an image is of another kind or
-        size, off
-            the 8-bit grid or NaN, a label is out of range, or there are fewer than two classes.
+            size, off the 8-bit grid or NaN, a label is out of range, or there are fewer than two classes.
     """
     called = name or type(dataset).__name__
     if not isinstance(dataset, MapStyle):

@@ -94,7 +94,7 @@ class PreconditionedQueries:
         return len(next(iter(self.values.values())))
 
     def by_parameter(self, model: nn.Module) -> dict[str, Tensor]:
-        """{parameter name: Float[m, *parameter.shape]}, e.g. for a Jacobian-vector product."""
+        """`{parameter name: Float[m, *parameter.shape]}`, e.g. for a Jacobian-vector product."""
         result: dict[str, Tensor] = {}
         for layer in tracked_layers(model, list(self.values)):
             for name, value in layer.by_parameter(self.values[layer.name]).items():

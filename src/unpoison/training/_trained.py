@@ -89,8 +89,7 @@ class Trained:
         Arguments:
             directory: as given to `save`.
             model: for a model of the caller's own: a freshly made one, which receives the weights. A model
-            that
-                was built from the recipe is built again.
+                that was built from the recipe is built again.
             device: where to put the model.
 
         Raises:

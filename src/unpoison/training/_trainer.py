@@ -63,15 +63,12 @@ def train(
         seed: decides initialisation, order, augmentation and dropout.
         defense: chooses the examples of each epoch, among those included.
         include: Bool[n], the examples the run may learn from; None is all. The others have no influence at
-        all,
-            not even on the normalisation.
+            all, not even on the normalisation.
         model: start from a copy of this network, which takes Float[b c h w] in [0, 1], instead of building
-        the
-            recipe's; parameters that do not require a gradient are not trained.
+            the recipe's; parameters that do not require a gradient are not trained.
         device: where to train; None is where the training set lies.
         checkpoints: a directory; the state is kept there after each epoch, and a run that finds a checkpoint
-        of
-            its own there goes on from it.
+            of its own there goes on from it.
         on_epoch: called after each epoch, when its checkpoint is stored.
 
     Returns:

@@ -28,7 +28,7 @@ class UnlearnerCard:
     cost: str
     """What healing costs, in parts of the training it repairs."""
     implementation: str
-    """`module:Class`."""
+    """Where the class is: its module, a colon, its name."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and for tables: everything but where the code is."""
