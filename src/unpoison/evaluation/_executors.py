@@ -1,0 +1,272 @@
+"""Executors: where stages are done. `LocalExecutor` has worker processes, `RayExecutor` a cluster.
+
+An executor is given stages and hands back outcomes, in any order; `_sweep` decides what may be done when.
+Both do a stage with the same function in a fresh process with the same number of threads, so both give the
+same rows. A worker that dies is replaced and its stage given to another: artefacts appear whole or not at
+all, so nothing is half done.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, final
+
+from unpoison.errors import InputError, MissingExtraError
+from unpoison.evaluation._store import Outcome, Stage, perform
+
+_ATTEMPTS = 3
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Executor(ABC):
+    """Does stages in parallel; a context manager, whose end stops all workers at once."""
+
+    workers: int
+
+    @abstractmethod
+    def submit(self, root: Path, stage: Stage) -> None:
+        """Have the stage done, its artefact put into the store at `root`."""
+
+    @abstractmethod
+    def wait(self) -> list[Outcome]:
+        """Outcomes of submitted stages, at least one; call it only while some are under way."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the workers, whatever they do."""
+
+    @final
+    def __enter__(self) -> Executor:
+        return self
+
+    @final
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    with contextlib.suppress(AttributeError):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@final
+class LocalExecutor(Executor):
+    """Processes on this machine.
+
+    Arguments:
+        workers: how many; as many as there are cores for their threads when None.
+        threads: of each, so that all of them together do not ask for more cores than there are.
+
+    Raises:
+        InputError: fewer than one worker.
+    """
+
+    def __init__(self, workers: int | None = None, *, threads: int = 1) -> None:
+        if workers is not None and workers < 1:
+            raise InputError(f"workers: needs at least 1, found {workers}")
+        self.workers = max(1, cores() // threads) if workers is None else workers
+        self._threads = threads
+        self._pool = self._start()
+        self._running: dict[Future[Outcome], tuple[Path, Stage, int]] = {}
+
+    def submit(self, root: Path, stage: Stage) -> None:
+        """See `Executor.submit`."""
+        self._submit(root, stage, 1)
+
+    def wait(self) -> list[Outcome]:
+        """See `Executor.wait`."""
+        while True:
+            done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
+            outcomes, lost = [], []
+            for future in done:
+                task = self._running.pop(future)
+                try:
+                    outcomes.append(future.result())
+                except BrokenProcessPool:
+                    lost.append(task)
+            if lost:
+                outcomes += self._revive(lost)
+            if outcomes:
+                return outcomes
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        processes = list((self._pool._processes or {}).values())
+        for process in processes:
+            process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._running.clear()
+
+    def _submit(self, root: Path, stage: Stage, attempt: int) -> None:
+        try:
+            future = self._pool.submit(perform, str(root), stage)
+        except BrokenProcessPool:  # noticed here before in `wait`, which will start it anew
+            future = Future()
+            future.set_exception(BrokenProcessPool())
+        self._running[future] = (root, stage, attempt)
+
+    def _revive(self, lost: list[tuple[Path, Stage, int]]) -> list[Outcome]:
+        """When one worker dies the pool gives up all its stages; those go to a new pool."""
+        for future in list(self._running):
+            with contextlib.suppress(BrokenProcessPool, concurrent.futures.CancelledError):
+                future.result(timeout=60)
+                continue
+            lost.append(self._running.pop(future))
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._start()
+        gone = []
+        for root, stage, attempt in lost:
+            if attempt < _ATTEMPTS:
+                self._submit(root, stage, attempt + 1)
+            else:
+                gone.append(_died(stage))
+        return gone
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_initialize,
+            initargs=(self._threads, os.getpid()),
+        )
+
+
+@final
+class RayExecutor(Executor):
+    """Workers of a Ray cluster; a local one is started where none is named.
+
+    The store and the data must lie where every node sees them, under the same path.
+
+    Arguments:
+        workers: how many stages at a time; as many as the cluster has cores for when None.
+        threads: cores of each.
+        address: of the cluster ("auto" for the one this machine is part of); None starts one here.
+        gpu_share: of a GPU for each stage: .25 lets four stages share one; 0 asks for none.
+
+    Raises:
+        InputError: fewer than one worker.
+        MissingExtraError: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        threads: int = 1,
+        address: str | None = None,
+        gpu_share: float = 0.0,
+    ) -> None:
+        try:
+            # Its notice about tokens is for clusters that several people reach; whoever set it has decided.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            import ray
+        except ImportError:
+            raise MissingExtraError(
+                "the executor ray needs Ray, which is not installed; pip install 'unpoison[ray]'"
+            ) from None
+        if workers is not None and workers < 1:
+            raise InputError(f"workers: needs at least 1, found {workers}")
+        if not 0 <= gpu_share <= 1:
+            raise InputError(f"gpu_share: {gpu_share:g} is outside 0..1")
+        self._ray = ray
+        variables = {name: str(threads) for name in _THREAD_VARIABLES}
+        options: dict[str, Any] = {"address": address}
+        if address is None:
+            # One process a worker, kept: a fresh one would import torch for every stage.
+            count = (max(1, cores() // threads) if workers is None else workers) * threads
+            options |= {"address": "local", "num_cpus": count, "include_dashboard": False}
+        ray.init(
+            **options,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": {**variables, "PYTHONPATH": _python_path()}},
+        )
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self.workers = workers or max(1, int(resources.get("CPU", 1)) // threads)
+        self._perform = ray.remote(perform).options(
+            num_cpus=threads, num_gpus=gpu_share, max_retries=_ATTEMPTS - 1
+        )
+        self._running: dict[Any, Stage] = {}
+
+    def submit(self, root: Path, stage: Stage) -> None:
+        """See `Executor.submit`."""
+        # Ray's processes have a working directory of their own.
+        self._running[self._perform.remote(str(root.absolute()), _absolute(stage))] = stage
+
+    def wait(self) -> list[Outcome]:
+        """See `Executor.wait`."""
+        done, _ = self._ray.wait(list(self._running), num_returns=1)
+        outcomes = []
+        for reference in done:
+            stage = self._running.pop(reference)
+            try:
+                outcomes.append(self._ray.get(reference))
+            except self._ray.exceptions.WorkerCrashedError:
+                outcomes.append(_died(stage))
+            except self._ray.exceptions.RayError as error:
+                outcomes.append(
+                    Outcome(stage.key, error=" ".join(f"{type(error).__name__}: {error}".split()))
+                )
+        return outcomes
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        for reference in self._running:
+            with contextlib.suppress(Exception):
+                self._ray.cancel(reference, force=True)
+        self._running.clear()
+        self._ray.shutdown()
+
+
+def _initialize(threads: int, parent: int) -> None:
+    """A new worker: Ctrl-C is its parent's business, and it does not outlive that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in _THREAD_VARIABLES:  # torch reads them when it is imported, which comes later
+        os.environ[name] = str(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _died(stage: Stage) -> Outcome:
+    return Outcome(
+        stage.key, error=f"the worker died {_ATTEMPTS} times in this stage ({stage.kind}); out of memory?"
+    )
+
+
+def _absolute(stage: Stage) -> Stage:
+    """The stage with paths that hold in every process; its key is as before, for they are not hashed."""
+    paths = {
+        name: os.path.abspath(value)
+        for name, value in stage.surroundings.items()
+        if name in ("data", "test", "trigger") and value is not None and value != "sample"
+    }
+    return Stage(
+        stage.kind, stage.function, stage.configuration, stage.inputs, {**stage.surroundings, **paths}
+    )
+
+
+def _python_path() -> str:
+    import sys
+
+    return os.pathsep.join(path for path in sys.path if path)

@@ -1,0 +1,418 @@
+"""`Experiment`: a whole benchmark as one TOML file, read into frozen dataclasses. This module does not
+import torch.
+
+    name = "badnets-sample"
+    seeds = [0, 1, 2]
+
+    [data]
+    source = "sample"
+
+    [[attacks]]
+    name = "badnets"
+    budget = [0.005, 0.015]
+
+    [targets]
+    pairs = [["Sandal", "Bag"], ["Coat", "Shirt"]]
+
+    [training]
+    preset = "sample"
+    epochs = 5
+
+    [[detectors]]
+    name = "delta-influence"
+
+    [[unlearners]]
+    name = "retrain"
+
+Every attack is crafted for every pair, budget and seed, every detector traces every victim, every unlearner
+heals what every detector flagged. The controls (no attack, no defense, a random filter as large as each
+detector's, a perfect filter) are added without being asked for.
+
+An unknown key or a value out of range is an error in one line that names the place, and suggests the nearest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, TypeVar, Union, final, get_args, get_origin, get_type_hints
+
+from unpoison import attacks as attack_room
+from unpoison import unlearners as unlearner_room
+from unpoison.errors import InputError
+from unpoison.training import Recipe
+
+DETECTORS = {
+    "delta-influence": ("calibrated", "published", "published-smooth", "published-matching"),
+    "ek-fac": ("default", "published"),
+}
+"""The detectors and their presets, the default first."""
+Section = TypeVar("Section")
+TRIGGERS = ("white-corner", "four-pixels")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is trained and measured on.
+
+    Arguments:
+        source: as `unpoison.data.load` takes it; a path is relative to the recipe's folder.
+        test: where the test set lies, if not in `source`.
+    """
+
+    source: str
+    test: str | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AttackChoice:
+    """An attack and its strength.
+
+    Arguments:
+        name: one of `unpoison.attacks.names()`.
+        budget: shares of the training set in (0, 1]; one or several.
+        budget_count: counts of examples, in place of `budget`.
+        trigger: white-corner, four-pixels or an image file, for backdoors.
+        options: the attack's own.
+    """
+
+    name: str
+    budget: tuple[float, ...] = ()
+    budget_count: tuple[int, ...] = ()
+    trigger: str = "white-corner"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("name", self.name, attack_room.names())
+        if bool(self.budget) == bool(self.budget_count):
+            raise InputError("give either 'budget' (shares of the training set) or 'budget_count'")
+        for share in self.budget:
+            _within("budget", share, 1e-9, 1.0)
+        for count in self.budget_count:
+            _within("budget_count", count, 1, 10**9)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Whom the attacks are about.
+
+    Arguments:
+        pairs: (source class, target class), by name or number.
+        setups: a JSON file of published set-ups (the poisoning benchmark's "target class", "target index",
+            "base class", "base indices"); a path relative to the recipe's folder. Each names one test image,
+            its class (the source) and the class it is to be taken for (the target).
+        first: the first set-up to use.
+        count: how many set-ups to use; all when not given.
+    """
+
+    pairs: tuple[tuple[str | int, str | int], ...] = ()
+    setups: str | None = None
+    first: int = 0
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.pairs) == (self.setups is not None):
+            raise InputError("give either 'pairs' of classes or a file of published 'setups'")
+        _within("first", self.first, 0, 10**6)
+        if self.count is not None:
+            _within("count", self.count, 1, 10**6)
+        for source, target in self.pairs:
+            if source == target:
+                raise InputError(f"pairs: source and target are the same class {source!r}")
+
+    def each(self, folder: Path) -> tuple[Target, ...]:
+        """All targets, those of a file of set-ups read from it.
+
+        Raises:
+            InputError: the file cannot be read, or has too few set-ups.
+        """
+        if self.setups is None:
+            return tuple(Target(source, target) for source, target in self.pairs)
+        path = folder / self.setups
+        try:
+            listed = json.loads(path.read_text(encoding="utf-8"))
+            chosen = listed[self.first :][: self.count]
+            found = tuple(
+                Target(
+                    one["target class"], one["base class"], one["target index"], tuple(one["base indices"])
+                )
+                for one in chosen
+            )
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: not a list of published set-ups ({type(error).__name__}: {error})"
+            ) from None
+        if not found or (self.count is not None and len(found) < self.count):
+            raise InputError(f"{path}: has {len(listed)} set-ups; first = {self.first} leaves {len(found)}")
+        return found
+
+
+@final
+@dataclass(frozen=True)
+class Target:
+    """One set-up: source and target class, and what a published one fixes beside them."""
+
+    source: str | int
+    target: str | int
+    test_index: int | None = None
+    bases: tuple[int, ...] = ()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DetectorChoice:
+    """A detector: name, preset and what is changed in it."""
+
+    name: str
+    preset: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("name", self.name, DETECTORS)
+        if self.preset is None:
+            object.__setattr__(self, "preset", DETECTORS[self.name][0])
+        assert self.preset is not None
+        _one_of("preset", self.preset, DETECTORS[self.name])
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        return _label(self.name, "" if self.preset == "default" else str(self.preset), self.options)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class UnlearnerChoice:
+    """An unlearner: name and its own options."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("name", self.name, unlearner_room.names())
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        return _label(self.name, "", self.options)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DefenseChoice:
+    """A defense during training. There is none yet, so a recipe's list of them is empty."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _one_of("name", self.name, ())
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides a sweep.
+
+    Arguments:
+        name: of the recipe; what its results are called.
+        seeds: one trial each; everything random in it is derived from its seed.
+        data: the training and test set.
+        attacks: at least one.
+        targets: whom they are about.
+        training: the recipe of victims and of healed models: a `preset` and what is changed in it.
+        defenses: none yet.
+        detectors: who traces.
+        unlearners: who heals.
+        description: for the reader of the results.
+        threads: processor threads of every stage. They are part of the recipe because the last digits of a
+            training
+            depend on them: with the same number the table is the same on one worker, on many and on a
+                cluster.
+        folder: where relative paths begin.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    data: Data
+    attacks: tuple[AttackChoice, ...]
+    targets: Targets
+    training: Mapping[str, Any]
+    defenses: tuple[DefenseChoice, ...] = ()
+    detectors: tuple[DetectorChoice, ...] = ()
+    unlearners: tuple[UnlearnerChoice, ...] = ()
+    description: str = ""
+    threads: int = 1
+    folder: str = "."
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(letter.isalnum() or letter in "-_." for letter in self.name):
+            raise InputError(f"name: use letters, digits, '-', '_' and '.', found {self.name!r}")
+        _within("threads", self.threads, 1, 1024)
+        for what, entries in (
+            ("seeds", self.seeds),
+            ("detectors", [one.label for one in self.detectors]),
+            ("unlearners", [one.label for one in self.unlearners]),
+        ):
+            twice = [entry for place, entry in enumerate(entries) if entry in list(entries)[:place]]
+            if twice:
+                raise InputError(f"{what}: {twice[0]!r} stands there twice")
+        if not self.seeds:
+            raise InputError("seeds: needs at least one")
+        for seed in self.seeds:
+            _within("seeds", seed, 0, 2**62)
+        if not self.attacks:
+            raise InputError("attacks: needs at least one")
+        if self.unlearners and not self.detectors:
+            raise InputError("unlearners: heal what detectors flag, so the recipe needs one of those")
+        _ = self.recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        """How victims and healed models are trained."""
+        changes = dict(self.training)
+        preset = changes.pop("preset", None)
+        return Recipe.from_dict(changes) if preset is None else Recipe.preset(preset, **changes)
+
+    def path(self, spec: str) -> str:
+        """A path of the recipe, as seen from here; words that `data.load` knows stay as they are."""
+        return spec if spec == "sample" or os.path.isabs(spec) else os.path.join(self.folder, spec)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all but the folder, which is of the machine and not of the experiment."""
+        return {key: value for key, value in asdict(self).items() if key != "folder"}
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """The experiment in a TOML file.
+
+        Raises:
+            InputError: no such file, not TOML, an unknown key, a missing one, a value of the wrong type or
+            out of
+                range; one line names the place.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not TOML ({error})") from None
+        if "folder" in values:
+            raise InputError(f"{path}: unknown key 'folder'")
+        return cls.from_dict({**values, "folder": str(Path(path).parent)}, str(path))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], place: str = "recipe") -> Self:
+        """The experiment from plain values; errors as `read`."""
+        return _read(cls, values, place)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The hint that follows a word nobody knows.
+
+    >>> nearest("bugdet", ["budget", "trigger"])
+    "did you mean 'budget'?"
+    >>> nearest("x", ["budget", "trigger"])
+    'there are budget, trigger'
+    """
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"there are {', '.join(names)}" if names else "there are none yet"
+
+
+def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in (names := list(known)):
+        raise InputError(f"{key}: there is no {value!r}; {nearest(value, names)}")
+
+
+def _within(key: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        limit = least if not value > most else most
+        raise InputError(f"{key}: {value:g} is outside {least:g}..{most:g}; the nearest allowed is {limit:g}")
+
+
+def _label(name: str, preset: str, options: Mapping[str, Any]) -> str:
+    words = [preset] if preset else []
+    words += [f"{key} {value}" for key, value in sorted(options.items())]
+    return f"{name} ({', '.join(words)})" if words else name
+
+
+def _read(cls: type[Section], values: Mapping[str, Any], place: str) -> Section:
+    """A dataclass from a TOML table."""
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise InputError(
+                f"{place}: unknown key {key!r}; {nearest(key, (k for k in hints if k != 'folder'))}"
+            )
+    required = [one.name for one in fields(cls) if _is_required(one)]  # type: ignore[arg-type]
+    for key in required:
+        if key not in values:
+            raise InputError(f"{place}: the key {key!r} is missing")
+    given = {key: _value(hints[key], value, f"{place}: {key}") for key, value in values.items()}
+    try:
+        return cls(**given)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def _is_required(one: Any) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+def _value(hint: Any, value: Any, place: str) -> Any:
+    """A value of the type that the annotation asks for."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for option in inner:
+            try:
+                return _value(option, value, place)
+            except _WrongTypeError:
+                continue
+        raise _WrongTypeError(
+            place, " or ".join(_name(option) for option in inner if option is not type(None)), value
+        )
+    if origin is tuple:
+        if inner[-1] is Ellipsis:
+            # One value stands for a list of one.
+            entries = value if isinstance(value, list | tuple) else [value]
+            return tuple(
+                _value(inner[0], entry, f"{place}[{number}]") for number, entry in enumerate(entries)
+            )
+        if not isinstance(value, list | tuple) or len(value) != len(inner):
+            raise _WrongTypeError(place, f"a list of {len(inner)}", value)
+        return tuple(_value(kind, entry, place) for kind, entry in zip(inner, value, strict=True))
+    if origin is not None:  # a mapping of the method's own options, which the method checks
+        if not isinstance(value, Mapping):
+            raise _WrongTypeError(place, "a table", value)
+        return dict(value)
+    if isinstance(hint, type) and issubclass(hint, str | int | float):
+        fits = isinstance(value, int | float if hint is float else hint)
+        if not fits or isinstance(value, bool):
+            raise _WrongTypeError(place, _name(hint), value)
+        return hint(value)
+    if not isinstance(value, Mapping):
+        raise _WrongTypeError(place, "a table", value)
+    return _read(hint, value, place)
+
+
+def _name(hint: Any) -> str:
+    return {str: "text", int: "a whole number", float: "a number"}.get(hint, "another type")
+
+
+@final
+class _WrongTypeError(InputError):
+    def __init__(self, place: str, wanted: str, value: Any) -> None:
+        super().__init__(f"{place}: must be {wanted}, found {value!r}")

@@ -1,0 +1,308 @@
+"""What a table of trials says: rates with intervals, means with deviations, and paired comparisons.
+
+- attack success: trials in which most of the adversary's inputs are answered as they want, of n trials, with
+  the Wilson interval. The trial is the unit: inputs of one trial share a model and are not independent.
+- attack success rate: share of the adversary's test inputs that are answered so; mean and deviation.
+- clean accuracy: share of clean test images answered rightly; mean and deviation over trials.
+- worst class: the lowest accuracy of a class, all trials taken together.
+- observed: trials with a wrong answer to trace, of those with a detector; where the attack failed there is none, and
+  nothing is flagged.
+- caught (recall): poisoned examples flagged, of all poisoned examples, all trials taken together.
+- precision: flagged examples that are poison, of all flagged.
+- clean lost: clean examples flagged, of all clean examples.
+- filter bias: the largest difference between two classes in the share of clean examples lost, all trials
+  taken together; 0 when every class loses alike.
+
+Deviations are of the sample (n - 1). This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Self, final
+
+import numpy as np
+
+from unpoison._statistics import Proportion
+from unpoison.errors import InputError
+from unpoison.evaluation._results import Results
+
+Row = Mapping[str, Any]
+METHOD = ("attack", "budget", "defense", "detector", "unlearner", "control")
+"""The columns that say what was done; trials that agree in them are one line of the leaderboard."""
+SUBJECT = ("attack", "budget", "source", "target", "test_index", "seed")
+"""The columns that say to whom; two methods are compared on trials that agree in these."""
+
+
+@final
+@dataclass(frozen=True)
+class Mean:
+    """Mean and standard deviation of n values.
+
+    >>> print(Mean.of([0.5, 0.75]))
+    62.5 ± 17.7 % (n = 2)
+    """
+
+    mean: float
+    deviation: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """Of the values that are numbers; NaN where there are too few."""
+        known = [float(value) for value in values if value is not None and math.isfinite(value)]
+        return cls(
+            statistics.fmean(known) if known else math.nan,
+            statistics.stdev(known) if len(known) > 1 else math.nan,
+            len(known),
+        )
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """For JSON; what is not known is None."""
+        return {
+            "mean": self.mean if self.n else None,
+            "deviation": self.deviation if self.n > 1 else None,
+            "n": self.n,
+        }
+
+    def __str__(self) -> str:
+        deviation = f" ± {100 * self.deviation:.1f}" if self.n > 1 else ""
+        return f"{100 * self.mean:.1f}{deviation} % (n = {self.n})" if self.n else "- (n = 0)"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the leaderboard: what one combination of methods gave; see the module for what is what.
+
+    Arguments:
+        rows: its trials.
+        seconds: the mean of each stage.
+        peak_bytes: the highest of all stages of all trials.
+    """
+
+    attack: str
+    budget: float
+    defense: str
+    detector: str
+    unlearner: str
+    control: str
+    rows: tuple[Row, ...]
+    success: Proportion
+    success_rate: Mean
+    clean_accuracy: Mean
+    worst_class: tuple[str, Proportion]
+    observed: Proportion
+    caught: Proportion
+    precision: Proportion
+    clean_lost: Proportion
+    average_precision: Mean
+    filter_bias: float | None
+    seconds: Mapping[str, float]
+    peak_bytes: float
+
+    @property
+    def n(self) -> int:
+        """How many trials."""
+        return len(self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the trials; costs stand apart under `costs`."""
+        return {
+            **{name: getattr(self, name) for name in METHOD},
+            "n": self.n,
+            "success": self.success.to_dict(),
+            "success_rate": self.success_rate.to_dict(),
+            "clean_accuracy": self.clean_accuracy.to_dict(),
+            "worst_class": {"name": self.worst_class[0], **self.worst_class[1].to_dict()},
+            "observed": self.observed.to_dict(),
+            "caught": self.caught.to_dict(),
+            "precision": self.precision.to_dict(),
+            "clean_lost": self.clean_lost.to_dict(),
+            "average_precision": self.average_precision.to_dict(),
+            "filter_bias": self.filter_bias,
+            "costs": {
+                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+                "peak_bytes": self.peak_bytes,
+            },
+        }
+
+
+def leaderboard(results: Results) -> tuple[Line, ...]:
+    """The lines of a table, in the order in which the recipe names them."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in results.table.to_pylist():
+        groups[tuple(row[name] for name in METHOD)].append(row)
+    return tuple(
+        _line(dict(zip(METHOD, method, strict=True)), tuple(rows)) for method, rows in groups.items()
+    )
+
+
+def succeeded(row: Row) -> bool:
+    """Whether the trial's attack did what it was to do: for most of its inputs, or for its one input."""
+    return 2 * int(row["attack_successes"]) > int(row["attack_total"])
+
+
+def success_rate(row: Row) -> float:
+    """The share of the adversary's inputs that are answered as they want."""
+    return float(row["attack_successes"] / row["attack_total"]) if row["attack_total"] else math.nan
+
+
+def clean_accuracy(row: Row) -> float:
+    """The share of clean test images answered rightly."""
+    return float(row["clean_correct"] / row["clean_total"]) if row["clean_total"] else math.nan
+
+
+def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
+    judged = [row for row in rows if row["flagged"] is not None]
+    asked = [row for row in rows if row["observed"] is not None]
+
+    def share(part: str, whole: str) -> Proportion:
+        return Proportion(sum(row[part] for row in judged), sum(row[whole] for row in judged))
+
+    names = rows[0]["class_names"] or []
+    classes = [
+        (name, Proportion(hit, count))
+        for name, hit, count in zip(
+            names, _sums(rows, "class_correct"), _sums(rows, "class_total"), strict=True
+        )
+    ]
+    known = [entry for entry in classes if entry[1].trials]
+    lost = [
+        gone / there
+        for gone, there in zip(
+            _sums(judged, "class_clean_flagged"), _sums(judged, "class_clean"), strict=True
+        )
+        if there
+    ]
+    seconds = {
+        name: statistics.fmean(values)
+        for name in ("craft", "train", "find", "heal")
+        if (values := [row[f"seconds_{name}"] for row in rows if row[f"seconds_{name}"] is not None])
+    }
+    return Line(
+        **method,
+        rows=rows,
+        success=Proportion(sum(map(succeeded, rows)), len(rows)),
+        success_rate=Mean.of(map(success_rate, rows)),
+        clean_accuracy=Mean.of(map(clean_accuracy, rows)),
+        worst_class=min(known, key=lambda entry: entry[1].rate, default=("-", Proportion(0, 0))),
+        observed=Proportion(sum(bool(row["observed"]) for row in asked), len(asked)),
+        caught=share("caught", "poisons"),
+        precision=share("caught", "flagged"),
+        clean_lost=share("clean_flagged", "clean_examples"),
+        average_precision=Mean.of(row["average_precision"] for row in judged),
+        filter_bias=max(lost) - min(lost) if lost else None,
+        seconds=seconds,
+        peak_bytes=max((row["peak_bytes"] or 0.0 for row in rows), default=0.0),
+    )
+
+
+def _sums(rows: Sequence[Row], name: str) -> list[int]:
+    lists = [row[name] for row in rows if row[name]]
+    return [sum(entries) for entries in zip(*lists, strict=True)]
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on the same trials: the first minus the second.
+
+    Arguments:
+        n: trials that both have.
+        success: difference in the share of trials in which the attack succeeds, with the score interval of
+            Tango.
+        accuracy: difference in mean clean accuracy, with a bootstrap interval over trials.
+        success_rate: difference in mean attack success rate, likewise.
+    """
+
+    n: int
+    success: tuple[float, float, float]
+    accuracy: tuple[float, float, float]
+    success_rate: tuple[float, float, float]
+
+
+def compare(first: Line, second: Line, *, level: float = 0.95, seed: int = 0) -> Comparison:
+    """What is gained or lost by the first method over the second, on the trials that both have.
+
+    Two results that share target and seed share the poison and mostly the victim, so their difference is
+    known better than either.
+
+    Raises:
+        InputError: they have no trial in common.
+    """
+    others = {tuple(row[name] for name in SUBJECT): row for row in second.rows}
+    pairs = [
+        (row, others[subject])
+        for row in first.rows
+        if (subject := tuple(row[name] for name in SUBJECT)) in others
+    ]
+    if not pairs:
+        raise InputError(
+            f"compare: {first.detector}, {first.unlearner} and {second.detector}, {second.unlearner} "
+            f"have no trial in common"
+        )
+    only_first = sum(succeeded(a) and not succeeded(b) for a, b in pairs)
+    only_second = sum(succeeded(b) and not succeeded(a) for a, b in pairs)
+    return Comparison(
+        len(pairs),
+        tango(only_first, only_second, len(pairs), level=level),
+        bootstrap([clean_accuracy(a) - clean_accuracy(b) for a, b in pairs], level=level, seed=seed),
+        bootstrap([success_rate(a) - success_rate(b) for a, b in pairs], level=level, seed=seed),
+    )
+
+
+def tango(only_first: int, only_second: int, n: int, *, level: float = 0.95) -> tuple[float, float, float]:
+    """Difference of two paired proportions and its score interval (Tango 1998, Statistics in Medicine 17).
+
+    Arguments:
+        only_first: pairs in which the first alone succeeded.
+        only_second: pairs in which the second alone did.
+        n: all pairs.
+        level: of the interval.
+
+    Returns:
+        The difference, its lower and its upper bound, in [-1, 1].
+
+    >>> [round(value, 4) for value in tango(12, 2, 68)]
+    [0.1471, 0.0453, 0.2608]
+    """
+    difference = (only_first - only_second) / n
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+
+    def score(delta: float) -> float:
+        # q is the restricted estimate of the share of pairs in which the second alone succeeds.
+        b = -only_first - only_second + (2 * n - only_first + only_second) * delta
+        c = -only_second * delta * (1 - delta)
+        q = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+        variance = n * (2 * q + delta * (1 - delta))
+        excess = only_first - only_second - n * delta
+        return excess / math.sqrt(variance) if variance > 1e-12 else math.copysign(math.inf, excess or 1.0)
+
+    def bound(outside: float, wanted: float) -> float:
+        inside = difference
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if abs(score(middle)) <= wanted else (inside, middle)
+        return inside
+
+    return difference, bound(-1.0, z), bound(1.0, z)
+
+
+def bootstrap(
+    differences: Sequence[float], *, level: float = 0.95, seed: int = 0, samples: int = 2000
+) -> tuple[float, float, float]:
+    """Mean difference and its percentile bootstrap interval over trials (Efron 1979).
+
+    >>> bootstrap([0.5, 0.5, 0.5])
+    (0.5, 0.5, 0.5)
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(values.mean()), float(low), float(high)

@@ -1,0 +1,199 @@
+"""`plan`: from an experiment to its stages and trials.
+
+Stages that several trials need stand in the plan once: a poison is crafted once for all detectors, a victim
+trained once for all of them, and the clean model once for all attacks with the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, final
+
+from unpoison import data
+from unpoison._artefacts import digest
+from unpoison._seeds import derive_seed
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError
+from unpoison.evaluation._experiment import TRIGGERS, AttackChoice, Experiment, nearest
+from unpoison.evaluation._stages import attack_of, detector_of, goal_of, unlearner_of
+from unpoison.evaluation._store import Stage
+from unpoison.threats import Budget
+
+_STAGES = "unpoison.evaluation._stages"
+Values = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep has to do.
+
+    Arguments:
+        name: of the recipe.
+        experiment: the recipe, as JSON values.
+        stages: every stage once, each after those it depends on.
+        rows: the key of the stage that gives a trial's row, in the order of the table.
+        threads: processor threads of a stage.
+    """
+
+    name: str
+    experiment: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    rows: tuple[str, ...]
+    threads: int = 1
+
+
+def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
+    """All stages and trials of an experiment. The data set is read to know its fingerprint and classes.
+
+    Arguments:
+        experiment: what to do.
+        device: where the stages are to compute; results of different devices may differ in their last
+            digits, and are kept apart.
+
+    Raises:
+        InputError: the data cannot be read or has no test set, a class or an option of a method does not
+        exist, or
+            a set-up does not fit.
+    """
+    source = experiment.path(experiment.data.source)
+    test = None if experiment.data.test is None else experiment.path(experiment.data.test)
+    splits = data.load(source, test=test)
+    if splits.test is None:
+        raise InputError(f"{source}: has no test set to measure on; give data.test")
+    targets = [
+        {
+            **asdict(one),
+            "source": _class(one.source, splits.train),
+            "target": _class(one.target, splits.train),
+        }
+        for one in experiment.targets.each(Path(experiment.folder))
+    ]
+    for detector in experiment.detectors:
+        detector_of(detector, 0)
+    for unlearner in experiment.unlearners:
+        unlearner_of(unlearner)
+
+    surroundings = {"data": source, "test": test, "device": device, "threads": experiment.threads}
+    common = {
+        "data": splits.train.fingerprint,
+        "test": splits.test.fingerprint,
+        "device": device.partition(":")[0],
+        "threads": experiment.threads,
+    }
+    names = splits.train.class_names
+    stages: dict[str, Stage] = {}
+    rows: list[str] = []
+
+    def stage(
+        kind: str, function: str, configuration: Values, inputs: Values, around: Values | None = None
+    ) -> str:
+        made = Stage(
+            kind,
+            f"{_STAGES}:{function}",
+            {**common, **configuration},
+            inputs,
+            surroundings if around is None else around,
+        )
+        return stages.setdefault(made.key, made).key
+
+    def trial(words: Values, inputs: Values) -> None:
+        rows.append(stage("measure", "measure", {"trial": words}, inputs))
+
+    for choice in experiment.attacks:
+        attack_of(choice)
+        configuration, around = _attack(choice, experiment, surroundings)
+        goal_of(choice, targets[0], splits, around.get("trigger", choice.trigger))
+        for budget, target, seed in product(_budgets(choice), targets, experiment.seeds):
+            budget.count_in(len(splits.train))
+            words = {
+                "attack": choice.name,
+                "budget": float(budget.share if budget.share is not None else budget.count or 0),
+                "source": names[target["source"]],
+                "target": names[target["target"]],
+                "test_index": target["test_index"],
+                "seed": seed,
+                "defense": "none",
+                "detector": "none",
+                "unlearner": "none",
+                "control": "",
+            }
+            poison = stage(
+                "craft",
+                "craft",
+                {
+                    **configuration,
+                    "budget": budget.to_json(),
+                    "target": target,
+                    "seed": derive_seed(seed, "craft"),
+                },
+                {},
+                around,
+            )
+            training = {"recipe": experiment.recipe.to_dict(), "seed": derive_seed(seed, "train")}
+            clean = stage("train", "victim", training, {})
+            victim = stage("train", "victim", training, {"poison": poison})
+            # It keeps the name of the attack whose goal it is measured on.
+            trial({**words, "control": "no attack"}, {"poison": poison, "victim": clean})
+            trial({**words, "control": "no defense"}, {"poison": poison, "victim": victim})
+            pair = {"poison": poison, "victim": victim}
+
+            filters: list[tuple[str, str, str]] = []
+            perfect = stage("find", "perfect_filter", {}, {"poison": poison})
+            for detector in experiment.detectors:
+                finding = {"detector": asdict(detector), "seed": derive_seed(seed, "find", detector.label)}
+                findings = stage("find", "find", finding, pair)
+                lottery = {"seed": derive_seed(seed, "random filter", detector.label)}
+                at_random = stage("find", "random_filter", lottery, {"poison": poison, "findings": findings})
+                filters.append((detector.label, "", findings))
+                filters.append((f"random, as many as {detector.label}", "random filter", at_random))
+            filters.append(("perfect", "perfect filter", perfect))
+            for label, control, findings in filters:
+                judged = {**words, "detector": label, "control": control}
+                if not experiment.unlearners:
+                    trial(judged, {**pair, "findings": findings})
+                for unlearner in experiment.unlearners:
+                    healing = {"unlearner": asdict(unlearner), "seed": derive_seed(seed, "heal")}
+                    healed = stage("heal", "heal", healing, {**pair, "findings": findings})
+                    trial(
+                        {**judged, "unlearner": unlearner.label},
+                        {**pair, "findings": findings, "healed": healed},
+                    )
+    return Plan(
+        experiment.name, experiment.to_dict(), tuple(stages.values()), tuple(rows), experiment.threads
+    )
+
+
+def _class(name: str | int, training_set: TrainingSet) -> int:
+    names = training_set.class_names
+    if isinstance(name, int):
+        if not 0 <= name < len(names):
+            raise InputError(f"targets: class {name} is outside 0..{len(names) - 1}")
+        return name
+    if name not in names:
+        raise InputError(f"targets: {training_set.name} has no class {name!r}; {nearest(name, names)}")
+    return names.index(name)
+
+
+def _budgets(choice: AttackChoice) -> list[Budget]:
+    return [Budget(share=share) for share in choice.budget] + [
+        Budget(count=count) for count in choice.budget_count
+    ]
+
+
+def _attack(choice: AttackChoice, experiment: Experiment, surroundings: Values) -> tuple[Values, Values]:
+    """The attack without its budgets, and where its trigger's picture lies; hashed is what the picture
+    shows."""
+    described: Values = {"name": choice.name, "budget": (1.0,), "options": dict(choice.options)}
+    if choice.trigger in TRIGGERS:
+        return {"attack": {**described, "trigger": choice.trigger}}, surroundings
+    path = Path(experiment.path(choice.trigger))
+    if not path.is_file():
+        raise InputError(
+            f"attacks: trigger {choice.trigger!r} is no image file; {nearest(choice.trigger, TRIGGERS)}"
+        )
+    picture = f"picture {digest(path.read_bytes())}"
+    return {"attack": {**described, "trigger": picture}}, {**surroundings, "trigger": str(path)}

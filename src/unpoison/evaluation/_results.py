@@ -1,0 +1,184 @@
+"""`Results`: the rows of a recipe, read from a store. This module does not import torch.
+
+A trial's row is a parquet file of its own. When a sweep ends, its rows are put into one file too
+(`tables/NAME.parquet`), so that 10,000 of them are read in a second; that file is only a copy, and rows that
+it lacks are read from their own files. DuckDB reads both: `SELECT * FROM 'STORE/artefacts/*/*/row.parquet'`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unpoison._artefacts import atomic_file, canonical_json, digest, read_json
+from unpoison.errors import InputError
+from unpoison.evaluation._store import Store
+
+_MANY = pa.list_(pa.int64())
+ROW = pa.schema(
+    [
+        ("attack", pa.string()),
+        ("budget", pa.float64()),  # as the recipe has it: a share, or a count above 1
+        ("source", pa.string()),
+        ("target", pa.string()),
+        ("test_index", pa.int64()),
+        ("seed", pa.int64()),
+        ("defense", pa.string()),
+        ("detector", pa.string()),
+        ("unlearner", pa.string()),
+        ("control", pa.string()),  # empty, or which control the trial is
+        ("poisons", pa.int64()),
+        ("poison_share", pa.float64()),
+        ("clean_correct", pa.int64()),
+        ("clean_total", pa.int64()),
+        ("attack_successes", pa.int64()),
+        ("attack_total", pa.int64()),
+        ("class_names", pa.list_(pa.string())),
+        ("class_correct", _MANY),
+        ("class_total", _MANY),
+        ("observed", pa.bool_()),  # whether there was a wrong answer to trace
+        ("flagged", pa.int64()),
+        ("caught", pa.int64()),
+        ("clean_flagged", pa.int64()),
+        ("clean_examples", pa.int64()),
+        ("average_precision", pa.float64()),
+        ("class_clean_flagged", _MANY),
+        ("class_clean", _MANY),
+        ("seconds_craft", pa.float64()),
+        ("seconds_train", pa.float64()),
+        ("seconds_find", pa.float64()),
+        ("seconds_heal", pa.float64()),
+        ("peak_bytes", pa.float64()),
+    ]
+)
+"""The columns of a row."""
+COSTS = ("seconds_craft", "seconds_train", "seconds_find", "seconds_heal", "peak_bytes")
+"""The columns that differ from machine to machine; all others are the same wherever the recipe is run."""
+_KEYED = ROW.append(pa.field("key", pa.string()))
+
+
+@final
+@dataclass(frozen=True)
+class Results:
+    """What a recipe gave.
+
+    Arguments:
+        name: of the recipe.
+        table: a row each finished trial, in the recipe's order: the columns of `ROW`, and `key`.
+        planned: how many trials the recipe has.
+        failures: what went wrong, a line each.
+        store: where the rows lie.
+        experiment: the recipe, as JSON values.
+    """
+
+    name: str
+    table: pa.Table
+    planned: int
+    failures: tuple[str, ...]
+    store: Path
+    experiment: dict[str, Any]
+
+    @property
+    def deterministic(self) -> pa.Table:
+        """The table without its costs: the same to the last digit, however the recipe was run."""
+        return self.table.drop_columns(list(COSTS))
+
+    @property
+    def costs(self) -> pa.Table:
+        """Seconds of each stage and peak memory, with the trials' keys."""
+        return self.table.select(["key", *COSTS])
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the deterministic table."""
+        return digest(canonical_json(self.deterministic.to_pylist()))
+
+    @classmethod
+    def read(cls, store: str | os.PathLike[str], name: str | None = None) -> Results:
+        """Read a recipe's rows; those that do not exist yet are left out.
+
+        Arguments:
+            store: the directory.
+            name: of the recipe; may be left out where the store has only one.
+
+        Raises:
+            InputError: the store has no such recipe, or several and none is named.
+        """
+        root = Path(store)
+        names = recipes_in(root)
+        if name is None and len(names) != 1:
+            raise InputError(f"{root}: name one of its recipes: {', '.join(names) or 'there are none'}")
+        chosen = names[0] if name is None else name
+        if chosen not in names:
+            raise InputError(f"{root}: has no recipe {chosen!r}; there are {', '.join(names) or 'none'}")
+        manifest = read_json(root / "recipes" / f"{chosen}.json")
+        keys: list[str] = manifest["rows"]
+        found = Store(root)
+        failures = [
+            read_json(found.failed(key))["error"] for key in manifest["stages"] if found.failed(key).exists()
+        ]
+        return cls(
+            name=chosen,
+            table=_rows(found, chosen, keys),
+            planned=len(keys),
+            failures=tuple(failures),
+            store=root,
+            experiment=manifest["experiment"],
+        )
+
+    def pack(self) -> None:
+        """Put the rows into one file, for those who read the store later."""
+        path = _packed(self.store, self.name)
+        with atomic_file(path) as staging:
+            pq.write_table(self.table, staging, write_page_checksum=True)
+
+
+def recipes_in(store: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names of the recipes that a store has results of; none where it is no store."""
+    return tuple(sorted(path.stem for path in Path(store, "recipes").glob("*.json")))
+
+
+def _packed(root: Path, name: str) -> Path:
+    return root / "tables" / f"{name}.parquet"
+
+
+def _rows(store: Store, name: str, keys: Sequence[str]) -> pa.Table:
+    """The rows with these keys, in this order."""
+    packed = _read_packed(_packed(store.root, name))
+    places = {} if packed is None else {key: place for place, key in enumerate(packed["key"].to_pylist())}
+    single = [key for key in keys if key not in places and (store.place(key) / "row.parquet").is_file()]
+    table = _table(_read_row(store, key) for key in single)
+    if packed is not None:
+        start = len(table)
+        table = pa.concat_tables([table, packed])
+        places = {key: start + place for key, place in places.items()}
+    places |= {key: place for place, key in enumerate(single)}
+    return table.take([places[key] for key in keys if key in places]).combine_chunks()
+
+
+def _read_packed(path: Path) -> pa.Table | None:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
+        return table if table.schema.equals(_KEYED) else None
+    except (OSError, pa.ArrowException):
+        return None  # not there, or damaged; the rows themselves are what counts
+
+
+def _read_row(store: Store, key: str) -> dict[str, Any]:
+    path = store.place(key) / "row.parquet"
+    try:
+        [row] = pq.ParquetFile(path).read().to_pylist()
+    except (OSError, pa.ArrowException, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: damaged ({reason}); run the recipe again, which makes it anew") from None
+    return {**row, "key": key}
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=_KEYED)

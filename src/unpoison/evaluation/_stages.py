@@ -1,0 +1,295 @@
+"""The stages of a trial: craft, train, find, heal, measure. Each reads artefacts and writes one.
+
+They are what `Stage.function` names; `_plan` says which depends on which. A stage sees nothing but its
+arguments, so its artefact may be made in any process on any machine that sees the store and the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from unpoison import attacks, data, unlearners
+from unpoison._artefacts import read_json, write_json
+from unpoison._seeds import generator
+from unpoison.data import TrainingSet
+from unpoison.detectors import DeltaInfluence, Detector, EKFACThreshold, Findings, Observation, Threshold
+from unpoison.errors import InputError, MismatchError
+from unpoison.evaluation._experiment import AttackChoice, DetectorChoice, UnlearnerChoice, nearest
+from unpoison.evaluation._measure import measure as measured
+from unpoison.evaluation._results import ROW
+from unpoison.threats import (
+    Backdoor,
+    Budget,
+    Goal,
+    PatchTrigger,
+    PoisonSet,
+    TargetedMisclassification,
+    Trigger,
+)
+from unpoison.training import Recipe, Trained, predict, train
+
+Values = Mapping[str, Any]
+Inputs = Mapping[str, Path]
+Method = TypeVar("Method")
+
+
+def craft(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`poison/`: the poison set of one attack on one target."""
+    splits = _data(configuration, surroundings)
+    choice = AttackChoice(**configuration["attack"])
+    goal = goal_of(choice, configuration["target"], splits, surroundings.get("trigger", choice.trigger))
+    attack = attack_of(choice, configuration["target"].get("bases", ()))
+    budget = Budget.from_json(configuration["budget"])
+    attack.craft(goal, splits.train, budget=budget, seed=configuration["seed"]).save(out / "poison")
+
+
+def victim(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`model/`: trained on the poisoned set, or on the clean one where there is no poison."""
+    training_set = _data(configuration, surroundings).train
+    if "poison" in inputs:
+        training_set, _ = _poisoned(configuration, inputs, surroundings)
+    recipe = Recipe.from_dict(configuration["recipe"])
+    train(training_set, recipe, seed=configuration["seed"]).save(out / "model")
+
+
+def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`findings/`: of a detector that is shown one answer of the victim's that the adversary wanted.
+
+    Where the attack failed there is no such answer, hence nothing to trace and nothing flagged.
+    """
+    training_set, poison = _poisoned(configuration, inputs, surroundings)
+    test = _test(_data(configuration, surroundings))
+    trained = Trained.load(inputs["victim"] / "model", device=training_set.device)
+    observation = noticed(trained, poison.goal, test)
+    if observation is None:
+        nobody = torch.empty(0, dtype=torch.int64)
+        found = _filter(training_set, nobody, "nothing", "no test image is answered as the adversary wants")
+    else:
+        detector = detector_of(DetectorChoice(**configuration["detector"]), configuration["seed"])
+        found = detector.find(trained.model, training_set, observation)
+    found.save(out / "findings")
+
+
+def random_filter(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`findings/`: as many examples as a detector flagged, drawn at random."""
+    training_set, _ = _poisoned(configuration, inputs, surroundings)
+    count = len(Findings.load(inputs["findings"] / "findings").flagged)
+    drawn = torch.randperm(len(training_set), generator=generator(configuration["seed"], "random filter"))
+    _filter(training_set, drawn[:count], "random filter", f"{count} drawn at random").save(out / "findings")
+
+
+def perfect_filter(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`findings/`: the poison itself."""
+    training_set, poison = _poisoned(configuration, inputs, surroundings)
+    _filter(training_set, poison.indices, "perfect filter", "the poison itself").save(out / "findings")
+
+
+def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`model/`: healed of what was flagged; `unchanged.json` in its place when nothing was."""
+    training_set, _ = _poisoned(configuration, inputs, surroundings)
+    flagged = Findings.load(inputs["findings"] / "findings").flagged
+    if not len(flagged):
+        write_json(out / "unchanged.json", {"why": "nothing was flagged, so the victim is left as it is"})
+        return
+    trained = Trained.load(inputs["victim"] / "model", device=training_set.device)
+    unlearner = unlearner_of(UnlearnerChoice(**configuration["unlearner"]))
+    unlearner.heal(trained, training_set, flagged, seed=configuration["seed"]).save(out / "model")
+
+
+def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`row.parquet`: the row of one trial. Its columns `seconds_*` and `peak_bytes` are costs, not
+    results."""
+    training_set, poison = _poisoned(configuration, inputs, surroundings)
+    test = _test(_data(configuration, surroundings))
+    healed = inputs.get("healed")
+    place = inputs["victim"] if healed is None or (healed / "unchanged.json").exists() else healed
+    model = Trained.load(place / "model", device=training_set.device)
+    result = measured(model, test, poison.goal)
+    assert result.attack_success is not None
+    row: dict[str, Any] = {
+        **configuration["trial"],
+        "clean_correct": result.clean_accuracy.successes,
+        "clean_total": result.clean_accuracy.trials,
+        "attack_successes": result.attack_success.successes,
+        "attack_total": result.attack_success.trials,
+        "class_names": list(test.class_names),
+        "class_correct": [one.successes for one in result.per_class],
+        "class_total": [one.trials for one in result.per_class],
+        "poisons": 0 if configuration["trial"]["control"] == "no attack" else len(poison),
+        "poison_share": len(poison) / len(training_set),
+    }
+    if "findings" in inputs:
+        findings = Findings.load(inputs["findings"] / "findings")
+        judgement = findings.judge(poison)
+        clean = ~poison.membership(len(training_set))
+        labels = training_set.labels.cpu()
+        classes = training_set.num_classes
+        row |= {
+            "observed": None if configuration["trial"]["control"] else findings.observation is not None,
+            "flagged": len(findings.flagged),
+            "caught": judgement.recall.successes,
+            "clean_flagged": judgement.clean_lost.successes,
+            "clean_examples": judgement.clean_lost.trials,
+            "average_precision": judgement.average_precision,
+            "class_clean_flagged": torch.bincount(
+                labels[findings.mask() & clean], minlength=classes
+            ).tolist(),
+            "class_clean": torch.bincount(labels[clean], minlength=classes).tolist(),
+        }
+    write_row(out, row, _costs(inputs))
+
+
+def write_row(out: Path, row: Values, costs: Values) -> None:
+    """Write `row.parquet`; what the row does not say is null."""
+    unknown = sorted({*row, *costs} - set(ROW.names))
+    if unknown:
+        raise InputError(f"a row has no column {unknown[0]!r}; {nearest(unknown[0], ROW.names)}")
+    columns = {name: [row.get(name, costs.get(name))] for name in ROW.names}
+    pq.write_table(
+        pa.table(columns, schema=ROW), out / "row.parquet", compression="none", use_dictionary=False
+    )
+
+
+def goal_of(choice: AttackChoice, target: Values, splits: data.Splits, trigger: str) -> Goal:
+    """What the attack is to achieve: a backdoor where it serves that, else one test image taken for the
+    target.
+
+    Raises:
+        InputError: the attack needs a test image and the set-up names none.
+    """
+    if "backdoor" in attacks.describe(choice.name).goals:
+        return Backdoor(trigger_of(trigger), target["source"], target["target"])
+    if target.get("test_index") is None:
+        raise InputError(f"{choice.name}: needs set-ups that name a test image; give targets.setups")
+    return TargetedMisclassification.of(_test(splits), target["test_index"], target=target["target"])
+
+
+def trigger_of(spec: str) -> Trigger:
+    """The trigger of that name, or the picture in that file, flush into the bottom right corner."""
+    if spec == "white-corner":
+        return PatchTrigger.white_corner()
+    if spec == "four-pixels":
+        return PatchTrigger.four_pixels()
+    height, width = PatchTrigger.from_image(spec, row=0, column=0).mask.shape
+    return PatchTrigger.from_image(spec, row=-height, column=-width)
+
+
+def attack_of(choice: AttackChoice, bases: Iterable[int] = ()) -> attacks.Attack:
+    """The attack with its options; one that has an option `bases` is given those of the set-up."""
+    kind = attacks.get(choice.name)
+    options = dict(choice.options)
+    if bases and any(one.name == "bases" for one in dataclasses.fields(kind)):  # type: ignore[arg-type]
+        options.setdefault("bases", tuple(bases))
+    return _made(kind, kind, options, choice.name)
+
+
+def detector_of(choice: DetectorChoice, seed: int) -> Detector:
+    """The detector with its preset, options and seed."""
+    made: Detector
+    if choice.name == "delta-influence":
+        made = DeltaInfluence.preset(str(choice.preset), seed=seed)
+    else:
+        made = (
+            EKFACThreshold.published(seed=seed) if choice.preset == "published" else EKFACThreshold(seed=seed)
+        )
+    change = functools.partial(dataclasses.replace, made)
+    return _made(change, type(made), choice.options, choice.name)
+
+
+def unlearner_of(choice: UnlearnerChoice) -> unlearners.Unlearner:
+    """The unlearner with its options."""
+    kind = unlearners.get(choice.name)
+    return _made(kind, kind, choice.options, choice.name)
+
+
+def noticed(trained: Trained, goal: Goal, test: TrainingSet) -> Observation | None:
+    """The first of the adversary's inputs that is answered as they want, and rightly without their doing."""
+    images, places = goal.victims(test)
+    achieved = goal.achieved(predict(trained.model, images).argmax(1).cpu()).cpu()
+    known = places.cpu() >= 0
+    own = test.subset(places.cpu().clamp(min=0))
+    if isinstance(goal, Backdoor):
+        right = predict(trained.model, own.images).argmax(1).cpu() == own.labels.cpu()
+        achieved = achieved & right
+    chosen = achieved.nonzero().reshape(-1)
+    if not len(chosen):
+        return None
+    first = int(chosen[0])
+    predicted = int(predict(trained.model, images[first : first + 1]).argmax())
+    return Observation(images[first].cpu(), predicted, int(own.labels[first]) if bool(known[first]) else None)
+
+
+def _made(build: Callable[..., Method], kind: type, options: Values, name: str) -> Method:
+    known = [one.name for one in dataclasses.fields(kind)]
+    for key in options:
+        if key not in known or key == "seed":
+            raise InputError(
+                f"{name}: unknown option {key!r}; {nearest(key, (one for one in known if one != 'seed'))}"
+            )
+    try:
+        return build(**options)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _data(configuration: Values, surroundings: Values) -> data.Splits:
+    torch.set_num_threads(surroundings["threads"])
+    splits = _loaded(surroundings["data"], surroundings.get("test"), surroundings["device"])
+    if splits.train.fingerprint != configuration["data"]:
+        raise MismatchError(
+            f"{surroundings['data']}: the training set has changed since the sweep was planned"
+        )
+    return splits
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(source: str, test: str | None, device: str) -> data.Splits:
+    return data.load(source, test=test).to(device)
+
+
+def _test(splits: data.Splits) -> TrainingSet:
+    if splits.test is None:
+        raise InputError(f"{splits.train.name}: has no test set to measure on; give data.test")
+    return splits.test
+
+
+def _poisoned(configuration: Values, inputs: Inputs, surroundings: Values) -> tuple[TrainingSet, PoisonSet]:
+    """The poisoned training set and its poison."""
+    poison = PoisonSet.load(inputs["poison"] / "poison")
+    return poison.apply(_data(configuration, surroundings).train), poison
+
+
+def _filter(training_set: TrainingSet, flagged: Tensor, name: str, how: str) -> Findings:
+    scores = torch.zeros(len(training_set), dtype=torch.float64)
+    scores[flagged] = 1.0
+    return Findings(
+        method=name,
+        configuration={},
+        fingerprint=training_set.fingerprint,
+        labels=training_set.labels.cpu(),
+        class_names=training_set.class_names,
+        scores=scores,
+        flagged=flagged,
+        threshold=Threshold(0.5, how),
+        poison_found=bool(len(flagged)),
+        p_value=None,
+        summary=how,
+    )
+
+
+def _costs(inputs: Inputs) -> dict[str, float]:
+    names = {"poison": "craft", "victim": "train", "findings": "find", "healed": "heal"}
+    records = {
+        names[name]: read_json(place / "stage.json") for name, place in inputs.items() if name in names
+    }
+    costs = {f"seconds_{name}": record["seconds"] for name, record in records.items()}
+    return {**costs, "peak_bytes": max(record["peak_bytes"] for record in records.values())}

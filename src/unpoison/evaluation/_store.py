@@ -1,0 +1,229 @@
+"""`Store`: every artefact of a benchmark once, under the hash of what made it. This module does not import
+torch.
+
+    STORE/artefacts/ab/ab12.../     an artefact: what its stage wrote, and stage.json, which says what made it
+    STORE/recipes/NAME.json         which rows the recipe's table is made of
+    STORE/tables/NAME.parquet       those rows in one file, for quick reading; made again from the rows if
+    lost STORE/failures/KEY.json         what went wrong in a stage; gone once it went well
+
+A stage is a pure function of its configuration and of its inputs' artefacts, and its key is the hash of
+both, of the name of the function and of the version of unpoison. An artefact appears whole or not at all, so
+a process may be killed at any moment; stage.json holds a digest of every file, so damage is noticed, and the
+stage done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, final
+
+from unpoison import __version__
+from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison.errors import InputError
+
+SCHEMA = 1
+_RECORD = "stage.json"
+Work = Callable[[Mapping[str, Any], Mapping[str, Path], Mapping[str, Any], Path], None]
+"""A stage's function: configuration, inputs' artefacts, surroundings, and the directory to write into."""
+State = Literal["sound", "missing", "damaged"]
+
+
+@final
+@dataclass(frozen=True)
+class Stage:
+    """One step of a trial, shared by all trials that need it.
+
+    Arguments:
+        kind: craft, train, find, heal or measure.
+        function: `module:function`, a `Work`.
+        configuration: everything that decides the result, as JSON values.
+        inputs: the keys of the stages whose artefacts it reads, by the function's name for them.
+        surroundings: where data lies, the device, the threads: what does not decide the result and is not
+            hashed.
+    """
+
+    kind: str
+    function: str
+    configuration: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    surroundings: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """The name of its artefact."""
+        return digest(canonical_json(self.identity))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the key is the hash of."""
+        return {
+            "schema": SCHEMA,
+            "version": __version__,
+            "kind": self.kind,
+            "function": self.function,
+            "configuration": dict(self.configuration),
+            "inputs": dict(self.inputs),
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage went.
+
+    Arguments:
+        key: of the stage.
+        seconds: it took; 0 when its artefact was there already.
+        cached: whether it was.
+        error: one line, None when all went well.
+    """
+
+    key: str
+    seconds: float = 0.0
+    cached: bool = False
+    error: str | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Store:
+    """A directory of artefacts; made when something is written to it.
+
+    Arguments:
+        root: the directory.
+    """
+
+    root: Path
+
+    def place(self, key: str) -> Path:
+        """Where the artefact `key` lies, or would."""
+        return self.root / "artefacts" / key[:2] / key
+
+    def record(self, key: str) -> dict[str, Any]:
+        """What made the artefact `key`, how long it took and what it needed.
+
+        Raises:
+            InputError: it is not there, or damaged.
+        """
+        return read_json(self.place(key) / _RECORD)
+
+    def state(self, key: str) -> State:
+        """Whether the artefact is there, with every file as it was written. Cost: reading it."""
+        place = self.place(key)
+        if not place.is_dir():
+            return "missing"
+        try:
+            expected = self.record(key)["digests"]
+            return "sound" if _digests(place) == expected else "damaged"
+        except (InputError, OSError, KeyError):
+            return "damaged"
+
+    @contextlib.contextmanager
+    def writing(self, stage: Stage) -> Iterator[Path]:
+        """Yield a directory that becomes the stage's artefact when the block ends without an error."""
+        started = time.perf_counter()
+        _forget_peak()
+        with atomic_directory(self.place(stage.key)) as staging:
+            yield staging
+            record = {
+                **stage.identity,
+                "digests": _digests(staging),
+                "seconds": round(time.perf_counter() - started, 6),
+                "peak_bytes": _peak(stage.surroundings.get("device")),
+            }
+            (staging / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def failed(self, key: str) -> Path:
+        """Where a failure of the stage is told of."""
+        return self.root / "failures" / f"{key}.json"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the store for one sweep, and clear away what a killed one left half-written.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"{self.root}: another sweep is using this store; wait for it, or end it"
+                ) from None
+            for leftover in [*self.root.glob("*/.*.partial"), *self.root.glob("artefacts/*/.*.*")]:
+                shutil.rmtree(leftover, ignore_errors=True)
+                leftover.unlink(missing_ok=True) if leftover.is_file() else None
+            yield
+
+
+def perform(root: str, stage: Stage) -> Outcome:
+    """Do a stage unless its artefact is there; what goes wrong is told in the outcome and in the store.
+
+    This is what an executor runs in a worker.
+    """
+    store = Store(Path(root))
+    if store.state(stage.key) == "sound":
+        return Outcome(stage.key, cached=True)
+    started = time.perf_counter()
+    try:
+        work = function_of(stage)
+        started = time.perf_counter()  # importing torch is not the stage's cost
+        inputs = {name: store.place(key) for name, key in stage.inputs.items()}
+        try:
+            with store.writing(stage) as staging:
+                work(stage.configuration, inputs, stage.surroundings, staging)
+        except OSError:
+            # Another worker may have been faster (a worker given up for dead, say); its artefact is the same.
+            if store.state(stage.key) != "sound":
+                raise
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        write_json(
+            store.failed(stage.key),
+            {"key": stage.key, **stage.identity, "error": line, "traceback": traceback.format_exc()},
+        )
+        return Outcome(stage.key, time.perf_counter() - started, error=line)
+    store.failed(stage.key).unlink(missing_ok=True)
+    return Outcome(stage.key, time.perf_counter() - started)
+
+
+def function_of(stage: Stage) -> Work:
+    """The function that does the stage."""
+    module, _, name = stage.function.partition(":")
+    work: Work = getattr(importlib.import_module(module), name)
+    return work
+
+
+def _digests(place: Path) -> dict[str, str]:
+    found = {}
+    for folder, _, names in os.walk(place):
+        for name in names:
+            path = Path(folder, name)
+            if (relative := path.relative_to(place).as_posix()) != _RECORD:
+                found[relative] = digest(path.read_bytes())
+    return dict(sorted(found.items()))
+
+
+def _forget_peak() -> None:
+    # Linux lets a process forget its highest memory so far, so that each stage has its own.
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as control:
+        control.write("5")
+
+
+def _peak(device: str | None) -> int:
+    from unpoison._memory import peak_bytes
+
+    return peak_bytes(device or "cpu")
