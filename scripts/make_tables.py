@@ -1,0 +1,544 @@
+"""Write the tables of README.md and docs/benchmarks.md from what was measured.
+
+    python scripts/make_tables.py            write both
+    python scripts/make_tables.py --check    change nothing; end with status 1 when one is out of date
+
+Numbers come from benchmarks/results/*.json and recipes/results/*.json alone, so that nobody types one. A
+result that is known but not there is shown as "not measured"; one that is there but not known is shown as it
+is. It imports neither torch nor unpoison: it runs wherever Python does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+README: Final = "README.md"
+PAGE: Final = "docs/benchmarks.md"
+RESULTS: Final = ("benchmarks/results", "recipes/results")
+BEGIN: Final = "<!-- numbers -->"
+END: Final = "<!-- /numbers -->"
+NOT_MEASURED: Final = "not measured"
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One promise: what is measured, in which result, what was wanted, and how the value reads."""
+
+    what: str
+    source: str
+    wanted: str
+    value: Callable[[Record], str]
+    command: str
+
+    def cells(self, results: Mapping[str, Record]) -> list[str]:
+        """The row as the README shows it."""
+        record = results.get(self.source)
+        value = NOT_MEASURED if record is None else self.value(record)
+        command = self.command if record is None else command_of(record, self.command)
+        return [self.what, value, self.wanted, f"`{command}`" if command else ""]
+
+
+def command_of(record: Record, otherwise: str = "") -> str:
+    """The command that made a result."""
+    return str(record.get("command", otherwise)).strip()
+
+
+def outcome(record: Record) -> Record:
+    """The results of a run's record, or of a flat one."""
+    inner = record.get("results")
+    return inner if isinstance(inner, Mapping) else record
+
+
+def percent(record: Record, name: str, *, interval: bool = False) -> str:
+    """A rate in percent, with its n where it was kept."""
+    results = outcome(record)
+    value = results.get("measured", {}).get(name, results.get(name))
+    if not isinstance(value, Mapping):
+        return NOT_MEASURED if value is None else f"{100 * value:.1f} %"
+    if value.get("rate") is None:
+        return "none to measure on"
+    text = f"{100 * value['rate']:.1f} % ({value['successes']:,} of {value['trials']:,})"
+    if interval and "interval" in value:
+        low, high = value["interval"]
+        text += f", {100 * low:.1f} to {100 * high:.1f} %"
+    return text
+
+
+def change(name: str, *, control: bool = False) -> Callable[[Record], str]:
+    """A rate before and after healing, and of the model that was never poisoned."""
+
+    def value(record: Record) -> str:
+        text = f"{percent(record, f'{name}_before')} → {percent(record, f'{name}_after')}"
+        if control and outcome(record).get(f"{name}_control") is not None:
+            text += f"; never poisoned: {percent(record, f'{name}_control')}"
+        return text
+
+    return value
+
+
+def rate(name: str) -> Callable[[Record], str]:
+    """A rate."""
+    return lambda record: percent(record, name)
+
+
+def total_seconds(record: Record) -> str:
+    """The wall-clock time of everything."""
+    stages = record.get("seconds") or outcome(record).get("seconds") or {}
+    if isinstance(stages, int | float):
+        return seconds(stages)
+    if not stages:
+        return NOT_MEASURED
+    return seconds(stages.get("total", sum(stages.values())))
+
+
+def seconds(value: float) -> str:
+    """Seconds with the digits that mean something."""
+    if value >= 100:
+        return f"{value:,.0f} s"
+    return f"{value:.1f} s" if value >= 1 else f"{value:.2g} s"
+
+
+def ratio(*names: str) -> Callable[[Record], str]:
+    """How many times as fast; the least of several."""
+
+    def value(record: Record) -> str:
+        found = [record["ratios"][name] for name in names if name in record.get("ratios", {})]
+        return f"{min(found):.1f}x" if found else NOT_MEASURED
+
+    return value
+
+
+def least_ratio(record: Record) -> str:
+    """How many times as fast, in the worst case."""
+    found = record.get("ratios", {})
+    if not found:
+        return NOT_MEASURED
+    return "; ".join(f"{value:.1f}x ({name})" for name, value in found.items())
+
+
+def alarms(record: Record) -> str:
+    """False alarms on natural errors."""
+    results = outcome(record)
+    count, errors = results.get("false_alarms"), results.get("errors")
+    if count is None or errors is None:
+        return NOT_MEASURED
+    text = f"{count} of {errors} natural errors"
+    if results.get("interval"):
+        low, high = results["interval"]
+        text += f" (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+    return text
+
+
+DEMO, INFLUENCE, TRAINING, ALARMS, CIFAR = "demo", "influence", "training", "false_alarms", "cifar10_badnets"
+PUBLISHED, CALIBRATED = "resnet18_published", "resnet18_calibrated"
+
+ROWS: Final = (
+    Row("`make demo`: all of it, on two cores", DEMO, "under 150 s", total_seconds, "make demo"),
+    Row("its attack success, before → after", DEMO, "≥ 90 % → ≤ 2 %", change("attack_success"), "make demo"),
+    Row(
+        "its clean accuracy, before → after",
+        DEMO,
+        "at least never poisoned, less 1 point",
+        change("clean_accuracy", control=True),
+        "make demo",
+    ),
+    Row("its recall: poison that was flagged", DEMO, "≥ 98 %", rate("recall"), "make demo"),
+    Row("its precision: flagged that was poison", DEMO, "≥ 80 %", rate("precision"), "make demo"),
+    Row(
+        "influence of 50 transforms on 5,000 images, against kronfluence one query at a time",
+        INFLUENCE,
+        "≥ 30x",
+        ratio("kronfluence query by query"),
+        "python -m benchmarks.influence --json",
+    ),
+    Row(
+        "the same, against kronfluence's best batched use",
+        INFLUENCE,
+        "≥ 3x",
+        ratio("kronfluence batched"),
+        "python -m benchmarks.influence --json",
+    ),
+    Row(
+        "EK-FAC factors, against kronfluence's fastest setting",
+        INFLUENCE,
+        "≥ 1x",
+        ratio("kronfluence factors"),
+        "python -m benchmarks.influence --json",
+    ),
+    Row(
+        "training, against the usual `DataLoader` loop",
+        TRAINING,
+        "≥ 2x",
+        least_ratio,
+        "python -m benchmarks.training --json",
+    ),
+    Row(
+        "false alarms of `calibrated` on an unpoisoned model",
+        ALARMS,
+        "stated level: 1 %",
+        alarms,
+        "",
+    ),
+    *(
+        Row(what, CIFAR, wanted, value, "")
+        for what, wanted, value in (
+            ("BadNets on all of CIFAR-10, small ResNet: attack success", "", change("attack_success")),
+            ("its clean accuracy", "", change("clean_accuracy", control=True)),
+            ("its recall", "", rate("recall")),
+            ("its precision", "", rate("precision")),
+            ("its time, trainings included", "", total_seconds),
+        )
+    ),
+    *(
+        Row(what, source, wanted, value, "")
+        for source, preset in ((PUBLISHED, "published"), (CALIBRATED, "calibrated"))
+        for what, wanted, value in (
+            (
+                f"ResNet-18 on all of CIFAR-10, `{preset}`, one GPU: attack success",
+                "published: 99.1 % → 0.4 %",
+                change("attack_success"),
+            ),
+            ("its clean accuracy", "published, after: 91.6 %", change("clean_accuracy")),
+            (
+                "its time to trace",
+                "published: 43 min (50 queries, CIFAR-100, A100)",
+                lambda record: tracing(record),
+            ),
+        )
+    ),
+)
+
+
+def tracing(record: Record) -> str:
+    """The time of tracing alone."""
+    stages = record.get("seconds") or outcome(record).get("seconds") or {}
+    return seconds(stages["trace"]) if isinstance(stages, Mapping) and "trace" in stages else NOT_MEASURED
+
+
+def read_results(root: Path = ROOT) -> dict[str, Record]:
+    """All stored results by name."""
+    found = {}
+    for folder in RESULTS:
+        for path in sorted((root / folder).glob("*.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found[path.stem] = record if isinstance(record, Mapping) else {"records": record}
+    return found
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def numbers(results: Mapping[str, Record]) -> str:
+    """The table of the README."""
+    rows = [row.cells(results) for row in ROWS]
+    # A command is named where it changes; ditto reads badly in a table.
+    for earlier, later in reversed(list(itertools.pairwise(rows))):
+        if later[3] == earlier[3]:
+            later[3] = ""
+    return table(("what", "measured", "wanted", "made by"), rows)
+
+
+def in_readme(text: str, results: Mapping[str, Record]) -> str:
+    """The README with its table written anew.
+
+    Raises:
+        SystemExit: it has no markers.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{README}: needs the lines {BEGIN} and {END}, between which the table goes")
+    return f"{before}{BEGIN}\n{numbers(results)}\n{END}{after}"
+
+
+def page(results: Mapping[str, Record], root: Path = ROOT) -> str:
+    """docs/benchmarks.md."""
+    parts = [
+        "<!-- Written by scripts/make_tables.py from the stored results; do not edit. -->",
+        "# Benchmarks",
+        "What was measured, on which machine, by which command. This page is written from the stored results "
+        "by `python scripts/make_tables.py`; where there is none, it says so. `make bench` measures the "
+        "speeds again.",
+        "## What was promised",
+        numbers(results),
+    ]
+    known = (DEMO, ALARMS, CIFAR, PUBLISHED, CALIBRATED, INFLUENCE, "growth", TRAINING)
+    for name in (*known, *(name for name in results if name not in known)):
+        record = results.get(name)
+        title = TITLES.get(name, name.replace("_", " ").replace("-", " ").capitalize())
+        parts.append(f"## {title}")
+        if name in STORIES:
+            parts.append(STORIES[name])
+        if record is None:
+            parts.append(f"{NOT_MEASURED.capitalize()}.")
+            continue
+        parts.extend(SPECIFIC.get(name, generic)(record))
+        picture = Path("benchmarks/results") / f"{name}.svg"
+        if (root / picture).is_file():
+            parts.append(f"![{title}](../{picture.as_posix()})")
+        parts.append(provenance(record))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+TITLES: Final = {
+    DEMO: "The demo",
+    ALARMS: "False alarms",
+    CIFAR: "BadNets on CIFAR-10",
+    PUBLISHED: "The published experiment, published preset",
+    CALIBRATED: "The published experiment, calibrated preset",
+    INFLUENCE: "Influence scoring beside kronfluence",
+    "growth": "How time and memory grow",
+    TRAINING: "Training beside the usual loop",
+}
+
+STORIES: Final = {
+    ALARMS: "Wrong answers of a model that nobody poisoned, each traced with the `calibrated` preset. Each "
+    'that is not answered "no poison found" is a false alarm.',
+    CIFAR: "All 50,000 images, four-pixel BadNets, a small ResNet; one run.",
+    INFLUENCE: "Same network, images, queries and threads, in one run; the fitting of factors is not counted "
+    "in the scoring times.",
+    "growth": "Each point is a process of its own, so that its peak memory is its own; memory before the "
+    "work is that of Python, torch and the images.",
+    TRAINING: "Images a second of one epoch: `unpoison.training.train` against the same network fed by a "
+    "`DataLoader` over a map-style dataset with per-image augmentation, without and with worker processes. "
+    "The ratio is to the faster of the two.",
+}
+
+
+def provenance(record: Record) -> str:
+    """Command, machine and date in one line."""
+    parts = [f"`{command_of(record)}`"] if command_of(record) else []
+    machine = {**record.get("machine", {}), **record.get("device", {}), **record.get("versions", {})}
+    if machine:
+        named = [str(machine[key]) for key in ("gpu", "processor", "name") if machine.get(key)]
+        named += [
+            f"{machine[key]} {key}" for key in ("cores", "threads") if isinstance(machine.get(key), int | str)
+        ]
+        named += [f"{key} {machine[key]}" for key in ("python", "torch") if machine.get(key)]
+        parts.append(", ".join(named))
+    date = record.get("date", record.get("started"))
+    if date:
+        parts.append(str(date)[:10])
+    return f"*{'; '.join(parts)}*" if parts else ""
+
+
+def rates(record: Record) -> Iterator[str]:
+    """The results of a whole story, and its stages."""
+    results = outcome(record)
+    names = [
+        name
+        for name in results
+        if name.startswith(("clean_accuracy", "attack_success"))
+        or name in ("precision", "recall", "clean_lost")
+    ]
+    if names:
+        yield table(
+            ("rate", "measured"),
+            [[name.replace("_", " "), percent(record, name, interval=True)] for name in names],
+        )
+    plain = {
+        name: value
+        for name, value in results.items()
+        if name not in names
+        and isinstance(value, int | float | str | bool)
+        and name not in ("fingerprint", "command", "date", "schema", "verb", "seed", "started")
+    }
+    if plain:
+        yield table(
+            ("result", "value"), [[name.replace("_", " "), text(value)] for name, value in plain.items()]
+        )
+    stages = record.get("seconds") or results.get("seconds")
+    if isinstance(stages, Mapping) and stages:
+        yield table(("stage", "seconds"), [[name, seconds(value)] for name, value in stages.items()])
+
+
+def influence(record: Record) -> Iterator[str]:
+    """Ratios, seconds and agreement."""
+    taken = record.get("seconds", {})
+    pairs = (
+        ("50 queries one at a time", "kronfluence_query_by_query", "scores", "kronfluence query by query"),
+        ("50 queries in one batch", "kronfluence_batched", "scores", "kronfluence batched"),
+        ("fitting the factors", "kronfluence_factors", "factors", "kronfluence factors"),
+    )
+    yield table(
+        ("work", "kronfluence", "unpoison", "times as fast"),
+        [
+            [what, seconds(taken[theirs]), seconds(taken[ours]), ratio(name)(record)]
+            for what, theirs, ours, name in pairs
+            if theirs in taken and ours in taken
+        ],
+    )
+    if record.get("agreement"):
+        yield "On the same factors, differences of scores agree:"
+        yield table(
+            ("agreement", "value"),
+            [[name.replace("_", " "), f"{value:.4g}"] for name, value in record["agreement"].items()],
+        )
+    yield plain_words(record, "work")
+
+
+def growth(record: Record) -> Iterator[str]:
+    """Every point, ordered by size."""
+    points = sorted(
+        record.get("points", []), key=lambda one: (one["queries"] != 50, one["images"], one["queries"])
+    )
+    yield table(
+        (
+            "training images",
+            "queries",
+            "factors",
+            "queries made",
+            "scores",
+            "peak memory",
+            "of it before the work",
+        ),
+        [
+            [
+                f"{one['images']:,}",
+                f"{one['queries']:,}",
+                *(seconds(one["seconds"][stage]) for stage in ("factors", "queries", "scores")),
+                size(one["peak_bytes"]),
+                size(one["peak_bytes_before"]) if "peak_bytes_before" in one else "",
+            ]
+            for one in points
+        ],
+    )
+    yield plain_words(record, "work")
+
+
+def training(record: Record) -> Iterator[str]:
+    """Images a second of every side."""
+    yield table(
+        ("case", "images a second"),
+        [[name, f"{value:,.0f}"] for name, value in record.get("images_per_second", {}).items()],
+    )
+    yield table(
+        ("against", "times as fast"), [[name, f"{value:.2f}"] for name, value in record["ratios"].items()]
+    )
+
+
+def false_alarms(record: Record) -> Iterator[str]:
+    """The count and what it was made with."""
+    yield f"{alarms(record)}."
+    rest = {
+        name: value
+        for name, value in outcome(record).items()
+        if isinstance(value, int | float | str) and name not in ("command", "date", "false_alarms", "errors")
+    }
+    if rest:
+        yield table(
+            ("setting", "value"), [[name.replace("_", " "), text(value)] for name, value in rest.items()]
+        )
+
+
+def generic(record: Record) -> Iterator[str]:
+    """Any record: what is flat as one table, each nested part as another."""
+    hidden = ("machine", "device", "versions", "date", "started", "command", "schema")
+    flat = [
+        [name.replace("_", " "), text(value)]
+        for name, value in record.items()
+        if name not in hidden and not isinstance(value, Mapping | list)
+    ]
+    if flat:
+        yield table(("result", "value"), flat)
+    for name, value in record.items():
+        if name in hidden or not value:
+            continue
+        if isinstance(value, Mapping):
+            rows = [[str(key).replace("_", " "), text(inner)] for key, inner in value.items()]
+            yield table((name.replace("_", " "), "value"), rows)
+        elif isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
+            columns = list(dict.fromkeys(key for one in value for key in one))
+            yield table(
+                [column.replace("_", " ") for column in columns],
+                [[text(one.get(column, "")) for column in columns] for one in value],
+            )
+        elif isinstance(value, list):
+            yield f"{name.replace('_', ' ')}: {text(value)}"
+
+
+def text(value: Any) -> str:
+    """Any JSON value in a cell."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        if {"rate", "successes", "trials"} <= set(value):
+            return percent({"rate": value}, "rate")
+        return ", ".join(f"{str(name).replace('_', ' ')} {text(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        shown = ", ".join(text(inner) for inner in value[:20])
+        return shown + (f", ... ({len(value)} in all)" if len(value) > 20 else "")
+    return "" if value is None else " ".join(str(value).split())
+
+
+def plain_words(record: Record, name: str) -> str:
+    """The flat part of a mapping as one sentence."""
+    flat = {
+        key: value for key, value in record.get(name, {}).items() if not isinstance(value, Mapping | list)
+    }
+    words = "; ".join(f"{key.replace('_', ' ')}: {text(value)}" for key, value in flat.items())
+    return f"The {name}: {words}." if words else ""
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:,.0f} MB"
+
+
+SPECIFIC: Final[Mapping[str, Callable[[Record], Iterator[str]]]] = {
+    DEMO: rates,
+    CIFAR: rates,
+    PUBLISHED: rates,
+    CALIBRATED: rates,
+    INFLUENCE: influence,
+    "growth": growth,
+    TRAINING: training,
+    ALARMS: false_alarms,
+}
+
+
+def written(root: Path = ROOT) -> dict[str, str]:
+    """What the two files must hold."""
+    results = read_results(root)
+    readme = (root / README).read_text(encoding="utf-8")
+    return {README: in_readme(readme, results), PAGE: page(results, root)}
+
+
+def main() -> int:
+    """Write, or check."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 when a file is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for name, content in written().items():
+        path = ROOT / name
+        if path.is_file() and path.read_text(encoding="utf-8") == content:
+            continue
+        stale.append(name)
+        if not check:
+            path.write_text(content, encoding="utf-8", newline="\n")
+            print(f"written: {name}")
+    if check and stale:
+        print(f"out of date: {', '.join(stale)}; run python scripts/make_tables.py", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

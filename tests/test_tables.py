@@ -1,0 +1,135 @@
+"""The measured tables are what the stored results say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+STORY = {
+    "results": {
+        "clean_accuracy_before": 0.9,
+        "clean_accuracy_after": 0.89,
+        "clean_accuracy_control": 0.895,
+        "attack_success_before": 0.98,
+        "attack_success_after": 0.0,
+        "precision": 0.9615,
+        "recall": 1.0,
+        "flagged": 78,
+        "measured": {"recall": {"rate": 1.0, "successes": 75, "trials": 75, "interval": [0.951, 1.0]}},
+    },
+    "seconds": {"trace": 20.0, "total": 123.4},
+    "device": {"name": "a processor", "threads": 2},
+    "versions": {"torch": "2.13.0", "python": "3.11.2"},
+    "started": "2026-11-21T10:00:00+00:00",
+}
+RESULTS: dict[str, Mapping[str, Any]] = {
+    "demo": STORY,
+    "cifar10_badnets": {**STORY["results"], "seconds": {"train": 60.0, "trace": 30.5}},  # type: ignore[dict-item]
+    "influence": {
+        "ratios": {
+            "kronfluence query by query": 41.26,
+            "kronfluence batched": 4.0,
+            "kronfluence factors": 1.2,
+        },
+        "agreement": {"relative_damping_same_sign": 1.0},
+        "seconds": {
+            "factors": 2.0,
+            "scores": 1.0,
+            "kronfluence_factors": 2.4,
+            "kronfluence_batched": 4.0,
+            "kronfluence_query_by_query": 41.26,
+        },
+        "work": {"model": "resnet9, width 8", "by batch": {"1": 2}},
+        "machine": {"processor": "a processor", "cores": 2},
+        "command": "python -m benchmarks.influence --json",
+    },
+    "training": {"ratios": {"plain loop, sample": 2.54}, "images_per_second": {"sample: ours": 5000.4}},
+    "growth": {
+        "points": [
+            {
+                "images": 1250,
+                "queries": 50,
+                "seconds": {"factors": 1.0, "queries": 0.1, "scores": 2.0},
+                "peak_bytes": 5e8,
+            }
+        ]
+    },
+    "false_alarms": {"model": "convnet-bn", "errors": 25, "false_alarms": 1, "interval": [0.0071, 0.1954]},
+    "something_else": {"nested": {"a|b": [1, 2]}, "rows": [{"x": 1}, {"y": None}], "flag": True, "empty": []},
+}
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "scripts/make_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_up_to_date(tables: ModuleType) -> None:
+    for name, content in tables.written().items():
+        assert (ROOT / name).read_text(encoding="utf-8") == content, (
+            f"{name}: run python scripts/make_tables.py"
+        )
+
+
+def test_every_known_result_is_told(tables: ModuleType) -> None:
+    told = tables.numbers(RESULTS)
+    for words in (
+        "| 123 s |",
+        "98.0 % → 0.0 %",
+        "90.0 % → 89.0 %; never poisoned: 89.5 %",
+        "100.0 % (75 of 75)",
+        "41.3x",
+        "2.5x (plain loop, sample)",
+        "1 of 25 natural errors (95 % interval 0.7 to 19.5 %)",
+        "| 90.5 s |",
+        "not measured | published: 99.1 % → 0.4 %",
+    ):
+        assert words in told, words
+
+
+def test_any_result_gets_a_section(tables: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    for name, record in RESULTS.items():
+        (tmp_path / f"benchmarks/results/{name}.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "benchmarks/results/growth.svg").touch()
+    page = tables.page(tables.read_results(tmp_path), tmp_path)
+    for words in (
+        "## The demo",
+        "| recall | 100.0 % (75 of 75), 95.1 to 100.0 % |",
+        "*a processor, 2 threads, python 3.11.2, torch 2.13.0; 2026-11-21*",
+        "| 1,250 | 50 | 1.0 s | 0.1 s | 2.0 s | 500 MB |  |",
+        "![How time and memory grow](../benchmarks/results/growth.svg)",
+        "## Something else",
+        "| a\\|b | 1, 2 |",
+        "| flag | yes |",
+        "## The published experiment, published preset\n\nNot measured.",
+    ):
+        assert words in page, words
+    assert page == tables.page(tables.read_results(tmp_path), tmp_path)
+
+
+def test_without_results_nothing_is_claimed(tables: ModuleType, tmp_path: Path) -> None:
+    rows = tables.numbers({}).splitlines()[2:]
+    assert rows
+    assert all("| not measured |" in row for row in rows)
+    assert "Not measured." in tables.page({}, tmp_path)
+
+
+def test_a_readme_without_markers_is_refused(tables: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="needs the lines"):
+        tables.in_readme("# unpoison\n", {})
