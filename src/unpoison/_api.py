@@ -59,7 +59,8 @@ def trace(
         InputError: there is no such method or preset; the observation does not fit the model or the set; the
             model gives another answer than the observation says; or the dataset cannot be read.
 
-    Cost: three passes over the training set, whatever the number of transforms and innocent inputs.
+    Cost: three passes over the training set, whatever the number of transforms and innocent inputs; with
+    "calibrated" one more where poison is found.
     """
     examples = _examples(training_set, normalization)
     trusted = None if reference is None else _examples(reference, normalization)

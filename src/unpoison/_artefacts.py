@@ -46,8 +46,8 @@ def digest(*parts: bytes | memoryview | str) -> str:
 def atomic_directory(path: str | os.PathLike[str], *, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary directory that becomes `path` when the block ends without an error.
 
-    Nothing is left behind when the block raises (Ctrl-C included). An existing directory at `path` is replaced
-    as a whole when `replace`, and is an `InputError` otherwise.
+    Nothing is left behind when the block raises (Ctrl-C included). An existing directory at `path` is
+    replaced as a whole when `replace`, and is an `InputError` otherwise.
     """
     target = Path(path)
     if target.exists() and not (replace and target.is_dir()):
