@@ -42,8 +42,8 @@ class Task(ABC):
         Arguments:
             model: the model in evaluation mode.
             batch: as `Examples.batch` gives it.
-            noise: `Float64[b, *noise_shape]`, uniform in [0, 1), a function of the seed and the example's index
-                alone, so that factors depend neither on the batch size nor on the number of processes.
+            noise: `Float64[b, *noise_shape]`, uniform in [0, 1), a function of the seed and the example's
+                index alone, so that factors depend neither on the batch size nor on the number of processes.
         """
 
 
