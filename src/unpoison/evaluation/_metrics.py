@@ -5,7 +5,8 @@
 - attack success rate: share of the adversary's test inputs that are answered so; mean and deviation.
 - clean accuracy: share of clean test images answered rightly; mean and deviation over trials.
 - worst class: the lowest accuracy of a class, all trials taken together.
-- observed: trials with a wrong answer to trace, of those with a detector; where the attack failed there is none, and
+- observed: trials with a wrong answer to trace, of those with a detector; where the attack failed there is
+none, and
   nothing is flagged.
 - caught (recall): poisoned examples flagged, of all poisoned examples, all trials taken together.
 - precision: flagged examples that are poison, of all flagged.
