@@ -15,7 +15,7 @@ from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._run import Recorder, check_out, json_value, run_directory
 from unpoison.errors import InputError
 
-VERBS = ("craft", "train", "trace", "heal", "report", "demo")
+VERBS = ("craft", "train", "trace", "heal", "bench", "report", "demo")
 
 
 def a_record() -> RunRecord:

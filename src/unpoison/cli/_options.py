@@ -194,18 +194,39 @@ class Heal:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """Write one self-contained HTML page about runs."""
+class Bench:
+    """Run a recipe: attacks x detectors x unlearners over targets and seeds, with controls. Given again, it
+    goes on where it was stopped."""
 
-    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
-    """The run directories to tell about."""
-    out: Annotated[Path, arg(metavar="PATH")] = Path("report.html")
-    """The page (FILE.html), or a run directory to write it to."""
+    recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]]
+    """The recipe; docs/benchmarking.md says what it may hold."""
+    workers: MaybeCount = None
+    """How many stages to do at a time; as many as there are cores when not given."""
+    executor: Literal["local", "ray"] = "local"
+    """Where: in processes of this machine, or on a Ray cluster."""
+    ray_address: MaybeText = None
+    """The Ray cluster, e.g. auto; one is started on this machine when not given."""
+    gpu_share: Annotated[float, arg(metavar="X")] = 0.0
+    """With Ray, how much of a GPU each stage needs: .25 lets four share one."""
+    out: Directory = Path("bench")
+    """The store of results to write, or to go on with."""
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Trace | Heal | Report
-VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Heal, Report)
+@final
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one self-contained HTML page about runs, or the leaderboard of a store of results."""
+
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
+    """The run directories to tell about, or one store of bench."""
+    out: Annotated[Path, arg(metavar="PATH")] = Path("report.html")
+    """The page (FILE.html; FILE.md or FILE.tex for a leaderboard), or a run directory to write it to."""
+    run: RunOptions
+
+
+Verb = Demo | Craft | Train | Trace | Heal | Bench | Report
+VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Heal, Bench, Report)
 
 CommandLine = (
     Annotated[Demo, subcommand(name="demo")]
@@ -213,6 +234,7 @@ CommandLine = (
     | Annotated[Train, subcommand(name="train")]
     | Annotated[Trace, subcommand(name="trace")]
     | Annotated[Heal, subcommand(name="heal")]
+    | Annotated[Bench, subcommand(name="bench")]
     | Annotated[Report, subcommand(name="report")]
 )
 

@@ -1,0 +1,233 @@
+"""`unpoison bench`: a recipe in, a store of trials and a leaderboard out.
+
+Unlike the other verbs it writes into `--out` as it goes: a store that holds half of a recipe is what the same
+command goes on from, after Ctrl-C, a crash or `kill -9`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unpoison._artefacts import write_json
+from unpoison.cli._console import Console
+from unpoison.cli._interrupts import Interrupts, Terminated
+from unpoison.cli._options import Bench, configuration
+from unpoison.cli._run import Recorder, RunRecord
+from unpoison.errors import InputError
+from unpoison.evaluation import (
+    Executor,
+    Experiment,
+    LocalExecutor,
+    RayExecutor,
+    Results,
+    Standing,
+    leaderboard,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_SECONDS_BETWEEN_LINES = 10.0
+LOG = "bench.log"
+FAILED = 1
+
+
+def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
+    """Do what the recipe asks for that the store does not have, and write its leaderboard; 1 if some
+    failed."""
+    experiment = _experiment(options)
+    out = options.out
+    if out.exists() and not (out.is_dir() and ((out / "recipes").is_dir() or not any(out.iterdir()))):
+        raise InputError(f"--out {out}: is neither empty nor a store of results; name another directory")
+    recorder = Recorder("bench", configuration(options), options.run.seed, console)
+    try:
+        results, standing = _sweep(options, experiment, recorder)
+    except (KeyboardInterrupt, Terminated) as end:
+        console.say(f"unpoison: stopped; {out} keeps what is done, and the same command goes on from there")
+        return 143 if isinstance(end, Terminated) else 130
+    with recorder.stage("leaderboard"):
+        _write(results, recorder, out)
+    missing = results.planned - len(results.table)
+    recorder.results.update(
+        recipe=experiment.name,
+        trials=len(results.table),
+        planned=results.planned,
+        failures=list(results.failures),
+        table=results.fingerprint,
+        stages={name: getattr(standing, name).total() for name in ("cached", "done", "failed", "damaged")},
+    )
+    record = recorder.record()
+    record.save(out)
+    write_json(out / f"{experiment.name}.json", kept(results, record))
+    if options.run.json:
+        print(json.dumps(record.to_dict(), indent=2, allow_nan=False))  # noqa: T201
+    _show(results, console, out)
+    return FAILED if missing else 0
+
+
+def kept(results: Results, record: RunRecord) -> dict[str, Any]:
+    """What a recipe gave, with date and machine, to be kept beside it."""
+    machine = {name: record.device[name] for name in ("type", "name")} | {"cores": os.cpu_count()}
+    return {
+        "recipe": results.name,
+        "date": record.started[:10],
+        "machine": machine,
+        "versions": dict(record.versions),
+        "experiment": results.experiment,
+        "trials": len(results.table),
+        "planned": results.planned,
+        "failures": list(results.failures),
+        "table": results.fingerprint,
+        "seconds": record.seconds["total"],
+        "lines": [line.to_dict() for line in leaderboard(results)],
+    }
+
+
+def _experiment(options: Bench) -> Experiment:
+    experiment = Experiment.read(options.recipe)
+    if options.run.seed:
+        raise InputError("--seed: the seeds of a sweep stand in its recipe")
+    if options.run.overwrite:
+        raise InputError("--overwrite: a store is gone on with, never replaced; name another with --out")
+    if options.executor == "local" and (options.ray_address is not None or options.gpu_share):
+        raise InputError("--ray-address and --gpu-share: are for --executor ray")
+    if options.run.threads is not None:
+        return dataclasses.replace(experiment, threads=options.run.threads)
+    return experiment
+
+
+def _sweep(options: Bench, experiment: Experiment, recorder: Recorder) -> tuple[Results, Standing]:
+    with recorder.stage("start"):
+        import torch
+
+        from unpoison.evaluation import plan, sweep
+
+    with recorder.stage("plan"):
+        device = options.run.device
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        work = plan(experiment, device=device)
+    standing = Standing()
+    with (
+        recorder.stage("sweep"),
+        _executor(options, work.threads) as executor,
+        _view(recorder.console, options.out / LOG, f"{experiment.name}: {len(work.rows)} trials") as show,
+    ):
+
+        def watch(now: Standing, line: str) -> None:
+            nonlocal standing
+            standing = now
+            show(now, line)
+
+        results = sweep(work, options.out, executor, watch=watch)
+    return results, standing
+
+
+def _executor(options: Bench, threads: int) -> Executor:
+    if options.executor == "local":
+        return LocalExecutor(options.workers, threads=threads)
+    return RayExecutor(
+        options.workers, threads=threads, address=options.ray_address, gpu_share=options.gpu_share
+    )
+
+
+def _write(results: Results, recorder: Recorder, out: Path) -> None:
+    from unpoison.report import write_leaderboard
+
+    for suffix in ("html", "md", "tex"):
+        place = f"{results.name}.{suffix}"
+        write_leaderboard(out / place, results)
+        recorder.artefacts[suffix] = place
+    recorder.artefacts.update(record=f"{results.name}.json", rows=f"tables/{results.name}.parquet", log=LOG)
+
+
+@contextlib.contextmanager
+def _view(console: Console, log: Path, what: str) -> Iterator[Any]:
+    """Yield a `Watcher`: a table that lives on a terminal, a line now and then elsewhere, all lines in the
+    log."""
+    from rich.console import Console as RichConsole
+    from rich.live import Live
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    screen = RichConsole(stderr=True)
+    started = last = time.monotonic()
+    with open(log, "a", encoding="utf-8") as lines, contextlib.ExitStack() as stack:
+        live = None
+        if screen.is_terminal:
+            live = stack.enter_context(
+                Live(console=screen, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False)
+            )
+        else:
+            console.say(f"{what} ...")
+
+        def watch(standing: Standing, line: str) -> None:
+            nonlocal last
+            stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            lines.write(f"{stamp} {line}\n")
+            lines.flush()
+            if live is not None:
+                live.update(_table(what, standing, line, time.monotonic() - started))
+            elif time.monotonic() - last >= _SECONDS_BETWEEN_LINES or "failed" in line or "damaged" in line:
+                last = time.monotonic()
+                console.say(f"{what}: {_words(standing)}; {line}")
+
+        yield watch
+        if live is None:
+            console.say(f"{what}: done in {time.monotonic() - started:.1f} s")
+
+
+def _words(standing: Standing) -> str:
+    there = standing.cached.total() + standing.done.total()
+    left = standing.seconds_left
+    return f"{there} of {standing.total.total()} stages, {standing.running.total()} with workers" + (
+        f", about {left:.0f} s left" if left else ""
+    )
+
+
+def _table(what: str, standing: Standing, line: str, seconds: float) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    left = standing.seconds_left
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=what,
+        title_justify="left",
+        caption=f"{seconds:.0f} s, " + ("" if left is None else f"about {left:.0f} s left, ") + line,
+        caption_justify="left",
+    )
+    for heading in ("stage", "all", "cached", "done", "running", "failed"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for kind, total in standing.total.items():
+        counts = (standing.cached, standing.done, standing.running, standing.failed)
+        table.add_row(kind, str(total), *(str(count[kind] or "") for count in counts))
+    return table
+
+
+def _show(results: Results, console: Console, out: Path) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from unpoison.report import table_of
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("method", "attack", "success rate", "clean accuracy", "caught", "trials"):
+        table.add_column(heading, justify="left" if heading in ("method", "attack") else "right")
+    for row in table_of(leaderboard(results)).rows:
+        method, attack, _, rate, accuracy, _, _, caught, *_, trials = row
+        table.add_row(*(cell.text for cell in (method, attack, rate, accuracy, caught, trials)))
+    words = [
+        f"{len(results.table)} of {results.planned} trials; the table's digest is {results.fingerprint}."
+    ]
+    words += [f"failed: {failure}" for failure in results.failures[:5]]
+    console.show(table, *words, f"Open {out / (results.name + '.html')} to see them all.")
