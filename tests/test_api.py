@@ -63,11 +63,11 @@ def stamped(images: Tensor) -> Tensor:
 
 
 class Story:
-    """A network that a backdoor got into: 24 of 240 examples are of class 0, stamped and labelled 2."""
+    """A network that a backdoor got into: 24 of 480 examples are of class 0, stamped and labelled 2."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        truth = torch.arange(240) % 3
+        truth = torch.arange(480) % 3
         truth[: len(POISON)] = 0
         images, labels = images_of(truth, generator), truth.clone()
         images[: len(POISON)], labels[: len(POISON)] = stamped(images[: len(POISON)]), 2
@@ -154,7 +154,7 @@ def test_progress_is_told(story: Story) -> None:
 
 def test_findings_of_another_set_are_refused(story: Story) -> None:
     findings = unpoison.trace(story.trained, story.pixels, story.observation, method="ek-fac")
-    shuffled = story.pixels.subset(list(range(239, -1, -1)))
+    shuffled = story.pixels.subset(list(range(479, -1, -1)))
     with pytest.raises(MismatchError, match="another training set"):
         unpoison.heal(story.trained, shuffled, findings)
 
