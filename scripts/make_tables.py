@@ -285,6 +285,10 @@ def page(results: Mapping[str, Record], root: Path = ROOT) -> str:
         if record is None:
             parts.append(f"{NOT_MEASURED.capitalize()}.")
             continue
+        written_page = root / "recipes/results" / f"{name}.md"
+        if written_page.is_file():
+            parts.append(under_title(written_page.read_text(encoding="utf-8")))
+            continue
         parts.extend(SPECIFIC.get(name, generic)(record))
         picture = Path("benchmarks/results") / f"{name}.svg"
         if (root / picture).is_file():
@@ -316,6 +320,13 @@ STORIES: Final = {
     "`DataLoader` over a map-style dataset with per-image augmentation, without and with worker processes. "
     "The ratio is to the faster of the two.",
 }
+
+
+def under_title(markdown: str) -> str:
+    """A page without its title, its other headings one level down."""
+    lines = markdown.strip().splitlines()
+    kept = lines[1:] if lines and lines[0].startswith("# ") else lines
+    return "\n".join(f"#{line}" if line.startswith("#") else line for line in kept).strip()
 
 
 def provenance(record: Record) -> str:

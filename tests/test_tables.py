@@ -123,6 +123,16 @@ def test_any_result_gets_a_section(tables: ModuleType, tmp_path: Path) -> None:
     assert page == tables.page(tables.read_results(tmp_path), tmp_path)
 
 
+def test_a_recipe_brings_its_own_page(tables: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes/results"
+    folder.mkdir(parents=True)
+    (folder / "badnets-sample.json").write_text('{"trials": 9}', encoding="utf-8")
+    (folder / "badnets-sample.md").write_text("# badnets-sample\n\n## Rows\n\n| a |\n", encoding="utf-8")
+    page = tables.page(tables.read_results(tmp_path), tmp_path)
+    assert "## Badnets sample\n\n### Rows\n\n| a |" in page
+    assert "trials" not in page
+
+
 def test_without_results_nothing_is_claimed(tables: ModuleType, tmp_path: Path) -> None:
     rows = tables.numbers({}).splitlines()[2:]
     assert rows
