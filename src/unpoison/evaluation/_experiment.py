@@ -236,9 +236,8 @@ class Experiment:
         unlearners: who heals.
         description: for the reader of the results.
         threads: processor threads of every stage. They are part of the recipe because the last digits of a
-            training
-            depend on them: with the same number the table is the same on one worker, on many and on a
-                cluster.
+            training depend on them: with the same number the table is the same on one worker, on many and on
+            a cluster.
         folder: where relative paths begin.
     """
 
