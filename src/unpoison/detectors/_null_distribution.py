@@ -12,8 +12,6 @@ about m innocent inputs, the null distribution, and compares:
                 exchangeable suspect, whatever the distribution, and never below 1 / (m + 1).
 3. flags        the lowest threshold above which the examples that a null input puts there are, on average, at most
                 a given share of those the suspect puts there: the empirical false discovery rate (Storey, 2002).
-                The flags then end at the widest valley above it, if there is one: poison that shares a cause
-                stands apart from what is merely similar.
 
 Cost: sorting, (m + 1) n log n.
 """

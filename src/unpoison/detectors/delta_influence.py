@@ -14,9 +14,12 @@ Presets (`DeltaInfluence.preset`): `published`, `published-smooth` and `publishe
 the reference experiments (their thresholds differ because they were tuned for each attack); `calibrated` is ours
 and has nothing to tune: relative damping; collapses divided by the example's own self-influence, so that a few
 examples with huge gradients do not drown the rest; and a decision against innocent inputs, which says "no poison
-found" when the prediction is wrong for no other reason than being hard.
+found" when the prediction is wrong for no other reason than being hard. What it is sure of it then asks for company
+(`_company`): poison that shares a cause shares a gradient direction, in the metric of the curvature, which finds the
+rest of it.
 
-Cost: two passes over the training set for the factors (they can be reused), one for the scores. Memory: the queries,
+Cost: two passes over the training set for the factors (they can be reused), one for the scores; `calibrated` takes one
+more where it found poison. Memory: the queries,
 n + 1 numbers a tracked parameter (the null distribution adds one for each innocent input), beside what
 `unpoison.influence` states. Limits: it must be one cause that the flagged share; a poison that made a single
 training example decisive cannot be told from an ordinary hard example.
@@ -36,6 +39,7 @@ from torch import Tensor, nn
 from unpoison._memory import peak_bytes
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
+from unpoison.detectors._company import Company, company
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Draw, Findings, Threshold
 from unpoison.detectors._null_distribution import compare
@@ -82,17 +86,16 @@ class NullDistribution(Rule):
     """Our rule: flag what is blamed for the suspect and not for innocent inputs; see `_null_distribution`.
 
     Innocent inputs are examples of other classes that the model gets right, those nearest to the suspect's label
-    first, each asked about as if it had been given that label: what a natural error on it would look like; and,
-    where a trusted reference is given, as many examples of the label's own class.
+    first, each asked about as if it had been given that label: what a natural error on it would look like.
 
     Arguments:
-        false_alarm_level: the probability that a wrong prediction without poison is called poisoned. It takes at
-            least 1 / level - 1 innocent inputs.
-        false_discoveries: the share of the flagged that may be innocent.
+        false_alarm_level: the probability that a wrong prediction without poison is called poisoned. It takes
+            2 / level - 1 innocent inputs, of which the suspect must beat all but one.
+        false_discoveries: the share of what is blamed most that may be innocent; its upper half is asked for company.
     """
 
     false_alarm_level: float = 0.01
-    false_discoveries: float = 0.02
+    false_discoveries: float = 0.05
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -102,7 +105,7 @@ class NullDistribution(Rule):
     @property
     def inputs(self) -> int:
         """How many innocent inputs the level asks for."""
-        return round(1 / self.false_alarm_level) - 1
+        return round(2 / self.false_alarm_level) - 1
 
 
 @final
@@ -213,7 +216,7 @@ class DeltaInfluence(Detector):
             ]
             inputs = torch.cat([inputs, *(questions.inputs for questions in asked)])
             labels = torch.cat([labels, *(questions.labels for questions in asked)])
-            combine = torch.block_diag(combine, *(questions.mean_difference() for questions in asked))
+            combine = torch.block_diag(combine, *(questions.mean_difference() for questions in asked))  # type: ignore[no-untyped-call]
         queries = precondition(
             model,
             factors,
@@ -272,7 +275,20 @@ class DeltaInfluence(Detector):
             assert scores.self_influence is not None
             own = scores.self_influence.cpu().clamp(min=0).sqrt()
             collapses = -torch.cat([differences.mean(0, keepdim=True), values[1 + draws :]])
-            findings = _by_null(findings, self.rule, collapses, own, innocent)
+            findings, surest = _by_null(findings, self.rule, collapses, own, innocent)
+            if findings.poison_found:
+                clock = time.perf_counter()
+                kept = company(
+                    model,
+                    factors,
+                    training_set,
+                    surest,
+                    damping=self.damping,
+                    batch_size=self.batch_size,
+                    progress=progress,
+                )
+                findings = _with_company(findings, self.rule, kept)
+                seconds["company"] = time.perf_counter() - clock
         return replace(findings, seconds=seconds, peak_bytes=peak_bytes(values.device))
 
     def configuration(self) -> dict[str, Any]:
@@ -326,20 +342,14 @@ class DeltaInfluence(Detector):
         label = observation.predicted
         logits = predict(model, source.images).cpu()
         labels = source.labels.cpu()
-        right = logits.argmax(1) == labels
-        others = (right & (labels != label)).nonzero()[:, 0]
-        nearness = logits.log_softmax(1)[others, label]
-        own = (right & (labels == label)).nonzero()[:, 0]
-        # Examples of the label's own class may be the very poison, unless somebody trusts them.
-        wanted_own = 0 if reference is None else min(rule.inputs // 2, len(own))
-        chosen = others[nearness.argsort(descending=True, stable=True)[: rule.inputs - wanted_own]]
-        drawn = own[torch.randperm(len(own), generator=generator(self.seed, "own class"))[:wanted_own]]
-        chosen = torch.cat([chosen, drawn])
-        if len(chosen) < rule.inputs:
+        others = ((logits.argmax(1) == labels) & (labels != label)).nonzero()[:, 0]
+        if len(others) < rule.inputs:
             raise InputError(
-                f"{source.name}: a false alarm level of {rule.false_alarm_level} takes {rule.inputs} examples that "
-                f"the model gets right, there are {len(chosen)}; raise the level, or give a larger reference"
+                f"{source.name}: a false alarm level of {rule.false_alarm_level} takes {rule.inputs} examples of other "
+                f"classes that the model gets right, there are {len(others)}; raise the level, or give a larger reference"
             )
+        nearness = logits.log_softmax(1)[others, label]
+        chosen = others[nearness.argsort(descending=True, stable=True)[: rule.inputs]]
         images = source.images[chosen.to(source.device)].cpu()
         return _Innocent(images, chosen if reference is None else None, reference is not None)
 
@@ -458,32 +468,47 @@ def _by_votes(findings: Findings, rule: Votes, differences: Tensor) -> Findings:
 
 def _by_null(
     findings: Findings, rule: NullDistribution, collapses: Tensor, own: Tensor, innocent: _Innocent
-) -> Findings:
-    """`collapses` Float[1 + m, n] of the suspect and the innocent, `own` Float[n] roots of self-influence."""
+) -> tuple[Findings, Tensor]:
+    """The verdict, and Int64[k] the examples it is surest of.
+
+    `collapses` are Float[1 + m, n] of the suspect and the innocent, `own` Float[n] roots of self-influence.
+    """
     relative = collapses / torch.where(own > 0, own, torch.inf)
     relative = relative / relative.std(1, keepdim=True).clamp(min=torch.finfo(relative.dtype).tiny)
     outcome = compare(
         relative[0], relative[1:], false_discoveries=rule.false_discoveries, ignore=innocent.indices
     )
+    # Float division may put 1 / 100 a hair above .01.
     found = outcome.p_value <= rule.false_alarm_level + 1e-9 and outcome.threshold < float("inf")
-    flagged = torch.empty(0, dtype=torch.int64)
-    if found:
-        flagged = (outcome.excess > outcome.threshold).nonzero()[:, 0]
-        flagged = flagged[outcome.excess[flagged].argsort(descending=True, stable=True)]
+    ranking = outcome.excess.argsort(descending=True, stable=True)
+    blamed = int((outcome.excess > outcome.threshold).sum())
+    surest = ranking[: max(1, blamed // 2)] if found else ranking[:0]
     where = "a trusted reference" if innocent.trusted else "the training set"
-    how = (
-        f"blamed more than innocent inputs are ({rule.inputs} from {where}): at most "
-        f"{rule.false_discoveries:.0%} of the flagged would be so by chance"
-    )
+    how = f"blamed for this answer more than for {rule.inputs} innocent inputs from {where}"
     return replace(
         findings,
         scores=outcome.excess,
-        flagged=flagged,
         threshold=Threshold(outcome.threshold, how, rule.false_alarm_level),
         poison_found=found,
         p_value=outcome.p_value,
+        summary=_summary(findings, 0),
+        evidence={**findings.evidence, "relative_collapse": relative[0], "excess": outcome.excess},
+    ), surest
+
+
+def _with_company(findings: Findings, rule: NullDistribution, kept: Company) -> Findings:
+    flagged = (kept.alike & (kept.scores > kept.threshold)).nonzero()[:, 0]
+    flagged = flagged[kept.scores[flagged].argsort(descending=True, stable=True)]
+    how = (
+        f"{findings.threshold.how}; then all of the same label that pull the model the same way as those, cut at the "
+        "gap that parts them from other examples"
+    )
+    return replace(
+        findings,
+        scores=kept.scores,
+        flagged=flagged,
+        threshold=Threshold(kept.threshold, how, rule.false_alarm_level),
         summary=_summary(findings, len(flagged)),
-        evidence={**findings.evidence, "relative_collapse": relative[0]},
     )
 
 
