@@ -23,8 +23,8 @@ FEW_IMAGES, FEW_QUERIES = 5000, 50
 def point(images: int, queries: int, width: int, threads: int) -> dict[str, Any]:
     """Time and peak memory of one size, measured in this process."""
     import torch
-    from benchmarks.influence import TASK, peak_bytes, random_images, timed
 
+    from benchmarks.influence import TASK, peak_bytes, random_images, timed
     from unpoison.influence import fit_factors, precondition, score
     from unpoison.models import build
 
