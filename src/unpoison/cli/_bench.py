@@ -75,7 +75,7 @@ def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
 
 def kept(results: Results, record: RunRecord) -> dict[str, Any]:
     """What a recipe gave, with date and machine, to be kept beside it."""
-    machine = {name: record.device[name] for name in ("type", "name")} | {"cores": os.cpu_count()}
+    machine = {"type": record.device["type"], "cores": os.cpu_count()}
     return {
         "recipe": results.name,
         "date": record.started[:10],

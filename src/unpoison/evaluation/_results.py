@@ -159,7 +159,8 @@ def _rows(store: Store, name: str, keys: Sequence[str]) -> pa.Table:
         table = pa.concat_tables([table, packed])
         places = {key: start + place for key, place in places.items()}
     places |= {key: place for place, key in enumerate(single)}
-    return table.take([places[key] for key in keys if key in places]).combine_chunks()
+    chosen = pa.array([places[key] for key in keys if key in places], pa.int64())
+    return table.take(chosen).combine_chunks()
 
 
 def _read_packed(path: Path) -> pa.Table | None:

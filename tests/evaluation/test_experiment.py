@@ -1,0 +1,131 @@
+"""Recipes: what is read, and that each mistake is named with the nearest thing that would be right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unpoison.errors import InputError
+from unpoison.evaluation import Experiment
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "one",
+        "seeds": [0, 1],
+        "data": {"source": "sample"},
+        "attacks": [{"name": "badnets", "budget": [0.01, 0.02]}],
+        "targets": {"pairs": [["Sandal", "Bag"], [0, 1]]},
+        "training": {"preset": "sample", "epochs": 2},
+        "detectors": [{"name": "delta-influence"}, {"name": "ek-fac", "preset": "published"}],
+        "unlearners": [{"name": "fine-tune", "options": {"layers": 1}}],
+        **changes,
+    }
+
+
+def test_a_recipe_holds_what_it_says() -> None:
+    experiment = Experiment.from_dict(values())
+    assert experiment.attacks[0].budget == (0.01, 0.02)
+    assert experiment.targets.pairs == (("Sandal", "Bag"), (0, 1))
+    assert experiment.recipe.epochs == 2
+    assert [one.label for one in experiment.detectors] == [
+        "delta-influence (calibrated)",
+        "ek-fac (published)",
+    ]
+    assert experiment.unlearners[0].label == "fine-tune (layers 1)"
+    assert experiment.threads == 1
+    json.dumps(experiment.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
+def test_the_recipes_of_the_project_can_be_read(path: Path) -> None:
+    assert Experiment.read(path).name == path.stem
+
+
+def test_reading_imports_no_torch() -> None:
+    code = (
+        "import sys; from unpoison.evaluation import Experiment\n"
+        f"Experiment.read({str(RECIPES / 'smoke.toml')!r}); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sedes": [1]}, "recipe: unknown key 'sedes'; did you mean 'seeds'?"),
+        ({"folder": 1}, "recipe: folder: must be text, found 1"),
+        ({"data": {"sourse": "sample"}}, "recipe: data: unknown key 'sourse'; did you mean 'source'?"),
+        ({"data": {}}, "recipe: data: the key 'source' is missing"),
+        (
+            {"attacks": [{"name": "badnet", "budget": 0.1}]},
+            "recipe: attacks[0]: name: there is no 'badnet'; did you mean 'badnets'?",
+        ),
+        (
+            {"attacks": [{"name": "badnets", "budget": 1.5}]},
+            "recipe: attacks[0]: budget: 1.5 is outside 1e-09..1; the nearest allowed is 1",
+        ),
+        ({"attacks": [{"name": "badnets"}]}, "give either 'budget'"),
+        ({"attacks": [{"name": "badnets", "bugdet": 0.1}]}, "'bugdet'; did you mean 'budget'?"),
+        ({"attacks": []}, "attacks: needs at least one"),
+        ({"targets": {"pairs": ["Sandal", "Bag"]}}, "targets: pairs[0]: must be a list of 2, found 'Sandal'"),
+        ({"targets": {"pairs": [["Bag", "Bag"]]}}, "source and target are the same class 'Bag'"),
+        ({"targets": {}}, "give either 'pairs' of classes or a file of published 'setups'"),
+        ({"training": {"preset": "sampel"}}, "there is no preset 'sampel'"),
+        ({"training": {"preset": "sample", "epoch": 3}}, "unknown field 'epoch'; did you mean 'epochs'?"),
+        ({"training": {"epochs": 0}}, "epochs must be a whole number in 1..100000, found 0"),
+        ({"detectors": [{"name": "ek-fac", "preset": "pub"}]}, "preset: there is no 'pub'"),
+        ({"detectors": [{"name": "ek-fac"}, {"name": "ek-fac"}]}, "detectors: 'ek-fac' stands there twice"),
+        ({"detectors": []}, "so the recipe needs one of those"),
+        ({"unlearners": [{"name": "retrian"}]}, "there is no 'retrian'; did you mean 'retrain'?"),
+        ({"defenses": [{"name": "epic"}]}, "there is no 'epic'; there are none yet"),
+        ({"seeds": []}, "seeds: needs at least one"),
+        ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),
+        ({"seeds": [-1]}, "seeds: -1 is outside"),
+        ({"seeds": ["one"]}, "recipe: seeds[0]: must be a whole number, found 'one'"),
+        ({"seeds": True}, "must be a whole number, found True"),
+        ({"threads": 0}, "threads: 0 is outside 1..1024; the nearest allowed is 1"),
+        ({"name": "a b"}, "name: use letters"),
+        ({"data": "sample"}, "recipe: data: must be a table, found 'sample'"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Experiment.from_dict(values(**changes))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_file_is_named_too(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("name = ")
+    with pytest.raises(InputError, match=r"broken\.toml: not TOML"):
+        Experiment.read(path)
+    with pytest.raises(InputError, match=r"missing\.toml: No such file"):
+        Experiment.read(tmp_path / "missing.toml")
+    path.write_text('folder = "x"')
+    with pytest.raises(InputError, match="unknown key 'folder'"):
+        Experiment.read(path)
+
+
+def test_targets_come_from_published_setups(tmp_path: Path) -> None:
+    setups = [
+        {"target class": 7, "target index": 7762, "base class": 3, "base indices": [5, 6]},
+        {"target class": 1, "target index": 12, "base class": 2, "base indices": [8]},
+    ]
+    (tmp_path / "setups.json").write_text(json.dumps(setups))
+    wanted = Experiment.from_dict(values(targets={"setups": "setups.json", "first": 1, "count": 1})).targets
+    [one] = wanted.each(tmp_path)
+    assert (one.source, one.target, one.test_index, one.bases) == (1, 2, 12, (8,))
+    with pytest.raises(InputError, match="has 2 set-ups"):
+        Experiment.from_dict(values(targets={"setups": "setups.json", "count": 3})).targets.each(tmp_path)
+    (tmp_path / "setups.json").write_text('[{"target": 1}]')
+    with pytest.raises(InputError, match="not a list of published set-ups"):
+        Experiment.from_dict(values(targets={"setups": "setups.json"})).targets.each(tmp_path)
