@@ -33,7 +33,35 @@ STORY = {
 }
 RESULTS: dict[str, Mapping[str, Any]] = {
     "demo": STORY,
-    "cifar10_badnets": {**STORY["results"], "seconds": {"train": 60.0, "trace": 30.5}},  # type: ignore[dict-item]
+    "cifar10_badnets": {
+        "machine": {"device": "CPU", "threads": 2},
+        "clean_accuracy_before": {"rate": 0.8, "successes": 8000, "trials": 10000, "interval": [0.79, 0.81]},
+        "attack_success_before": {"rate": 0.9, "successes": 900, "trials": 1000, "interval": [0.88, 0.92]},
+        "clean_accuracy_control": {"rate": 0.81, "successes": 8100, "trials": 10000, "interval": [0.8, 0.82]},
+        "recipe": {"model": "resnet9", "epochs": 8},
+        "presets": {
+            "calibrated": {
+                "flagged": 510,
+                "precision": 0.95,
+                "recall": 0.97,
+                "p_value": None,
+                "seconds": {"find": 90.5, "factors": 60.0, "heal": 300.0},
+                "clean_accuracy_after": {
+                    "rate": 0.8,
+                    "successes": 8000,
+                    "trials": 10000,
+                    "interval": [0.79, 0.81],
+                },
+                "attack_success_after": {
+                    "rate": 0.01,
+                    "successes": 10,
+                    "trials": 1000,
+                    "interval": [0.0, 0.02],
+                },
+            }
+        },
+        "seconds": {"train": 310.0, "control": 305.0},
+    },
     "influence": {
         "ratios": {
             "kronfluence query by query": 41.26,
@@ -96,7 +124,8 @@ def test_every_known_result_is_told(tables: ModuleType) -> None:
         "41.3x",
         "2.5x (plain loop, sample)",
         "1 of 25 natural errors (95 % interval 0.7 to 19.5 %)",
-        "| 90.5 s |",
+        "90.0 % (900 of 1,000) → 1.0 % (10 of 1,000)",
+        "train 310 s, trace 90.5 s, heal 300 s",
         "not measured | published: 99.1 % → 0.4 %",
     ):
         assert words in told, words
@@ -117,7 +146,10 @@ def test_any_result_gets_a_section(tables: ModuleType, tmp_path: Path) -> None:
         "## Something else",
         "| a\\|b | 1, 2 |",
         "| flag | yes |",
-        "## The published experiment, published preset\n\nNot measured.",
+        "| preset | calibrated |",
+        "| p value | - |",
+        "*CPU, 2 threads*",
+        "Not measured.",
     ):
         assert words in page, words
     assert page == tables.page(tables.read_results(tmp_path), tmp_path)
