@@ -1,58 +1,8 @@
-"""A tiny data set with its recipe; and the folder of fake stages on the path, for workers too."""
+"""Puts this folder on the path: workers import its fake stages by name."""
 
 from __future__ import annotations
 
 import sys
-import textwrap
 from pathlib import Path
 
-import pytest
-import torch
-
-from unpoison.data import TrainingSet, write_npz
-
 sys.path.insert(0, str(Path(__file__).parent))
-
-
-@pytest.fixture
-def tiny_recipe(tmp_path: Path) -> Path:
-    """A recipe of seconds on 300 images of 12x12."""
-
-    def images(n: int, seed: int) -> TrainingSet:
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.arange(n) % 3
-        pixels = torch.randint(0, 60, (n, 1, 12, 12), generator=generator, dtype=torch.uint8)
-        for label in range(3):
-            pixels[labels == label, :, :, 4 * label : 4 * label + 4] += 120
-        return TrainingSet(pixels, labels, ("left", "middle", "right"), "tiny")
-
-    write_npz(tmp_path / "tiny.npz", images(300, 0), images(60, 1))
-    path = tmp_path / "tiny.toml"
-    path.write_text(
-        textwrap.dedent(
-            """
-            name = "tiny"
-            seeds = [0, 1]
-            [data]
-            source = "tiny.npz"
-            [[attacks]]
-            name = "badnets"
-            budget = 0.1
-            [targets]
-            pairs = [["left", "right"]]
-            [training]
-            model = "resnet9"
-            width = 4
-            epochs = 3
-            batch_size = 32
-            learning_rate = 0.05
-            [[detectors]]
-            name = "ek-fac"
-            options = { threshold = 0.0 }
-            [[unlearners]]
-            name = "fine-tune"
-            options = { layers = 1 }
-            """
-        )
-    )
-    return path

@@ -142,7 +142,6 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
             pair = {"poison": poison, "victim": victim}
 
             filters: list[tuple[str, str, str]] = []
-            perfect = stage("find", "perfect_filter", {}, {"poison": poison})
             for detector in experiment.detectors:
                 finding = {"detector": asdict(detector), "seed": derive_seed(seed, "find", detector.label)}
                 findings = stage("find", "find", finding, pair)
@@ -150,7 +149,9 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
                 at_random = stage("find", "random_filter", lottery, {"poison": poison, "findings": findings})
                 filters.append((detector.label, "", findings))
                 filters.append((f"random, as many as {detector.label}", "random filter", at_random))
-            filters.append(("perfect", "perfect filter", perfect))
+            if experiment.detectors:
+                perfect = stage("find", "perfect_filter", {}, {"poison": poison})
+                filters.append(("perfect", "perfect filter", perfect))
             for label, control, findings in filters:
                 judged = {**words, "detector": label, "control": control}
                 if not experiment.unlearners:

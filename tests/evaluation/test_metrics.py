@@ -1,0 +1,140 @@
+"""Metrics against numbers by hand, and intervals against their definition."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from fake_stages import make_row
+
+from unpoison._statistics import Proportion
+from unpoison.errors import InputError
+from unpoison.evaluation import Line, Results, bootstrap, compare, leaderboard, tango
+from unpoison.evaluation._results import _KEYED
+
+
+def results(rows: list[dict[str, Any]], planned: int | None = None) -> Results:
+    keyed = [{**dict.fromkeys(_KEYED.names), **row, "key": f"{place:032x}"} for place, row in enumerate(rows)]
+    table = pa.Table.from_pylist(keyed, schema=_KEYED)
+    return Results("made", table, len(rows) if planned is None else planned, (), Path(), {})
+
+
+def line(rows: list[dict[str, Any]]) -> Line:
+    [only] = leaderboard(results(rows))
+    return only
+
+
+def test_a_line_by_hand() -> None:
+    found = line([make_row(0, "corner"), make_row(10, "corner", attack_successes=21, average_precision=1.0)])
+    assert found.n == 2
+    assert found.success == Proportion(1, 2)
+    assert found.success_rate.mean == pytest.approx((0.1 + 0.525) / 2)
+    assert found.success_rate.deviation == pytest.approx(0.425 / math.sqrt(2))
+    assert found.clean_accuracy.mean == pytest.approx(0.85)
+    assert found.worst_class == ("right", Proportion(70, 100))
+    assert found.caught == Proportion(10, 20)
+    assert found.precision == Proportion(10, 18)
+    assert found.clean_lost == Proportion(8, 980)
+    assert found.average_precision.mean == 0.75
+    assert found.filter_bias == pytest.approx(4 / 240)
+    assert found.observed == Proportion(2, 2)
+
+
+def test_half_of_the_inputs_is_no_success() -> None:
+    assert line([make_row(0, attack_successes=20)]).success == Proportion(0, 1)
+    assert line([make_row(0, attack_successes=21)]).success == Proportion(1, 1)
+
+
+def test_lines_without_detector_have_nothing_to_judge() -> None:
+    found = line([make_row(0)])
+    assert found.caught == Proportion(0, 0)
+    assert found.filter_bias is None
+    assert math.isnan(found.success_rate.deviation)
+    assert found.to_dict()["caught"]["rate"] is None
+
+
+def test_methods_budgets_and_controls_are_lines_of_their_own() -> None:
+    rows = [
+        make_row(0),
+        make_row(1),
+        make_row(0, "corner"),
+        make_row(0, "corner", budget=0.04),
+        make_row(0, "random", control="random filter"),
+    ]
+    assert [one.n for one in leaderboard(results(rows))] == [2, 1, 1, 1]
+
+
+def test_compared_on_the_trials_that_both_have() -> None:
+    first = line([make_row(seed, "corner") for seed in (0, 1, 2)])
+    second = line([make_row(seed) for seed in (1, 2, 3)])
+    found = compare(first, second)
+    assert found.n == 2
+    assert found.success[0] == -1.0
+    assert found.success_rate == pytest.approx((-0.65, -0.65, -0.65))
+    assert found.accuracy == (0.0, 0.0, 0.0)
+    with pytest.raises(InputError, match="no trial in common"):
+        compare(first, line([make_row(9)]))
+
+
+def test_pairing_narrows_the_interval() -> None:
+    """Accuracies that move together from trial to trial, one method always two points above the other."""
+    first = line([make_row(seed, "corner", clean_correct=42 + 5 * seed) for seed in range(10)])
+    second = line([make_row(seed, clean_correct=40 + 5 * seed) for seed in range(10)])
+    difference, low, high = compare(first, second).accuracy
+    assert (difference, low, high) == pytest.approx((0.02, 0.02, 0.02))
+    assert first.clean_accuracy.deviation > 0.1
+
+
+def restricted_likelihood(b: int, c: int, n: int, delta: float) -> float:
+    """The share q of "only second" that makes the table most likely when p - q = delta, by search."""
+    low, high = max(0.0, -delta), (1 - delta) / 2
+
+    def loss(q: float) -> float:
+        parts = ((b, q + delta), (c, q), (n - b - c, 1 - 2 * q - delta))
+        if any(count and share <= 0 for count, share in parts):
+            return math.inf
+        return -sum(count * math.log(share) for count, share in parts if count)
+
+    for _ in range(200):
+        third = (high - low) / 3
+        if loss(low + third) < loss(high - third):
+            high -= third
+        else:
+            low += third
+    return (low + high) / 2
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(12, 2, 68), (9, 5, 30), (1, 7, 20), (3, 3, 9)])
+def test_tango_solves_its_score_equation(b: int, c: int, n: int) -> None:
+    difference, low, high = tango(b, c, n)
+    assert low < difference < high
+    for bound in (low, high):
+        q = restricted_likelihood(b, c, n, bound)
+        variance = n * (2 * q + bound * (1 - bound))
+        assert abs(b - c - n * bound) / math.sqrt(variance) == pytest.approx(1.959964, abs=1e-4)
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(0, 0, 9), (9, 0, 9), (0, 9, 9), (1, 0, 1)])
+def test_tango_at_the_ends(b: int, c: int, n: int) -> None:
+    difference, low, high = tango(b, c, n)
+    assert -1 <= low <= difference <= high <= 1
+    assert high > low
+    mirrored = tango(c, b, n)
+    assert mirrored == pytest.approx((-difference, -high, -low), abs=1e-9)
+
+
+def test_tango_without_discordant_pairs_is_the_known_form() -> None:
+    """With b = c = 0 the score interval is +-z^2 / (n + z^2)."""
+    z = 1.959964
+    assert tango(0, 0, 20)[2] == pytest.approx(z * z / (20 + z * z), abs=1e-5)
+
+
+def test_the_bootstrap_is_seeded_and_covers() -> None:
+    values = [0.01 * place for place in range(20)]
+    assert bootstrap(values, seed=1) == bootstrap(values, seed=1) != bootstrap(values, seed=2)
+    mean, low, high = bootstrap(values)
+    assert low < mean < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.0577 / math.sqrt(20), rel=0.15)

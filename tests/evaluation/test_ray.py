@@ -1,0 +1,41 @@
+"""The same rows from a real Ray cluster of two workers, one of which is killed in the middle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from fake_stages import InlineExecutor, make_plan
+from tiny_recipe import write_recipe
+
+from unpoison.errors import InputError, MissingExtraError
+from unpoison.evaluation import Experiment, RayExecutor, plan, sweep
+
+# Ray leaves sockets and processes to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "default::DeprecationWarning")
+
+
+def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'unpoison\[ray\]'"):
+        RayExecutor(1)
+
+
+def test_the_same_rows_though_a_worker_is_killed(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match="gpu_share: 2 is outside"):
+        RayExecutor(1, gpu_share=2.0)
+    work = plan(Experiment.read(write_recipe(tmp_path)))
+    expected = sweep(work, tmp_path / "inline", InlineExecutor())
+    fake = make_plan(tmp_path / "log", trials=4, killer="find 2")
+    with RayExecutor(2, threads=work.threads) as executor:
+        found = sweep(work, tmp_path / "ray", executor)
+        killed = sweep(fake, tmp_path / "ray", executor)
+    assert found.deterministic.equals(expected.deterministic)
+    assert (tmp_path / "log.killed").exists() or (tmp_path / "log").with_suffix(".killed").exists()
+    assert killed.failures == ()
+    assert (
+        killed.fingerprint
+        == sweep(make_plan(tmp_path / "other", trials=4), tmp_path / "inline", InlineExecutor()).fingerprint
+    )

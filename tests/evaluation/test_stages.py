@@ -1,0 +1,122 @@
+"""The real stages on a tiny data set: what depends on what, what rows say, and that workers agree."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_stages import InlineExecutor
+from tiny_recipe import write_recipe
+
+from unpoison.detectors import Findings
+from unpoison.errors import InputError
+from unpoison.evaluation import Experiment, LocalExecutor, Plan, Results, Store, leaderboard, plan, sweep
+from unpoison.threats import PoisonSet
+from unpoison.training import Trained
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Results]:
+    folder = tmp_path_factory.mktemp("swept")
+    experiment = Experiment.read(write_recipe(folder))
+    work = plan(experiment)
+    return work, sweep(work, folder / "store", InlineExecutor())
+
+
+def test_shared_stages_stand_in_the_plan_once(swept: tuple[Plan, Results]) -> None:
+    work, _ = swept
+    kinds = Counter(stage.kind for stage in work.stages)
+    # Of two seeds each: poison; clean model and victim; detector, its random twin, perfect filter.
+    assert kinds == {"craft": 2, "train": 4, "find": 6, "heal": 6, "measure": 10}
+    keys = [stage.key for stage in work.stages]
+    for place, stage in enumerate(work.stages):
+        assert set(stage.inputs.values()) <= set(keys[:place])
+
+
+def test_rows_say_what_the_artefacts_say(swept: tuple[Plan, Results]) -> None:
+    work, results = swept
+    assert results.failures == ()
+    store = Store(results.store)
+    stages = {stage.key: stage for stage in work.stages}
+    for row in results.table.to_pylist():
+        inputs = stages[row["key"]].inputs
+        poison = PoisonSet.load(store.place(inputs["poison"]) / "poison")
+        victim = Trained.load(store.place(inputs["victim"]) / "model")
+        assert row["clean_total"] == 60
+        assert row["attack_total"] == 20
+        assert sum(row["class_correct"]) == row["clean_correct"]
+        assert (victim.training_fingerprint == poison.fingerprint) == (row["control"] == "no attack")
+        assert row["poisons"] == (0 if row["control"] == "no attack" else 30)
+        if "findings" in inputs:
+            findings = Findings.load(store.place(inputs["findings"]) / "findings")
+            assert row["flagged"] == len(findings.flagged)
+            assert row["caught"] == findings.judge(poison).recall.successes
+            assert sum(row["class_clean_flagged"]) == row["clean_flagged"] == row["flagged"] - row["caught"]
+            assert sum(row["class_clean"]) == row["clean_examples"] == 270
+        else:
+            assert row["flagged"] is None
+        assert row["seconds_train"] > 0
+        assert row["peak_bytes"] > 1e6
+
+
+def test_controls_are_what_they_say(swept: tuple[Plan, Results]) -> None:
+    _, results = swept
+    lines = {line.control: line for line in leaderboard(results)}
+    assert set(lines) == {"no attack", "no defense", "", "random filter", "perfect filter"}
+    assert lines["perfect filter"].caught.rate == 1.0
+    assert lines["perfect filter"].clean_lost.successes == 0
+    for found, drawn in zip(lines[""].rows, lines["random filter"].rows, strict=True):
+        assert drawn["flagged"] == found["flagged"]
+    assert all(line.n == 2 for line in lines.values())
+
+
+def test_workers_give_the_same_rows(swept: tuple[Plan, Results], tmp_path: Path) -> None:
+    work, expected = swept
+    with LocalExecutor(2, threads=work.threads) as executor:
+        found = sweep(work, tmp_path / "store", executor)
+    assert found.deterministic.equals(expected.deterministic)
+    assert found.fingerprint == expected.fingerprint
+
+
+def test_what_changes_a_stage_changes_its_key_and_those_after_it(tmp_path: Path) -> None:
+    experiment = Experiment.read(write_recipe(tmp_path))
+    before = {stage.key for stage in plan(experiment).stages}
+    longer = plan(replace(experiment, training={**experiment.training, "epochs": 4}))
+    kept = Counter(stage.kind for stage in longer.stages if stage.key in before)
+    assert kept == {"craft": 2, "find": 2}  # the poison and the perfect filter, which need no model
+    described = plan(replace(experiment, description="other words", name="other"))
+    assert {stage.key for stage in described.stages} == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('["left", "right"]', '["left", "rihgt"]', "has no class 'rihgt'; did you mean 'right'?"),
+        ('["left", "right"]', '["left", 3]', "class 3 is outside 0..2"),
+        ("layers = 1", "layer = 1", "fine-tune: unknown option 'layer'; did you mean 'layers'?"),
+        ("threshold = 0.0", "treshold = 0.0", "ek-fac: unknown option 'treshold'; did you mean 'threshold'?"),
+        ("layers = 1", "layers = 0", "fine-tune: layers must be"),
+        ("tiny.npz", "gone.npz", "gone.npz: no such file"),
+        ("budget = 0.1", 'budget = 0.1\ntrigger = "white-cornr"', "did you mean 'white-corner'?"),
+        ("budget = 0.1", "budget_count = 500", "count 500 is more than"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_any_work(old: str, new: str, said: str, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InputError) as caught:
+        plan(Experiment.read(path))
+    assert said in str(caught.value)
+
+
+def test_published_setups_decide_source_and_target(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    setups = [{"target class": 2, "target index": 5, "base class": 0, "base indices": [0, 3]}]
+    (tmp_path / "setups.json").write_text(json.dumps(setups))
+    path.write_text(path.read_text().replace('pairs = [["left", "right"]]', 'setups = "setups.json"'))
+    work = plan(Experiment.read(path))
+    trial = work.stages[-1].configuration["trial"]
+    assert (trial["source"], trial["target"], trial["test_index"]) == ("right", "left", 5)

@@ -1,0 +1,193 @@
+"""The leaderboard: nothing without its n, every cell leads to its trials, and nothing of the data runs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from unpoison.evaluation import Results
+from unpoison.evaluation._results import _KEYED
+from unpoison.report import leaderboard_html, leaderboard_latex, leaderboard_markdown, write_leaderboard
+
+EVIL = "<script>alert(1)</script> | & % \\input{x} {{ 7 * 7 }}"
+
+
+def make_results(*changes: dict[str, Any], planned: int = 9, failures: tuple[str, ...] = ()) -> Results:
+    plain: dict[str, Any] = {
+        **dict.fromkeys(_KEYED.names),
+        "attack": "badnets",
+        "budget": 0.02,
+        "source": "left",
+        "target": "right",
+        "seed": 0,
+        "defense": "none",
+        "detector": "none",
+        "unlearner": "none",
+        "control": "no defense",
+        "poisons": 10,
+        "poison_share": 0.02,
+        "clean_correct": 80,
+        "clean_total": 100,
+        "attack_successes": 30,
+        "attack_total": 40,
+        "class_names": ["left", "right"],
+        "class_correct": [50, 30],
+        "class_total": [50, 50],
+    }
+    rows = [{**plain, "key": f"{place:032x}", **one} for place, one in enumerate(changes)]
+    table = pa.Table.from_pylist(rows, schema=_KEYED)
+    return Results("made", table, planned, failures, Path(), {"description": f"told {EVIL}"})
+
+
+FOUND = {
+    "control": "",
+    "detector": "corner",
+    "unlearner": "retrain",
+    "observed": True,
+    "flagged": 9,
+    "caught": 5,
+    "clean_flagged": 4,
+    "clean_examples": 490,
+    "average_precision": 0.5,
+    "class_clean_flagged": [4, 0],
+    "class_clean": [240, 250],
+    "attack_successes": 1,
+    "clean_correct": 78,
+    "seconds_find": 2.0,
+    "seconds_heal": 1.0,
+}
+
+
+class Inventory(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def inventory(page: str) -> Inventory:
+    found = Inventory()
+    found.feed(page)
+    return found
+
+
+def test_the_policy_allows_the_one_style_and_the_one_script() -> None:
+    page = leaderboard_html(make_results({}, FOUND))
+    [policy] = [
+        a["content"] for _, a in inventory(page).tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy is not None
+    for name in ("style", "script"):
+        [text] = re.findall(rf"<{name}>(.*?)</{name}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_nothing_is_fetched_and_no_attribute_runs() -> None:
+    for tag, attributes in inventory(leaderboard_html(make_results({}, FOUND))).tags:
+        assert tag not in ("img", "iframe", "object")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            assert name != "style"
+            if name in ("src", "href"):
+                assert value is not None
+                assert value.startswith(("#", "data:"))
+
+
+def test_every_cell_leads_to_its_trials() -> None:
+    page = inventory(leaderboard_html(make_results({}, FOUND, {**FOUND, "seed": 1})))
+    anchors = {a["id"] for _, a in page.tags if "id" in a}
+    links = [a["href"] for tag, a in page.tags if tag == "a" and str(a["href"]).startswith("#trials-")]
+    assert {"#trials-1", "#trials-2"} == set(links)
+    assert {str(link)[1:] for link in links} <= anchors
+    assert f"{2:032x}" in page.text
+
+
+def test_numbers_stand_beside_their_n() -> None:
+    text = leaderboard_markdown(make_results({}, FOUND, {**FOUND, "seed": 1, "clean_correct": 82}))
+    line = next(line for line in text.splitlines() if "corner → retrain" in line)
+    assert "0 % (0 of 2; 0.0–65.8 %)" in line
+    assert "80.0 ± 2.8 % (n = 2)" in line
+    assert "50.0 % (10 of 20; 29.9–70.1 %)" in line
+    assert "1.7 % (n = 2)" in line
+    assert "0.500 ± 0.000 (n = 2)" in line
+    assert line.endswith("| 2 |")
+    cells = [cell for cell in line.split(" | ")[2:-1] if cell != "–"]
+    assert all(re.search(r"n = \d|\d of \d", cell) for cell in cells), cells
+
+
+def test_what_no_line_has_is_left_out() -> None:
+    assert "Filter bias" not in leaderboard_markdown(make_results({}))
+    assert "Filter bias" in leaderboard_markdown(make_results({}, FOUND))
+
+
+@pytest.mark.parametrize("place", ["detector", "source", "attack"])
+def test_words_from_data_stay_words(place: str) -> None:
+    evil = make_results({**FOUND, place: EVIL}, failures=(EVIL,))
+    page = leaderboard_html(evil)
+    assert page.count("<script>") == 1
+    assert "&lt;script&gt;alert(1)" in page
+    assert "49" not in inventory(page).text.replace("490", "").split("alert(1)")[1][:40]
+    assert "<script" not in leaderboard_markdown(evil)
+    if place == "detector":
+        assert r"alert(1)$<$/script$>$ | \& \% \textbackslash{}input\{x\}" in leaderboard_latex(evil)
+
+
+def test_markdown_and_latex_have_as_many_cells_as_headings() -> None:
+    results = make_results({}, {**FOUND, "detector": "a|b&c"})
+    rows = [line for line in leaderboard_markdown(results).splitlines() if line.startswith("|")]
+    assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1
+    latex = [line for line in leaderboard_latex(results).splitlines() if line.endswith(r"\\")]
+    assert len({len(re.split(r"(?<!\\)&", line)) for line in latex}) == 1
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", leaderboard_latex(results))
+    assert columns is not None
+    assert len(columns[1]) == len(re.split(r"(?<!\\)&", latex[0]))
+
+
+def test_growth_is_shown_where_there_are_several_budgets() -> None:
+    assert "Growth with the budget" not in leaderboard_html(make_results({}, FOUND))
+    assert "Growth with the budget" in leaderboard_html(make_results({}, {"budget": 0.04}))
+
+
+def test_methods_are_compared_with_no_defense_and_with_each_other() -> None:
+    other = {**FOUND, "detector": "other"}
+    page = leaderboard_html(make_results({"control": "no attack"}, {}, FOUND, other))
+    section = page.split('id="comparisons"')[1].split("</section>")[0]
+    pairs = re.findall(r'<tr><td class="method">(.*?)</td><td class="method">(.*?)</td>', section)
+    assert pairs == [
+        ("corner → retrain", "no defense"),
+        ("other → retrain", "no defense"),
+        ("corner → retrain", "other → retrain"),
+    ]
+
+
+def test_failures_and_missing_trials_are_told() -> None:
+    page = inventory(leaderboard_html(make_results({}, planned=9, failures=("ValueError: broken",))))
+    assert "of 9 in the recipe" in page.text
+    assert "ValueError: broken" in page.text
+
+
+def test_no_trials_at_all_is_still_a_page(tmp_path: Path) -> None:
+    for suffix in ("html", "md", "tex"):
+        write_leaderboard(tmp_path / f"board.{suffix}", make_results())
+    assert "Trials" in (tmp_path / "board.html").read_text()
+    assert (tmp_path / "board.tex").read_text().startswith("% made: 0 of 9 trials")
+
+
+def test_the_same_results_give_the_same_bytes() -> None:
+    assert leaderboard_html(make_results({}, FOUND)) == leaderboard_html(make_results({}, FOUND))
