@@ -5,6 +5,8 @@ from ._findings import Judgement as Judgement
 from ._findings import Threshold as Threshold
 from ._findings import average_precision as average_precision
 from ._observation import Observation as Observation
+from ._registry import get as get
+from ._registry import names as names
 from .delta_influence import DeltaInfluence as DeltaInfluence
 from .delta_influence import NullDistribution as NullDistribution
 from .delta_influence import Rule as Rule
@@ -24,4 +26,6 @@ __all__ = [
     "Threshold",
     "Votes",
     "average_precision",
+    "get",
+    "names",
 ]

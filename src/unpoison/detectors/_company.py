@@ -1,19 +1,19 @@
 """Which examples pull the model the same way as those that are surely to blame?
 
-One suspect blames the poisons that resemble it most. All poisons of one attack share a cause, though, and so a
-direction: in the metric of the inverse curvature P, the cosine between two training gradients
+One suspect blames the poisons that resemble it most. All poisons of one attack share a cause, though, and
+so a direction: in the metric of the inverse curvature P, the cosine between two training gradients
 
     cos(j, k) = g_j^T P g_k / sqrt(g_j^T P g_j  g_k^T P g_k)
 
 is high between poisons and near zero between a poison and a clean example of the same class. Stages:
 
 1. cosines of every example with at most 64 of the surest;
-2. their weights: the leading eigenvector of the cosines among the surest, so that a few innocent ones among them, which
-   have no company there, carry next to nothing;
-3. score = weighted mean cosine; the threshold is where the examples labelled like the surest part into two groups:
-   first by minimum error (Kittler and Illingworth, "Minimum error thresholding", 1986), which takes both groups as
-   normal; then, because the poison that least resembles the rest makes a long lower tail, down to the widest gap, as a
-   ratio, between that and the bulk of the clean.
+2. their weights: the leading eigenvector of the cosines among the surest, so that a few innocent ones among
+   them, which have no company there, carry next to nothing;
+3. score = weighted mean cosine; the threshold is where the examples labelled like the surest part into two
+   groups: first by minimum error (Kittler and Illingworth, "Minimum error thresholding", 1986), which takes
+   both groups as normal; then, because the poison that least resembles the rest makes a long lower tail, down
+   to the widest gap, as a ratio, between that and the bulk of the clean.
 
 Cost: one pass over the training set. Memory: as many queries as there are surest, at most 64.
 """
@@ -36,7 +36,7 @@ _MOST = 64
 @final
 @dataclass(frozen=True, eq=False)
 class Company:
-    """Float[n] weighted mean cosines with the surest, in [-1, 1], the threshold, and Bool[n] who may be flagged.
+    """Float[n] weighted mean cosines with the surest, in [-1, 1], the threshold, and Bool[n] who may be it.
 
     `alike` are the examples with a label that at least a tenth of the surest carry.
     """
@@ -73,7 +73,7 @@ def company(
     batch_size: int,
     progress: Progress | None = None,
 ) -> Company:
-    """Score every example by its cosine with the Int64[k] `surest`, in the metric of the damped inverse curvature."""
+    """Score every example by its cosine with Int64[k] `surest`, in the metric of the inverse curvature."""
     surest = surest[:_MOST].cpu()
     chosen = training_set.subset(surest)
     queries = precondition(
@@ -112,8 +112,8 @@ def company(
 def valley(values: Tensor) -> float:
     """The widest gap, as a ratio, between the bulk of Float[n] `values` and their minimum-error threshold.
 
-    >>> valley(torch.tensor([0.00, 0.01, 0.02, 0.01, 0.0, 0.03, 0.12, 0.5, 0.6, 0.55]))
-    0.06
+    >>> round(valley(torch.tensor([0.00, 0.01, 0.02, 0.01, 0.0, 0.03, 0.12, 0.5, 0.6, 0.55])), 3)
+    0.245
     """
     upper = minimum_error_threshold(values)
     bulk = values[values < upper].double()
@@ -131,10 +131,10 @@ def valley(values: Tensor) -> float:
 
 
 def minimum_error_threshold(values: Tensor) -> float:
-    """Where Float[n] `values` part into two groups, each taken as normal: Kittler and Illingworth's criterion.
+    """Where Float[n] `values` part into two groups, each taken as normal (Kittler and Illingworth).
 
-    >>> minimum_error_threshold(torch.tensor([0.0, 0.1, 0.2, 0.1, 0.9, 1.0, 1.1]))
-    0.55...
+    >>> round(minimum_error_threshold(torch.tensor([0.0, 0.1, 0.2, 0.1, 0.9, 1.0, 1.1])), 3)
+    0.55
     """
     ordered = values.double().sort().values
     count = len(ordered)

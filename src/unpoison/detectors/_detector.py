@@ -35,11 +35,13 @@ class Detector(ABC):
         Arguments:
             model: takes Float[b c h w] in [0, 1] and returns Float[b classes] logits.
             training_set: what the model was trained on.
-            observation: the wrong prediction to trace; detectors that look at the training set alone need none.
+            observation: the wrong prediction to trace; detectors that look at the training set alone need
+                none.
             reference: labelled images that the model was not trained on and that are trusted to be clean, for
                 detectors that compare with innocent inputs; the training set itself stands in for it.
             progress: called with the stage, examples done and examples to do.
 
         Raises:
-            InputError: the detector needs an observation and there is none, or the model does not fit the set.
+            InputError: the detector needs an observation and there is none, or the model does not fit the
+                set.
         """

@@ -1,11 +1,13 @@
 """`Findings`: what every detector returns, whoever it is: scores, what is flagged, why, and how sure.
 
-On disk findings are a directory: `findings.json` (everything that is not an array), `examples.parquet` (one row a
-training example, for people and for queries) and `tensors.safetensors` (the observation and its transforms).
+On disk findings are a directory: `findings.json` (everything that is not an array), `examples.parquet` (one
+row a training example, for people and for queries) and `tensors.safetensors` (the observation and its
+transforms).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -75,7 +77,7 @@ class Judgement:
             "precision": self.precision.to_dict(),
             "recall": self.recall.to_dict(),
             "clean_lost": self.clean_lost.to_dict(),
-            "average_precision": self.average_precision,
+            "average_precision": None if math.isnan(self.average_precision) else self.average_precision,
         }
 
 
@@ -94,7 +96,8 @@ class Findings:
         flagged: Int64[k]; the most blamed first.
         threshold: the decision and how it was chosen.
         poison_found: the verdict. When it is False nothing is flagged.
-        p_value: how often an innocent prediction would look at least as guilty; None where the method has none.
+        p_value: how often an innocent prediction would look at least as guilty; None where the method has
+            none.
         summary: the finding in one plain sentence.
         evidence: Float[n] columns by name, what the scores were made from.
         observation: what was asked about; None for detectors that need none.
@@ -143,7 +146,8 @@ class Findings:
         """
         if len(poison_set.indices) and int(poison_set.indices.max()) >= len(self):
             raise MismatchError(
-                f"the poison set names example {int(poison_set.indices.max())}, the findings are of {len(self)} examples"
+                f"the poison set names example {int(poison_set.indices.max())}, the findings are of "
+                f"{len(self)} examples; give the findings of the set that it was applied to"
             )
         truth = torch.zeros(len(self), dtype=torch.bool)
         truth[poison_set.indices.cpu()] = True
@@ -208,13 +212,21 @@ class Findings:
         record = read_json(folder / "findings.json")
         if record.get("format") != _FORMAT:
             raise InputError(
-                f"{folder}: format {record.get('format')!r} of findings is not known; this is version {_FORMAT}"
+                f"{folder}: format {record.get('format')!r} of findings is not known; "
+                f"this is version {_FORMAT}"
             )
         try:
             table = pq.read_table(folder / "examples.parquet")
             tensors = load_file(folder / "tensors.safetensors")
             observation, threshold = record["observation"], record["threshold"]
             columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in table.column_names}
+            flagged = tensors["flagged"]
+            marked = columns["flagged"].nonzero()[:, 0]
+            if not torch.equal(flagged.sort().values, marked):
+                raise InputError(
+                    f"{folder}: damaged findings (examples.parquet and tensors.safetensors flag different "
+                    "examples)"
+                )
             return cls(
                 method=record["method"],
                 configuration=record["configuration"],
@@ -222,7 +234,7 @@ class Findings:
                 labels=columns["label"],
                 class_names=tuple(record["class_names"]),
                 scores=columns["score"],
-                flagged=tensors["flagged"],
+                flagged=flagged,
                 threshold=Threshold(
                     **{
                         **threshold,
@@ -246,13 +258,12 @@ class Findings:
                 peak_bytes=record["peak_bytes"],
             )
         except (OSError, pa.ArrowException, safetensors.SafetensorError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{folder}: damaged findings ({type(error).__name__}: {str(error).splitlines()[0]})"
-            ) from None
+            message = " ".join(str(error).split())
+            raise InputError(f"{folder}: damaged findings ({type(error).__name__}: {message})") from None
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
-    """Area under the precision-recall curve of Float[n] `scores` for Bool[n] `truth`; NaN when nothing is true.
+    """Area under the precision-recall curve of Float[n] `scores` for Bool[n] `truth`; NaN for none true.
 
     >>> average_precision(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, False, True]))
     0.833...

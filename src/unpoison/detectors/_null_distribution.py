@@ -1,17 +1,18 @@
 """How much more is an example blamed for the suspect than for innocent inputs?
 
-The collapse of influence differs from example to example for reasons that have nothing to do with poison: examples
-near a class border are blamed for everything. So the calibrated rule of Delta-Influence asks the same question
-about m innocent inputs, the null distribution, and compares:
+The collapse of influence differs from example to example for reasons that have nothing to do with poison:
+examples near a class border are blamed for everything. So the calibrated rule of Delta-Influence asks the
+same question about m innocent inputs, the null distribution, and compares:
 
-1. excess       z_j = (c_j - mean over the null of c_j) / (standard deviation over the null of c_j + s0), for every
-                training example j; s0, the median of these deviations, keeps examples that are hardly ever blamed
-                from looking extreme (as in Tusher, Tibshirani and Chu, 2001).
-2. verdict      the statistic is how far the k-th largest excess, for several k, lies above what it is for the null
-                inputs, each compared with the other m - 1. Its p-value is its rank among them: exact for an
-                exchangeable suspect, whatever the distribution, and never below 1 / (m + 1).
-3. flags        the lowest threshold above which the examples that a null input puts there are, on average, at most
-                a given share of those the suspect puts there: the empirical false discovery rate (Storey, 2002).
+1. excess       z_j = (c_j - mean over the null of c_j) / (standard deviation over the null of c_j + s0), for
+                every training example j; s0, the median of these deviations, keeps examples that are hardly
+                ever blamed from looking extreme (as in Tusher, Tibshirani and Chu, 2001).
+2. verdict      the statistic is how far the k-th largest excess, for several k, lies above what it is for the
+                null inputs, each compared with the other m - 1. Its p-value is its rank among them: exact for
+                an exchangeable suspect, whatever the distribution, and never below 1 / (m + 1).
+3. flags        the lowest threshold above which the examples that a null input puts there are, on average, at
+                most a given share of those the suspect puts there: the empirical false discovery rate
+                (Storey, 2002).
 
 Cost: sorting, (m + 1) n log n.
 """
@@ -53,7 +54,7 @@ def compare(
 
     Arguments:
         suspect: Float[n], the collapse of every training example for the suspect.
-        null: Float[m, n], the same for m innocent inputs, in the same unit.
+        null: Float[m, n], the same for m innocent inputs, m at least 3, in the same unit.
         false_discoveries: the share of the flagged that may be innocent, in (0, 1).
         ignore: Int64[m], for null inputs that are training examples themselves: whose collapse to leave out.
             -1 for none.
@@ -67,6 +68,8 @@ def compare(
     count, examples = null.shape
     mean, deviation = null.mean(0), null.std(0)
     fudge = deviation.median()
+    if not fudge > 0:  # most examples are never blamed for anything
+        fudge = deviation.mean() if deviation.any() else deviation.new_ones(())
     excess = (suspect - mean) / (deviation + fudge)
 
     # Each null input against the other m - 1, from the running sums.

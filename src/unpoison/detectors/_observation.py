@@ -21,7 +21,8 @@ class Observation:
         images: UInt8[c h w] or UInt8[m c h w]; a float tensor in [0, 1] is rounded to 8 bits; an array or a
             picture with the channels last is turned round.
         predicted: the wrong label that the model gives to each of them.
-        true_label: what it ought to have said, where that is known. It is shown to people, never used to trace.
+        true_label: what it ought to have said, where that is known. It is shown to people, never used to
+            trace.
 
     Raises:
         InputError: the image is not one, or the two labels are the same.

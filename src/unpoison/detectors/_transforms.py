@@ -1,20 +1,21 @@
 """The seven image transformations of Delta-Influence, in plain torch.
 
 Each takes one image Float[c h w] and a generator and returns an image of the same shape. Parameters are the
-published ones (reference notebooks of arXiv 2411.13731); the operations follow the definitions of the torchvision
-transforms that were used there, without torchvision:
+published ones (reference notebooks of arXiv 2411.13731); the operations follow the definitions of the
+torchvision transforms that were used there, without torchvision:
 
 flip                 mirrored left to right
 colour jitter        brightness and contrast in [.9, 1.1], saturation in [.6, 1.4], hue in [-.1, .1] of a turn
-affine               rotation in +-180 degrees, scale in [1, 2], horizontal shear in +-10 degrees, nearest pixel
+affine               rotation in +-180 degrees, scale in [1, 2], horizontal shear in +-10 degrees, nearest
+                     pixel
 elastic              random displacements, smoothed with sigma 5, of strength 150
 blur                 Gaussian, 5 pixels wide and 9 high, sigma in [8, 10]
 invert               1 - x
 colour switch        red and green exchanged
 
-On grey images saturation and hue do nothing and the colour switch is the identity. Where the published code applies
-them to z-scores instead of pixels is the detector's business, not theirs; jitter clamps to [0, 1] in either case,
-as there.
+On grey images saturation and hue do nothing and the colour switch is the identity. Where the published code
+applies them to z-scores instead of pixels is the detector's business, not theirs; jitter clamps to [0, 1] in
+either case, as there.
 """
 
 from __future__ import annotations

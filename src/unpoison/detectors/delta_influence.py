@@ -1,32 +1,36 @@
 """Delta-Influence: from one wrong prediction to the training examples that caused it.
 
-Li, Peychev, Vechev et al., "Delta-Influence: Unlearning Poisons via Influence Functions" (arXiv 2411.13731; TMLR
-2026). An input that a poisoned model answers wrongly owes its label to the poison; change the input and ask about
-another label, and the influence of the poison collapses while that of other examples does not. Stages:
+Li, Li, Zeng, Schroeder de Witt, Prabhu and Sanyal, "Delta-Influence: Unlearning Poisons via Influence
+Functions" (arXiv 2411.13731; TMLR 2026). An input that a poisoned model answers wrongly owes its label to the poison; change the input and
+ask about another label, and the influence of the poison collapses while that of other examples does not.
+Stages:
 
-I    influence   `s_0[j]`: of every training example j on the margin of the wrong label y at the suspect x, by EK-FAC.
+I    influence   `s_0[j]`: of every training example j on the margin of the wrong label y at the suspect x, by
+                 EK-FAC.
 II   draws       n times: one of seven image transformations, and another label: `(x_i, y_i) = g_i(x, y)`.
-III  collapse    `D_i[j] = s_i[j] - s_0[j]`. The difference of the two measurement gradients is formed before the
-                 product with the training gradients, so all n + 1 scores cost one pass over the training set.
+III  collapse    `D_i[j] = s_i[j] - s_0[j]`. The difference of the two measurement gradients is formed before
+                 the product with the training gradients, so all n + 1 scores cost one pass over the training
+                 set.
 IV   decision    a rule turns the D into flags: `Votes`, as published, or `NullDistribution`, ours.
 
-Presets (`DeltaInfluence.preset`): `published`, `published-smooth` and `published-matching` are the three settings of
-the reference experiments (their thresholds differ because they were tuned for each attack); `calibrated` is ours
-and has nothing to tune: relative damping; collapses divided by the example's own self-influence, so that a few
-examples with huge gradients do not drown the rest; and a decision against innocent inputs, which says "no poison
-found" when the prediction is wrong for no other reason than being hard. What it is sure of it then asks for company
-(`_company`): poison that shares a cause shares a gradient direction, in the metric of the curvature, which finds the
-rest of it.
+Presets (`DeltaInfluence.preset`): `published`, `published-smooth` and `published-matching` are the three
+settings of the reference experiments (their thresholds differ because they were tuned for each attack);
+`calibrated` is ours and has nothing to tune: relative damping; collapses divided by the example's own
+self-influence, so that a few examples with huge gradients do not drown the rest; and a decision against
+innocent inputs, which says "no poison found" when the prediction is wrong for no other reason than being
+hard. What it is sure of it then asks for company (`_company`): poison that shares a cause shares a gradient
+direction, in the metric of the curvature, which finds the rest of it.
 
-Cost: two passes over the training set for the factors (they can be reused), one for the scores; `calibrated` takes one
-more where it found poison. Memory: the queries,
-n + 1 numbers a tracked parameter (the null distribution adds one for each innocent input), beside what
-`unpoison.influence` states. Limits: it must be one cause that the flagged share; a poison that made a single
-training example decisive cannot be told from an ordinary hard example.
+Cost: two passes over the training set for the factors (they can be reused), one for the scores; `calibrated`
+takes one more where it found poison. Memory: the queries, n + 1 numbers a tracked parameter (the null
+distribution adds one for each innocent input), beside what `unpoison.influence` states. Limits: it
+must be one cause that the flagged share; a poison that made a single training example decisive cannot be told
+from an ordinary hard example.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC
 from collections.abc import Mapping
@@ -61,8 +65,10 @@ from unpoison.training import predict
 Labels = Literal["uniform", "distinct"]
 Space = Literal["pixels", "normalized"]
 
+_DAMPING = RelativeDamping(0.1)
 
-class Rule(ABC):
+
+class Rule(ABC):  # noqa: B024 (what a rule needs to see differs from one to the next)
     """How collapses become flags."""
 
 
@@ -85,13 +91,15 @@ class Votes(Rule):
 class NullDistribution(Rule):
     """Our rule: flag what is blamed for the suspect and not for innocent inputs; see `_null_distribution`.
 
-    Innocent inputs are examples of other classes that the model gets right, those nearest to the suspect's label
-    first, each asked about as if it had been given that label: what a natural error on it would look like.
+    Innocent inputs are examples of other classes that the model gets right, those nearest to the suspect's
+    label first, each asked about as if it had been given that label: what a natural error on it would look
+    like.
 
     Arguments:
         false_alarm_level: the probability that a wrong prediction without poison is called poisoned. It takes
-            2 / level - 1 innocent inputs, of which the suspect must beat all but one.
-        false_discoveries: the share of what is blamed most that may be innocent; its upper half is asked for company.
+            2 / level - 1 innocent inputs (at least 3), of which the suspect must beat all but one.
+        false_discoveries: the share of what is blamed most that may be innocent; its upper half is asked for
+            company.
     """
 
     false_alarm_level: float = 0.01
@@ -105,7 +113,7 @@ class NullDistribution(Rule):
     @property
     def inputs(self) -> int:
         """How many innocent inputs the level asks for."""
-        return round(2 / self.false_alarm_level) - 1
+        return max(3, round(2 / self.false_alarm_level) - 1)
 
 
 @final
@@ -116,8 +124,8 @@ class DeltaInfluence(Detector):
     Arguments:
         rule: `Votes()` or `NullDistribution()`.
         draws: n, how many pairs of a transformation and a label.
-        labels: how the other labels are drawn: `uniform`, independently (published for 10 classes), or `distinct`,
-            without repetition while there are labels left (published for 100 classes).
+        labels: how the other labels are drawn: `uniform`, independently (published for 10 classes), or
+            `distinct`, without repetition while there are labels left (published for 100 classes).
         space: what the transformations work on: `pixels` in [0, 1], or, as the published code has it,
             `normalized` z-scores, to which inversion and jitter do something else.
         damping: of the curvature.
@@ -134,7 +142,7 @@ class DeltaInfluence(Detector):
     draws: int = 50
     labels: Labels = "uniform"
     space: Space = "pixels"
-    damping: Damping = RelativeDamping(0.1)
+    damping: Damping = _DAMPING
     modules: tuple[str, ...] | None = None
     covariance_examples: int | None = None
     batch_size: int = 128
@@ -344,9 +352,12 @@ class DeltaInfluence(Detector):
         labels = source.labels.cpu()
         others = ((logits.argmax(1) == labels) & (labels != label)).nonzero()[:, 0]
         if len(others) < rule.inputs:
+            fits = math.ceil(2000 / (len(others) + 1)) / 1000
+            advice = f"raise the level to {fits} or give" if len(others) >= 3 else "give"
             raise InputError(
-                f"{source.name}: a false alarm level of {rule.false_alarm_level} takes {rule.inputs} examples of other "
-                f"classes that the model gets right, there are {len(others)}; raise the level, or give a larger reference"
+                f"{source.name}: a false alarm level of {rule.false_alarm_level} takes {rule.inputs} "
+                "examples of other classes that the model gets right, there are "
+                f"{len(others)}; {advice} a larger reference"
             )
         nearness = logits.log_softmax(1)[others, label]
         chosen = others[nearness.argsort(descending=True, stable=True)[: rule.inputs]]
@@ -399,7 +410,8 @@ def check_observation(
     """The observation, if it is one of this model and this set.
 
     Raises:
-        InputError: there is none, its image or label does not fit, or the model does not answer with that label.
+        InputError: there is none, its image or label does not fit, or the model does not answer with that
+            label.
     """
     if observation is None:
         raise InputError("tracing starts from an Observation; give the input that the model gets wrong")
@@ -407,8 +419,8 @@ def check_observation(
         raise InputError(f"{training_set.name}: there are no training examples to trace to")
     if tuple(observation.images.shape[1:]) != training_set.image_shape:
         raise InputError(
-            f"Observation: the image is of shape {tuple(observation.images.shape[1:])}, the training images are of "
-            f"shape {training_set.image_shape}"
+            f"Observation: the image is of shape {tuple(observation.images.shape[1:])}, the training images "
+            f"are of shape {training_set.image_shape}"
         )
     for name, label in (("predicted", observation.predicted), ("true", observation.true_label)):
         if label is not None and not 0 <= label < training_set.num_classes:
@@ -418,8 +430,8 @@ def check_observation(
     logits = predict(model, observation.images)
     if logits.ndim != 2 or logits.shape[1] != training_set.num_classes:
         raise InputError(
-            f"the model gives outputs of shape {tuple(logits.shape[1:])}; for {training_set.name} it must give one "
-            f"logit for each of {training_set.num_classes} classes"
+            f"the model gives outputs of shape {tuple(logits.shape[1:])}; for {training_set.name} it must "
+            f"give one logit for each of {training_set.num_classes} classes"
         )
     answers = logits.argmax(1)
     wrong = (answers != observation.predicted).nonzero()
@@ -427,8 +439,8 @@ def check_observation(
         answer = int(answers[wrong[0, 0]])
         raise InputError(
             f"Observation: the model answers {answer} ({training_set.class_names[answer]}) to image "
-            f"{int(wrong[0, 0])}, not {observation.predicted} ({training_set.class_names[observation.predicted]}); "
-            "trace the label that it gives"
+            f"{int(wrong[0, 0])}, not {observation.predicted} "
+            f"({training_set.class_names[observation.predicted]}); trace the label that it gives"
         )
     return observation
 
@@ -446,9 +458,10 @@ def _other_labels(how: Labels, label: int, classes: int, count: int, randomness:
 def _by_votes(findings: Findings, rule: Votes, differences: Tensor) -> Findings:
     draws = len(differences)
     votes = findings.evidence["collapses"].long()
-    # Ranked by votes, and among equal votes by the mean difference, squeezed into less than one vote.
+    # Ranked by votes, and among equal votes by the mean difference, squeezed into less than one vote: the
+    # threshold lies half a vote below those needed, and no example on it.
     depth = -differences.mean(0).double()
-    scores = votes.double() + depth / (2 * depth.abs().max().clamp(min=1e-300))
+    scores = votes.double() + 0.49 * depth / depth.abs().max().clamp(min=1e-300)
     needed = draws - rule.tolerance
     flagged = (votes >= needed).nonzero()[:, 0]
     flagged = flagged[scores[flagged].argsort(descending=True, stable=True)]
@@ -458,7 +471,8 @@ def _by_votes(findings: Findings, rule: Votes, differences: Tensor) -> Findings:
         flagged=flagged,
         threshold=Threshold(
             needed - 0.5,
-            f"influence fell by more than {-rule.threshold:g} in at least {needed} of {draws} draws, as published",
+            f"influence fell by more than {0 - rule.threshold:g} in at least {needed} of {draws} draws, "
+            "as published",
         ),
         poison_found=bool(len(flagged)),
         summary=_summary(findings, len(flagged))
@@ -500,14 +514,15 @@ def _with_company(findings: Findings, rule: NullDistribution, kept: Company) -> 
     flagged = (kept.alike & (kept.scores > kept.threshold)).nonzero()[:, 0]
     flagged = flagged[kept.scores[flagged].argsort(descending=True, stable=True)]
     how = (
-        f"{findings.threshold.how}; then all of the same label that pull the model the same way as those, cut at the "
-        "gap that parts them from other examples"
+        f"{findings.threshold.how}; then all of the same label that pull the model the same way as those, "
+        "cut at the gap that parts them from other examples"
     )
     return replace(
         findings,
         scores=kept.scores,
         flagged=flagged,
         threshold=Threshold(kept.threshold, how, rule.false_alarm_level),
+        poison_found=bool(len(flagged)),
         summary=_summary(findings, len(flagged)),
     )
 

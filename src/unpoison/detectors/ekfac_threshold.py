@@ -2,9 +2,9 @@
 
 Score every training example by its influence on the wrong label's margin at the suspect, and flag all above a
 threshold. The published comparison (reference notebooks of arXiv 2411.13731) uses absolute damping 1e-8 and a
-threshold of 10, under which it flags about a quarter of the set; `EKFACThreshold.published()` is that. The default
-is the same with a curvature whose small eigenvalues are damped. There is no decision whether anything is poisoned at
-all: whatever is above the threshold is flagged.
+threshold of 10, under which it flags about a quarter of the set; `EKFACThreshold.published()` is that. The
+default is the same with a curvature whose small eigenvalues are damped. There is no decision whether anything
+is poisoned at all: whatever is above the threshold is flagged.
 
 Cost: two passes over the training set for the factors, one for the scores.
 """
@@ -35,6 +35,8 @@ from unpoison.influence import (
     score,
 )
 
+_DAMPING = RelativeDamping(0.1)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class EKFACThreshold(Detector):
     """
 
     threshold: float = 10.0
-    damping: Damping = RelativeDamping(0.1)
+    damping: Damping = _DAMPING
     batch_size: int = 128
     seed: int = 0
 
@@ -108,7 +110,8 @@ class EKFACThreshold(Detector):
             threshold=Threshold(self.threshold, "given in advance, the same for every model and attack"),
             poison_found=bool(len(flagged)),
             p_value=None,
-            summary=f"{len(flagged)} of {len(scores)} training examples push towards {name!r} by more than {self.threshold:g}",
+            summary=f"{len(flagged)} of {len(scores)} training examples push towards {name!r} by more than "
+            f"{self.threshold:g}",
             evidence={"influence_before": scores},
             observation=observation,
             seconds={"factors": fitted - clock, "scores": time.perf_counter() - fitted},
