@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from unpoison import detectors
 from unpoison.errors import InputError
 from unpoison.evaluation import Experiment
+from unpoison.evaluation._experiment import DETECTORS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -47,6 +49,13 @@ def test_a_recipe_holds_what_it_says() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_the_recipes_of_the_project_can_be_read(path: Path) -> None:
     assert Experiment.read(path).name == path.stem
+
+
+def test_the_detectors_are_those_of_their_room() -> None:
+    assert sorted(DETECTORS) == sorted(detectors.names())
+    for name, presets in DETECTORS.items():
+        for preset in presets:
+            detectors.get(name, preset=None if preset == "default" else preset)
 
 
 def test_reading_imports_no_torch() -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 LOG = "bench.log"
 FAILED = 1
+_KINDS = ("craft", "train", "find", "heal", "measure")
 
 
 def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
@@ -162,27 +163,33 @@ def _view(console: Console, log: Path, what: str) -> Iterator[Any]:
     screen = RichConsole(stderr=True)
     started = last = time.monotonic()
     with open(log, "a", encoding="utf-8") as lines, contextlib.ExitStack() as stack:
-        live = None
+        now: tuple[Standing, str] = (Standing(), "looking at what the store has")
         if screen.is_terminal:
-            live = stack.enter_context(
-                Live(console=screen, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False)
+            live = Live(
+                get_renderable=lambda: _table(what, *now, time.monotonic() - started),
+                console=screen,
+                refresh_per_second=4,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
+            stack.enter_context(live)
         else:
             console.say(f"{what} ...")
 
         def watch(standing: Standing, line: str) -> None:
-            nonlocal last
+            nonlocal last, now
+            now = standing, line
             stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
             lines.write(f"{stamp} {line}\n")
             lines.flush()
-            if live is not None:
-                live.update(_table(what, standing, line, time.monotonic() - started))
-            elif time.monotonic() - last >= _SECONDS_BETWEEN_LINES or "failed" in line or "damaged" in line:
+            if screen.is_terminal:
+                return
+            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES or "failed" in line or "damaged" in line:
                 last = time.monotonic()
                 console.say(f"{what}: {_words(standing)}; {line}")
 
         yield watch
-        if live is None:
+        if not screen.is_terminal:
             console.say(f"{what}: done in {time.monotonic() - started:.1f} s")
 
 
@@ -208,7 +215,7 @@ def _table(what: str, standing: Standing, line: str, seconds: float) -> Table:
     )
     for heading in ("stage", "all", "cached", "done", "running", "failed"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for kind, total in standing.total.items():
+    for kind, total in sorted(standing.total.items(), key=lambda one: _KINDS.index(one[0])):
         counts = (standing.cached, standing.done, standing.running, standing.failed)
         table.add_row(kind, str(total), *(str(count[kind] or "") for count in counts))
     return table

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from unpoison import attacks, data, unlearners
+from unpoison import attacks, data, detectors, unlearners
 from unpoison._artefacts import read_json, write_json
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
-from unpoison.detectors import DeltaInfluence, Detector, EKFACThreshold, Findings, Observation, Threshold
+from unpoison.detectors import Detector, Findings, Observation, Threshold
 from unpoison.errors import InputError, MismatchError
 from unpoison.evaluation._experiment import AttackChoice, DetectorChoice, UnlearnerChoice, nearest
 from unpoison.evaluation._measure import measure as measured
@@ -194,14 +194,9 @@ def attack_of(choice: AttackChoice, bases: Iterable[int] = ()) -> attacks.Attack
 
 def detector_of(choice: DetectorChoice, seed: int) -> Detector:
     """The detector with its preset, options and seed."""
-    made: Detector
-    if choice.name == "delta-influence":
-        made = DeltaInfluence.preset(str(choice.preset), seed=seed)
-    else:
-        made = (
-            EKFACThreshold.published(seed=seed) if choice.preset == "published" else EKFACThreshold(seed=seed)
-        )
-    change = functools.partial(dataclasses.replace, made)
+    preset = None if choice.preset == "default" else choice.preset
+    made = detectors.get(choice.name, preset=preset, seed=seed)
+    change = functools.partial(dataclasses.replace, made)  # type: ignore[type-var]
     return _made(change, type(made), choice.options, choice.name)
 
 
