@@ -1,9 +1,9 @@
 """Delta-Influence: from one wrong prediction to the training examples that caused it.
 
 Li, Li, Zeng, Schroeder de Witt, Prabhu and Sanyal, "Delta-Influence: Unlearning Poisons via Influence
-Functions" (arXiv 2411.13731; TMLR 2026). An input that a poisoned model answers wrongly owes its label to the poison; change the input and
-ask about another label, and the influence of the poison collapses while that of other examples does not.
-Stages:
+Functions" (arXiv 2411.13731; TMLR 2026). An input that a poisoned model answers wrongly owes its label to the
+poison; change the input and ask about another label, and the influence of the poison collapses while that of
+other examples does not. Stages:
 
 I    influence   `s_0[j]`: of every training example j on the margin of the wrong label y at the suspect x, by
                  EK-FAC.
