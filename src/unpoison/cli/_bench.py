@@ -117,6 +117,8 @@ def _sweep(options: Bench, experiment: Experiment, recorder: Recorder) -> tuple[
             raise InputError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and options.executor == "ray" and not options.gpu_share:
+            raise InputError("--gpu-share: say how much of a GPU each stage needs, 1 or a part of it")
         work = plan(experiment, device=device)
     standing = Standing()
     with (

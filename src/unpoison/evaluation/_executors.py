@@ -159,7 +159,7 @@ class RayExecutor(Executor):
         gpu_share: of a GPU for each stage: .25 lets four stages share one; 0 asks for none.
 
     Raises:
-        InputError: fewer than one worker.
+        InputError: fewer than one worker, or a stage needs more than the cluster has.
         MissingExtraError: Ray is not installed.
     """
 
@@ -197,7 +197,14 @@ class RayExecutor(Executor):
             runtime_env={"env_vars": {**variables, "PYTHONPATH": _python_path()}},
         )
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self.workers = workers or max(1, int(resources.get("CPU", 1)) // threads)
+        # Ray would wait for ever for what the cluster does not have.
+        for name, needed in (("CPU", float(threads)), ("GPU", gpu_share)):
+            if resources.get(name, 0.0) < needed:
+                ray.shutdown()
+                raise InputError(
+                    f"Ray: a stage needs {needed:g} {name}, the cluster has {resources.get(name, 0.0):g}"
+                )
+        self.workers = workers or max(1, int(resources["CPU"]) // threads)
         self._perform = ray.remote(perform).options(
             num_cpus=threads, num_gpus=gpu_share, max_retries=_ATTEMPTS - 1
         )

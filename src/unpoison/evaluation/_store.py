@@ -133,14 +133,15 @@ class Store:
     def writing(self, stage: Stage) -> Iterator[Path]:
         """Yield a directory that becomes the stage's artefact when the block ends without an error."""
         started = time.perf_counter()
-        _forget_peak()
+        device = str(stage.surroundings.get("device", "cpu"))
+        _forget_peak(device)
         with atomic_directory(self.place(stage.key)) as staging:
             yield staging
             record = {
                 **stage.identity,
                 "digests": _digests(staging),
                 "seconds": round(time.perf_counter() - started, 6),
-                "peak_bytes": _peak(stage.surroundings.get("device")),
+                "peak_bytes": _peak(device),
             }
             (staging / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -217,13 +218,19 @@ def _digests(place: Path) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _forget_peak() -> None:
-    # Linux lets a process forget its highest memory so far, so that each stage has its own.
+def _forget_peak(device: str) -> None:
+    """Let the next stage have a peak of its own."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    # Linux alone lets a process forget; elsewhere the peak is that of the worker so far.
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as control:
         control.write("5")
 
 
-def _peak(device: str | None) -> int:
+def _peak(device: str) -> int:
     from unpoison._memory import peak_bytes
 
-    return peak_bytes(device or "cpu")
+    return peak_bytes(device)
