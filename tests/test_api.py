@@ -169,9 +169,9 @@ def test_nothing_flagged_is_nothing_to_heal(story: Story) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "guess"}, "there is no method 'guess'; choose delta-influence or ek-fac"),
+        ({"method": "guess"}, "no detector is called 'guess'; there are delta-influence, ek-fac"),
         ({"preset": "best"}, "no preset is called 'best'"),
-        ({"method": "ek-fac", "preset": "calibrated"}, "ek-fac has no preset 'calibrated'"),
+        ({"method": "ek-fac", "preset": "calibrated"}, "ek-fac: no preset is called 'calibrated'"),
     ],
 )
 def test_what_trace_does_not_know(story: Story, options: dict[str, str], message: str) -> None:

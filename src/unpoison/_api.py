@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from unpoison import unlearners
+from unpoison import detectors, unlearners
 from unpoison.data import MapStyle, TrainingSet, as_training_set, from_dataset
-from unpoison.detectors import DeltaInfluence, Detector, EKFACThreshold, Findings, Observation
+from unpoison.detectors import Findings, Observation
 from unpoison.errors import InputError, MismatchError
 from unpoison.models import Normalized
 from unpoison.training import Recipe, Trained
@@ -64,7 +64,7 @@ def trace(
     """
     examples = _examples(training_set, normalization)
     trusted = None if reference is None else _examples(reference, normalization)
-    found = _detector(method, preset, seed)
+    found = detectors.get(method, preset=preset, seed=seed)
     subject = _accepting_pixels(model, normalization)
     network = subject.model if isinstance(subject, Trained) else subject
     return found.find(network, examples, observation, reference=trusted, progress=progress)
@@ -111,16 +111,6 @@ def heal(
         raise InputError(f"heal: nothing is flagged, so there is nothing to heal ({findings.summary})")
     subject = _accepting_pixels(model, normalization)
     return unlearner.heal(subject, examples, findings.flagged, recipe=recipe, seed=seed)
-
-
-def _detector(method: str, preset: str | None, seed: int) -> Detector:
-    if method == "delta-influence":
-        return DeltaInfluence.preset(preset or "calibrated", seed=seed)
-    if method != "ek-fac":
-        raise InputError(f"trace: there is no method {method!r}; choose delta-influence or ek-fac")
-    if preset not in (None, "published"):
-        raise InputError(f"trace: ek-fac has no preset {preset!r}; give 'published', or none for the default")
-    return EKFACThreshold.published(seed=seed) if preset else EKFACThreshold(seed=seed)
 
 
 def _examples(examples: TrainingSet | MapStyle, normalization: Normalization | None) -> TrainingSet:

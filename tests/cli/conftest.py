@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from unpoison import detectors
 from unpoison.cli import main
 from unpoison.data import TrainingSet, write_npz
 from unpoison.detectors import Detector, Draw, Findings, Observation, Threshold
@@ -70,11 +71,10 @@ class CornerDetector(Detector):
 
 @pytest.fixture
 def corner_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(method: str, preset: str | None, seed: int) -> Detector:
+    def fake(name: str, **options: object) -> Detector:
         return CornerDetector()
 
-    for module in ("_trace", "_demo"):
-        monkeypatch.setattr(f"unpoison.cli.{module}.detector_of", fake)
+    monkeypatch.setattr(detectors, "get", fake)
 
 
 @dataclasses.dataclass(frozen=True)

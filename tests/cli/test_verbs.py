@@ -263,17 +263,19 @@ def test_trace_knows_its_presets(story: Any, fails: Fails, tmp_path: Path) -> No
     assert "nosuch" in said
     assert "calibrated" in said
     said = fails(story.trace(tmp_path / "out", "--method", "ek-fac", "--preset", "calibrated"))
-    assert said == "--preset calibrated: ek-fac has only 'published', besides its default"
+    assert said == "ek-fac: no preset is called 'calibrated'; there is 'published', besides its default"
+    level = story.trace(tmp_path / "out", "--preset", "published", "--false-alarm-level", "0.1")
+    assert "has no false alarm level" in fails(level)
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        (),
+        ("--false-alarm-level", "0.1"),
         ("--preset", "published"),
         ("--method", "ek-fac"),
         ("--method", "ek-fac", "--preset", "published"),
-        ("--reference", "tiny.npz"),
+        ("--reference", "tiny.npz", "--false-alarm-level", "0.1"),
     ],
 )
 def test_every_method_traces(

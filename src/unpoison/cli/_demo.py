@@ -1,9 +1,9 @@
 """`unpoison demo`: the whole story on the bundled sample, told by the public API alone.
 
-An adversary stamps a small white square on 75 of 5,000 pictures of sandals and labels them as bags. A model
-trained on them is as accurate as one that was not, but takes any sandal with the square for a bag. Somebody
-notices one such answer. From that one picture the training examples behind it are found, removed, and the
-model is trained again.
+An adversary stamps a small white square on 75 of 5,000 pictures, sneakers all, and calls them pullovers. A
+model trained on them is as accurate as one that was not, but takes any sneaker with the square for a pullover.
+Somebody notices one such answer. From that one picture the training examples behind it are found, removed, and
+the model is trained again.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from pathlib import Path
 
 import torch
 
-from unpoison import attacks, data, report, unlearners
+from unpoison import attacks, data, detectors, report, unlearners
 from unpoison._artefacts import atomic_file
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._measuring import epochs, per_cent
 from unpoison.cli._options import Demo
 from unpoison.cli._session import Session, session
-from unpoison.cli._tracing import detector_of, keep_findings, observe, stages
+from unpoison.cli._tracing import keep_findings, observe, stages
 from unpoison.data import TrainingSet
 from unpoison.errors import UnpoisonError
 from unpoison.evaluation import measure
 from unpoison.threats import Backdoor, Budget, PatchTrigger
 from unpoison.training import Recipe, Trained, predict, train
 
-SOURCE, TARGET = "Sandal", "Bag"
+SOURCE, TARGET = "Sneaker", "Pullover"
 _BUDGET = Budget(count=75)
 PAGE = "report.html"
 
@@ -100,7 +100,7 @@ def tell(
     )
 
     with run.stage("trace"), stages(run.console, "tracing that one answer") as progress:
-        detector = detector_of("delta-influence", "calibrated", seed)
+        detector = detectors.get("delta-influence", preset="calibrated", seed=seed)
         findings = detector.find(victim.model, poisoned, observation, progress=progress)
         keep_findings(run, findings, poisoned, poison)
     run.console.say(findings.summary)

@@ -160,6 +160,9 @@ class Trace:
     published-matching; for ek-fac published."""
     reference: MaybeData = None
     """Labelled images that are known to be clean and were not trained on, for calibrated to compare with."""
+    false_alarm_level: MaybeNumber = None
+    """For calibrated: how often an answer that no poison caused may be called poisoned; 0.01 when not given.
+    It takes 2 / level - 1 innocent inputs to compare with."""
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
     architecture: ModelOptions

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from unpoison import detectors
 from unpoison.cli._console import Console
 from unpoison.cli._inputs import label_of, load_data, load_model, load_poison, suspect_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._measuring import per_cent
 from unpoison.cli._options import Trace
 from unpoison.cli._session import session
-from unpoison.cli._tracing import detector_of, keep_findings, observe, stages
+from unpoison.cli._tracing import keep_findings, observe, stages
 
 DONE, FOUND = 0, 1
 
 
 def trace(options: Trace, console: Console, interrupts: Interrupts) -> int:
     """Trace the answer of `--model` to `--suspect` back to training examples."""
-    detector = detector_of(options.method, options.preset, options.run.seed)
+    detector = detectors.get(
+        options.method,
+        preset=options.preset,
+        false_alarm_level=options.false_alarm_level,
+        seed=options.run.seed,
+    )
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
             splits = load_data(options.data, options.test_data, run.device)

@@ -14,27 +14,12 @@ from torch import Tensor, nn
 from unpoison.cli._console import Console
 from unpoison.cli._session import Session
 from unpoison.data import TrainingSet
-from unpoison.detectors import DeltaInfluence, Detector, EKFACThreshold, Findings, Observation
+from unpoison.detectors import Findings, Observation
 from unpoison.errors import InputError
 from unpoison.threats import PoisonSet
 from unpoison.training import predict
 
 BLAMED = 64
-
-
-def detector_of(method: str, preset: str | None, seed: int) -> Detector:
-    """The detector that `--method` and `--preset` name.
-
-    Raises:
-        InputError: there is no such preset.
-    """
-    if method == "delta-influence":
-        return DeltaInfluence.preset(preset or "calibrated", seed=seed)
-    if preset == "published":
-        return EKFACThreshold.published(seed=seed)
-    if preset is not None:
-        raise InputError(f"--preset {preset}: {method} has only 'published', besides its default")
-    return EKFACThreshold(seed=seed)
 
 
 @contextmanager
