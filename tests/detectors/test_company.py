@@ -1,0 +1,174 @@
+"""Company: cosines in the metric of the curvature, and where they are cut."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unpoison.data import TrainingSet
+from unpoison.detectors._company import company, minimum_error_threshold, valley
+from unpoison.influence import ClassificationTask, Factors, RelativeDamping, fit_factors
+
+
+def normal(count: int, mean: float, deviation: float, seed: int) -> Tensor:
+    return mean + deviation * torch.randn(count, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("many", "few", "distance"), [(500, 30, 0.6), (100, 100, 0.5), (900, 8, 0.8)])
+def test_two_groups_part_between_them(many: int, few: int, distance: float) -> None:
+    for seed in range(5):
+        low, high = normal(many, 0.0, 0.05, seed), normal(few, distance, 0.05, 99 + seed)
+        for cut in (minimum_error_threshold, valley):
+            threshold = cut(torch.cat([high, low]))
+            assert float(low.max()) < threshold < float(high.min()), cut
+
+
+def slow_minimum_error(values: list[float]) -> float:
+    ordered = sorted(values)
+    least = 1e-3 * (ordered[-1] - ordered[0]) ** 2
+
+    def variance(group: list[float]) -> float:
+        mean = sum(group) / len(group)
+        return max(sum((value - mean) ** 2 for value in group) / len(group), least)
+
+    costs = {}
+    for count in range(2, len(ordered) - 1):
+        groups, cost = (ordered[:count], ordered[count:]), 0.0
+        for group in groups:
+            share = len(group) / len(ordered)
+            cost += share * math.log(variance(group)) - 2 * share * math.log(share)
+        costs[count] = cost
+    best = min(costs, key=lambda count: costs[count])
+    return (ordered[best - 1] + ordered[best]) / 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_threshold_is_that_of_kittler_and_illingworth(seed: int) -> None:
+    values = torch.cat([normal(40, 0.1, 0.1, seed), normal(9, 0.7, 0.1, seed + 50)]).double()
+    assert minimum_error_threshold(values) == pytest.approx(slow_minimum_error(values.tolist()))
+
+
+def test_the_poison_that_least_resembles_the_rest_is_not_cut_off() -> None:
+    clean = normal(500, 0.0, 0.004, 1)
+    stragglers = torch.tensor([0.11, 0.15, 0.19])
+    poison = normal(30, 0.6, 0.05, 2)
+    values = torch.cat([clean, stragglers, poison])
+    assert minimum_error_threshold(values) > 0.19 or valley(values) <= 0.11
+    assert float(clean.max()) < valley(values) < 0.6
+
+
+@pytest.mark.parametrize("cut", [minimum_error_threshold, valley])
+@pytest.mark.parametrize(
+    "values", [[], [0.5], [0.1, 0.9], [0.3] * 3, [0.3] * 9, [0.0] * 20, [-0.5, -0.4, -0.1, -0.2, -0.3]]
+)
+def test_few_or_equal_values_give_a_number(cut: object, values: list[float]) -> None:
+    assert math.isfinite(cut(torch.tensor(values)))  # type: ignore[operator]
+
+
+CLASSES = 3
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(16, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(functional.relu(self.first(images.flatten(1))))
+
+
+PLANTED = list(range(0, 60, 6))
+
+
+@pytest.fixture(scope="module")
+def twins() -> tuple[nn.Module, TrainingSet, Factors]:
+    """Sixty drawn images of which every sixth is the same, with the same label."""
+    randomness = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (60, 1, 4, 4), dtype=torch.uint8, generator=randomness)
+    labels = torch.randint(0, CLASSES, (60,), generator=randomness)
+    images[PLANTED], labels[PLANTED] = images[0].clone(), 1
+    training_set = TrainingSet(images, labels, ("a", "b", "c"))
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model = Net().eval()
+    return model, training_set, fit_factors(model, training_set, ClassificationTask(), seed=0)
+
+
+def ask(twins: tuple[nn.Module, TrainingSet, Factors], surest: list[int]) -> tuple[Tensor, float, Tensor]:
+    model, training_set, factors = twins
+    found = company(
+        model, factors, training_set, torch.tensor(surest), damping=RelativeDamping(0.1), batch_size=16
+    )
+    return found.scores, found.threshold, found.alike
+
+
+def test_duplicates_are_in_each_others_company(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
+    scores, threshold, alike = ask(twins, PLANTED[:4])
+    flagged = (alike & (scores > threshold)).nonzero()[:, 0].tolist()
+    assert flagged == PLANTED
+    assert scores[PLANTED].tolist() == pytest.approx([1.0] * len(PLANTED), abs=1e-4)
+    assert float(scores.abs().max()) <= 1 + 1e-4
+    assert torch.equal(alike, twins[1].labels == 1)
+
+
+def test_an_innocent_among_the_surest_carries_little(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
+    scores, threshold, alike = ask(twins, [*PLANTED[:5], 1])
+    others = [row for row in range(60) if row not in PLANTED]
+    assert float(scores[PLANTED].min()) > 0.9
+    assert float(scores[PLANTED].min()) > float(scores[others].max())
+    assert set((alike & (scores > threshold)).nonzero()[:, 0].tolist()) >= set(PLANTED)
+
+
+def test_cosines_are_those_of_the_explicit_metric(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
+    model, training_set, factors = twins
+    inputs, labels = training_set.batch(0, len(training_set))
+    flat = []
+    for name in ("first", "head"):
+        layer, own = model.get_submodule(name), factors.layers[name]
+        assert own.input_basis is not None
+        assert own.output_basis is not None
+        eigenvalues = own.eigenvalues[0].double()
+        damped = eigenvalues + 0.1 * eigenvalues.mean()
+        rows = []
+        for index in range(len(training_set)):
+            loss = functional.cross_entropy(model(inputs[index : index + 1]), labels[index : index + 1])
+            weight, bias = torch.autograd.grad(loss, [layer.weight, layer.bias])  # type: ignore[list-item]
+            gradient = torch.cat([weight, bias[:, None]], 1).double()
+            turned = own.output_basis[0].double().t() @ gradient @ own.input_basis[0].double()
+            rows.append((turned / damped.sqrt()).flatten())
+        flat.append(torch.stack(rows))
+    unit = functional.normalize(torch.cat(flat, 1))
+    scores, _, _ = ask(twins, [7])
+    expected = unit @ unit[7]
+    # The one surest is no company to itself.
+    expected[7] = 0
+    assert torch.allclose(scores, expected, atol=1e-4)
+
+
+def test_one_surest_finds_its_duplicates(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
+    scores, threshold, alike = ask(twins, [PLANTED[2]])
+    assert set((alike & (scores > threshold)).nonzero()[:, 0].tolist()) == set(PLANTED) - {PLANTED[2]}
+
+
+def test_an_example_without_gradient_gives_zero_not_nan() -> None:
+    randomness = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8, generator=randomness)
+    images[3] = 0
+    labels = torch.arange(20) % 2
+    training_set = TrainingSet(images, labels, ("a", "b"))
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        # Without bias a black image moves nothing.
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False)).eval()
+    factors = fit_factors(model, training_set, ClassificationTask(), seed=0)
+    for surest in ([3], [3, 5], [1, 5]):
+        found = company(
+            model, factors, training_set, torch.tensor(surest), damping=RelativeDamping(0.1), batch_size=8
+        )
+        assert bool(torch.isfinite(found.scores).all())
+        assert float(found.scores[3]) == 0
+        assert math.isfinite(found.threshold)

@@ -1,0 +1,168 @@
+"""The comparison with innocent inputs: its level, its power, its corner cases."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from unpoison._statistics import Proportion
+from unpoison.detectors import NullDistribution
+from unpoison.detectors._null_distribution import compare
+from unpoison.errors import InputError
+
+INPUTS, EXAMPLES = 19, 150
+
+
+def draw(rows: int, seed: int) -> Tensor:
+    """Collapses that share a heavy-tailed scale for each example, as real ones do."""
+    randomness = torch.Generator().manual_seed(seed)
+    scale = torch.randn(EXAMPLES, generator=randomness).exp()
+    centre = torch.randn(EXAMPLES, generator=randomness)
+    return (centre + torch.randn(rows, EXAMPLES, generator=randomness)) * scale
+
+
+def test_innocent_suspects_have_uniform_p_values() -> None:
+    values = []
+    for seed in range(200):
+        rows = draw(INPUTS + 1, seed)
+        values.append(compare(rows[0], rows[1:], false_discoveries=0.05).p_value)
+    # Of 20 equally likely ranks the first 1, 2 and 10; the interval is the one that a binomial leaves in 1e-3.
+    for level in (0.05, 0.1, 0.5):
+        low, high = Proportion(sum(value <= level + 1e-9 for value in values), 200).interval(0.999)
+        assert low <= level <= high, (level, low, high)
+    assert min(values) >= 1 / (INPUTS + 1)
+    assert max(values) <= 1
+
+
+def test_a_planted_signal_is_found_and_flagged() -> None:
+    planted = torch.arange(0, 60, 10)
+    for seed in range(5):
+        rows = draw(INPUTS + 1, seed)
+        rows[0, planted] += 12 * rows[1:].std(0)[planted]
+        found = compare(rows[0], rows[1:], false_discoveries=0.05)
+        assert found.p_value == pytest.approx(1 / (INPUTS + 1))
+        flagged = (found.excess > found.threshold).nonzero()[:, 0].tolist()
+        assert set(flagged) >= set(planted.tolist())
+        assert len(flagged) <= 9
+        # Neither unit nor order bears on it.
+        scaled = compare(rows[0] * 7, rows[1:].flip(0) * 7, false_discoveries=0.05)
+        assert scaled.p_value == found.p_value
+        assert torch.allclose(scaled.excess, found.excess)
+
+
+def test_the_excess_is_the_distance_from_the_null_in_its_deviations() -> None:
+    rows = draw(INPUTS + 1, 1).double()
+    found = compare(rows[0], rows[1:], false_discoveries=0.05)
+    deviations = torch.stack([rows[1:, j].std() for j in range(EXAMPLES)])
+    for j in range(EXAMPLES):
+        expected = (rows[0, j] - rows[1:, j].mean()) / (deviations[j] + deviations.median())
+        assert float(found.excess[j]) == pytest.approx(float(expected))
+
+
+def test_the_p_value_is_the_rank_of_the_statistic_with_each_null_left_out() -> None:
+    rows = draw(INPUTS + 1, 4).double()
+    fudge = rows[1:].std(0).median()
+    excesses = [(rows[0] - rows[1:].mean(0)) / (rows[1:].std(0) + fudge)]
+    for place in range(1, INPUTS + 1):
+        rest = torch.cat([rows[1:place], rows[place + 1 :]])
+        excesses.append((rows[place] - rest.mean(0)) / (rest.std(0) + fudge))
+    tops = torch.stack([excess.sort(descending=True).values[[2, 5]] for excess in excesses])
+    statistics = ((tops - tops[1:].mean(0)) / (tops[1:].std(0) + 0.05)).amax(1)
+    found = compare(rows[0], rows[1:], false_discoveries=0.05)
+    assert found.statistic == pytest.approx(float(statistics[0]))
+    assert found.p_value == (1 + int((statistics[1:] >= statistics[0]).sum())) / (INPUTS + 1)
+
+
+def test_the_threshold_keeps_the_false_discoveries() -> None:
+    rows = draw(INPUTS + 1, 2).double()
+    rows[0, :12] += 8 * rows[1:, :12].std(0)
+    for share in (0.02, 0.05, 0.3):
+        found = compare(rows[0], rows[1:], false_discoveries=share)
+        fudge = rows[1:].std(0).median()
+        least = found.excess[found.excess > found.threshold].min()
+        expected = 0.0
+        for place in range(1, INPUTS + 1):
+            rest = torch.cat([rows[1:place], rows[place + 1 :]])
+            excess = (rows[place] - rest.mean(0)) / (rest.std(0) + fudge)
+            expected += int((excess >= least).sum()) / INPUTS
+        assert expected <= share * int((found.excess > found.threshold).sum()) + 1e-9
+    wide = compare(rows[0], rows[1:], false_discoveries=0.3).threshold
+    assert wide <= compare(rows[0], rows[1:], false_discoveries=0.02).threshold
+
+
+def test_what_a_null_input_says_of_itself_is_left_out() -> None:
+    rows = draw(INPUTS + 1, 3)
+    ignore = torch.arange(INPUTS) * 2
+    ignore[3] = -1
+    loud = rows.clone()
+    for place, index in enumerate(ignore.tolist()):
+        if index >= 0:
+            loud[1 + place, index] = 1e6
+    kept = compare(loud[0], loud[1:], false_discoveries=0.05, ignore=ignore)
+    other = compare(rows[0], rows[1:], false_discoveries=0.05, ignore=ignore)
+    assert torch.equal(kept.excess, other.excess)
+    assert kept.p_value == other.p_value
+    assert not torch.equal(kept.excess, compare(rows[0], rows[1:], false_discoveries=0.05).excess)
+    # It counts as the mean of the others.
+    place, index = 5, int(ignore[5])
+    assert place != 3
+    column = torch.cat([rows[1 : 1 + place, index], rows[2 + place :, index]]).double()
+    filled = rows[1:].double().clone()
+    filled[place, index] = column.mean()
+    for row, column_index in enumerate(ignore.tolist()):
+        if column_index >= 0 and row != place:
+            filled[row, column_index] = torch.cat(
+                [filled[:row, column_index], filled[row + 1 :, column_index]]
+            ).mean()
+    assert torch.allclose(
+        other.excess, compare(rows[0].double(), filled, false_discoveries=0.05).excess, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 1.0], ids=["some", "most", "all"])
+@pytest.mark.parametrize("count", [3, 19])
+def test_columns_without_spread_are_safe(share: float, count: int) -> None:
+    rows = draw(count + 1, 8)
+    constant = int(share * EXAMPLES)
+    rows[:, :constant] = 0.0
+    found = compare(rows[0], rows[1:], false_discoveries=0.05)
+    assert bool(torch.isfinite(found.excess).all())
+    assert bool((found.excess[:constant] == 0).all())
+    assert math.isfinite(found.statistic)
+    assert 1 / (count + 1) <= found.p_value <= 1
+    if share == 1.0:
+        assert found.p_value == 1
+    rows[0, 0] = 5.0
+    odd = compare(rows[0], rows[1:], false_discoveries=0.05)
+    assert bool(torch.isfinite(odd.excess).all())
+    assert float(odd.excess[0]) > 0
+
+
+def test_fewer_examples_than_depths() -> None:
+    rows = draw(INPUTS + 1, 9)[:, :2]
+    found = compare(rows[0], rows[1:], false_discoveries=0.05)
+    assert found.excess.shape == (2,)
+    assert 0 < found.p_value <= 1
+
+
+def test_nothing_can_be_flagged_where_innocent_inputs_put_more() -> None:
+    rows = draw(INPUTS + 1, 10)
+    assert compare(rows[1:].mean(0), rows[1:], false_discoveries=0.01).threshold == float("inf")
+
+
+@pytest.mark.parametrize(("level", "inputs"), [(0.01, 199), (0.05, 39), (0.1, 19), (0.5, 3), (0.99, 3)])
+def test_the_level_says_how_many_inputs(level: float, inputs: int) -> None:
+    rule = NullDistribution(false_alarm_level=level)
+    assert rule.inputs == inputs
+    # All but one beaten: two of m + 1 ranks.
+    assert 2 / (inputs + 1) <= level + 1e-9
+
+
+@pytest.mark.parametrize("name", ["false_alarm_level", "false_discoveries"])
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, math.nan])
+def test_levels_outside_0_and_1_are_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"NullDistribution: {name} must lie between 0 and 1"):
+        NullDistribution(**{name: value})
