@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -191,3 +193,28 @@ def test_no_trials_at_all_is_still_a_page(tmp_path: Path) -> None:
 
 def test_the_same_results_give_the_same_bytes() -> None:
     assert leaderboard_html(make_results({}, FOUND)) == leaderboard_html(make_results({}, FOUND))
+
+
+BROWSER = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the path")
+@pytest.mark.parametrize(("clicks", "order"), [(1, ["0.78", "0.8", "0.9"]), (2, ["0.9", "0.8", "0.78"])])
+def test_a_click_sorts(clicks: int, order: list[str], tmp_path: Path) -> None:
+    page = leaderboard_html(make_results({}, FOUND, {**FOUND, "detector": "other", "clean_correct": 90}))
+    [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    clicking = script + "document.querySelectorAll('.sortable th button')[4].click();" * clicks
+
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    changed = page.replace(script, clicking).replace(digest(script), digest(clicking))
+    (tmp_path / "page.html").write_text(changed, encoding="utf-8")
+    assert BROWSER is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    command = [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'page.html'}"]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    board = done.stdout.decode().split("<tbody>")[1].split("</tbody>")[0]
+    values = [re.findall('data-value="([^"]*)"', row) for row in board.split("<tr")[1:]]
+    assert [row[4] for row in values] == order
