@@ -1,9 +1,9 @@
 """`unpoison demo`: the whole story on the bundled sample, told by the public API alone.
 
-An adversary stamps a small white square on 75 of 5,000 pictures, sneakers all, and calls them pullovers. A
-model trained on them is as accurate as one that was not, but takes any sneaker with the square for a pullover.
-Somebody notices one such answer. From that one picture the training examples behind it are found, removed, and
-the model is trained again.
+An adversary stamps a small white square on 75 of 5,000 pictures, sneakers all, and calls them pullovers.
+A model trained on them is as accurate as one that was not, but takes any sneaker with the square for a
+pullover. Somebody notices one such answer. From that one picture the training examples behind it are found,
+removed, and the model is trained again.
 """
 
 from __future__ import annotations

@@ -485,9 +485,12 @@ def _by_null(
 ) -> tuple[Findings, Tensor]:
     """The verdict, and Int64[k] the examples it is surest of.
 
+    Influence is divided by the root of self-influence.
+
     `collapses` are Float[1 + m, n] of the suspect and the innocent, `own` Float[n] roots of self-influence.
     """
-    relative = collapses / torch.where(own > 0, own, torch.inf)
+    length = torch.where(own > 0, own, torch.inf)
+    relative = collapses / length
     relative = relative / relative.std(1, keepdim=True).clamp(min=torch.finfo(relative.dtype).tiny)
     outcome = compare(
         relative[0], relative[1:], false_discoveries=rule.false_discoveries, ignore=innocent.indices
@@ -506,7 +509,14 @@ def _by_null(
         poison_found=found,
         p_value=outcome.p_value,
         summary=_summary(findings, 0),
-        evidence={**findings.evidence, "relative_collapse": relative[0], "excess": outcome.excess},
+        evidence={
+            # As the rule sees them: a few examples with huge gradients would hide all others.
+            "influence_before": findings.evidence["influence_before"] / length,
+            "influence_after": findings.evidence["influence_after"] / length,
+            "collapses": findings.evidence["collapses"],
+            "relative_collapse": relative[0],
+            "excess": outcome.excess,
+        },
     ), surest
 
 
