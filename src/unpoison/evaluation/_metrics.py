@@ -4,7 +4,7 @@
   the Wilson interval. The trial is the unit: inputs of one trial share a model and are not independent.
 - attack success rate: share of the adversary's test inputs that are answered so; mean and deviation.
 - clean accuracy: share of clean test images answered rightly; mean and deviation over trials.
-- worst class: the lowest accuracy of a class, all trials taken together.
+- accuracy by class, and of the worst one: all trials taken together.
 - observed: trials with a wrong answer to trace, of those with a detector; where the attack failed there is
 none, and
   nothing is flagged.
@@ -97,7 +97,7 @@ class Line:
     success: Proportion
     success_rate: Mean
     clean_accuracy: Mean
-    worst_class: tuple[str, Proportion]
+    per_class: Mapping[str, Proportion]
     observed: Proportion
     caught: Proportion
     precision: Proportion
@@ -106,6 +106,12 @@ class Line:
     filter_bias: float | None
     seconds: Mapping[str, float]
     peak_bytes: float
+
+    @property
+    def worst_class(self) -> tuple[str, Proportion]:
+        """The class of the lowest accuracy; one that does not occur in the test set is not asked."""
+        known = [entry for entry in self.per_class.items() if entry[1].trials]
+        return min(known, key=lambda entry: entry[1].rate, default=("-", Proportion(0, 0)))
 
     @property
     def n(self) -> int:
@@ -120,7 +126,7 @@ class Line:
             "success": self.success.to_dict(),
             "success_rate": self.success_rate.to_dict(),
             "clean_accuracy": self.clean_accuracy.to_dict(),
-            "worst_class": {"name": self.worst_class[0], **self.worst_class[1].to_dict()},
+            "per_class": {name: share.to_dict() for name, share in self.per_class.items()},
             "observed": self.observed.to_dict(),
             "caught": self.caught.to_dict(),
             "precision": self.precision.to_dict(),
@@ -167,13 +173,8 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         return Proportion(sum(row[part] for row in judged), sum(row[whole] for row in judged))
 
     names = rows[0]["class_names"] or []
-    classes = [
-        (name, Proportion(hit, count))
-        for name, hit, count in zip(
-            names, _sums(rows, "class_correct"), _sums(rows, "class_total"), strict=True
-        )
-    ]
-    known = [entry for entry in classes if entry[1].trials]
+    hits, counts = _sums(rows, "class_correct"), _sums(rows, "class_total")
+    classes = zip(names, hits, counts, strict=True)
     lost = [
         gone / there
         for gone, there in zip(
@@ -192,7 +193,7 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         success=Proportion(sum(map(succeeded, rows)), len(rows)),
         success_rate=Mean.of(map(success_rate, rows)),
         clean_accuracy=Mean.of(map(clean_accuracy, rows)),
-        worst_class=min(known, key=lambda entry: entry[1].rate, default=("-", Proportion(0, 0))),
+        per_class={name: Proportion(hit, count) for name, hit, count in classes},
         observed=Proportion(sum(bool(row["observed"]) for row in asked), len(asked)),
         caught=share("caught", "poisons"),
         precision=share("caught", "flagged"),

@@ -72,7 +72,8 @@ HEADINGS = (
     ("Clean lost", "clean examples flagged"),
     ("Average precision", "area under the precision-recall curve of the scores"),
     ("Filter bias", "largest difference between two classes in the share of clean examples lost"),
-    ("Seconds", "finding and healing, mean of the trials"),
+    ("Seconds", "finding and healing, mean of the trials; beside it each stage"),
+    ("Peak memory", "of the stage that needed most"),
     ("Trials", "how many"),
 )
 
@@ -117,8 +118,11 @@ def _cells(line: Line) -> Iterator[Cell]:
     yield _mean(line.average_precision, share=False)
     bias = line.filter_bias
     yield Cell("–") if bias is None else Cell(percent(bias), f"n = {line.n}", bias)
-    seconds = [line.seconds[stage] for stage in ("find", "heal") if stage in line.seconds]
-    yield Cell(f"{sum(seconds):.3g}", f"n = {line.n}", sum(seconds)) if seconds else Cell("–")
+    asked = sum(line.seconds.get(stage, 0.0) for stage in ("find", "heal"))
+    stages = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in line.seconds.items())
+    yield Cell(f"{asked:.3g}", f"{stages}; n = {line.n}", asked) if line.seconds else Cell("–")
+    peak = line.peak_bytes
+    yield Cell(f"{peak / 1e6:,.0f} MB", f"n = {line.n}", peak) if peak else Cell("–")
     yield Cell(str(line.n), "", line.n)
 
 
@@ -234,7 +238,7 @@ def leaderboard_html(results: Results) -> str:
         plot=_plot(lines) if lines else None,
         growth=_growth(lines),
         comparisons=list(_comparisons(lines)),
-        groups=[(method_name(line), attack_name(line), _trials(line)) for line in lines],
+        groups=[(method_name(line), attack_name(line), _classes(line), _trials(line)) for line in lines],
     )
 
 
@@ -250,6 +254,12 @@ def write_leaderboard(path: str | os.PathLike[str], results: Results) -> None:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _classes(line: Line) -> str:
+    return "; ".join(
+        f"{name} {percent(share.rate)} of {share.trials:,}" for name, share in line.per_class.items()
+    )
 
 
 def _trials(line: Line) -> list[dict[str, Any]]:
