@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +93,30 @@ def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, fails: Any) -> None
     assert "needs at least 1" in fails(["bench", recipe, "--out", tmp_path / "new", "--workers", "0"])
     recipe.write_text(recipe.read_text().replace("budget", "bugdet"))
     assert fails(["bench", recipe]).endswith("attacks[0]: unknown key 'bugdet'; did you mean 'budget'?")
+
+
+def test_stopped_in_the_middle_it_keeps_what_is_done(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("epochs = 1", "epochs = 100000"))
+    out = tmp_path / "store"
+    command = [sys.executable, "-m", "unpoison", "bench", str(recipe), "--out", str(out), "--workers", "1"]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("artefacts/*/*/poison")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert said == ""
+    assert err.splitlines()[-1].endswith("and the same command goes on from there")
+    assert "Traceback" not in err
+    assert list(out.glob("artefacts/*/*/poison"))
