@@ -103,10 +103,7 @@ def test_blur_is_an_explicit_kernel_five_wide_and_nine_high(
     force(monkeypatch, [8.5])
     image = picture(*shape).double()
     kernel = torch.tensor(
-        [
-            [math.exp(-(down**2 + right**2) / (2 * 8.5**2)) for right in range(-2, 3)]
-            for down in range(-4, 5)
-        ],
+        [[math.exp(-(down**2 + right**2) / (2 * 8.5**2)) for right in range(-2, 3)] for down in range(-4, 5)],
         dtype=torch.float64,
     )
     kernel /= kernel.sum()
