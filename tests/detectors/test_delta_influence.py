@@ -327,8 +327,8 @@ def test_the_baseline_flags_what_pushes_beyond_its_threshold(scene: Any) -> None
     assert found.judge(scene.poison).average_precision > 0.3
 
 
-# So tiny a net varies: of seeds 0 to 5, 4 flags 48 for the 30 poisons, 3 flags 287, 5 misses four, and 1 finds
-# the poison against the training set only. These two hold the bounds either way.
+# So tiny a net varies: of seeds 0 to 5, 4 flags 48 for the 30 poisons, 3 flags 287, 5 misses four, and 1
+# finds the poison against the training set only. These two hold the bounds either way.
 @pytest.mark.parametrize("seed", [0, 2])
 def test_calibrated_finds_the_poison(make_scenes: Callable[[int], Any], seed: int) -> None:
     scene = make_scenes(seed)

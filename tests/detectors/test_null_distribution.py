@@ -29,7 +29,7 @@ def test_innocent_suspects_have_uniform_p_values() -> None:
     for seed in range(200):
         rows = draw(INPUTS + 1, seed)
         values.append(compare(rows[0], rows[1:], false_discoveries=0.05).p_value)
-    # Of 20 equally likely ranks the first 1, 2 and 10; the interval is the one that a binomial leaves in 1e-3.
+    # Of 20 equally likely ranks the first 1, 2 and 10; once in 1000 a binomial leaves the interval.
     for level in (0.05, 0.1, 0.5):
         low, high = Proportion(sum(value <= level + 1e-9 for value in values), 200).interval(0.999)
         assert low <= level <= high, (level, low, high)
