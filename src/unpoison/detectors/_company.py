@@ -125,7 +125,9 @@ def valley(values: Tensor) -> float:
     over = values[values >= upper].double()
     if not len(tail) or not len(over):
         return upper
-    steps = torch.cat([tail, over.min()[None]])
+    # From the edge itself: when none of the clean lies beyond it, the first gap is the valley.
+    start = tail.new_tensor([edge]) if edge > 0 else tail[:0]
+    steps = torch.cat([start, tail, over.min()[None]])
     place = int((steps[1:] / steps[:-1]).argmax())
     return float((steps[place] * steps[place + 1]).sqrt())
 
