@@ -20,7 +20,7 @@ from unpoison.training import Recipe, Trained
 def tiny(story: Any, corner_detector: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The story on tiny data, which has two classes of the same names."""
     loaded = data.load(story.data)
-    names = ("Sandal", "Shirt", "Bag")
+    names = ("Sneaker", "Shirt", "Pullover")
     assert loaded.test is not None
     splits = data.Splits(
         dataclasses.replace(loaded.train, class_names=names),
