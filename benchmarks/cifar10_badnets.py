@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--test", required=True)
     parser.add_argument("--recipe", default="cifar10-small")
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--width", type=int)
     parser.add_argument("--presets", nargs="+", default=["calibrated"])
     parser.add_argument("--poisons", type=int, default=500)
     parser.add_argument("--device", default="cpu")
@@ -57,9 +58,8 @@ def main() -> None:
     splits = data.load(options.data, test=options.test)
     assert splits.test is not None
     clean, test = splits.train.to(options.device), splits.test.to(options.device)
-    recipe = training.Recipe.preset(options.recipe)
-    if options.epochs:
-        recipe = training.Recipe.preset(options.recipe, epochs=options.epochs)
+    changes = {name: getattr(options, name) for name in ("epochs", "width") if getattr(options, name)}
+    recipe = training.Recipe.preset(options.recipe, **changes)
     goal = threats.Backdoor(threats.PatchTrigger.four_pixels(), 8, 5)
     budget = threats.Budget(count=options.poisons)
     poison = attacks.BadNets().craft(goal, splits.train, budget=budget, seed=options.seed)
@@ -120,7 +120,8 @@ def main() -> None:
         "name": "cifar10_badnets",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "command": "python -m benchmarks.cifar10_badnets --data CIFAR10 --test CIFAR10_TEST "
-        f"--recipe {options.recipe} --epochs {recipe.epochs} --presets {' '.join(options.presets)} --json",
+        f"--recipe {options.recipe} --epochs {recipe.epochs} --width {recipe.width} "
+        f"--presets {' '.join(options.presets)} --json",
         "machine": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             "threads": torch.get_num_threads(),
