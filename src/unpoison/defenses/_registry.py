@@ -1,0 +1,161 @@
+"""Which defenses there are, and what to know about each. This module does not import torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, final
+
+from unpoison.errors import InputError
+
+if TYPE_CHECKING:
+    from unpoison.training import Defense
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DefenseCard:
+    """What a person should know before choosing a defense."""
+
+    name: str
+    """What it is called in commands and artefacts."""
+    title: str
+    """What the literature calls it."""
+    summary: str
+    """What it does, in one sentence."""
+    paper: str
+    """Authors, year and where to find it; "ours" for what is not published elsewhere."""
+    cost: str
+    """What it adds to a training run."""
+    presets: tuple[str, ...] = ()
+    """The names of the settings that it carries besides its default."""
+    extra: str | None = None
+    """The optional dependency that it needs."""
+    implementation: str
+    """Where the class is: its module, a colon, its name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON and for tables: everything but where the code is."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "summary": self.summary,
+            "paper": self.paper,
+            "cost": self.cost,
+            "presets": list(self.presets),
+            "extra": self.extra,
+        }
+
+
+_CARDS = {
+    card.name: card
+    for card in (
+        DefenseCard(
+            name="epic",
+            title="EPIC",
+            summary="Every few epochs drops the examples whose gradient is alone in its cluster of the class.",
+            paper="Yang, Liu and Mirzasoleiman, ICML 2022, arXiv 2210.09671",
+            cost="a round: one forward pass and, at 50,000 examples of 10 classes, seconds of clustering",
+            presets=(
+                "paper-200-0.1",
+                "paper-200-0.2",
+                "paper-200-0.3",
+                "released-200-0.1",
+                "released-200-0.2",
+                "released-200-0.3",
+                "released-40-0.1",
+                "released-40-0.2",
+                "released-40-0.3",
+                "released-40-eps16-0.1",
+                "released-40-eps16-0.2",
+                "released-40-eps16-0.3",
+                "released-fine-tune",
+                "released-tiny-imagenet",
+                "released-transfer",
+            ),
+            implementation="unpoison.defenses.epic:EPIC",
+        ),
+        DefenseCard(
+            name="isolation",
+            title="Isolation",
+            summary="Drops, in a few rounds, small groups of examples whose gradients lie far from their class.",
+            paper="ours, after EPIC",
+            cost="a round: one forward pass and under a second of neighbour search",
+            implementation="unpoison.defenses.isolation:Isolation",
+        ),
+        DefenseCard(
+            name="loss-drop",
+            title="Drop of the highest losses",
+            summary="A control: drops the examples of highest loss, as many and when another defense does.",
+            paper="a control",
+            cost="a round: one forward pass",
+            implementation="unpoison.defenses.loss_drop:LossDrop",
+        ),
+        DefenseCard(
+            name="random-drop",
+            title="Drop at random",
+            summary="A control: drops examples at random, as many and when another defense does.",
+            paper="a control",
+            cost="none",
+            implementation="unpoison.defenses.random_drop:RandomDrop",
+        ),
+    )
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all defenses, sorted.
+
+    >>> "epic" in names()
+    True
+    """
+    return tuple(sorted(_CARDS))
+
+
+def describe(name: str) -> DefenseCard:
+    """What to know about the defense called `name`.
+
+    Raises:
+        InputError: there is no such defense.
+
+    >>> describe("epic").title
+    'EPIC'
+    """
+    try:
+        return _CARDS[name]
+    except KeyError:
+        raise InputError(f"there is no defense {name!r}; choose one of {', '.join(names())}") from None
+
+
+def get(name: str, *, preset: str | None = None, seed: int = 0, **options: Any) -> Defense:
+    """The defense called `name`, ready to be given to `train`.
+
+    Arguments:
+        name: one of `names()`.
+        preset: one of `describe(name).presets`; None is the default.
+        seed: of everything random in it; a defense that draws nothing has none and ignores it.
+        **options: fields of its class to set otherwise.
+
+    Raises:
+        InputError: there is no such defense, preset or option, or an option is out of range.
+
+    >>> get("epic", preset="paper-200-0.2").warm_up
+    20
+    """
+    card = describe(name)
+    if preset is not None and preset not in card.presets:
+        known = f"choose one of {', '.join(card.presets)}" if card.presets else "it has none"
+        raise InputError(f"{name}: there is no preset {preset!r}; {known}")
+    module, _, implementation = card.implementation.partition(":")
+    defense: Any = getattr(importlib.import_module(module), implementation)
+    accepted = [field.name for field in fields(defense) if field.init]
+    for option in options:
+        if option not in accepted:
+            near = difflib.get_close_matches(option, accepted, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(accepted) or 'none'}"
+            raise InputError(f"{name}: there is no option {option!r}; {hint}")
+    if "seed" in accepted:
+        options = {"seed": seed, **options}
+    made: Defense = defense(**options) if preset is None else defense.preset(preset, **options)
+    return made
