@@ -1,6 +1,7 @@
 from ._budget import Budget as Budget
 from ._goal import Backdoor as Backdoor
 from ._goal import Goal as Goal
+from ._goal import SelfConcealment as SelfConcealment
 from ._goal import TargetedMisclassification as TargetedMisclassification
 from ._perturbation import ColorGrid as ColorGrid
 from ._perturbation import LInf as LInf
@@ -19,6 +20,7 @@ __all__ = [
     "PatchTrigger",
     "Perturbation",
     "PoisonSet",
+    "SelfConcealment",
     "SumOfPerturbations",
     "TargetedMisclassification",
     "Trigger",

@@ -50,6 +50,23 @@ class Goal(Tagged):
         """
 
     @final
+    def margin(self, logits: Tensor, *, zeroed: bool = False) -> Tensor:
+        """Float[...]: how far logits Float[... classes] are from what the adversary wants.
+
+        The greatest logit of the classes he does not want less the greatest of those he wants: negative where
+        he succeeds. This is the loss of Carlini and Wagner 2017 (arXiv 1608.04644, section IV-A, f6) before
+        it is cut off at a confidence.
+
+        Arguments:
+            logits: one row an input, all of them victims of this goal.
+            zeroed: MetaPoison's form, which sets the wanted logits to zero instead of leaving them out, so
+                that zero too is a rival.
+        """
+        wanted = self.achieved(torch.arange(logits.shape[-1])).to(logits.device)
+        rivals = logits.masked_fill(wanted, 0.0 if zeroed else -torch.inf).amax(-1)
+        return rivals - logits.masked_fill(~wanted, -torch.inf).amax(-1)
+
+    @final
     def success(self, model: nn.Module, test_set: TrainingSet, *, batch_size: int = 512) -> Proportion:
         """On how many of the victims the model does what the adversary wants.
 
@@ -229,6 +246,87 @@ class TargetedMisclassification(Goal, kind="targeted-misclassification"):
             configuration["target"],
             tuple(configuration["test_indices"]),
         )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SelfConcealment(Goal, kind="self-concealment"):
+    """Given images, unchanged, are to be predicted as anything but what they are.
+
+    The adversary poisons images of his own class, so that his own face, say, is no longer recognised
+    (Huang et al. 2020, arXiv 2004.00225, figure 7).
+
+    Arguments:
+        images: UInt8[m c h w], the images to be concealed.
+        true_label: the class they belong to.
+        test_indices: their places in the test set, if they are from it.
+
+    Raises:
+        InputError: there is no image, the class is negative, or shapes and types do not match.
+    """
+
+    images: Tensor = field(repr=False)
+    true_label: int
+    test_indices: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or not len(self.images):
+            raise InputError(
+                f"SelfConcealment: images must be uint8 of shape [1 or more, c, h, w], "
+                f"found {self.images.dtype} of shape {tuple(self.images.shape)}"
+            )
+        if self.true_label < 0:
+            raise InputError(f"SelfConcealment: true label {self.true_label} must be a class number >= 0")
+        if self.test_indices and len(self.test_indices) != len(self.images):
+            raise InputError(
+                f"SelfConcealment: {len(self.test_indices)} test indices, {len(self.images)} images"
+            )
+        object.__setattr__(self, "images", self.images.detach().clone())
+
+    @classmethod
+    def of(cls, test_set: TrainingSet, indices: int | tuple[int, ...]) -> SelfConcealment:
+        """The goal for one or more images of a test set, which must have one true label.
+
+        Raises:
+            InputError: the images have different labels, or there is none.
+        """
+        places = (indices,) if isinstance(indices, int) else tuple(indices)
+        chosen = test_set.subset(places)
+        labels = sorted(set(chosen.labels.tolist()))
+        if len(labels) != 1:
+            raise InputError(f"{test_set.name}: the images must have one true label, found {labels}")
+        return cls(chosen.images, labels[0], places)
+
+    def victims(self, test_set: TrainingSet) -> tuple[Tensor, Tensor]:
+        """The given images."""
+        if self.images.shape[1:] != test_set.image_shape:
+            raise InputError(
+                f"{test_set.name}: the images to be concealed have shape {tuple(self.images.shape[1:])}, "
+                f"the set's images {test_set.image_shape}"
+            )
+        return self.images, torch.tensor(self.test_indices or (-1,) * len(self.images))
+
+    def achieved(self, predicted: Tensor) -> Tensor:
+        """Bool[m]: which predictions are not the true class."""
+        return predicted != self.true_label
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Mean of -log(1 - the true class's probability)."""
+        others = torch.arange(logits.shape[1], device=logits.device) != self.true_label
+        return (logits.logsumexp(1) - logits[:, others].logsumexp(1)).mean()
+
+    def configuration(self) -> dict[str, Any]:
+        """The label and the places in the test set."""
+        return {"true_label": self.true_label, "test_indices": list(self.test_indices)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`images` UInt8[m c h w]."""
+        return {"images": self.images}
+
+    @classmethod
+    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SelfConcealment:
+        """The goal that was stored."""
+        return cls(tensors["images"], configuration["true_label"], tuple(configuration["test_indices"]))
 
 
 def _cross_entropy_towards(label: int, logits: Tensor) -> Tensor:
