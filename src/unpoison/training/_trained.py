@@ -1,16 +1,20 @@
-"""`Trained`: a trained model with everything that made it, on disk as model.safetensors and trained.json."""
+"""`Trained`: a trained model with everything that made it.
+
+On disk it is model.safetensors and trained.json, and dropped.safetensors where there was a defense.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, final
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from unpoison._artefacts import atomic_directory, read_json, write_json
 from unpoison.errors import InputError, MismatchError
@@ -18,7 +22,7 @@ from unpoison.models import build
 from unpoison.training._epoch_record import EpochRecord
 from unpoison.training._recipe import Recipe
 
-_WEIGHTS, _DESCRIPTION = "model.safetensors", "trained.json"
+_WEIGHTS, _DESCRIPTION, _DROPPED = "model.safetensors", "trained.json", "dropped.safetensors"
 
 
 @final
@@ -36,6 +40,9 @@ class Trained:
         history: one record an epoch.
         seconds: wall-clock time of all epochs, those before an interruption included.
         own_model: whether the model came from the caller instead of the recipe.
+        defense: its `repr` under "name", and what it reports of the run; None where there was none.
+        dropped: Int64[k], ascending: the examples, among those included, that the defense had dropped by the
+            last epoch.
     """
 
     model: nn.Module
@@ -47,6 +54,8 @@ class Trained:
     history: tuple[EpochRecord, ...] = ()
     seconds: float = 0.0
     own_model: bool = False
+    defense: Mapping[str, Any] | None = None
+    dropped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the directory, whole or not at all: weights as safetensors, the rest as JSON.
@@ -60,6 +69,10 @@ class Trained:
                 for name, tensor in self.model.state_dict().items()
             }
             save_file(weights, staging / _WEIGHTS)
+            defended: dict[str, Any] = {}
+            if self.defense is not None:
+                save_file({"dropped": self.dropped.cpu().contiguous()}, staging / _DROPPED)
+                defended = {"defense": dict(self.defense)}
             write_json(
                 staging / _DESCRIPTION,
                 {
@@ -73,6 +86,7 @@ class Trained:
                     "normalized": "mean" in weights,
                     "seconds": self.seconds,
                     "history": [record.to_dict() for record in self.history],
+                    **defended,
                 },
             )
 
@@ -137,11 +151,23 @@ class Trained:
                 history=tuple(EpochRecord(**record) for record in description["history"]),
                 seconds=float(description["seconds"]),
                 own_model=own is not None,
+                **_defended(path, description),
             )
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{path / _DESCRIPTION}: not as Trained.save writes it ({type(error).__name__}: {error})"
             ) from None
+
+
+def _defended(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that only a defended run has."""
+    if "defense" not in description:
+        return {}
+    try:
+        dropped = load_file(path / _DROPPED)["dropped"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path / _DROPPED}: cannot be read ({error})") from None
+    return {"defense": dict(description["defense"]), "dropped": dropped}
 
 
 def _load_weights(network: nn.Module, weights: dict[str, Any], path: Path) -> None:

@@ -21,7 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ def train(
         training_set: moved to `device` as uint8 if it is not there.
         recipe: how.
         seed: decides initialisation, order, augmentation and dropout.
-        defense: chooses the examples of each epoch, among those included.
+        defense: what stands between the training set and the network; None is an undefended run. Examples
+            that are not included are kept from it: it may see them, and never brings them in.
         include: Bool[n], the examples the run may learn from; None is all. The others have no influence at
             all, not even on the normalisation.
         model: start from a copy of this network, which takes Float[b c h w] in [0, 1], instead of building
@@ -84,7 +85,6 @@ def train(
     target = training_set.device if device is None else torch.device(device)
     included = _included(training_set, include)
     fingerprint = training_set.fingerprint
-    network = _starting_point(training_set, recipe, seed, included, model)
     store = None
     if checkpoints is not None:
         store = Checkpoints(
@@ -98,7 +98,11 @@ def train(
                 "starting model": None if model is None else _digest(model),
             },
         )
-    run = _Run(network, training_set.to(target), recipe, seed, defense, included.to(target))
+    prepared = training_set
+    if defense is not None:
+        prepared = _begun(defense, training_set, target, recipe, derive_seed(seed, "defense"))
+    network = _starting_point(prepared, recipe, seed, included, model)
+    run = _Run(network, prepared.to(target), recipe, seed, defense, included.to(target))
     if store is not None and (checkpoint := store.latest()) is not None:
         run.restore(checkpoint)
     with _global_state_untouched(target):
@@ -118,7 +122,14 @@ def train(
         history=tuple(run.history),
         seconds=sum(record.seconds for record in run.history),
         own_model=model is not None,
+        defense=None if defense is None else {"name": repr(defense), **defense.report()},
+        dropped=(run.included & ~run.alive).nonzero().squeeze(1).cpu(),
     )
+
+
+@final
+class _Undefended(Defense):
+    """Every hook as it is by default."""
 
 
 class _Run:
@@ -138,6 +149,7 @@ class _Run:
         self.recipe = recipe
         self.seed = seed
         self.defense = defense
+        self.hooks = _Undefended() if defense is None else defense
         self.included = included
         self.alive = included
         self.history: list[EpochRecord] = []
@@ -159,18 +171,21 @@ class _Run:
         order = epoch_order(self.alive, seed=self.seed, epoch=number)
         bounds = batch_bounds(len(order), self.recipe.batch_size)
         draws = generator(self.seed, "epoch", number, "augmentation", device=self.device)
+        own_draws = generator(self.seed, "epoch", number, "defense", device=self.device)
         _seed_global_state(derive_seed(self.seed, "epoch", number, "network"), self.device)
         losses = torch.zeros(len(bounds), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        seen = 0
         self.model.train()
         try:
             for step, (start, stop) in enumerate(bounds):
                 rate = self.recipe.learning_rate_at(number + (step + 0.5) / len(bounds))
                 for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
                     group["lr"] = rate * factor
-                loss, hits = self._step(order[start:stop], draws)
+                loss, hits, rows = self._step(order[start:stop], draws, own_draws)
                 losses[step] = loss
                 correct += hits
+                seen += rows
                 # On the CPU looking costs nothing; elsewhere it would make the host wait in every step.
                 if self.device.type == "cpu" and not math.isfinite(losses[step].item()):
                     break
@@ -184,7 +199,7 @@ class _Run:
         record = EpochRecord(
             epoch=number,
             loss=float(losses.cpu().double() @ sizes / len(order)),
-            accuracy=int(correct) / len(order),
+            accuracy=int(correct) / seen,
             learning_rate=rate,
             examples=len(order),
             seconds=time.perf_counter() - started,
@@ -192,33 +207,67 @@ class _Run:
         self.history.append(record)
         return record
 
-    def _step(self, chosen: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, chosen: Tensor, draws: torch.Generator, own_draws: torch.Generator
+    ) -> tuple[Tensor, Tensor, int]:
+        """One step: its loss, how many rows were answered rightly, of how many."""
         recipe = self.recipe
-        images = augment(
-            self.training_set.images.index_select(0, chosen),
-            flip=recipe.flip,
-            crop_padding=recipe.crop_padding,
-            cutout=recipe.cutout,
-            generator=draws,
-        )
-        labels = self.training_set.labels.index_select(0, chosen)
-        images = images.to(torch.float32, memory_format=self.layout).div_(255)
-        with torch.autocast(
-            self.device.type,
-            dtype=torch.bfloat16,
-            enabled=recipe.precision == "bfloat16" and self.device.type == "cuda",
-        ):
-            logits: Tensor = self.model(images)
-        if logits.ndim != 2 or logits.shape[1] < self.training_set.num_classes:
-            raise InputError(
-                f"model: gave logits of shape {tuple(logits.shape)}; "
-                f"expected [{len(chosen)}, {self.training_set.num_classes}], one logit a class"
+
+        def augmented(images: Tensor) -> Tensor:
+            drawn = augment(
+                images,
+                flip=recipe.flip,
+                crop_padding=recipe.crop_padding,
+                cutout=recipe.cutout,
+                generator=draws,
             )
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+            inputs = drawn.to(torch.float32, memory_format=self.layout)
+            return inputs.div_(255) if drawn.dtype == torch.uint8 else inputs
+
+        def logits_of(images: Tensor) -> Tensor:
+            with torch.autocast(
+                self.device.type,
+                dtype=torch.bfloat16,
+                enabled=recipe.precision == "bfloat16" and self.device.type == "cuda",
+            ):
+                logits: Tensor = self.model(images)
+            if logits.ndim != 2 or logits.shape[1] < self.training_set.num_classes:
+                raise InputError(
+                    f"model: gave logits of shape {tuple(logits.shape)}; "
+                    f"expected [{len(images)}, {self.training_set.num_classes}], one logit a class"
+                )
+            return logits
+
+        def loss_of(logits: Tensor, targets: Tensor, *, reduction: str = "mean") -> Tensor:
+            return F.cross_entropy(
+                logits.float(), targets, label_smoothing=recipe.label_smoothing, reduction=reduction
+            )
+
+        images = self.training_set.images.index_select(0, chosen)
+        labels = self.training_set.labels.index_select(0, chosen)
+        images, targets = self.hooks.batch(
+            images, labels, chosen, epoch=self.epochs_done, augment=augmented, generator=own_draws
+        )
+        self._check_batch(images, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, logits = self.hooks.gradients(
+            self.model, images, targets, logits_of=logits_of, loss_of=loss_of, generator=own_draws
+        )
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        wanted = targets if targets.ndim == 1 else targets.argmax(1)
+        return loss.detach(), (logits.detach().argmax(1) == wanted).sum(), len(wanted)
+
+    def _check_batch(self, images: Tensor, targets: Tensor) -> None:
+        classes = self.training_set.num_classes
+        labelled = targets.dtype == torch.int64 and targets.ndim == 1
+        mixed = targets.is_floating_point() and targets.ndim == 2 and targets.shape[1] >= classes
+        fits = images.is_floating_point() and images.shape[1:] == self.training_set.images.shape[1:]
+        if not fits or not (labelled or mixed) or len(images) != len(targets) or not len(images):
+            raise InputError(
+                f"{self.hooks!r}: batch must return float images [m, c, h, w] and targets, int64 [m] or "
+                f"float [m, {classes}]; found {images.dtype} of shape {tuple(images.shape)} and "
+                f"{targets.dtype} of shape {tuple(targets.shape)}"
+            )
 
     def _kept(self, defense: Defense, epoch: int) -> Tensor:
         with preserved(self.model):
@@ -285,6 +334,27 @@ class _Run:
         if self.defense is not None:
             self.defense.restore(group("defense."))
         self.history = [EpochRecord(**record) for record in checkpoint.history]
+
+
+def _begun(
+    defense: Defense, training_set: TrainingSet, device: torch.device, recipe: Recipe, seed: int
+) -> TrainingSet:
+    """The set that the defense wants trained on; `training_set` itself where it wants no other."""
+    moved = training_set.to(device)
+    prepared = defense.begin(moved, recipe, seed=seed)
+    if prepared is moved:
+        # Its statistics are then taken where they always are, so that they agree to the last bit.
+        return training_set
+    expected, found = (
+        (tuple(each.images.shape), each.class_names, tuple(each.labels.shape))
+        for each in (training_set, prepared)
+    )
+    if expected != found:
+        raise InputError(
+            f"{defense!r}: begin must return the same examples in the same order, images of shape "
+            f"{expected[0]}; found {found[0]}"
+        )
+    return prepared
 
 
 def _included(training_set: TrainingSet, include: Tensor | None) -> Tensor:
