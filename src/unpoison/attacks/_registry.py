@@ -35,6 +35,8 @@ class AttackCard:
     """What crafting costs."""
     implementation: str
     """Where the class is: its module, a colon, its name."""
+    surrogates: int = 0
+    """On how many networks of the adversary's own it crafts by default; 0 where it needs none."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and for tables: everything but where the code is."""
@@ -47,6 +49,7 @@ class AttackCard:
             "goals": list(self.goals),
             "paper": self.paper,
             "cost": self.cost,
+            "surrogates": self.surrogates,
         }
 
 
