@@ -13,6 +13,7 @@ from ._npz import write_npz as write_npz
 from ._parquet import read_parquet as read_parquet
 from ._parquet import write_parquet as write_parquet
 from ._restricted_unpickler import read_pickle as read_pickle
+from ._restricted_unpickler import write_pickle as write_pickle
 from ._sample import sample as sample
 from ._splits import Splits as Splits
 from ._training_set import TrainingSet as TrainingSet
@@ -36,4 +37,5 @@ __all__ = [
     "sample",
     "write_npz",
     "write_parquet",
+    "write_pickle",
 ]

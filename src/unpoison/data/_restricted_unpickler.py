@@ -24,6 +24,7 @@ from typing import Any, final
 
 import numpy as np
 
+from unpoison._artefacts import atomic_file
 from unpoison.errors import InputError
 
 Admitted = Mapping[tuple[str, str], Callable[..., Any] | type]
@@ -56,6 +57,23 @@ def read_pickle(
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror or error})") from None
     return unpickle(str(source), content, admit=admit, encoding=encoding)
+
+
+def write_pickle(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a pickle for a tool that reads nothing else; the file appears whole or not at all.
+
+    Nothing of ours is kept so: what is written here is arrays, pictures and plain containers, and who reads
+    it elsewhere runs a pickle. The fourth version of the format, which Python reads since 3.4.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    target = Path(path)
+    try:
+        with atomic_file(target) as staging:
+            staging.write_bytes(pickle.dumps(value, protocol=4))
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
 def unpickle(where: str, content: bytes, *, admit: Admitted | None = None, encoding: str = "bytes") -> Any:

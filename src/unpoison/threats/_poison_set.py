@@ -228,6 +228,9 @@ class PoisonSet:
         """
         import safetensors.torch
 
+        # Every kind of goal and trigger, so that the one that is stored is known.
+        import unpoison.threats._kinds  # noqa: F401
+
         directory = Path(path)
         if not directory.is_dir():
             raise InputError(f"{directory}: no such directory; expected one with a poison set")
