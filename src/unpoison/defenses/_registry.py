@@ -54,7 +54,7 @@ _CARDS = {
         DefenseCard(
             name="epic",
             title="EPIC",
-            summary="Every few epochs drops the examples whose gradient is alone in its cluster of the class.",
+            summary="Every few epochs drops the examples that are alone in gradient space.",
             paper="Yang, Liu and Mirzasoleiman, ICML 2022, arXiv 2210.09671",
             cost="a round: one forward pass and, at 50,000 examples of 10 classes, seconds of clustering",
             presets=(
@@ -79,7 +79,7 @@ _CARDS = {
         DefenseCard(
             name="isolation",
             title="Isolation",
-            summary="Drops, in a few rounds, small groups of examples whose gradients lie far from their class.",
+            summary="In a few rounds drops the few examples that lie far from their class in gradient space.",
             paper="ours, after EPIC",
             cost="a round: one forward pass and under a second of neighbour search",
             implementation="unpoison.defenses.isolation:Isolation",
