@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_matching import FakeMatching, fake_matching
 from fake_stages import InlineExecutor
 from tiny_recipe import write_recipe
 
@@ -120,3 +121,97 @@ def test_published_setups_decide_source_and_target(tmp_path: Path) -> None:
     work = plan(Experiment.read(path))
     trial = work.stages[-1].configuration["trial"]
     assert (trial["source"], trial["target"], trial["test_index"]) == ("right", "left", 5)
+
+
+DEFENSES = """
+[[defenses]]
+name = "random-drop"
+options = { sizes = [[1, 40], [2, 20]] }
+[[defenses]]
+name = "loss-drop"
+like = "random-drop"
+"""
+
+
+def test_each_defense_has_a_victim_of_its_own(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text()
+    path.write_text(text[: text.index("[[detectors]]")].replace("[0, 1]", "[0]") + DEFENSES)
+    work = plan(Experiment.read(path))
+    assert Counter(stage.kind for stage in work.stages) == {"craft": 1, "train": 4, "measure": 4}
+    results = sweep(work, tmp_path / "store", InlineExecutor())
+    assert results.failures == ()
+    lines = {line.defense: line for line in leaderboard(results) if not line.control}
+    like = "loss-drop, as many as random-drop"
+    drawn = "random-drop (sizes [[1, 40], [2, 20]])"
+    assert list(lines) == [drawn, like]
+    for label, line in lines.items():
+        [row] = line.rows
+        assert (row["dropped"], row["examples"]) == (60, 300)
+        store, stages = Store(results.store), {stage.key: stage for stage in work.stages}
+        trained = Trained.load(store.place(stages[row["key"]].inputs["victim"]) / "model")
+        assert [record.examples for record in trained.history] == [300, 260, 240]
+        poison = PoisonSet.load(store.place(stages[row["key"]].inputs["poison"]) / "poison")
+        caught = int(poison.membership(300)[trained.dropped].sum())
+        assert row["dropped_poisons"] == caught
+        assert (line.drop_precision.successes, line.drop_precision.trials) == (caught, 60)
+        assert (line.drop_recall.successes, line.drop_recall.trials) == (caught, 30)
+        assert line.to_dict()["dropped"]["rate"] == 0.2
+        assert label.startswith(trained.defense["name"].partition("(")[0].replace("Drop", "-drop").lower())
+    undefended = [line for line in leaderboard(results) if line.control]
+    assert [line.control for line in undefended] == ["no attack", "no defense"]
+    assert all("dropped" not in line.to_dict() for line in undefended)
+
+
+def test_a_recipe_without_defenses_has_the_digest_it_had_before_there_were_any(
+    swept: tuple[Plan, Results],
+) -> None:
+    _, results = swept
+    assert not set(results.deterministic.column_names) & {"dropped", "dropped_poisons", "examples"}
+
+
+def test_attacks_get_the_surrogates_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_matching(monkeypatch)
+    path = write_recipe(tmp_path)
+    text = path.read_text().replace("[0, 1]", "[0]").replace('name = "badnets"', FakeMatching.RECIPE)
+    text = text[: text.index("[[detectors]]")].replace('pairs = [["left", "right"]]', "")
+    images = '[[targets.images]]\ntest_index = {}\ntarget = "{}"\n'
+    path.write_text(text + images.format(3, "right") + images.format(7, "left"))
+    work = plan(Experiment.read(path))
+    crafting = [stage for stage in work.stages if stage.kind == "craft"]
+    assert len(crafting) == 2
+    assert crafting[0].inputs == crafting[1].inputs  # the surrogates are shared
+    assert sorted(crafting[0].inputs) == ["surrogate 0", "surrogate 1"]
+    trained = {stage.key: stage.configuration for stage in work.stages if stage.kind == "train"}
+    surrogates = [trained[key] for key in crafting[0].inputs.values()]
+    victims = [value for value in trained.values() if value not in surrogates]
+    assert [one["recipe"]["epochs"] for one in surrogates] == [2, 2]
+    assert len({one["seed"] for one in (*surrogates, *victims)}) == 3
+    results = sweep(work, tmp_path / "store", InlineExecutor())
+    assert results.failures == ()
+    rows = results.table.to_pylist()
+    assert [(row["source"], row["target"], row["test_index"]) for row in rows[::2]] == [
+        ("left", "right", 3),
+        ("middle", "left", 7),
+    ]
+    assert {row["attack_total"] for row in rows} == {1}
+    store = Store(results.store)
+    poison = PoisonSet.load(store.place(crafting[0].key) / "poison")
+    assert poison.configuration["surrogates"] == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ('test_index = 60\ntarget = "right"', "test image 60 is outside 0..59"),
+        ('test_index = 3\ntarget = "right"\nsource = "middle"', "of class 'left', not 'middle'"),
+        ('test_index = 3\ntarget = "left"', "test image 3 is of the target class 'left' itself"),
+    ],
+)
+def test_target_images_are_checked(images: str, said: str, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text().replace('pairs = [["left", "right"]]', "")
+    path.write_text(text + "[[targets.images]]\n" + images)
+    with pytest.raises(InputError) as caught:
+        plan(Experiment.read(path))
+    assert said in str(caught.value)

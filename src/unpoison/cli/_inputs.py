@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,44 @@ def trigger_of(text: str) -> Trigger:
         raise InputError(f"--trigger {text}: neither {', '.join(known)} nor an image file that is there")
     height, width = PatchTrigger.from_image(text, row=0, column=0).mask.shape
     return PatchTrigger.from_image(text, row=-height, column=-width)
+
+
+def changes_of(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """The KEY=VALUE words of an option; a value is read as TOML has it, and else as text.
+
+    Raises:
+        InputError: one of them is not of that form.
+
+    >>> changes_of(["eps=16", "flip=true", "milestones=[1, 2]", "preset=published"], "--option")
+    {'eps': 16, 'flip': True, 'milestones': [1, 2], 'preset': 'published'}
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key.isidentifier() or key in changes:
+            raise InputError(f"{option} {text}: expected KEY=VALUE, each key once")
+        try:
+            changes[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[key] = value
+    return changes
+
+
+def test_index_of(text: str, splits: Splits, option: str) -> int:
+    """The INDEX of test:INDEX.
+
+    Raises:
+        InputError: there is no test set, or no such image in it.
+    """
+    kind, _, number = text.partition(":")
+    if splits.test is None:
+        raise InputError(f"{option} {text}: there is no test set; name one with --test-data")
+    numbered = number.isascii() and number.isdigit()
+    if kind != "test" or not numbered or int(number) >= len(splits.test):
+        raise InputError(
+            f"{option} {text}: expected test:INDEX with an index 0..{len(splits.test) - 1} of the test set"
+        )
+    return int(number)
 
 
 def recipe_of(

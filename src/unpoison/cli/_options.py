@@ -19,6 +19,7 @@ MaybeClass = Annotated[str | None, arg(metavar="CLASS", help_behavior_hint="")]
 MaybeDirectory = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
 MaybeCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 MaybeNumber = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
+Changes = Annotated[tuple[str, ...], arg(metavar="KEY=VALUE...", help_behavior_hint="")]
 MaybeText = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Directory = Annotated[Path, arg(metavar="DIR")]
 Data = Annotated[str, arg(metavar="DATA")]
@@ -96,13 +97,27 @@ class Craft:
     source: MaybeClass = None
     """The class whose images bear the trigger; every class but the target when not given."""
     target: Class
-    """The class that the trigger is to be answered with. Classes go by name or number."""
+    """The class that the trigger, or --target-image, is to be answered with. Classes go by name or number."""
+    target_image: MaybeText = None
+    """test:INDEX, the test image that is to be taken for --target; for attacks on single images."""
     budget: MaybeNumber = None
     """How much to poison, as a share of the training set (.01 when neither budget is given)."""
     budget_count: MaybeCount = None
     """How many examples to poison."""
     trigger: Annotated[str, arg(metavar="TRIGGER")] = "white-corner"
     """white-corner (3x3), four-pixels (black), or an image file to stamp into the corner."""
+    option: Changes = ()
+    """Options of the attack, e.g. least_visible=0.1."""
+    surrogate: Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")] = ()
+    """Run directories of train: the networks to craft on, for attacks that need some; trained here, on the
+    clean set, when not given."""
+    surrogates: MaybeCount = None
+    """How many of those to train; as many as the attack likes when not given."""
+    model: MaybeText = None
+    """Their network, by its name in unpoison.models, in place of the preset's."""
+    width: MaybeCount = None
+    """Its width."""
+    training: RecipeOptions
     list: bool = False
     """Name the attacks, and do nothing else."""
     out: Directory
@@ -121,6 +136,12 @@ class Train:
     """The test set, where it does not come with --data."""
     poison: MaybeDirectory = None
     """A run directory of craft (or its poison/): put this poison into the training set."""
+    defense: MaybeText = None
+    """Train with this defense, by its name in unpoison.defenses, e.g. epic."""
+    defense_preset: MaybeText = None
+    """Its settings, e.g. released-40-0.2; its default when not given."""
+    defense_option: Changes = ()
+    """Options of the defense, e.g. quality=50."""
     checkpoints: MaybeDirectory = None
     """Keep checkpoints here; the same command, given again after Ctrl-C or a crash, goes on from them."""
     model: MaybeText = None
@@ -198,8 +219,8 @@ class Heal:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Run a recipe: attacks x detectors x unlearners over targets and seeds, with controls. Given again, it
-    goes on where it was stopped."""
+    """Run a recipe: attacks x defenses, detectors and unlearners over targets and seeds, with controls. Given
+    again, it goes on where it was stopped."""
 
     recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]]
     """The recipe; docs/benchmarking.md says what it may hold."""

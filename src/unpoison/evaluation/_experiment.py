@@ -24,9 +24,10 @@ import torch.
     [[unlearners]]
     name = "retrain"
 
-Every attack is crafted for every pair, budget and seed, every detector traces every victim, every unlearner
-heals what every detector flagged. The controls (no attack, no defense, a random filter as large as each
-detector's, a perfect filter) are added without being asked for.
+Every attack is crafted for every pair, budget and seed; every defense trains a victim of its own; every
+detector traces the undefended victim, every unlearner heals what every detector flagged. The controls (no
+attack, no defense, a random filter as large as each detector's, a perfect filter) are added without being
+asked for.
 
 An unknown key or a value out of range is an error in one line that names the place, and suggests the nearest.
 """
@@ -44,6 +45,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, Union, final, get_args, get_origin, get_type_hints
 
 from unpoison import attacks as attack_room
+from unpoison import defenses as defense_room
 from unpoison import unlearners as unlearner_room
 from unpoison.errors import InputError
 from unpoison.training import Recipe
@@ -53,6 +55,8 @@ DETECTORS = {
     "ek-fac": ("default", "published"),
 }
 """The detectors and their presets, the default first."""
+CONTROLS = ("loss-drop", "random-drop")
+"""The defenses that can do what another one did, without its reasons."""
 Section = TypeVar("Section")
 TRIGGERS = ("white-corner", "four-pixels")
 
@@ -82,6 +86,10 @@ class AttackChoice:
         budget_count: counts of examples, in place of `budget`.
         trigger: white-corner, four-pixels or an image file, for backdoors.
         options: the attack's own.
+        surrogates: on how many clean networks the adversary crafts, for attacks that need them; the attack's
+            own number when not given. Each seed has its own, and they share none with the victim.
+        surrogate: how they are trained where that is otherwise than the victims are: fields of the recipe,
+            or another `preset` and what is changed in it.
     """
 
     name: str
@@ -89,9 +97,15 @@ class AttackChoice:
     budget_count: tuple[int, ...] = ()
     trigger: str = "white-corner"
     options: Mapping[str, Any] = field(default_factory=dict)
+    surrogates: int | None = None
+    surrogate: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("name", self.name, attack_room.names())
+        if self.surrogates is not None or self.surrogate:
+            if not attack_room.describe(self.name).surrogates:
+                raise InputError(f"{self.name} crafts without a network; leave out 'surrogates'")
+            _within("surrogates", 1 if self.surrogates is None else self.surrogates, 1, 1000)
         if bool(self.budget) == bool(self.budget_count):
             raise InputError("give either 'budget' (shares of the training set) or 'budget_count'")
         for share in self.budget:
@@ -99,14 +113,40 @@ class AttackChoice:
         for count in self.budget_count:
             _within("budget_count", count, 1, 10**9)
 
+    @property
+    def surrogate_count(self) -> int:
+        """How many surrogates it is crafted on."""
+        own = attack_room.describe(self.name).surrogates
+        return own if self.surrogates is None else self.surrogates
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TargetImage:
+    """A test image that is to be taken for another class.
+
+    Arguments:
+        test_index: its place in the test set.
+        target: the class that it is to be taken for.
+        source: its own class, by which it is checked; may be left out.
+    """
+
+    test_index: int
+    target: str | int
+    source: str | int | None = None
+
+    def __post_init__(self) -> None:
+        _within("test_index", self.test_index, 0, 10**9)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Whom the attacks are about.
+    """Whom the attacks are about: one of `pairs`, `images` and `setups`.
 
     Arguments:
         pairs: (source class, target class), by name or number.
+        images: test images, each with the class that it is to be taken for.
         setups: a JSON file of published set-ups (the poisoning benchmark's "target class", "target index",
             "base class", "base indices"); a path relative to the recipe's folder. Each names one test image,
             its class (the source) and the class it is to be taken for (the target).
@@ -115,13 +155,14 @@ class Targets:
     """
 
     pairs: tuple[tuple[str | int, str | int], ...] = ()
+    images: tuple[TargetImage, ...] = ()
     setups: str | None = None
     first: int = 0
     count: int | None = None
 
     def __post_init__(self) -> None:
-        if bool(self.pairs) == (self.setups is not None):
-            raise InputError("give either 'pairs' of classes or a file of published 'setups'")
+        if bool(self.pairs) + bool(self.images) + (self.setups is not None) != 1:
+            raise InputError("give either 'pairs' of classes, test 'images' or a file of published 'setups'")
         _within("first", self.first, 0, 10**6)
         if self.count is not None:
             _within("count", self.count, 1, 10**6)
@@ -136,7 +177,10 @@ class Targets:
             InputError: the file cannot be read, or has too few set-ups.
         """
         if self.setups is None:
-            return tuple(Target(source, target) for source, target in self.pairs)
+            return (
+                *(Target(source, target) for source, target in self.pairs),
+                *(Target(one.source, one.target, one.test_index) for one in self.images),
+            )
         path = folder / self.setups
         try:
             listed = json.loads(path.read_text(encoding="utf-8"))
@@ -161,9 +205,12 @@ class Targets:
 @final
 @dataclass(frozen=True)
 class Target:
-    """One set-up: source and target class, and what a published one fixes beside them."""
+    """One set-up: source and target class, and what a published one fixes beside them.
 
-    source: str | int
+    The source is None where it is the class of the test image, whichever that is.
+    """
+
+    source: str | int | None
     target: str | int
     test_index: int | None = None
     bases: tuple[int, ...] = ()
@@ -211,12 +258,33 @@ class UnlearnerChoice:
 @final
 @dataclass(frozen=True, kw_only=True)
 class DefenseChoice:
-    """A defense during training. There is none yet, so a recipe's list of them is empty."""
+    """A defense during training: name, preset and what is changed in it.
+
+    Arguments:
+        name: one of `unpoison.defenses.names()`.
+        preset: one of its presets; its default when not given.
+        options: its own.
+        like: for the controls random-drop and loss-drop: another defense of the recipe, by name or as it is
+            called in tables; in every trial they drop as many as it does, in the same epochs.
+    """
 
     name: str
+    preset: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    like: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("name", self.name, ())
+        _one_of("name", self.name, defense_room.names())
+        if self.preset is not None:
+            _one_of("preset", self.preset, defense_room.describe(self.name).presets)
+        if self.like is not None and self.name not in CONTROLS:
+            raise InputError(f"like: {self.name} decides itself; it is for {', '.join(CONTROLS)}")
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        own = _label(self.name, self.preset or "", self.options)
+        return own if self.like is None else f"{own}, as many as {self.like}"
 
 
 @final
@@ -231,7 +299,7 @@ class Experiment:
         attacks: at least one.
         targets: whom they are about.
         training: the recipe of victims and of healed models: a `preset` and what is changed in it.
-        defenses: none yet.
+        defenses: how else victims are trained; the undefended one is there without being asked for.
         detectors: who traces.
         unlearners: who heals.
         description: for the reader of the results.
@@ -260,6 +328,7 @@ class Experiment:
         _within("threads", self.threads, 1, 1024)
         for what, entries in (
             ("seeds", self.seeds),
+            ("defenses", [one.label for one in self.defenses]),
             ("detectors", [one.label for one in self.detectors]),
             ("unlearners", [one.label for one in self.unlearners]),
         ):
@@ -275,13 +344,40 @@ class Experiment:
         if self.unlearners and not self.detectors:
             raise InputError("unlearners: heal what detectors flag, so the recipe needs one of those")
         _ = self.recipe
+        for attack in self.attacks:
+            self.surrogate_recipe(attack)
+        for defense in self.defenses:
+            self.likeness(defense)
 
     @property
     def recipe(self) -> Recipe:
         """How victims and healed models are trained."""
-        changes = dict(self.training)
-        preset = changes.pop("preset", None)
-        return Recipe.from_dict(changes) if preset is None else Recipe.preset(preset, **changes)
+        return _recipe(self.training)
+
+    def likeness(self, defense: DefenseChoice) -> DefenseChoice | None:
+        """The defense that a control is like; None where it is like none.
+
+        Raises:
+            InputError: the recipe has no such defense, or several.
+        """
+        if defense.like is None:
+            return None
+        others = [one for one in self.defenses if one.like is None and one is not defense]
+        named = [one for one in others if one.label == defense.like]
+        named = named or [one for one in others if one.name == defense.like]
+        if len(named) != 1:
+            said = nearest(defense.like, [one.label for one in named or others])
+            raise InputError(f"defenses: like = {defense.like!r} must name one other defense; {said}")
+        return named[0]
+
+    def surrogate_recipe(self, attack: AttackChoice) -> Recipe:
+        """How the surrogates of an attack are trained.
+
+        Raises:
+            InputError: its changes do not make a recipe.
+        """
+        anew = "preset" in attack.surrogate
+        return _recipe(attack.surrogate if anew else {**self.training, **attack.surrogate})
 
     def path(self, spec: str) -> str:
         """A path of the recipe, as seen from here; words that `data.load` knows stay as they are."""
@@ -329,6 +425,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"there are {', '.join(names)}" if names else "there are none yet"
+
+
+def _recipe(changes: Mapping[str, Any]) -> Recipe:
+    others = {key: value for key, value in changes.items() if key != "preset"}
+    preset = changes.get("preset")
+    return Recipe.from_dict(others) if preset is None else Recipe.preset(preset, **others)
 
 
 def _one_of(key: str, value: str, known: Iterable[str]) -> None:

@@ -11,6 +11,8 @@ none, and
 - caught (recall): poisoned examples flagged, of all poisoned examples, all trials taken together.
 - precision: flagged examples that are poison, of all flagged.
 - clean lost: clean examples flagged, of all clean examples.
+- dropped: training examples that a defense no longer used in the last epoch, of all, all trials together;
+  drop precision: those of them that are poison; drop recall: those of the poisons that were dropped.
 - filter bias: the largest difference between two classes in the share of clean examples lost, all trials
   taken together; 0 when every class loses alike.
 
@@ -104,6 +106,9 @@ class Line:
     clean_lost: Proportion
     average_precision: Mean
     filter_bias: float | None
+    dropped: Proportion
+    drop_precision: Proportion
+    drop_recall: Proportion
     seconds: Mapping[str, float]
     peak_bytes: float
 
@@ -133,6 +138,15 @@ class Line:
             "clean_lost": self.clean_lost.to_dict(),
             "average_precision": self.average_precision.to_dict(),
             "filter_bias": self.filter_bias,
+            **(
+                {
+                    "dropped": self.dropped.to_dict(),
+                    "drop_precision": self.drop_precision.to_dict(),
+                    "drop_recall": self.drop_recall.to_dict(),
+                }
+                if self.dropped.trials
+                else {}
+            ),
             "costs": {
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 "peak_bytes": self.peak_bytes,
@@ -167,10 +181,11 @@ def clean_accuracy(row: Row) -> float:
 
 def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     judged = [row for row in rows if row["flagged"] is not None]
+    defended = [row for row in rows if row.get("dropped") is not None]
     asked = [row for row in rows if row["observed"] is not None]
 
-    def share(part: str, whole: str) -> Proportion:
-        return Proportion(sum(row[part] for row in judged), sum(row[whole] for row in judged))
+    def share(part: str, whole: str, among: Sequence[Row] = judged) -> Proportion:
+        return Proportion(sum(row[part] for row in among), sum(row[whole] for row in among))
 
     names = rows[0]["class_names"] or []
     hits, counts = _sums(rows, "class_correct"), _sums(rows, "class_total")
@@ -200,6 +215,9 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         clean_lost=share("clean_flagged", "clean_examples"),
         average_precision=Mean.of(row["average_precision"] for row in judged),
         filter_bias=max(lost) - min(lost) if lost else None,
+        dropped=share("dropped", "examples", defended),
+        drop_precision=share("dropped_poisons", "dropped", defended),
+        drop_recall=share("dropped_poisons", "poisons", defended),
         seconds=seconds,
         peak_bytes=max((row["peak_bytes"] or 0.0 for row in rows), default=0.0),
     )
@@ -246,8 +264,8 @@ def compare(first: Line, second: Line, *, level: float = 0.95, seed: int = 0) ->
     ]
     if not pairs:
         raise InputError(
-            f"compare: {first.detector}, {first.unlearner} and {second.detector}, {second.unlearner} "
-            f"have no trial in common"
+            f"compare: {first.defense}, {first.detector}, {first.unlearner} and "
+            f"{second.defense}, {second.detector}, {second.unlearner} have no trial in common"
         )
     only_first = sum(succeeded(a) and not succeeded(b) for a, b in pairs)
     only_second = sum(succeeded(b) and not succeeded(a) for a, b in pairs)

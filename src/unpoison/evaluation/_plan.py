@@ -1,7 +1,8 @@
 """`plan`: from an experiment to its stages and trials.
 
 Stages that several trials need stand in the plan once: a poison is crafted once for all detectors, a victim
-trained once for all of them, and the clean model once for all attacks with the same seed.
+trained once for all of them, the clean model once for all attacks with the same seed, and so are the
+surrogates that attacks are crafted on.
 """
 
 from __future__ import annotations
@@ -17,8 +18,15 @@ from unpoison._artefacts import digest
 from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.evaluation._experiment import TRIGGERS, AttackChoice, Experiment, nearest
-from unpoison.evaluation._stages import attack_of, detector_of, goal_of, unlearner_of
+from unpoison.evaluation._experiment import (
+    TRIGGERS,
+    AttackChoice,
+    DefenseChoice,
+    Experiment,
+    Target,
+    nearest,
+)
+from unpoison.evaluation._stages import attack_of, defense_of, detector_of, goal_of, unlearner_of
 from unpoison.evaluation._store import Stage
 from unpoison.threats import Budget
 
@@ -64,14 +72,9 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
     splits = data.load(source, test=test)
     if splits.test is None:
         raise InputError(f"{source}: has no test set to measure on; give data.test")
-    targets = [
-        {
-            **asdict(one),
-            "source": _class(one.source, splits.train),
-            "target": _class(one.target, splits.train),
-        }
-        for one in experiment.targets.each(Path(experiment.folder))
-    ]
+    targets = [_target(one, splits) for one in experiment.targets.each(Path(experiment.folder))]
+    for defense in experiment.defenses:
+        defense_of(defense, 0)
     for detector in experiment.detectors:
         detector_of(detector, 0)
     for unlearner in experiment.unlearners:
@@ -103,10 +106,21 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
     def trial(words: Values, inputs: Values) -> None:
         rows.append(stage("measure", "measure", {"trial": words}, inputs))
 
+    def defended(defense: DefenseChoice, training: Values, poison: str, seed: int) -> str:
+        inputs = {"poison": poison}
+        if (other := experiment.likeness(defense)) is not None:
+            inputs["like"] = defended(other, training, poison, seed)
+        described = {**asdict(defense), "seed": derive_seed(seed, "defense", defense.label)}
+        return stage("train", "victim", {**training, "defense": described}, inputs)
+
     for choice in experiment.attacks:
         attack_of(choice)
         configuration, around = _attack(choice, experiment, surroundings)
-        goal_of(choice, targets[0], splits, around.get("trigger", choice.trigger))
+        for target in targets:
+            goal_of(choice, target, splits, around.get("trigger", choice.trigger))
+        needed = choice.surrogate_count
+        if needed:
+            configuration["surrogates"] = needed
         for budget, target, seed in product(_budgets(choice), targets, experiment.seeds):
             budget.count_in(len(splits.train))
             words = {
@@ -130,7 +144,18 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
                     "target": target,
                     "seed": derive_seed(seed, "craft"),
                 },
-                {},
+                {
+                    f"surrogate {number}": stage(
+                        "train",
+                        "victim",
+                        {
+                            "recipe": experiment.surrogate_recipe(choice).to_dict(),
+                            "seed": derive_seed(seed, "surrogate", number),
+                        },
+                        {},
+                    )
+                    for number in range(needed)
+                },
                 around,
             )
             training = {"recipe": experiment.recipe.to_dict(), "seed": derive_seed(seed, "train")}
@@ -140,6 +165,9 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
             trial({**words, "control": "no attack"}, {"poison": poison, "victim": clean})
             trial({**words, "control": "no defense"}, {"poison": poison, "victim": victim})
             pair = {"poison": poison, "victim": victim}
+            for defense in experiment.defenses:
+                hardened = defended(defense, training, poison, seed)
+                trial({**words, "defense": defense.label}, {"poison": poison, "victim": hardened})
 
             filters: list[tuple[str, str, str]] = []
             for detector in experiment.detectors:
@@ -166,6 +194,30 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
     return Plan(
         experiment.name, experiment.to_dict(), tuple(stages.values()), tuple(rows), experiment.threads
     )
+
+
+def _target(one: Target, splits: data.Splits) -> Values:
+    """The set-up with numbers for classes, as JSON values."""
+    test, index = splits.test, one.test_index
+    assert test is not None
+    source = None if one.source is None else _class(one.source, splits.train)
+    if index is not None:
+        if not 0 <= index < len(test):
+            raise InputError(f"targets: test image {index} is outside 0..{len(test) - 1}")
+        own = int(test.labels[index])
+        if source is not None and source != own:
+            names = splits.train.class_names
+            raise InputError(
+                f"targets: test image {index} is of class {names[own]!r}, not {names[source]!r}; is it "
+                "another test set?"
+            )
+        source = own
+    target = _class(one.target, splits.train)
+    if source == target:
+        raise InputError(
+            f"targets: test image {index} is of the target class {splits.train.class_names[target]!r} itself"
+        )
+    return {**asdict(one), "source": source, "target": target}
 
 
 def _class(name: str | int, training_set: TrainingSet) -> int:

@@ -55,11 +55,16 @@ ROW = pa.schema(
         ("seconds_find", pa.float64()),
         ("seconds_heal", pa.float64()),
         ("peak_bytes", pa.float64()),
+        ("dropped", pa.int64()),  # training examples that a defense no longer used in the last epoch
+        ("dropped_poisons", pa.int64()),
+        ("examples", pa.int64()),  # of the training set, where there was a defense
     ]
 )
 """The columns of a row."""
 COSTS = ("seconds_craft", "seconds_train", "seconds_find", "seconds_heal", "peak_bytes")
 """The columns that differ from machine to machine; all others are the same wherever the recipe is run."""
+OF_DEFENSES = ("dropped", "dropped_poisons", "examples")
+"""The columns that are known only of a defended training."""
 _KEYED = ROW.append(pa.field("key", pa.string()))
 
 
@@ -86,8 +91,15 @@ class Results:
 
     @property
     def deterministic(self) -> pa.Table:
-        """The table without its costs: the same to the last digit, however the recipe was run."""
-        return self.table.drop_columns(list(COSTS))
+        """The table without its costs: the same to the last digit, however the recipe was run.
+
+        Where no training was defended it does without the columns of defenses too, as it did before there
+        were any.
+        """
+        plain = self.table.drop_columns(list(COSTS))
+        if all(plain[name].null_count == len(plain) for name in OF_DEFENSES):
+            return plain.drop_columns(list(OF_DEFENSES))
+        return plain
 
     @property
     def costs(self) -> pa.Table:

@@ -17,13 +17,19 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from unpoison import attacks, data, detectors, unlearners
+from unpoison import attacks, data, defenses, detectors, unlearners
 from unpoison._artefacts import read_json, write_json
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors import Detector, Findings, Observation, Threshold
 from unpoison.errors import InputError, MismatchError
-from unpoison.evaluation._experiment import AttackChoice, DetectorChoice, UnlearnerChoice, nearest
+from unpoison.evaluation._experiment import (
+    AttackChoice,
+    DefenseChoice,
+    DetectorChoice,
+    UnlearnerChoice,
+    nearest,
+)
 from unpoison.evaluation._measure import measure as measured
 from unpoison.evaluation._results import ROW
 from unpoison.threats import (
@@ -35,7 +41,7 @@ from unpoison.threats import (
     TargetedMisclassification,
     Trigger,
 )
-from unpoison.training import Recipe, Trained, predict, train
+from unpoison.training import Defense, Recipe, Trained, predict, train
 
 Values = Mapping[str, Any]
 Inputs = Mapping[str, Path]
@@ -49,16 +55,30 @@ def craft(configuration: Values, inputs: Inputs, surroundings: Values, out: Path
     goal = goal_of(choice, configuration["target"], splits, surroundings.get("trigger", choice.trigger))
     attack = attack_of(choice, configuration["target"].get("bases", ()))
     budget = Budget.from_json(configuration["budget"])
-    attack.craft(goal, splits.train, budget=budget, seed=configuration["seed"]).save(out / "poison")
+    networks = [
+        Trained.load(inputs[f"surrogate {number}"] / "model", device=splits.train.device).model
+        for number in range(configuration.get("surrogates", 0))
+    ]
+    poison = attack.craft(
+        goal, splits.train, budget=budget, surrogate=networks or None, seed=configuration["seed"]
+    )
+    poison.save(out / "poison")
 
 
 def victim(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
-    """`model/`: trained on the poisoned set, or on the clean one where there is no poison."""
+    """`model/`: trained on the poisoned set, or on the clean one where there is no poison; with a defense if
+    the configuration names one. Surrogates are trained here too."""
     training_set = _data(configuration, surroundings).train
     if "poison" in inputs:
         training_set, _ = _poisoned(configuration, inputs, surroundings)
     recipe = Recipe.from_dict(configuration["recipe"])
-    train(training_set, recipe, seed=configuration["seed"]).save(out / "model")
+    defense = None
+    if "defense" in configuration:
+        described = dict(configuration["defense"])
+        seed = described.pop("seed")
+        sizes = _sizes(inputs["like"]) if "like" in inputs else None
+        defense = defense_of(DefenseChoice(**described), seed, sizes)
+    train(training_set, recipe, seed=configuration["seed"], defense=defense).save(out / "model")
 
 
 def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
@@ -113,6 +133,7 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
     healed = inputs.get("healed")
     place = inputs["victim"] if healed is None or (healed / "unchanged.json").exists() else healed
     model = Trained.load(place / "model", device=training_set.device)
+    dropped = _dropped(inputs["victim"], poison, len(training_set))
     result = measured(model, test, poison.goal)
     assert result.attack_success is not None
     row: dict[str, Any] = {
@@ -126,6 +147,7 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
         "class_total": [one.trials for one in result.per_class],
         "poisons": 0 if configuration["trial"]["control"] == "no attack" else len(poison),
         "poison_share": len(poison) / len(training_set),
+        **dropped,
     }
     if "findings" in inputs:
         findings = Findings.load(inputs["findings"] / "findings")
@@ -169,7 +191,7 @@ def goal_of(choice: AttackChoice, target: Values, splits: data.Splits, trigger: 
     if "backdoor" in attacks.describe(choice.name).goals:
         return Backdoor(trigger_of(trigger), target["source"], target["target"])
     if target.get("test_index") is None:
-        raise InputError(f"{choice.name}: needs set-ups that name a test image; give targets.setups")
+        raise InputError(f"{choice.name}: needs test images; give targets.images or targets.setups")
     return TargetedMisclassification.of(_test(splits), target["test_index"], target=target["target"])
 
 
@@ -190,6 +212,12 @@ def attack_of(choice: AttackChoice, bases: Iterable[int] = ()) -> attacks.Attack
     if bases and any(one.name == "bases" for one in dataclasses.fields(kind)):  # type: ignore[arg-type]
         options.setdefault("bases", tuple(bases))
     return _made(kind, kind, options, choice.name)
+
+
+def defense_of(choice: DefenseChoice, seed: int, sizes: Iterable[tuple[int, int]] | None = None) -> Defense:
+    """The defense with its preset and options; for a control, how many it drops before which epoch."""
+    given = {} if sizes is None else {"sizes": tuple(sizes)}
+    return defenses.get(choice.name, preset=choice.preset, seed=seed, **choice.options, **given)
 
 
 def detector_of(choice: DetectorChoice, seed: int) -> Detector:
@@ -279,6 +307,28 @@ def _filter(training_set: TrainingSet, flagged: Tensor, name: str, how: str) -> 
         p_value=None,
         summary=how,
     )
+
+
+def _sizes(victim: Path) -> list[tuple[int, int]]:
+    """How many examples the defense of a victim dropped before which epoch."""
+    trained = Trained.load(victim / "model")
+    rounds = (trained.defense or {}).get("rounds")
+    if rounds is None:
+        raise InputError("like: the defense that it names drops nothing in rounds")
+    # Without any the control would follow a schedule of its own.
+    return [(one["epoch"], one["dropped"]) for one in rounds] or [(0, 0)]
+
+
+def _dropped(victim: Path, poison: PoisonSet, examples: int) -> dict[str, int]:
+    """How much a defense had dropped by the last epoch, and how much of it was poison."""
+    trained = Trained.load(victim / "model")
+    if trained.defense is None:
+        return {}
+    return {
+        "dropped": len(trained.dropped),
+        "dropped_poisons": int(poison.membership(examples)[trained.dropped].sum()),
+        "examples": examples,
+    }
 
 
 def _costs(inputs: Inputs) -> dict[str, float]:

@@ -59,8 +59,10 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
+_NONE = Cell("–")
+
 HEADINGS = (
-    ("Method", "who traced and who healed, or which control it is"),
+    ("Method", "who defended, or who traced and who healed, or which control it is"),
     ("Attack", "with its budget, as a share of the training set or a count"),
     ("Attack success", "trials in which most of the adversary's inputs are answered as they want"),
     ("Success rate", "share of the adversary's test inputs that are answered as they want"),
@@ -72,6 +74,10 @@ HEADINGS = (
     ("Clean lost", "clean examples flagged"),
     ("Average precision", "area under the precision-recall curve of the scores"),
     ("Filter bias", "largest difference between two classes in the share of clean examples lost"),
+    ("Dropped", "training examples that the defense no longer used in the last epoch"),
+    ("Drop precision", "dropped examples that are poison"),
+    ("Drop recall", "poisoned examples that were dropped"),
+    ("Training", "seconds of the victim's training, mean of the trials; beside it the ratio to no defense"),
     ("Seconds", "finding and healing, mean of the trials; beside it each stage"),
     ("Peak memory", "of the stage that needed most"),
     ("Trials", "how many"),
@@ -79,14 +85,36 @@ HEADINGS = (
 
 
 def table_of(lines: Sequence[Line]) -> Table:
-    """The leaderboard's table."""
-    return Table(HEADINGS, tuple(tuple(_cells(line)) for line in lines))
+    """The leaderboard's table. What training took stands in it where there are defenses to compare."""
+    compared = any(line.defense != "none" for line in lines)
+    plain = {
+        (line.attack, line.budget): line.seconds.get("train")
+        for line in lines
+        if compared and line.control == "no defense"
+    }
+    return Table(
+        HEADINGS,
+        tuple(
+            tuple(_cells(line, _training(line, plain.get((line.attack, line.budget))) if compared else _NONE))
+            for line in lines
+        ),
+    )
+
+
+def _training(line: Line, plain: float | None) -> Cell:
+    seconds = line.seconds.get("train")
+    if seconds is None:
+        return _NONE
+    ratio = f"{seconds / plain:.2f}x; " if plain else ""
+    return Cell(f"{seconds:.3g}", f"{ratio}n = {line.n}", seconds)
 
 
 def method_name(line: Line) -> str:
-    """Who traced and healed, in a few words."""
+    """Who defended, or traced and healed, in a few words."""
     if line.control in ("no attack", "no defense"):
         return line.control
+    if line.defense != "none":
+        return line.defense
     who = line.detector if line.control != "perfect filter" else "perfect filter"
     return who if line.unlearner == "none" else f"{who} → {line.unlearner}"
 
@@ -97,7 +125,7 @@ def attack_name(line: Line) -> str:
     return f"{line.attack}, {budget}"
 
 
-def _cells(line: Line) -> Iterator[Cell]:
+def _cells(line: Line, training: Cell) -> Iterator[Cell]:
     name, attack = method_name(line), attack_name(line)
     yield Cell(name, "", name)
     yield Cell(attack, "", attack)
@@ -118,6 +146,8 @@ def _cells(line: Line) -> Iterator[Cell]:
     yield _mean(line.average_precision, share=False)
     bias = line.filter_bias
     yield Cell("–") if bias is None else Cell(percent(bias), f"n = {line.n}", bias)
+    yield from (_proportion(one) for one in (line.dropped, line.drop_precision, line.drop_recall))
+    yield training
     asked = sum(line.seconds.get(stage, 0.0) for stage in ("find", "heal"))
     stages = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in line.seconds.items())
     yield Cell(f"{asked:.3g}", f"{stages}; n = {line.n}", asked) if line.seconds else Cell("–")
