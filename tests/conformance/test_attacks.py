@@ -17,13 +17,50 @@ from unpoison import attacks
 from unpoison.attacks import Attack
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.threats import Backdoor, Budget, Goal, PatchTrigger, PoisonSet, TargetedMisclassification
+from unpoison.threats import (
+    Backdoor,
+    Budget,
+    Goal,
+    Mistakes,
+    PatchTrigger,
+    PoisonSet,
+    SelfConcealment,
+    TargetedMisclassification,
+)
+from unpoison.training import Recipe
 
 # What an attack needs to be quick; everything else is its default.
-QUICK: dict[str, Attack] = {"badnets": attacks.BadNets()}
+QUICK: dict[str, Attack] = {
+    "badnets": attacks.BadNets(),
+    "blended": attacks.Blended(),
+    "hidden-trigger": attacks.HiddenTrigger(steps=4, match_every=2),
+    "label-consistent": attacks.LabelConsistent(within_eps=True, steps=3),
+    "label-flip": attacks.LabelFlip(),
+    "metapoison": attacks.MetaPoison(
+        surrogates=1,
+        lifetime=1,
+        steps=2,
+        unroll=1,
+        recipe=Recipe(epochs=1, batch_size=64, learning_rate=0.01, momentum=0, nesterov=False),
+    ),
+    "sig": attacks.Sig(frequency=1),
+    "smooth-trigger": attacks.SmoothTrigger(rounds=2, steps=2, images=20),
+    "wanet": attacks.WaNet(),
+}
+
+# How far an attack may move a value, in 1/255, and the same attack under another bound.
+BOUNDED: dict[str, tuple[float, Callable[[float], Attack]]] = {
+    "hidden-trigger": (16, lambda eps: attacks.HiddenTrigger(eps=eps, steps=4, learning_rate=1e3)),
+    "label-consistent": (8, lambda eps: attacks.LabelConsistent(eps=eps, within_eps=True, steps=3, step=99)),
+}
+
+# Attacks that also change examples without touching their labels, and their number of a count of changes.
+COVERS: dict[str, Callable[[int], int]] = {"wanet": lambda count: count - max(1, round(count / 3))}
 
 GOALS: dict[str, Callable[[TrainingSet], Goal]] = {
     "backdoor": lambda clean: Backdoor(PatchTrigger.white_corner(2), source=1, target=0),
+    "mistakes": lambda clean: Mistakes(source=1),
+    "self-concealment": lambda clean: SelfConcealment(clean.images[:1], 1),
     "targeted-misclassification": lambda clean: TargetedMisclassification(clean.images[:1], 1, 0),
 }
 
@@ -93,10 +130,66 @@ def test_labels_are_as_promised(name: str, kind: str, which: str) -> None:
     clean = SETS[which]
     made = craft(name, kind, clean)
     assert torch.equal(made.clean_labels, clean.labels[made.indices])
+    kept = int((made.given_labels == made.clean_labels).sum())
     if attacks.describe(name).labels == "clean":
-        assert torch.equal(made.given_labels, made.clean_labels)
+        assert kept == len(made)
     else:
-        assert bool((made.given_labels != made.clean_labels).all())
+        assert kept == COVERS.get(name, lambda count: 0)(len(made))
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("which", SETS)
+def test_eps_is_kept_after_rounding(name: str, which: str) -> None:
+    clean = SETS[which]
+    published, bounded = BOUNDED[name]
+    network = surrogate(clean)
+    for kind in attacks.describe(name).goals:
+        assert float(craft(name, kind, clean).linf.max()) <= published
+        # Half a step must not become a whole one, whatever the optimiser does.
+        made = bounded(2.5).craft(
+            GOALS[kind](clean), clean, budget=Budget(count=2), surrogate=network, seed=1
+        )
+        assert 0 < float(made.linf.max()) <= 2
+
+
+@pytest.mark.parametrize("name", [name for name in attacks.names() if attacks.describe(name).surrogates])
+def test_an_attack_that_needs_a_surrogate_says_so(name: str) -> None:
+    clean = SETS["colour"]
+    for kind in attacks.describe(name).goals:
+        for nothing in (None, ()):
+            with pytest.raises(InputError, match="surrogate") as error:
+                QUICK[name].craft(
+                    GOALS[kind](clean), clean, budget=Budget(count=1), surrogate=nothing, seed=0
+                )
+            assert "\n" not in str(error.value)
+            assert name in str(error.value)
+
+
+@pytest.mark.parametrize("name", attacks.names())
+def test_a_class_that_is_not_there_is_named(name: str) -> None:
+    clean = SETS["two classes"]
+    goals: dict[str, Goal] = {
+        "backdoor": Backdoor(PatchTrigger.white_corner(2), source=1, target=7),
+        "mistakes": Mistakes(source=7),
+        "targeted-misclassification": TargetedMisclassification(clean.images[:1], 1, 7),
+    }
+    for kind in set(attacks.describe(name).goals) & set(goals):
+        with pytest.raises(InputError, match=r"class 7.*0\.\.1"):
+            QUICK[name].craft(goals[kind], clean, budget=Budget(count=1), surrogate=surrogate(clean), seed=0)
+
+
+@pytest.mark.parametrize("name", attacks.names())
+def test_several_surrogates_are_taken(name: str) -> None:
+    clean = SETS["grey"]
+    for kind in attacks.describe(name).goals:
+        made = QUICK[name].craft(
+            GOALS[kind](clean),
+            clean,
+            budget=Budget(count=2),
+            surrogate=[surrogate(clean), surrogate(clean)],
+            seed=0,
+        )
+        assert len(made) == 2
 
 
 @pytest.mark.parametrize(("name", "kind", "which"), CASES)
@@ -192,7 +285,9 @@ def test_it_is_a_final_frozen_dataclass_described_by_a_card(name: str) -> None:
     card = attacks.describe(name)
     assert card.name == name
     assert set(card.goals) <= set(GOALS)
-    assert all(json.loads(json.dumps(card.to_dict())).values())
+    told = json.loads(json.dumps(card.to_dict()))
+    assert told.pop("surrogates") >= 0
+    assert all(told.values())
 
 
 def test_there_is_no_attack_of_an_unknown_name() -> None:

@@ -1,8 +1,35 @@
+from ._adversarial_training import adversarially_trained as adversarially_trained
 from ._attack import Attack as Attack
 from ._registry import AttackCard as AttackCard
 from ._registry import describe as describe
 from ._registry import get as get
 from ._registry import names as names
 from .badnets import BadNets as BadNets
+from .blended import Blended as Blended
+from .hidden_trigger import HiddenTrigger as HiddenTrigger
+from .label_consistent import LabelConsistent as LabelConsistent
+from .label_flip import LabelFlip as LabelFlip
+from .metapoison import CraftStep as CraftStep
+from .metapoison import MetaPoison as MetaPoison
+from .sig import Sig as Sig
+from .smooth_trigger import SmoothTrigger as SmoothTrigger
+from .wanet import WaNet as WaNet
 
-__all__ = ["Attack", "AttackCard", "BadNets", "describe", "get", "names"]
+__all__ = [
+    "Attack",
+    "AttackCard",
+    "BadNets",
+    "Blended",
+    "CraftStep",
+    "HiddenTrigger",
+    "LabelConsistent",
+    "LabelFlip",
+    "MetaPoison",
+    "Sig",
+    "SmoothTrigger",
+    "WaNet",
+    "adversarially_trained",
+    "describe",
+    "get",
+    "names",
+]

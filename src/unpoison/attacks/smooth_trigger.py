@@ -1,0 +1,188 @@
+"""Smooth trigger: a pattern without high frequencies, added to training images that get another label.
+
+Zeng, Park, Mao and Jia 2021, "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective" (ICCV;
+arXiv 2104.03413), section 5.
+
+Stages: from a surrogate and some training images, build one pattern for all of them: take the smallest steps
+that change its answers (DeepFool, Moosavi-Dezfooli et al. 2016, arXiv 1511.04599), add their mean to the
+pattern, pass it through a Gaussian low-pass, stretch it to [0, reach], and go on until enough answers change;
+then add it to examples of the source class and label them as the target.
+
+Published: 100 images, reach 0.2 of the range, a Gaussian of width 30 over 30 pixels, stop at 20 % changed
+answers.
+
+Departures: the paper visits one image after another, here all images step together, in one batch; and the
+paper takes the class that most answers change to as the target, here the goal names it.
+
+Cost: for `rounds` rounds of at most `steps` steps, classes backward passes over `images` images; memory for
+the activations of that batch and its gradients for all classes.
+
+Limits: the poisons are mislabelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unpoison._seeds import generator
+from unpoison.attacks._attack import Attack
+from unpoison.attacks._stamping import as_backdoor, device_of, frozen, networks, relabelled
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError
+from unpoison.threats import AdditiveTrigger, Budget, Goal, PoisonSet
+
+_NAME = "smooth-trigger"
+_OVERSHOOT = 1.02
+_PUBLISHED_SIDE = 32
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SmoothTrigger(Attack):
+    """The smooth additive backdoor.
+
+    The goal says source and target. If its trigger is an `AdditiveTrigger`, that one is used and no surrogate
+    is needed; any other is replaced by the generated one, and the goal of the poison set holds what was used.
+
+    Arguments:
+        reach: the greatest value of the pattern in 1/255, in [1, 255]; the least is 0. 51 is the published
+        0.2. images: how many training images to build it from, 1 or more.
+        fooling: stop once this share of them in (0, 1] is answered otherwise than before.
+        rounds: stop after so many rounds, 1 or more, whatever the share.
+        steps: DeepFool's steps in a round, 1 or more.
+        width: of the Gaussian in pixels of an image 32 pixels wide, above 0; it grows with the image.
+        kernel: how many such pixels it reaches over, 1 or more.
+    """
+
+    reach: float = 51.0
+    images: int = 100
+    fooling: float = 0.2
+    rounds: int = 10
+    steps: int = 10
+    width: float = 30.0
+    kernel: int = 30
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.reach <= 255:
+            raise InputError(f"smooth-trigger: reach {self.reach} is outside [1, 255] (it is in 1/255)")
+        if not 0 < self.fooling <= 1:
+            raise InputError(f"smooth-trigger: fooling {self.fooling} is outside (0, 1]")
+        for name in ("images", "rounds", "steps", "kernel"):
+            if getattr(self, name) < 1:
+                raise InputError(f"smooth-trigger: {name} {getattr(self, name)} is below 1")
+        if not self.width > 0:
+            raise InputError(f"smooth-trigger: width {self.width} must be above 0")
+
+    def craft(
+        self,
+        goal: Goal,
+        training_set: TrainingSet,
+        *,
+        budget: Budget,
+        surrogate: nn.Module | Sequence[nn.Module] | None = None,
+        seed: int,
+    ) -> PoisonSet:
+        """Relabelled examples with the pattern; of several surrogates the first is used.
+
+        Raises:
+            InputError: the goal is not a backdoor, the budget is more than the source class has, there is
+                neither a surrogate nor an additive trigger, or the surrogate's answers do not depend on its
+                inputs.
+        """
+        backdoor = as_backdoor(_NAME, goal)
+        backdoor.candidates(training_set)
+        budget.count_in(len(training_set))
+        if not isinstance(backdoor.trigger, AdditiveTrigger):
+            network = networks(_NAME, surrogate)[0]
+            backdoor = replace(backdoor, trigger=self.generate(network, training_set, seed=seed))
+        return relabelled(_NAME, backdoor, training_set, budget=budget, configuration=asdict(self), seed=seed)
+
+    def generate(self, network: nn.Module, training_set: TrainingSet, *, seed: int) -> AdditiveTrigger:
+        """The pattern for one network, which is left as it was.
+
+        Raises:
+            InputError: the network's answers do not depend on its inputs.
+        """
+        drawn = torch.randperm(len(training_set), generator=generator(seed, _NAME, "images"))[: self.images]
+        device = device_of(network, training_set.device)
+        images = training_set.subset(drawn).images.to(device).float() / 255
+        pattern = torch.zeros_like(images[:1])
+        with frozen([network]):
+            answers = network(images).argmax(1)
+            for _ in range(self.rounds):
+                stamped = (images + pattern).clamp(0, 1)
+                same = network(stamped).argmax(1) == answers
+                if float((~same).float().mean()) >= self.fooling:
+                    break
+                step = _deepfool(network, stamped[same], self.steps).mean(0, keepdim=True)
+                smooth = self._smooth(pattern + step)
+                low, high = smooth.amin(), smooth.amax()
+                if not bool(high > low):
+                    raise InputError(
+                        f"{_NAME}: the surrogate's answers do not depend on its inputs; "
+                        f"give a trained network"
+                    )
+                pattern = (smooth - low) / (high - low) * (self.reach / 255)
+        if not bool(pattern.any()):
+            raise InputError(
+                f"{_NAME}: the surrogate gives no step that changes its answers; give a trained network"
+            )
+        return AdditiveTrigger((pattern[0] * 255).round().to("cpu", torch.int16), "smooth")
+
+    def _smooth(self, pattern: Tensor) -> Tensor:
+        """Float[1 c h w] through the low-pass, rows and columns apart, mirrored at the border."""
+        for dimension in (2, 3):
+            side = pattern.shape[dimension]
+            scale = side / _PUBLISHED_SIDE
+            half = min(max(1, round(self.kernel * scale / 2)), side - 1)
+            places = torch.arange(-half, half + 1, device=pattern.device, dtype=pattern.dtype)
+            weights = (-0.5 * (places / (self.width * scale)).square()).exp()
+            weights = weights / weights.sum()
+            shape = (1, 1, -1, 1) if dimension == 2 else (1, 1, 1, -1)
+            padding = (0, 0, half, half) if dimension == 2 else (half, half, 0, 0)
+            padded = F.pad(pattern, padding, mode="reflect")
+            channels = pattern.shape[1]
+            kernel = weights.view(shape).expand(channels, 1, *weights.view(shape).shape[2:]).contiguous()
+            pattern = F.conv2d(padded, kernel, groups=channels)
+        return pattern
+
+
+def _deepfool(network: nn.Module, images: Tensor, steps: int) -> Tensor:
+    """Float[n c h w]: for each image the small change that DeepFool finds, zero where there is none."""
+    change = torch.zeros_like(images)
+    first: Tensor | None = None
+    for _ in range(steps):
+        moved = (images + change).requires_grad_()
+        logits = network(moved)
+        classes = logits.shape[1]
+        first = logits.argmax(1) if first is None else first
+        unmoved = logits.argmax(1) == first
+        if not bool(unmoved.any()):
+            break
+        gradients = torch.stack(
+            [
+                torch.autograd.grad(logits[:, label].sum(), moved, retain_graph=label + 1 < classes)[0]
+                for label in range(classes)
+            ],
+            1,
+        )
+        rows = torch.arange(len(images), device=images.device)
+        slopes = (gradients - gradients[rows, first][:, None]).flatten(2)
+        gaps = (logits - logits[rows, first][:, None]).detach().abs()
+        lengths = slopes.norm(dim=2)
+        distances = torch.where(lengths > 0, gaps / lengths.clamp(min=1e-12), torch.inf)
+        distances[rows, first] = torch.inf
+        nearest = distances.argmin(1)
+        reachable = distances[rows, nearest].isfinite() & unmoved
+        length = lengths[rows, nearest].clamp(min=1e-12)
+        # A hair's breadth, so that a gap of zero is stepped over too.
+        amount = (gaps[rows, nearest] + 1e-4) / length.square() * _OVERSHOOT
+        step = slopes[rows, nearest] * torch.where(reachable, amount, 0)[:, None]
+        change = change + step.view_as(change)
+    return change
