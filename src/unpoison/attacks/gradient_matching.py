@@ -1,0 +1,298 @@
+"""Gradient matching (Witches' Brew): poisons whose training gradient is the adversary's gradient.
+
+Geiping, Fowl, Huang, Czaja, Taylor, Moeller and Goldstein 2021, "Witches' Brew: Industrial Scale Data
+Poisoning via Gradient Matching" (ICLR, arXiv 2009.02276), section 3 and algorithm 1.
+
+Stages: compute on each surrogate the gradient `g_t` of the adversary's loss on the target images; pick the
+poisons; from random perturbations within eps, descend `1 - cos(g_t, g_p)` by signed Adam, each step on a
+freshly augmented copy of the poisons; begin anew a few times and keep the best; round to 8 bits. A victim
+that later descends the loss of the poisons then descends the adversary's as well, without a wrong label in
+the set.
+
+Cost: restarts x steps x surrogates x (a training step with a double backward pass on all poisons); see
+`_alignment` for memory, which `micro_batch` bounds.
+
+Departures: the restart that is kept is the one whose rounded poisons have the lowest loss without
+augmentation, where the public code compares the noisy loss of the last step; a victim is asked in neither.
+Parameters that a surrogate does not train (`requires_grad` False) are left out of the match, which makes the
+attack one on fine-tuning or on a linear head. Dropout is off (the public code leaves it on).
+
+Limits: the surrogate must be trained as the victim will be. Poisons for one architecture reach another less
+often (45, 25 and 8 % in the poisoning benchmark), and victims that do not fit their training set hardly ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unpoison._seeds import derive_seed, generator
+from unpoison.attacks._alignment import Alignment, Gradient, View, gradient_of
+from unpoison.attacks._attack import Attack
+from unpoison.data import TrainingSet, augment
+from unpoison.errors import InputError
+from unpoison.models import preserved
+from unpoison.threats import Budget, Goal, PoisonSet, TargetedMisclassification
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GradientMatching(Attack):
+    """The clean-label attack by gradient matching.
+
+    Arguments:
+        eps: the largest change of any pixel value, in 1/255.
+        steps: of signed Adam, for each restart.
+        restarts: how often to begin anew.
+        step_size: of Adam, in standard deviations of each channel's pixels, as published (the public code perturbs
+            standardised images); divided by the number of surrogates; a tenth after 3/8, 5/8 and 7/8
+            of the steps.
+        poisons_from: "target" draws poisons among the examples of the class that the target images are to be
+            taken for; "third-party" from one other class, drawn at random; "anywhere" from the whole set
+            (the published names are single class, third party and random subset).
+        bases: draw poisons from these examples instead, in this order.
+        augmentation: what every poison goes through at every step. "translate" is as published: a flip, and a
+            shift by fractions of a pixel over black; "crop" is what `Recipe` does to the victim's images: a
+            flip and a reflected crop by whole pixels; "none".
+        shift: the largest shift in pixels.
+        flip: mirror half of the images.
+        target_loss: what `g_t` is the gradient of: "cross-entropy" towards the label wanted, or
+            "carlini-wagner", the margin that is missing to it.
+        micro_batch: poisons differentiated at a time.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    eps: float = 16.0
+    steps: int = 250
+    restarts: int = 8
+    step_size: float = 0.1
+    poisons_from: Literal["target", "third-party", "anywhere"] = "target"
+    bases: tuple[int, ...] = ()
+    augmentation: Literal["translate", "crop", "none"] = "translate"
+    shift: int = 4
+    flip: bool = True
+    target_loss: Literal["cross-entropy", "carlini-wagner"] = "cross-entropy"
+    micro_batch: int = 128
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("restarts", 1), ("micro_batch", 1), ("shift", 0)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"gradient-matching: {name} must be at least {least}, found {getattr(self, name)}"
+                )
+        if not 0 < self.eps <= 255:
+            raise InputError(f"gradient-matching: eps {self.eps} is outside (0, 255]; it is in 1/255")
+        if not 0 < self.step_size < math.inf:
+            raise InputError(f"gradient-matching: step_size {self.step_size} must be above 0")
+        for name, choices in (
+            ("poisons_from", ("target", "third-party", "anywhere")),
+            ("augmentation", ("translate", "crop", "none")),
+            ("target_loss", ("cross-entropy", "carlini-wagner")),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"gradient-matching: {name} must be one of {', '.join(choices)}, "
+                    f"found {getattr(self, name)!r}"
+                )
+        object.__setattr__(self, "bases", tuple(self.bases))
+
+    @classmethod
+    def published(cls, *, eps: float = 16.0, bases: tuple[int, ...] = ()) -> GradientMatching:
+        """As published for CIFAR-10: eps 16 (the paper), or 8 (the poisoning benchmark)."""
+        return cls(eps=eps, bases=bases)
+
+    def craft(
+        self,
+        goal: Goal,
+        training_set: TrainingSet,
+        *,
+        budget: Budget,
+        surrogate: nn.Module | Sequence[nn.Module] | None = None,
+        seed: int,
+    ) -> PoisonSet:
+        """Poisons crafted against one surrogate or several (an ensemble), on the device where they lie.
+
+        Raises:
+            InputError: the goal is not a targeted misclassification, there is no surrogate, the budget is
+                more than there are examples to draw from, or the target images do not fit.
+        """
+        if not isinstance(goal, TargetedMisclassification):
+            raise InputError(
+                f"gradient-matching: serves the goal 'targeted-misclassification' only, not {goal.kind!r}"
+            )
+        networks = _networks(surrogate)
+        goal.victims(training_set)  # the target images must have the set's shape
+        if goal.target >= training_set.num_classes:
+            raise InputError(
+                f"{training_set.name}: the goal names class {goal.target}, "
+                f"but the classes are 0..{training_set.num_classes - 1}"
+            )
+        indices = self._poisons(goal, training_set, budget.count_in(len(training_set)), seed)
+        chosen = training_set.subset(indices)
+        device = _device(networks[0], training_set)
+        clean, labels = chosen.images.to(device).float().div_(255), chosen.labels.to(device)
+        spread = torch.tensor(training_set.channel_statistics[1], device=device).clamp(min=1e-3)
+        with contextlib.ExitStack() as stack:
+            for network in networks:
+                stack.enter_context(preserved(network))
+            wanted = [self._wanted(network, goal, device) for network in networks]
+            alignment = Alignment(networks, wanted, micro_batch=self.micro_batch)
+            best, history = None, []
+            for restart in range(self.restarts):
+                images, losses = self._descend(
+                    alignment, clean, labels, spread, derive_seed(seed, "restart", restart)
+                )
+                final_loss = alignment.loss(images.float().div(255), labels)
+                history.append({"losses": losses, "final": final_loss})
+                if best is None or final_loss < best[0]:
+                    best = (final_loss, images)
+        assert best is not None
+        return PoisonSet.of(
+            training_set,
+            indices=indices,
+            images=best[1],
+            given_labels=chosen.labels,
+            goal=goal,
+            attack="gradient-matching",
+            configuration={
+                **asdict(self),
+                "budget": budget.to_json(),
+                "surrogates": len(networks),
+                "history": history,
+            },
+            seed=seed,
+        )
+
+    def _descend(
+        self, alignment: Alignment, clean: Tensor, labels: Tensor, spread: Tensor, seed: int
+    ) -> tuple[Tensor, list[float]]:
+        """One restart: the rounded poisons UInt8[n c h w], and the loss at every step."""
+        eps = self.eps / 255
+        start = torch.randn(clean.shape, generator=generator(seed, "start")).to(clean.device)
+        delta = _allowed(start.mul_(eps), clean, eps).requires_grad_()
+        # Adam's steps do not depend on the scale of the slope: in a variable that counts standard deviations
+        # a step of 1 is one of them.
+        unit = spread.view(1, -1, 1, 1)
+        scaled = (delta.detach() / unit).requires_grad_()
+        rate = self.step_size / len(alignment.networks)
+        optimizer = torch.optim.Adam([scaled], lr=rate)
+        losses = []
+        for step in range(self.steps):
+            passed = sum(step >= int(self.steps * part) for part in (3 / 8, 5 / 8, 7 / 8))
+            optimizer.param_groups[0]["lr"] = rate * 0.1**passed
+            view = self._view(derive_seed(seed, "view", step))
+            loss, slope = alignment.differentiate(clean + scaled.detach() * unit, labels, view)
+            losses.append(loss)
+            scaled.grad = slope.sign_()
+            optimizer.step()
+            with torch.no_grad():
+                scaled.copy_(_allowed(scaled * unit, clean, eps) / unit)
+        return _rounded(clean, scaled.detach() * unit, eps), losses
+
+    def _view(self, seed: int) -> View:
+        """The augmentation of one step; the same for the same piece however often it is asked."""
+
+        def view(images: Tensor, start: int) -> Tensor:
+            draws = generator(seed, start)
+            if self.augmentation == "none":
+                return images
+            if self.augmentation == "crop":
+                return augment(images, flip=self.flip, crop_padding=self.shift, generator=draws)
+            return _translated(images, self.shift, self.flip, draws)
+
+        return view
+
+    def _wanted(self, network: nn.Module, goal: TargetedMisclassification, device: torch.device) -> Gradient:
+        with torch.enable_grad():
+            logits = network(goal.images.to(device).float().div(255))
+            if self.target_loss == "cross-entropy":
+                loss = goal.loss(logits)
+            else:
+                others = logits.clone()
+                others[:, goal.target] = -math.inf
+                loss = (others.amax(1) - logits[:, goal.target]).clamp(min=0).mean()
+            return gradient_of(network, loss)
+
+    def _poisons(
+        self, goal: TargetedMisclassification, training_set: TrainingSet, count: int, seed: int
+    ) -> Tensor:
+        """Int64[count], ascending: the examples to perturb."""
+        draws = generator(seed, "gradient-matching", "poisons")
+        labels = training_set.labels.cpu()
+        if self.bases:
+            pool, what = torch.tensor(self.bases), "the bases given"
+            if int(pool.min()) < 0 or int(pool.max()) >= len(labels):
+                raise InputError(
+                    f"gradient-matching: bases must lie in 0..{len(labels) - 1}, "
+                    f"found {int(pool.min())}..{int(pool.max())}"
+                )
+            pool = torch.tensor(list(dict.fromkeys(self.bases)))[:count]
+        elif self.poisons_from == "anywhere":
+            pool, what = torch.arange(len(labels)), training_set.name
+        else:
+            label = goal.target
+            if self.poisons_from == "third-party":
+                others = [
+                    one
+                    for one in range(training_set.num_classes)
+                    if one not in (goal.target, goal.true_label) and bool((labels == one).any())
+                ]
+                if not others:
+                    raise InputError(
+                        f"gradient-matching: {training_set.name} has no third class to take poisons from"
+                    )
+                label = others[int(torch.randint(len(others), (1,), generator=draws))]
+            pool, what = (labels == label).nonzero().reshape(-1), f"class {training_set.class_names[label]!r}"
+        if count > len(pool):
+            raise InputError(
+                f"gradient-matching: a budget of {count} is more than the {len(pool)} examples of {what}; "
+                f"at most a share of {len(pool) / len(labels):.4g} fits"
+            )
+        return pool[torch.randperm(len(pool), generator=draws)[:count]].sort().values
+
+
+def _networks(surrogate: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
+    networks = (surrogate,) if isinstance(surrogate, nn.Module) else tuple(surrogate or ())
+    if not networks:
+        raise InputError("gradient-matching: needs a surrogate, a network trained as the victim will be")
+    return networks
+
+
+def _device(network: nn.Module, training_set: TrainingSet) -> torch.device:
+    parameter = next(network.parameters(), None)
+    return training_set.device if parameter is None else parameter.device
+
+
+def _allowed(delta: Tensor, clean: Tensor, eps: float) -> Tensor:
+    """The nearest perturbation within eps that leaves valid pixels."""
+    return torch.minimum(torch.maximum(delta.clamp(-eps, eps), -clean), 1 - clean)
+
+
+def _rounded(clean: Tensor, delta: Tensor, eps: float) -> Tensor:
+    """The nearest 8-bit images that are still within eps."""
+    whole = (clean * 255).round()
+    change = (delta * 255).round().clamp(-math.floor(eps * 255 + 1e-6), math.floor(eps * 255 + 1e-6))
+    return (whole + change).clamp(0, 255).to(torch.uint8)
+
+
+def _translated(images: Tensor, shift: int, flip: bool, draws: torch.Generator) -> Tensor:
+    """Each image shifted by up to `shift` pixels each way, black coming in, and perhaps mirrored."""
+    n, _, height, width = images.shape
+    moves = (torch.rand(n, 2, generator=draws) * 2 - 1).to(images.device)
+    mirrored = torch.randint(2, (n,), generator=draws).to(images.device) * int(flip)
+    transform = torch.zeros(n, 2, 3, device=images.device, dtype=images.dtype)
+    transform[:, 0, 0] = 1 - 2 * mirrored
+    transform[:, 1, 1] = 1
+    transform[:, 0, 2] = moves[:, 0] * 2 * shift / width
+    transform[:, 1, 2] = moves[:, 1] * 2 * shift / height
+    grid = F.affine_grid(transform, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
