@@ -85,7 +85,15 @@ def test_craft_refuses(more: tuple[str, ...], said: str, story: Any, fails: Fail
 
 def test_an_unknown_attack_is_named(story: Any, fails: Fails, tmp_path: Path) -> None:
     said = fails(["craft", "nosuch", *story.craft(tmp_path / "out")[2:]])
-    assert said == "there is no attack 'nosuch'; choose one of badnets"
+    assert said.startswith("there is no attack 'nosuch'; choose one of badnets, ")
+
+
+def test_labels_are_flipped_from_source_to_target(story: Any, fails: Fails, tmp_path: Path) -> None:
+    arguments = ["craft", "label-flip", *story.craft(tmp_path / "out")[2:]]
+    at = arguments.index("--source")
+    said = fails([*arguments[:at], *arguments[at + 2 :]])
+    assert said == "--source: label-flip needs the class whose labels are to be wrong"
+    assert main(arguments) == 0
 
 
 def test_train_writes_a_model_and_measures_it(story: Any) -> None:

@@ -26,7 +26,7 @@ from unpoison.cli._options import Craft, ModelOptions
 from unpoison.cli._session import session
 from unpoison.data import Splits, TrainingSet
 from unpoison.errors import InputError
-from unpoison.threats import Backdoor, Budget, Goal, TargetedMisclassification
+from unpoison.threats import Backdoor, Budget, Goal, Mistakes, TargetedMisclassification
 from unpoison.training import train
 
 _DEFAULT_SHARE = 0.01
@@ -106,6 +106,10 @@ def _goal(options: Craft, card: attacks.AttackCard, splits: Splits) -> tuple[Goa
     source = None if options.source is None else label_of(options.source, names, "--source")
     target = label_of(options.target, names, "--target")
     if options.target_image is None:
+        if "mistakes" in card.goals:
+            if source is None:
+                raise InputError(f"--source: {card.name} needs the class whose labels are to be wrong")
+            return Mistakes(source, target), source, target
         if "backdoor" not in card.goals:
             raise InputError(f"--target-image: {card.name} is about one test image; name it as test:INDEX")
         return Backdoor(trigger_of(options.trigger), source, target), source, target

@@ -76,9 +76,7 @@ def _run(arguments: Sequence[str], interrupts: Interrupts) -> int:
         print(f"unpoison {__version__}")  # noqa: T201
         return DONE
     if arguments[:1] == ["craft"] and "--list" in arguments:
-        from unpoison.attacks import names
-
-        print("\n".join(names()))  # noqa: T201
+        print(_list_of_attacks())  # noqa: T201
         return DONE
     began = time.perf_counter()
     options = parse(arguments)
@@ -88,6 +86,20 @@ def _run(arguments: Sequence[str], interrupts: Interrupts) -> int:
     # The verb's body is what imports torch; until here nothing has.
     body = cast("_Body", getattr(importlib.import_module(f"unpoison.cli._{verb}"), verb))
     return body(options, Console(results=not options.run.json, since=began), interrupts)
+
+
+def _list_of_attacks() -> str:
+    """Every attack with its paper, the labels of its poisons, what it needs and what it costs."""
+    from unpoison import attacks
+
+    return "\n".join(
+        f"{card.name}: {card.title} ({card.paper})\n"
+        f"    labels     {card.labels}\n"
+        f"    goals      {', '.join(card.goals)}\n"
+        f"    knowledge  {card.knowledge}\n"
+        f"    cost       {card.cost}"
+        for card in map(attacks.describe, attacks.names())
+    )
 
 
 def parse(arguments: Sequence[str]) -> Verb | None:
