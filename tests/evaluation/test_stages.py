@@ -215,3 +215,50 @@ def test_target_images_are_checked(images: str, said: str, tmp_path: Path) -> No
     with pytest.raises(InputError) as caught:
         plan(Experiment.read(path))
     assert said in str(caught.value)
+
+
+def test_victims_and_surrogates_start_from_one_pretrained_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_matching(monkeypatch)
+    path = write_recipe(tmp_path)
+    text = path.read_text().split("[[detectors]]")[0]
+    text = text.replace('name = "badnets"', FakeMatching.RECIPE).replace("seeds = [0, 1]", "seeds = [0]")
+    text = text.replace('pairs = [["left", "right"]]', 'images = [{ test_index = 0, target = "right" }]')
+    text = text.replace('"tiny.npz"', '"tiny.npz"\nrows = [200, 300]\ntest_rows = [0, 30]')
+    path.write_text(text + "[pretraining]\nrows = [0, 200]\ntraining = { epochs = 2 }\n")
+    work = plan(Experiment.read(path))
+    stages = {stage.key: stage for stage in work.stages}
+    first = work.stages[0]
+    assert first.function.endswith(":pretrained")
+    assert first.inputs == {}
+    trained = [stage for stage in work.stages if stage.function.endswith(":victim")]
+    assert len(trained) == 4  # two surrogates, the clean victim and the poisoned one
+    assert all(stage.inputs["start"] == first.key for stage in trained)
+    results = sweep(work, tmp_path / "store", InlineExecutor())
+    assert results.failures == ()
+    store = Store(results.store)
+    for row in results.table.to_pylist():
+        assert row["clean_total"] == 30
+        place = store.place(stages[row["key"]].inputs["victim"])
+        victim = Trained.load(place / "model")  # as one of the recipe's own
+        start = Trained.load(store.place(first.key) / "model")
+        assert (len(start.history), len(victim.history)) == (2, 3)
+        # It learns on where the first one stopped: far better than a fresh network in its first epoch.
+        assert victim.history[0].loss < start.history[0].loss
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("[pretraining]\nrows = [200, 200]", "rows: give [first, end]"),
+        ("[pretraining]\nrows = [0, 301]", "tiny.npz has 300 examples, not 301"),
+        ("[pretraining]\ntraining = { width = 8 }", "must be the one of 'training'"),
+    ],
+)
+def test_a_pretraining_that_does_not_fit_is_said(lines: str, said: str, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text().split("[[detectors]]")[0] + lines)
+    with pytest.raises(InputError) as caught:
+        plan(Experiment.read(path))
+    assert said in str(caught.value)

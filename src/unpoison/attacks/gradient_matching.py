@@ -51,8 +51,8 @@ class GradientMatching(Attack):
         eps: the largest change of any pixel value, in 1/255.
         steps: of signed Adam, for each restart.
         restarts: how often to begin anew.
-        step_size: of Adam, in standard deviations of each channel's pixels, as published (the public code perturbs
-            standardised images); divided by the number of surrogates; a tenth after 3/8, 5/8 and 7/8
+        step_size: of Adam, in standard deviations of each channel's pixels, as published (the public code
+            perturbs standardised images); divided by the number of surrogates; a tenth after 3/8, 5/8 and 7/8
             of the steps.
         poisons_from: "target" draws poisons among the examples of the class that the target images are to be
             taken for; "third-party" from one other class, drawn at random; "anywhere" from the whole set

@@ -53,6 +53,13 @@ from unpoison.training import Recipe
 DETECTORS = {
     "delta-influence": ("calibrated", "published", "published-smooth", "published-matching"),
     "ek-fac": ("default", "published"),
+    "trak": ("original",),
+    "activation-clustering": ("original", "relative-size", "smaller-cluster", "comparison"),
+    "spectral-signatures": ("original", "comparison"),
+    "spectre": ("original",),
+    "statistical-contamination": ("original",),
+    "deep-knn": ("original",),
+    "frequency": ("quick", "original", "comparison"),
 }
 """The detectors and their presets, the default first."""
 CONTROLS = ("loss-drop", "random-drop")
@@ -69,10 +76,42 @@ class Data:
     Arguments:
         source: as `unpoison.data.load` takes it; a path is relative to the recipe's folder.
         test: where the test set lies, if not in `source`.
+        rows: [first, end] of the training examples that are used; all when not given.
+        test_rows: likewise of the test set; places in the test set are counted from the first.
     """
 
     source: str
     test: str | None = None
+    rows: tuple[int, int] | None = None
+    test_rows: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for key, rows in (("rows", self.rows), ("test_rows", self.test_rows)):
+            _check_rows(key, rows)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """A clean network that everybody starts from: victims and surrogates are fine-tuned from it, and attacks
+    craft on it too.
+
+    Arguments:
+        source: what it is trained on, with the classes of the recipe's own data; that data when not given.
+        rows: [first, end] of the examples that are used; all when not given.
+        training: how, where that is otherwise than the victims are: fields of the recipe, or another `preset`
+            and what is changed in it. The network itself must be theirs.
+        seed: of the training; there is one network for all trials.
+    """
+
+    source: str | None = None
+    rows: tuple[int, int] | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_rows("rows", self.rows)
+        _within("seed", self.seed, 0, 2**62)
 
 
 @final
@@ -299,6 +338,7 @@ class Experiment:
         attacks: at least one.
         targets: whom they are about.
         training: the recipe of victims and of healed models: a `preset` and what is changed in it.
+        pretraining: what victims are fine-tuned from; they are trained from scratch when not given.
         defenses: how else victims are trained; the undefended one is there without being asked for.
         detectors: who traces.
         unlearners: who heals.
@@ -315,6 +355,7 @@ class Experiment:
     attacks: tuple[AttackChoice, ...]
     targets: Targets
     training: Mapping[str, Any]
+    pretraining: Pretraining | None = None
     defenses: tuple[DefenseChoice, ...] = ()
     detectors: tuple[DetectorChoice, ...] = ()
     unlearners: tuple[UnlearnerChoice, ...] = ()
@@ -344,6 +385,12 @@ class Experiment:
         if self.unlearners and not self.detectors:
             raise InputError("unlearners: heal what detectors flag, so the recipe needs one of those")
         _ = self.recipe
+        if self.pretraining is not None:
+            first = self.pretraining_recipe(self.pretraining)
+            if (first.model, first.width) != (self.recipe.model, self.recipe.width):
+                raise InputError("pretraining: its network must be the one of 'training', model and width")
+            if self.unlearners:
+                raise InputError("unlearners: retrain from scratch; leave them or 'pretraining' out")
         for attack in self.attacks:
             self.surrogate_recipe(attack)
         for defense in self.defenses:
@@ -378,6 +425,15 @@ class Experiment:
         """
         anew = "preset" in attack.surrogate
         return _recipe(attack.surrogate if anew else {**self.training, **attack.surrogate})
+
+    def pretraining_recipe(self, pretraining: Pretraining) -> Recipe:
+        """How the network that everybody starts from is trained.
+
+        Raises:
+            InputError: its changes do not make a recipe.
+        """
+        anew = "preset" in pretraining.training
+        return _recipe(pretraining.training if anew else {**self.training, **pretraining.training})
 
     def path(self, spec: str) -> str:
         """A path of the recipe, as seen from here; words that `data.load` knows stay as they are."""
@@ -431,6 +487,11 @@ def _recipe(changes: Mapping[str, Any]) -> Recipe:
     others = {key: value for key, value in changes.items() if key != "preset"}
     preset = changes.get("preset")
     return Recipe.from_dict(others) if preset is None else Recipe.preset(preset, **others)
+
+
+def _check_rows(key: str, rows: tuple[int, int] | None) -> None:
+    if rows is not None and not 0 <= rows[0] < rows[1]:
+        raise InputError(f"{key}: give [first, end] with 0 <= first < end, found {list(rows)}")
 
 
 def _one_of(key: str, value: str, known: Iterable[str]) -> None:

@@ -26,7 +26,14 @@ from unpoison.evaluation._experiment import (
     Target,
     nearest,
 )
-from unpoison.evaluation._stages import attack_of, defense_of, detector_of, goal_of, unlearner_of
+from unpoison.evaluation._stages import (
+    attack_of,
+    defense_of,
+    detector_of,
+    goal_of,
+    loaded,
+    unlearner_of,
+)
 from unpoison.evaluation._store import Stage
 from unpoison.threats import Budget
 
@@ -69,7 +76,7 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
     """
     source = experiment.path(experiment.data.source)
     test = None if experiment.data.test is None else experiment.path(experiment.data.test)
-    splits = data.load(source, test=test)
+    splits = loaded(source, test, experiment.data.rows, experiment.data.test_rows)
     if splits.test is None:
         raise InputError(f"{source}: has no test set to measure on; give data.test")
     targets = [_target(one, splits) for one in experiment.targets.each(Path(experiment.folder))]
@@ -81,6 +88,7 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
         unlearner_of(unlearner)
 
     surroundings = {"data": source, "test": test, "device": device, "threads": experiment.threads}
+    surroundings |= {"rows": experiment.data.rows, "test_rows": experiment.data.test_rows}
     common = {
         "data": splits.train.fingerprint,
         "test": splits.test.fingerprint,
@@ -103,11 +111,29 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
         )
         return stages.setdefault(made.key, made).key
 
+    start: Values = {}
+    if (pretraining := experiment.pretraining) is not None:
+        place = source if pretraining.source is None else experiment.path(pretraining.source)
+        before = loaded(place, None, pretraining.rows, None).train
+        if before.class_names != splits.train.class_names or before.image_shape != splits.train.image_shape:
+            raise InputError(f"pretraining: {place} has other classes or image sizes than {source}")
+        start["start"] = stage(
+            "train",
+            "pretrained",
+            {
+                "pretraining": before.fingerprint,
+                "recipe": experiment.pretraining_recipe(pretraining).to_dict(),
+                "seed": pretraining.seed,
+            },
+            {},
+            {**surroundings, "data": place, "test": None, "rows": pretraining.rows},
+        )
+
     def trial(words: Values, inputs: Values) -> None:
         rows.append(stage("measure", "measure", {"trial": words}, inputs))
 
     def defended(defense: DefenseChoice, training: Values, poison: str, seed: int) -> str:
-        inputs = {"poison": poison}
+        inputs = {"poison": poison, **start}
         if (other := experiment.likeness(defense)) is not None:
             inputs["like"] = defended(other, training, poison, seed)
         described = {**asdict(defense), "seed": derive_seed(seed, "defense", defense.label)}
@@ -152,15 +178,16 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
                             "recipe": experiment.surrogate_recipe(choice).to_dict(),
                             "seed": derive_seed(seed, "surrogate", number),
                         },
-                        {},
+                        start,
                     )
                     for number in range(needed)
-                },
+                }
+                | (start if needed else {}),
                 around,
             )
             training = {"recipe": experiment.recipe.to_dict(), "seed": derive_seed(seed, "train")}
-            clean = stage("train", "victim", training, {})
-            victim = stage("train", "victim", training, {"poison": poison})
+            clean = stage("train", "victim", training, start)
+            victim = stage("train", "victim", training, {"poison": poison, **start})
             # It keeps the name of the attack whose goal it is measured on.
             trial({**words, "control": "no attack"}, {"poison": poison, "victim": clean})
             trial({**words, "control": "no defense"}, {"poison": poison, "victim": victim})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ from unpoison.threats import (
 from unpoison.training import Defense, Recipe, Trained, predict, train
 
 Values = Mapping[str, Any]
+Rows = tuple[int, int] | None
 Inputs = Mapping[str, Path]
 Method = TypeVar("Method")
 
@@ -55,19 +56,26 @@ def craft(configuration: Values, inputs: Inputs, surroundings: Values, out: Path
     goal = goal_of(choice, configuration["target"], splits, surroundings.get("trigger", choice.trigger))
     attack = attack_of(choice, configuration["target"].get("bases", ()))
     budget = Budget.from_json(configuration["budget"])
-    networks = [
-        Trained.load(inputs[f"surrogate {number}"] / "model", device=splits.train.device).model
-        for number in range(configuration.get("surrogates", 0))
-    ]
+    places = ["start"] if "start" in inputs else []
+    places += [f"surrogate {number}" for number in range(configuration.get("surrogates", 0))]
+    networks = [Trained.load(inputs[place] / "model", device=splits.train.device).model for place in places]
     poison = attack.craft(
         goal, splits.train, budget=budget, surrogate=networks or None, seed=configuration["seed"]
     )
     poison.save(out / "poison")
 
 
+def pretrained(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`model/`: the clean network that victims and surrogates start from."""
+    training_set = _data({"data": configuration["pretraining"]}, surroundings).train
+    recipe = Recipe.from_dict(configuration["recipe"])
+    train(training_set, recipe, seed=configuration["seed"]).save(out / "model")
+
+
 def victim(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
     """`model/`: trained on the poisoned set, or on the clean one where there is no poison; with a defense if
-    the configuration names one. Surrogates are trained here too."""
+    the configuration names one; from the network they start from, if there is one. Surrogates are trained
+    here too."""
     training_set = _data(configuration, surroundings).train
     if "poison" in inputs:
         training_set, _ = _poisoned(configuration, inputs, surroundings)
@@ -78,7 +86,12 @@ def victim(configuration: Values, inputs: Inputs, surroundings: Values, out: Pat
         seed = described.pop("seed")
         sizes = _sizes(inputs["like"]) if "like" in inputs else None
         defense = defense_of(DefenseChoice(**described), seed, sizes)
-    train(training_set, recipe, seed=configuration["seed"], defense=defense).save(out / "model")
+    start = None
+    if "start" in inputs:
+        start = Trained.load(inputs["start"] / "model", device=training_set.device).model
+    trained = train(training_set, recipe, seed=configuration["seed"], defense=defense, model=start)
+    # The network that everybody starts from is the recipe's, so it can be built again when loaded.
+    dataclasses.replace(trained, own_model=False).save(out / "model")
 
 
 def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
@@ -266,7 +279,13 @@ def _made(build: Callable[..., Method], kind: type, options: Values, name: str) 
 
 def _data(configuration: Values, surroundings: Values) -> data.Splits:
     torch.set_num_threads(surroundings["threads"])
-    splits = _loaded(surroundings["data"], surroundings.get("test"), surroundings["device"])
+    splits = _on_device(
+        surroundings["data"],
+        surroundings.get("test"),
+        _pair(surroundings.get("rows")),
+        _pair(surroundings.get("test_rows")),
+        surroundings["device"],
+    )
     if splits.train.fingerprint != configuration["data"]:
         raise MismatchError(
             f"{surroundings['data']}: the training set has changed since the sweep was planned"
@@ -274,9 +293,34 @@ def _data(configuration: Values, surroundings: Values) -> data.Splits:
     return splits
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(source: str, test: str | None, device: str) -> data.Splits:
-    return data.load(source, test=test).to(device)
+@functools.lru_cache(maxsize=2)
+def _on_device(source: str, test: str | None, rows: Rows, test_rows: Rows, device: str) -> data.Splits:
+    return loaded(source, test, rows, test_rows).to(device)
+
+
+def loaded(source: str, test: str | None, rows: Rows, test_rows: Rows) -> data.Splits:
+    """The sets of an experiment, cut to the rows that it uses.
+
+    Raises:
+        InputError: they cannot be read, or have fewer rows.
+    """
+    splits = data.load(source, test=test)
+    own = splits.test
+    return data.Splits(
+        _cut(splits.train, rows, "rows"), None if own is None else _cut(own, test_rows, "test_rows")
+    )
+
+
+def _cut(training_set: TrainingSet, rows: Rows, key: str) -> TrainingSet:
+    if rows is None:
+        return training_set
+    if rows[1] > len(training_set):
+        raise InputError(f"{key}: {training_set.name} has {len(training_set)} examples, not {rows[1]}")
+    return training_set.subset(range(*rows))
+
+
+def _pair(rows: Sequence[int] | None) -> Rows:
+    return None if rows is None else (rows[0], rows[1])
 
 
 def _test(splits: data.Splits) -> TrainingSet:
