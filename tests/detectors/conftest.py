@@ -105,3 +105,39 @@ def natural() -> tuple[nn.Sequential, TrainingSet, TrainingSet]:
     """A net that learnt a clean set too noisy to be learnt without errors, the set, and fresh images."""
     training_set = make_set(600, 0.3, 5)
     return fit(training_set, epochs=30, seed=5), training_set, make_set(400, 0.3, 1005)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A set whose pixels are its features, and which of it is poison."""
+
+    model: nn.Sequential
+    training_set: TrainingSet
+    poison: frozenset[int]
+
+    @property
+    def truth(self) -> torch.Tensor:
+        return torch.tensor([index in self.poison for index in range(len(self.training_set))])
+
+
+def make_planted(*, gap: float = 90.0, classes: int = 3, share: float = 0.1, side: int = 4) -> Planted:
+    """100 examples a class, round their class's centre; a share of the last class lies `gap` (of 255) off."""
+    randomness = torch.Generator().manual_seed(3)
+    labels = torch.arange(100 * classes) % classes
+    centres = 128 + 30 * torch.randn(classes, side * side, generator=randomness)
+    pixels = centres[labels] + 8 * torch.randn(len(labels), side * side, generator=randomness)
+    poison = (labels == classes - 1).nonzero()[: round(100 * share), 0]
+    pixels[poison, : side * side // 2] += gap * (
+        1 - 2 * (centres[classes - 1, : side * side // 2] > 128).float()
+    )
+    images = pixels.round().clamp(0, 255).byte().view(-1, 1, side, side)
+    names = tuple("target" if label == classes - 1 else f"clean {label}" for label in range(classes))
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(side * side, classes)).eval()
+    chosen = frozenset(poison.tolist()) if gap else frozenset()
+    return Planted(model, TrainingSet(images, labels, names, "planted"), chosen)
+
+
+@pytest.fixture(scope="session")
+def planted() -> Callable[..., Planted]:
+    return make_planted

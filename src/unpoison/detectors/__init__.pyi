@@ -5,27 +5,47 @@ from ._findings import Judgement as Judgement
 from ._findings import Threshold as Threshold
 from ._findings import average_precision as average_precision
 from ._observation import Observation as Observation
+from ._registry import DetectorCard as DetectorCard
+from ._registry import describe as describe
 from ._registry import get as get
 from ._registry import names as names
+from .activation_clustering import ActivationClustering as ActivationClustering
+from .deep_knn import DeepKNN as DeepKNN
 from .delta_influence import DeltaInfluence as DeltaInfluence
 from .delta_influence import NullDistribution as NullDistribution
 from .delta_influence import Rule as Rule
 from .delta_influence import Votes as Votes
 from .ekfac_threshold import EKFACThreshold as EKFACThreshold
+from .frequency import Frequency as Frequency
+from .frequency import FrequencyClassifier as FrequencyClassifier
+from .spectral_signatures import SpectralSignatures as SpectralSignatures
+from .spectre import Spectre as Spectre
+from .statistical_contamination import StatisticalContamination as StatisticalContamination
+from .trak import TRAK as TRAK
 
 __all__ = [
+    "TRAK",
+    "ActivationClustering",
+    "DeepKNN",
     "DeltaInfluence",
     "Detector",
+    "DetectorCard",
     "Draw",
     "EKFACThreshold",
     "Findings",
+    "Frequency",
+    "FrequencyClassifier",
     "Judgement",
     "NullDistribution",
     "Observation",
     "Rule",
+    "SpectralSignatures",
+    "Spectre",
+    "StatisticalContamination",
     "Threshold",
     "Votes",
     "average_precision",
+    "describe",
     "get",
     "names",
 ]

@@ -1,6 +1,8 @@
 from ._factors import Factors as Factors
 from ._factors import LayerFactors as LayerFactors
 from ._factors import fit_factors as fit_factors
+from ._projection import Projected as Projected
+from ._projection import project as project
 from ._queries import AbsoluteDamping as AbsoluteDamping
 from ._queries import Damping as Damping
 from ._queries import PreconditionedQueries as PreconditionedQueries
@@ -20,10 +22,12 @@ __all__ = [
     "Factors",
     "LayerFactors",
     "PreconditionedQueries",
+    "Projected",
     "RelativeDamping",
     "Scores",
     "Task",
     "fit_factors",
     "precondition",
+    "project",
     "score",
 ]

@@ -1,0 +1,170 @@
+"""What a network makes of the training images: penultimate features, read once and in bounded memory.
+
+Detectors that need no observation look at the input of the network's last layer. They read it either class by
+class, so that no more than the largest class is in memory, or in the order of the training set, so that no
+more than a batch is. Images are moved to the model's device batch by batch, and the features stay there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from unpoison.data import TrainingSet
+from unpoison.detectors._detector import Progress
+from unpoison.errors import InputError
+from unpoison.models import features, preserved
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ClassFeatures:
+    """One class: Int64[m] `indices` into the training set, on the CPU, and its Float32[m d] `values`."""
+
+    label: int
+    indices: Tensor
+    values: Tensor
+
+
+@final
+class Reader:
+    """Reads the features of a training set.
+
+    Arguments:
+        model: takes Float[b c h w] in [0, 1]; in evaluation mode while it is used, and left as it was.
+        training_set: what to read.
+        module: the module whose input is read; the last Linear that the forward pass calls when None (the
+            last Conv2d where there is no Linear).
+        batch_size: images a forward pass.
+        progress: called with "features", examples done and examples to do.
+
+    Raises:
+        InputError: the set is empty, the batch size is not positive, or there is no such module.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        training_set: TrainingSet,
+        *,
+        module: str | None,
+        batch_size: int,
+        progress: Progress | None = None,
+    ) -> None:
+        if not len(training_set):
+            raise InputError(f"{training_set.name}: there are no training examples to look at")
+        if batch_size < 1:
+            raise InputError(f"batch_size must be positive, found {batch_size}")
+        tensors = (*model.parameters(), *model.buffers())
+        self.device = next((tensor.device for tensor in tensors), training_set.device)
+        self.model, self.training_set, self.progress = model, training_set, progress
+        self.batch_size = batch_size
+        self.module = (
+            last_module(model, training_set.images[:1].to(self.device)) if module is None else module
+        )
+
+    def by_class(self) -> Iterator[ClassFeatures]:
+        """The classes that have examples, in order. Memory: the features of one class and a batch."""
+        labels = self.training_set.labels.cpu()
+        order = labels.argsort(stable=True)
+        counts = torch.bincount(labels, minlength=self.training_set.num_classes).tolist()
+        ends, waiting, done, start = torch.tensor(counts).cumsum(0).tolist(), [], 0, 0
+        current = 0
+        while done < len(order):
+            stop = min(done + self.batch_size, len(order))
+            waiting.append(self._read(order[done:stop]))
+            done = stop
+            self._tell(done, len(order))
+            while current < len(counts) and ends[current] <= done:
+                rows = ends[current] - start
+                if rows:
+                    values = torch.cat(waiting)
+                    yield ClassFeatures(current, order[start : ends[current]], values[:rows])
+                    waiting = [values[rows:].clone()] if len(values) > rows else []
+                    start = ends[current]
+                current += 1
+
+    def in_order(self) -> Iterator[tuple[int, Tensor]]:
+        """The index of the first example and Float32[b d], batch by batch in the order of the set."""
+        count = len(self.training_set)
+        for start in range(0, count, self.batch_size):
+            rows = torch.arange(start, min(start + self.batch_size, count))
+            yield start, self._read(rows)
+            self._tell(int(rows[-1]) + 1, count)
+
+    def all(self) -> Tensor:
+        """Float32[n d] in the order of the set. Memory: all of it."""
+        return torch.cat([values for _, values in self.in_order()])
+
+    def _read(self, rows: Tensor) -> Tensor:
+        images = self.training_set.images[rows.to(self.training_set.device)].to(self.device)
+        read = features(self.model, self.module, images, batch_size=self.batch_size, side="input").float()
+        if not bool(torch.isfinite(read).all()):
+            row = int((~torch.isfinite(read)).any(1).nonzero()[0])
+            raise InputError(
+                f"{self.training_set.name}: the features of example {int(rows[row])} at module "
+                f"{self.module!r} are not finite numbers; train the model anew or name another module"
+            )
+        return read
+
+    def _tell(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress("features", done, total)
+
+
+def last_module(model: nn.Module, image: Tensor) -> str:
+    """The path of the last Linear that is called for UInt8[1 c h w] `image`, or else of the last Conv2d.
+
+    Raises:
+        InputError: the model calls neither.
+
+    >>> last_module(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)),
+    ...             torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+    '3'
+    """
+    called: dict[type[nn.Module], str] = {}
+
+    def note(kind: type[nn.Module], name: str) -> Any:
+        def hook(*_: object) -> None:
+            called[kind] = name
+
+        return hook
+
+    with preserved(model), torch.no_grad():
+        for name, module in model.named_modules():
+            for kind in (nn.Linear, nn.Conv2d):
+                if isinstance(module, kind):
+                    module.register_forward_hook(note(kind, name))
+        model(image.float() / 255)
+    if not called:
+        raise InputError(
+            "the model calls no Linear and no Conv2d module; name the module to read features of"
+        )
+    return called.get(nn.Linear, called.get(nn.Conv2d, ""))
+
+
+def principal(centred: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The directions of largest variance of Float[n d] `centred`.
+
+    Returns:
+        Float64[k] variances (divided by n), decreasing, and Float64[d k] directions, each with a largest
+        entry that is positive; k is at most `count`, n and d, and directions without variance are left out.
+
+    Cost: min(n, d)^2 max(n, d) multiplications; memory min(n, d)^2 numbers.
+    """
+    n, d = centred.shape
+    exact = centred.double()
+    gram = exact.t() @ exact if d <= n else exact @ exact.t()
+    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    # Rounding leaves eigenvalues of about d * 1e-16 of the largest where there is no variance at all.
+    kept = values > max(n, d) * 1e-14 * values.amax().clamp(min=1e-300)
+    values, vectors = values[kept], vectors[:, kept]
+    if d > n:
+        vectors = exact.t() @ vectors / values.sqrt()
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)) if vectors.shape[1] else vectors[:1]
+    return values / n, vectors * largest.sign()

@@ -1,0 +1,166 @@
+"""SCAn: is a class one group of representations or two, measured by how all classes vary?
+
+Tang, Wang, Tang and Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor
+Contamination Detection" (USENIX Security 2021, arXiv 1908.00686). Not part of the published comparison;
+chosen because it was made for the backdoors of that comparison, which turn ONE source class into a target,
+and because it is one of the few that can answer "no poison found" for a whole training set. A feature is
+its class's centre plus a deviation, and deviations are distributed alike in all classes. So
+
+1. the covariance S of deviations is estimated from all classes together (from `reference`, where there is
+   one);
+2. each class is parted into two groups by the likelihood under two centres and that S: 2-means in the
+   metric of its inverse;
+3. the statistic of a class is twice the logarithm of the likelihood ratio of two centres to one;
+4. a class is contaminated when its statistic lies more than e^2 = 7.39 median absolute deviations above the
+   median of all classes (the paper's constant); its smaller group is flagged.
+
+Departures: the statistic is divided by the number of examples, as classes may differ in size. S is the pooled
+covariance within classes, to which the paper's expectation-maximisation comes for classes that are large
+beside the variance of their centres. Features are first reduced to the `dimensions` in which deviations vary
+most, without which S of d features takes more examples than most sets have. Poison in the set widens S a
+little; a clean `reference` mends that.
+
+Fewer than three classes with examples have no median to stand out from, and nothing is flagged in them.
+
+Cost: two forward passes over the set, and d^2 n multiplications for d features. Memory: the features of the
+largest class, and d^2 numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from unpoison.data import TrainingSet
+from unpoison.detectors._detector import Detector, Progress
+from unpoison.detectors._findings import Findings
+from unpoison.detectors._observation import Observation
+from unpoison.detectors._representations import Reader
+from unpoison.detectors._scan import findings_of
+from unpoison.detectors._two_means import two_means
+from unpoison.errors import InputError
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StatisticalContamination(Detector):
+    """Flag the smaller group of every class that is two groups, by comparison with all classes.
+
+    Arguments:
+        threshold: in median absolute deviations above the median of all classes.
+        dimensions: how many directions of deviation are kept.
+        module: the module whose input is read; the network's last layer by default.
+        batch_size: images of a forward pass.
+    """
+
+    threshold: float = math.e**2
+    dimensions: int = 32
+    module: str | None = None
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        if self.dimensions < 1:
+            raise InputError(
+                f"StatisticalContamination: dimensions must be positive, found {self.dimensions}"
+            )
+
+    @classmethod
+    def preset(cls, name: str) -> StatisticalContamination:
+        """`original`, which is the default.
+
+        Raises:
+            InputError: there is no such preset.
+        """
+        if name != "original":
+            raise InputError(f"StatisticalContamination: no preset is called {name!r}; there is original")
+        return cls()
+
+    def find(
+        self,
+        model: nn.Module,
+        training_set: TrainingSet,
+        observation: Observation | None = None,
+        *,
+        reference: TrainingSet | None = None,
+        progress: Progress | None = None,
+    ) -> Findings:
+        """See `Detector.find`; `observation` is not used."""
+        clock = time.perf_counter()
+        reader = Reader(
+            model, training_set, module=self.module, batch_size=self.batch_size, progress=progress
+        )
+        clean = reader
+        if reference is not None:
+            if reference.image_shape != training_set.image_shape:
+                raise InputError(
+                    f"{reference.name}: a reference needs images of shape {training_set.image_shape}, "
+                    f"found {reference.image_shape}"
+                )
+            clean = Reader(
+                model, reference, module=reader.module, batch_size=self.batch_size, progress=progress
+            )
+        whiten = self._whitening(clean)
+        fitted = time.perf_counter()
+
+        margins = torch.full((len(training_set),), -1.0, dtype=torch.float64)
+        statistics: dict[int, float] = {}
+        for one in reader.by_class():
+            parted = two_means(one.values.double() @ whiten)
+            statistics[one.label] = parted.explained / len(one.indices) if parted is not None else 0.0
+            if parted is not None:
+                margins[one.indices] = parted.margin.cpu()
+        indices = anomaly(statistics)
+        labels = training_set.labels.cpu()
+        of_class = torch.zeros(training_set.num_classes, dtype=torch.float64)
+        for label, value in indices.items():
+            of_class[label] = value
+        contaminated = (of_class > self.threshold)[labels]
+        return findings_of(
+            "statistical-contamination",
+            self,
+            training_set,
+            scores=torch.where(contaminated, margins, margins - 2),
+            threshold=0.0,
+            how="in the smaller group of a class whose likelihood ratio lies more than "
+            f"{self.threshold:.2f} median absolute deviations above the median of all classes",
+            words="form a second group in their class",
+            evidence={"anomaly": of_class[labels]},
+            seconds={"covariance": fitted - clock, "groups": time.perf_counter() - fitted},
+            device=reader.device,
+        )
+
+    def _whitening(self, reader: Reader) -> Tensor:
+        """Float64[d k] that turns features into `dimensions` deviations with covariance I."""
+        scatter: Tensor | None = None
+        for one in reader.by_class():
+            deviations = one.values.double() - one.values.double().mean(0)
+            part = deviations.t() @ deviations
+            scatter = part if scatter is None else scatter.add_(part)
+        assert scatter is not None
+        values, vectors = torch.linalg.eigh(scatter / len(reader.training_set))
+        values, vectors = values.flip(0)[: self.dimensions], vectors.flip(1)[:, : self.dimensions]
+        kept = values > 1e-10 * values.amax().clamp(min=1e-300)
+        whiten: Tensor = vectors[:, kept] / values[kept].sqrt()
+        return whiten
+
+
+def anomaly(statistics: dict[int, float]) -> dict[int, float]:
+    """By how many median absolute deviations each is above the median; 1.4826 of them are one unit.
+
+    0 for all where there are fewer than three.
+
+    >>> {label: round(value, 2) for label, value in anomaly({0: 1.0, 1: 1.1, 2: 0.9, 3: 8.0}).items()}
+    {0: -0.31, 1: 0.31, 2: -0.94, 3: 43.78}
+    """
+    values = torch.tensor(list(statistics.values()), dtype=torch.float64)
+    if len(values) < 3:
+        return dict.fromkeys(statistics, 0.0)
+    median = values.quantile(0.5)
+    # Classes that are all alike must not make the least difference infinite.
+    deviation = 1.4826 * (values - median).abs().quantile(0.5) + 1e-2 * median + 1e-12
+    return dict(zip(statistics, ((values - median) / deviation).tolist(), strict=True))
