@@ -6,7 +6,7 @@ from unpoison import unlearners
 from unpoison.cli._console import Console
 from unpoison.cli._inputs import load_data, load_findings, load_model, load_poison, recipe_of
 from unpoison.cli._interrupts import Interrupts
-from unpoison.cli._measuring import epochs, measured, per_cent
+from unpoison.cli._measuring import measured, per_cent
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
 from unpoison.errors import InputError, MismatchError
@@ -39,15 +39,17 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             recipe = recipe_of(
                 options.training, base=None if subject.trained is None else subject.trained.recipe
             )
-        shown = unlearner.recipe_from(recipe) if isinstance(unlearner, unlearners.FineTune) else recipe
-        with run.stage("heal"), epochs(console, f"healing by {options.method}", shown) as on_epoch:
+        with (
+            run.stage("heal"),
+            console.progress(f"healing by {options.method}", unlearner.epochs_in(recipe), "epochs") as step,
+        ):
             healed = unlearner.heal(
                 subject.for_healing,
                 training_set,
                 findings.flagged,
                 recipe=recipe,
                 seed=options.run.seed,
-                on_epoch=on_epoch,
+                on_epoch=lambda record: step(record.epoch + 1, f"loss {record.loss:.3f}"),
             )
             healed.save(run.artefact("model", "model"))
         with run.stage("measure"):
@@ -64,6 +66,8 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             examples=len(training_set),
             recipe=healed.recipe.to_dict(),
             fingerprint=training_set.fingerprint,
+            healing_seconds=healed.seconds,
+            training_seconds=None if subject.trained is None else subject.trained.seconds,
         )
     results = run.results
     console.show(
@@ -74,6 +78,8 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             for name, words in (("clean_accuracy", "clean accuracy"), ("attack_success", "attack success"))
             if results[f"{name}_before"] is not None
         ),
+        f"healing took {healed.seconds:.1f} s"
+        + ("" if subject.trained is None else f"; training the model took {subject.trained.seconds:.1f} s"),
         f"the healed model is {options.out / 'model'}",
     )
     return 0

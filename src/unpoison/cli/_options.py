@@ -207,7 +207,7 @@ class Heal:
     """The poison that was put into the training set, where it is known: attack success is then measured."""
     findings: Directory
     """A run directory of trace (or its findings/)."""
-    method: Literal["retrain", "fine-tune"] = "retrain"
+    method: Literal["retrain", "fine-tune", "recant", "ssd", "potion", "scrub", "bad-teaching"] = "retrain"
     """How to heal."""
     training: RecipeOptions
     architecture: ModelOptions

@@ -29,6 +29,8 @@ class UnlearnerCard:
     """What healing costs, in parts of the training it repairs."""
     implementation: str
     """Where the class is: its module, a colon, its name."""
+    reads_forgotten: bool = False
+    """Whether it looks at the examples to forget; the others know the rest alone."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and for tables: everything but where the code is."""
@@ -38,6 +40,7 @@ class UnlearnerCard:
             "summary": self.summary,
             "paper": self.paper,
             "cost": self.cost,
+            "reads_forgotten": self.reads_forgotten,
         }
 
 
@@ -59,6 +62,51 @@ _CARDS = {
             paper="Goel et al. 2022, arXiv 2201.06640; as compared by Delta-Influence, arXiv 2411.13731",
             cost="half a training by default; one training as published",
             implementation="unpoison.unlearners.fine_tune:FineTune",
+        ),
+        UnlearnerCard(
+            name="recant",
+            title="Recanting (ours)",
+            summary="Trains the victim on, with its own second-best answers for the examples to forget.",
+            paper="of this project; compare Boundary Shrink, Chen et al. 2023, arXiv 2303.11570",
+            cost="about an eighth of a training",
+            implementation="unpoison.unlearners.recant:Recant",
+            reads_forgotten=True,
+        ),
+        UnlearnerCard(
+            name="ssd",
+            title="Selective Synaptic Dampening (SSD)",
+            summary="Shrinks the parameters that matter to the examples to forget alone; trains nothing.",
+            paper="Foster et al. 2024, arXiv 2308.07707",
+            cost="one gradient an example, one to three epochs of training",
+            implementation="unpoison.unlearners.ssd:SSD",
+            reads_forgotten=True,
+        ),
+        UnlearnerCard(
+            name="potion",
+            title="Potion (XLF and Poison Trigger Neutralisation)",
+            summary="Dampens as SSD does, ever more strongly until the examples to forget are forgotten.",
+            paper="Schoepf et al. 2024, arXiv 2406.09173",
+            cost="one gradient an example, one to three epochs of training, and a short search",
+            implementation="unpoison.unlearners.potion:Potion",
+            reads_forgotten=True,
+        ),
+        UnlearnerCard(
+            name="scrub",
+            title="SCRUB",
+            summary="Leads the model away from itself on the examples to forget, and back to it on the rest.",
+            paper="Kurmanji et al. 2023, arXiv 2302.09880",
+            cost="three epochs with two forward passes",
+            implementation="unpoison.unlearners.scrub:SCRUB",
+            reads_forgotten=True,
+        ),
+        UnlearnerCard(
+            name="bad-teaching",
+            title="Bad Teaching",
+            summary="Follows an ignorant teacher on the examples to forget, and the victim on the rest.",
+            paper="Chundawat et al. 2023, arXiv 2205.08096",
+            cost="one pass over a third of the examples with three forward passes",
+            implementation="unpoison.unlearners.bad_teaching:BadTeaching",
+            reads_forgotten=True,
         ),
     )
 }

@@ -5,8 +5,11 @@ Helpers here decide, once for all methods, what may be forgotten and what recipe
 
 from __future__ import annotations
 
+import copy
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +25,9 @@ DEFAULT_PRESET = "sample"
 class Unlearner(ABC):
     """A way to heal a model; its options are the fields of a frozen dataclass.
 
-    What the conformance tests ask of every unlearner: it never trains on a forgotten example, leaves the
-    given model and training set as they were, gives the same model for the same seed, and refuses with one
-    clear line what cannot be done.
+    What the conformance tests ask of every unlearner: it is not touched by the forgotten examples at all
+    unless its card says that it reads them, leaves the given model and training set as they were, gives the
+    same model for the same seed, and refuses with one clear line what cannot be done.
     """
 
     @abstractmethod
@@ -52,10 +55,19 @@ class Unlearner(ABC):
             device: where to train; as `train` chooses when None.
             on_epoch: called after every epoch, for progress.
 
+        Returns:
+            The healed model, whose `seconds` are those of healing, to be held against the victim's own. Its
+            recipe is how it was trained where the method trains by one, else the victim's.
+
         Raises:
             InputError: there is nothing to forget, nothing would be left, a class would be left without
                 examples, or an index is outside the set.
+            TrainingDivergedError: a loss or gradient is no longer finite.
         """
+
+    @abstractmethod
+    def epochs_in(self, recipe: Recipe) -> int:
+        """How often `on_epoch` will be called, given how the victim was trained; for progress."""
 
 
 def retained(
@@ -94,6 +106,11 @@ def retained(
     return rest
 
 
+def forgotten(training_set: TrainingSet, forget: Tensor | Sequence[int]) -> TrainingSet:
+    """The examples to forget, each once and in ascending order; `retained` has checked the indices."""
+    return training_set.subset(torch.unique(torch.as_tensor(forget).to(torch.int64)))
+
+
 def network_of(model: Trained | nn.Module) -> nn.Module:
     """The network itself."""
     return model.model if isinstance(model, Trained) else model
@@ -104,3 +121,54 @@ def recipe_of(model: Trained | nn.Module, recipe: Recipe | None) -> Recipe:
     if recipe is not None:
         return recipe
     return model.recipe if isinstance(model, Trained) else Recipe.preset(DEFAULT_PRESET)
+
+
+def recipe_for(model: Trained | nn.Module, recipe: Recipe | None) -> Recipe:
+    """`recipe_of`, but of the victim's own network, from which a stored model is built again."""
+    how = recipe_of(model, recipe)
+    if isinstance(model, Trained):
+        how = replace(how, model=model.recipe.model, width=model.recipe.width)
+    return how
+
+
+def with_weights(victim: nn.Module, state: Mapping[str, Tensor], device: torch.device | None) -> nn.Module:
+    """A fresh copy of the victim with other weights, in eval mode: its hooks and flags are the victim's."""
+    healed = copy.deepcopy(victim)
+    healed.zero_grad(set_to_none=True)
+    healed.load_state_dict(state)
+    return healed.to(device).eval()
+
+
+def healed_of(
+    model: Trained | nn.Module,
+    network: nn.Module,
+    rest: TrainingSet,
+    *,
+    recipe: Recipe,
+    seed: int,
+    history: Sequence[EpochRecord],
+    started: float,
+) -> Trained:
+    """What `heal` returns of a method that does not train by a recipe.
+
+    Arguments:
+        model: the victim as given.
+        network: holds the healed weights, on the device that the healed model is to lie on.
+        rest: the examples that are kept.
+        recipe: from `recipe_for`.
+        seed: as given.
+        history: one record a call of `on_epoch`.
+        started: `time.perf_counter()` when healing began.
+    """
+    device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), None)
+    return Trained(
+        model=with_weights(network_of(model), network.state_dict(), device),
+        recipe=recipe,
+        seed=seed,
+        class_names=rest.class_names,
+        image_shape=rest.image_shape,
+        training_fingerprint=rest.fingerprint,
+        history=tuple(history),
+        seconds=time.perf_counter() - started,
+        own_model=model.own_model if isinstance(model, Trained) else True,
+    )

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import EpochRecord, Recipe, Trained, train
-from unpoison.unlearners._unlearner import Unlearner, network_of, recipe_of, retained
+from unpoison.unlearners._unlearner import Unlearner, network_of, recipe_for, retained, with_weights
 
 
 @final
@@ -96,6 +96,10 @@ class FineTune(Unlearner):
             }
         return replace(recipe, **changes)
 
+    def epochs_in(self, recipe: Recipe) -> int:
+        """Those of the shortened recipe."""
+        return self.recipe_from(recipe).epochs
+
     def heal(
         self,
         model: Trained | nn.Module,
@@ -113,22 +117,17 @@ class FineTune(Unlearner):
             InputError: as `Unlearner.heal`, or the network has fewer modules with parameters than `layers`.
         """
         rest = retained(training_set, forget, lose_classes=self.lose_classes, method="fine-tune")
-        how = self.recipe_from(recipe_of(model, recipe))
-        if isinstance(model, Trained):
-            # The network is the victim's whatever the recipe says, and is built from these two when loaded.
-            how = replace(how, model=model.recipe.model, width=model.recipe.width)
+        how = self.recipe_from(recipe_for(model, recipe))
         victim = network_of(model)
         start = copy.deepcopy(victim).requires_grad_(True)
         if self.layers != "all":
             _freeze_all_but_last(start, self.layers)
         trained = train(rest, how, seed=seed, model=start, device=device, on_epoch=on_epoch)
         # The weights go into a fresh copy, which has the victim's hooks and flags and none of the freezing.
-        healed = copy.deepcopy(victim)
-        healed.zero_grad(set_to_none=True)
-        healed.load_state_dict(trained.model.state_dict())
         target = next((parameter.device for parameter in trained.model.parameters()), None)
+        healed = with_weights(victim, trained.model.state_dict(), target)
         own_model = model.own_model if isinstance(model, Trained) else True
-        return replace(trained, model=healed.to(target).eval(), own_model=own_model)
+        return replace(trained, model=healed, own_model=own_model)
 
 
 def _freeze_all_but_last(network: nn.Module, count: int) -> None:

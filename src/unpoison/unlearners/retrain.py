@@ -32,6 +32,10 @@ class Retrain(Unlearner):
 
     lose_classes: bool = False
 
+    def epochs_in(self, recipe: Recipe) -> int:
+        """All of the recipe's."""
+        return recipe.epochs
+
     def heal(
         self,
         model: Trained | nn.Module,

@@ -1,0 +1,172 @@
+"""How important each parameter is to some examples, and making smaller those that matter to the wrong ones.
+
+The importance of a parameter is the mean over examples of its squared gradient, the diagonal of the empirical
+Fisher matrix. It is a mean over single examples: the square of a batch's mean gradient, which public code
+takes in its place, is smaller by up to the batch size, by how much depends on the parameter, and a ratio of
+importances of two sets cut into batches of different sizes says little. That approximation is kept for what
+was published with it (`per_example=False`).
+
+Cost: exact, one forward and backward pass and one gradient of all parameters an example, formed a few
+examples at a time and gone at once; approximate, a forward and a backward pass. Memory: the importances, one
+number a parameter, and `workspace_bytes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError, TrainingDivergedError
+from unpoison.models import preserved
+
+Importances = dict[str, Tensor]
+"""By the name of the parameter, in its shape; at least 0."""
+
+Value = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Float[b]: the loss of each example."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def answer_norm(logits: Tensor, labels: Tensor) -> Tensor:
+    """Float[b]: the length of the logits, which needs no labels (Foster et al. 2024, arXiv 2402.19308)."""
+    length: Tensor = torch.linalg.vector_norm(logits, dim=1)
+    return length
+
+
+def importances(
+    network: nn.Module,
+    examples: TrainingSet,
+    *,
+    value: Value = cross_entropy,
+    power: Literal[1, 2] = 2,
+    per_example: bool = True,
+    batch_size: int = 128,
+    workspace_bytes: int | None = None,
+    method: str,
+) -> Importances:
+    """The mean of |gradient of `value`|^`power` over the examples, for every parameter.
+
+    Arguments:
+        network: on the device of the examples; used in eval mode and left as it was.
+        examples: read once, in order.
+        value: of each example, from logits and labels.
+        power: 2 for the Fisher matrix's diagonal, 1 for magnitudes, which outliers sway less.
+        per_example: over single examples, or over the gradients of the means of batches.
+        batch_size: examples a batch; without bearing on what is computed where `per_example`.
+        workspace_bytes: of single examples' gradients at a time; default 64 MiB, on CUDA 1 GiB.
+        method: who asks, for messages.
+
+    Raises:
+        InputError: the network cannot be differentiated example by example.
+        TrainingDivergedError: a gradient is not finite.
+    """
+    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    if per_example:
+        count = sum(parameter.numel() * parameter.itemsize for parameter in parameters.values())
+        if workspace_bytes is None:
+            workspace_bytes = 1 << 30 if examples.device.type == "cuda" else 64 << 20
+        batch_size = max(1, min(batch_size, workspace_bytes // max(count, 1)))
+    gradients = _single_gradients(network, value) if per_example else _batch_gradient(network, value)
+    batches = 0
+    with preserved(network):
+        network.requires_grad_(False)
+        for start in range(0, len(examples), batch_size):
+            images, labels = examples.batch(start, min(start + batch_size, len(examples)))
+            images = images.contiguous(memory_format=torch.channels_last)
+            try:
+                found = gradients(parameters, images, labels)
+            except RuntimeError as error:
+                if not per_example or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise InputError(
+                    f"{method}: the network cannot be differentiated example by example "
+                    f"({str(error).splitlines()[0][:200]}); set per_example to False"
+                ) from error
+            for name, gradient in found.items():
+                totals[name] += (gradient.square_() if power == 2 else gradient.abs_()).sum(0)
+            batches += 1
+    result = {name: total.div_(len(examples) if per_example else batches) for name, total in totals.items()}
+    # One look for all parameters, as a look makes a GPU's host wait.
+    finite = torch.stack([total.isfinite().all() for total in result.values()])
+    if not bool(finite.all()):
+        name = list(result)[int((~finite).nonzero()[0])]
+        raise TrainingDivergedError(
+            f"{method}: the gradient of parameter {name} is not finite; the model to be healed has diverged"
+        )
+    return result
+
+
+def dampen(
+    network: nn.Module,
+    own: Importances,
+    reference: Importances,
+    *,
+    selection: float | Tensor,
+    dampening: float,
+) -> int:
+    """Multiply each parameter with own > selection * reference by min(1, dampening * reference / own).
+
+    In place. What no example has a gradient for is not selected.
+
+    Arguments:
+        network: its parameters bear the importances' names.
+        own: the importances to the examples to forget.
+        reference: the importances to all examples, or to those that are kept.
+        selection: alpha, how many times as important to be selected; a tensor holds one number.
+        dampening: lambda.
+
+    Returns:
+        How many parameters were selected.
+    """
+    selected = torch.zeros((), dtype=torch.int64)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            chosen = own[name] > selection * reference[name]
+            factor = (dampening * reference[name] / own[name]).clamp(max=1)
+            parameter.mul_(torch.where(chosen, factor, torch.ones_like(factor)))
+            selected = selected.to(parameter.device) + chosen.sum()
+    return int(selected)
+
+
+def ratios(own: Importances, reference: Importances) -> Tensor:
+    """Float[m]: the finite own / reference of all parameters, in ascending order."""
+    found = torch.cat([(own[name] / reference[name]).flatten() for name in own])
+    return found[found.isfinite()].sort().values
+
+
+def _single_gradients(
+    network: nn.Module, value: Value
+) -> Callable[[Mapping[str, Tensor], Tensor, Tensor], dict[str, Tensor]]:
+    buffers = dict(network.named_buffers())
+
+    def of_one(parameters: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(network, (dict(parameters), buffers), (image[None],))
+        return value(logits, label[None])[0]
+
+    return vmap(grad(of_one), in_dims=(None, 0, 0), randomness="error")
+
+
+def _batch_gradient(
+    network: nn.Module, value: Value
+) -> Callable[[Mapping[str, Tensor], Tensor, Tensor], dict[str, Tensor]]:
+    buffers = dict(network.named_buffers())
+
+    def of_mean(parameters: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        return value(functional_call(network, (parameters, buffers), (images,)), labels).mean()
+
+    derivative = grad(of_mean)
+
+    def of_batch(parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {name: found[None] for name, found in derivative(dict(parameters), images, labels).items()}
+
+    return of_batch
