@@ -33,6 +33,7 @@ from unpoison.training import Recipe
 QUICK: dict[str, Attack] = {
     "badnets": attacks.BadNets(),
     "blended": attacks.Blended(),
+    "gradient-matching": attacks.GradientMatching(steps=2, restarts=1, shift=1),
     "hidden-trigger": attacks.HiddenTrigger(steps=4, match_every=2),
     "label-consistent": attacks.LabelConsistent(within_eps=True, steps=3),
     "label-flip": attacks.LabelFlip(),
@@ -44,14 +45,19 @@ QUICK: dict[str, Attack] = {
         recipe=Recipe(epochs=1, batch_size=64, learning_rate=0.01, momentum=0, nesterov=False),
     ),
     "sig": attacks.Sig(frequency=1),
+    "sleeper-agent": attacks.SleeperAgent(
+        steps=2, retrainings=1, recipe=Recipe(epochs=1, batch_size=64, learning_rate=0.01), shift=1
+    ),
     "smooth-trigger": attacks.SmoothTrigger(rounds=2, steps=2, images=20),
     "wanet": attacks.WaNet(),
 }
 
 # How far an attack may move a value, in 1/255, and the same attack under another bound.
 BOUNDED: dict[str, tuple[float, Callable[[float], Attack]]] = {
+    "gradient-matching": (16, lambda eps: attacks.GradientMatching(eps=eps, steps=2, restarts=1, shift=1)),
     "hidden-trigger": (16, lambda eps: attacks.HiddenTrigger(eps=eps, steps=4, learning_rate=1e3)),
     "label-consistent": (8, lambda eps: attacks.LabelConsistent(eps=eps, within_eps=True, steps=3, step=99)),
+    "sleeper-agent": (16, lambda eps: attacks.SleeperAgent(eps=eps, steps=2, retrainings=0, shift=1)),
 }
 
 # Attacks that also change examples without touching their labels, and their number of a count of changes.

@@ -6,12 +6,14 @@ from ._registry import get as get
 from ._registry import names as names
 from .badnets import BadNets as BadNets
 from .blended import Blended as Blended
+from .gradient_matching import GradientMatching as GradientMatching
 from .hidden_trigger import HiddenTrigger as HiddenTrigger
 from .label_consistent import LabelConsistent as LabelConsistent
 from .label_flip import LabelFlip as LabelFlip
 from .metapoison import CraftStep as CraftStep
 from .metapoison import MetaPoison as MetaPoison
 from .sig import Sig as Sig
+from .sleeper_agent import SleeperAgent as SleeperAgent
 from .smooth_trigger import SmoothTrigger as SmoothTrigger
 from .wanet import WaNet as WaNet
 
@@ -21,11 +23,13 @@ __all__ = [
     "BadNets",
     "Blended",
     "CraftStep",
+    "GradientMatching",
     "HiddenTrigger",
     "LabelConsistent",
     "LabelFlip",
     "MetaPoison",
     "Sig",
+    "SleeperAgent",
     "SmoothTrigger",
     "WaNet",
     "adversarially_trained",
