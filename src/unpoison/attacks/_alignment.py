@@ -133,7 +133,8 @@ class Alignment:
 
 
 def _norm(parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack([torch.linalg.vector_norm(part) for part in parts]).norm()
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))
+    return norm
 
 
 def _unit(parts: Gradient) -> Gradient:

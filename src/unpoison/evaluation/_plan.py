@@ -87,7 +87,7 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
     for unlearner in experiment.unlearners:
         unlearner_of(unlearner)
 
-    surroundings = {"data": source, "test": test, "device": device, "threads": experiment.threads}
+    surroundings: Values = {"data": source, "test": test, "device": device, "threads": experiment.threads}
     surroundings |= {"rows": experiment.data.rows, "test_rows": experiment.data.test_rows}
     common = {
         "data": splits.train.fingerprint,

@@ -112,6 +112,7 @@ def train(
                 store.write(run.checkpoint())
             if on_epoch is not None:
                 on_epoch(record)
+    run.model.zero_grad(set_to_none=True)
     return Trained(
         model=_laid_out(run.model, torch.contiguous_format).eval(),
         recipe=recipe,

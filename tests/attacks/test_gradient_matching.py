@@ -1,0 +1,236 @@
+"""Gradient matching: the derivative against oracles, the pieces, the poisons, and that it works."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unpoison.attacks import GradientMatching
+from unpoison.attacks._alignment import Alignment, gradient_of
+from unpoison.attacks.gradient_matching import _translated
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError
+from unpoison.threats import Backdoor, Budget, PatchTrigger, PoisonSet, TargetedMisclassification
+from unpoison.training import Recipe, predict, train
+
+RECIPE = Recipe(model="convnet-bn", width=4, epochs=6, batch_size=32, learning_rate=0.05)
+QUICK = GradientMatching(eps=32, steps=12, restarts=2, augmentation="none")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.manual_seed(0)
+
+
+def smooth_net(seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1), nn.Softplus(), nn.Flatten(), nn.Linear(3 * 16, 5), nn.Tanh(),
+            nn.Linear(5, 3),
+        )  # fmt: skip
+    return net.double().eval()
+
+
+def problem(networks: int = 2) -> tuple[list[nn.Module], list[tuple[Tensor, ...]], Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    nets = [smooth_net(seed) for seed in range(networks)]
+    target = torch.rand(1, 2, 4, 4, generator=generator, dtype=torch.float64)
+    wanted = [gradient_of(net, F.cross_entropy(net(target), torch.tensor([1]))) for net in nets]
+    images = torch.rand(7, 2, 4, 4, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 1])
+    return nets, wanted, images, labels
+
+
+def by_the_book(
+    nets: list[nn.Module], wanted: list[tuple[Tensor, ...]], images: Tensor, labels: Tensor
+) -> Tensor:
+    """The loss as the paper writes it, over the whole batch at once, with one graph."""
+    total = torch.zeros((), dtype=images.dtype)
+    for net, target in zip(nets, wanted, strict=True):
+        found = torch.autograd.grad(
+            F.cross_entropy(net(images), labels), tuple(net.parameters()), create_graph=True
+        )
+        flat, goal = (torch.cat([part.flatten() for part in parts]) for parts in (found, target))
+        total = total + 1 - flat @ goal / (flat.norm() * goal.norm())
+    return total / len(nets)
+
+
+@pytest.mark.parametrize("micro_batch", [100, 3, 1])
+@pytest.mark.parametrize("networks", [1, 2])
+def test_every_piece_size_gives_the_slope_of_the_whole(micro_batch: int, networks: int) -> None:
+    nets, wanted, images, labels = problem(networks)
+    leaf = images.clone().requires_grad_()
+    expected = by_the_book(nets, wanted, leaf, labels)
+    slope = torch.autograd.grad(expected, leaf)[0]
+    alignment = Alignment(nets, wanted, micro_batch=micro_batch)
+    value, found = alignment.differentiate(images, labels)
+    assert value == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert alignment.loss(images, labels) == pytest.approx(float(expected.detach()), rel=1e-12)
+    torch.testing.assert_close(found, slope, rtol=1e-10, atol=1e-14)
+
+
+def test_the_slope_is_that_of_finite_differences() -> None:
+    nets, wanted, images, labels = problem()
+    alignment = Alignment(nets, wanted, micro_batch=4)
+    _, slope = alignment.differentiate(images, labels)
+    for place in ((0, 0, 0, 0), (3, 1, 2, 1), (6, 0, 3, 3)):
+        step = torch.zeros_like(images)
+        step[place] = 1e-6
+        rise = alignment.loss(images + step, labels) - alignment.loss(images - step, labels)
+        assert rise / 2e-6 == pytest.approx(float(slope[place]), rel=1e-5, abs=1e-9)
+
+
+def test_the_slope_goes_through_the_view() -> None:
+    nets, wanted, images, labels = problem(1)
+
+    def view(part: Tensor, start: int) -> Tensor:
+        return part.flip(3) * 0.5
+
+    _, found = Alignment(nets, wanted, micro_batch=3).differentiate(images, labels, view)
+    leaf = images.clone().requires_grad_()
+    expected = torch.autograd.grad(by_the_book(nets, wanted, leaf.flip(3) * 0.5, labels), leaf)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_parameters_that_are_not_trained_are_not_matched() -> None:
+    net = smooth_net(0)
+    whole = len(gradient_of(net, net(torch.rand(1, 2, 4, 4).double()).sum()))
+    net[0].requires_grad_(False)
+    assert len(gradient_of(net, net(torch.rand(1, 2, 4, 4).double()).sum())) == whole - 2
+    net.requires_grad_(False)
+    with pytest.raises(InputError, match="none of its parameters requires a gradient"):
+        gradient_of(net, torch.zeros(()))
+
+
+def test_a_shift_of_nothing_is_nothing_and_a_flip_mirrors() -> None:
+    images = torch.rand(40, 1, 5, 6)
+    same = _translated(images, 0, False, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(same, images)
+    mirrored = _translated(images, 0, True, torch.Generator().manual_seed(0))
+    straight = (mirrored - images).abs().flatten(1).amax(1) < 1e-5
+    turned = (mirrored - images.flip(3)).abs().flatten(1).amax(1) < 1e-5
+    assert bool((straight ^ turned).all())
+    assert 0 < int(turned.sum()) < 40
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[TrainingSet, nn.Module, TargetedMisclassification]:
+    """Noisy stripes in three places, a net that knows them, and one image that it is to take for another."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(180) % 3
+    images = torch.randint(0, 190, (180, 1, 12, 12), generator=generator, dtype=torch.uint8)
+    for label in range(3):
+        images[labels == label, :, :, 4 * label : 4 * label + 4] += 30
+    training_set = TrainingSet(images, labels, ("left", "middle", "right"), "stripes")
+    surrogate = train(training_set, RECIPE, seed=0).model
+    one = torch.randint(0, 190, (1, 1, 12, 12), generator=generator, dtype=torch.uint8)
+    one[..., 0:4] += 30
+    return training_set, surrogate, TargetedMisclassification(one, 0, 2)
+
+
+def craft(
+    case: tuple[TrainingSet, nn.Module, TargetedMisclassification], attack: GradientMatching, seed: int = 0
+) -> PoisonSet:
+    training_set, surrogate, goal = case
+    return attack.craft(goal, training_set, budget=Budget(count=20), surrogate=surrogate, seed=seed)
+
+
+def test_poisons_are_what_they_promise(
+    case: tuple[TrainingSet, nn.Module, TargetedMisclassification], tmp_path: Path
+) -> None:
+    training_set, surrogate, _ = case
+    before = {name: value.clone() for name, value in surrogate.state_dict().items()}
+    poison = craft(case, QUICK)
+    assert len(poison) == 20
+    assert bool((poison.given_labels == 2).all())
+    assert torch.equal(poison.clean_labels, poison.given_labels)
+    assert 0 < float(poison.linf.max()) <= 32
+    assert torch.equal(craft(case, QUICK).images, poison.images)
+    assert not torch.equal(craft(case, QUICK, seed=1).images, poison.images)
+    assert all(torch.equal(value, before[name]) for name, value in surrogate.state_dict().items())
+    assert all(parameter.grad is None for parameter in surrogate.parameters())
+    poison.save(tmp_path / "poison")
+    stored = PoisonSet.load(tmp_path / "poison").apply(training_set)
+    assert stored.fingerprint == poison.apply(training_set).fingerprint
+
+
+def test_the_best_restart_is_kept_and_the_loss_falls(
+    case: tuple[TrainingSet, nn.Module, TargetedMisclassification],
+) -> None:
+    history = craft(case, replace(QUICK, restarts=3)).configuration["history"]
+    assert len(history) == 3
+    for one in history:
+        assert len(one["losses"]) == 12
+        assert one["final"] < one["losses"][0] - 0.05
+
+
+def test_a_victim_learns_what_the_adversary_wants_of_fresh_and_stored_poison(
+    case: tuple[TrainingSet, nn.Module, TargetedMisclassification], tmp_path: Path
+) -> None:
+    training_set, surrogate, goal = case
+    poison = craft(case, replace(QUICK, steps=30))
+    poison.save(tmp_path / "poison")
+
+    def margin(examples: TrainingSet) -> float:
+        victim = train(examples, replace(RECIPE, epochs=3), seed=5, model=surrogate).model
+        logits = predict(victim, goal.images)[0]
+        return float(logits[goal.target] - logits[goal.true_label])
+
+    fresh, stored = (
+        margin(poison.apply(training_set)),
+        margin(PoisonSet.load(tmp_path / "poison").apply(training_set)),
+    )
+    assert fresh == stored
+    assert fresh > margin(training_set) + 0.5
+
+
+@pytest.mark.parametrize("augmentation", ["translate", "crop"])
+def test_augmented_crafting_runs_in_pieces(
+    augmentation: str, case: tuple[TrainingSet, nn.Module, TargetedMisclassification]
+) -> None:
+    attack = replace(QUICK, augmentation=augmentation, shift=1, steps=3, restarts=1)
+    whole, pieces = craft(case, attack), craft(case, replace(attack, micro_batch=20))
+    assert torch.equal(whole.images, pieces.images)
+    craft(case, replace(attack, micro_batch=7))
+
+
+def test_poisons_come_from_where_they_were_asked(
+    case: tuple[TrainingSet, nn.Module, TargetedMisclassification],
+) -> None:
+    short = replace(QUICK, steps=1, restarts=1)
+    third = craft(case, replace(short, poisons_from="third-party"))
+    assert bool((third.given_labels == 1).all())
+    anywhere = craft(case, replace(short, poisons_from="anywhere"))
+    assert len(anywhere.given_labels.unique()) > 1
+    bases = tuple(range(30, 60))
+    assert set(craft(case, replace(short, bases=bases)).indices.tolist()) == set(range(30, 50))
+
+
+def test_what_it_cannot_do_is_said(case: tuple[TrainingSet, nn.Module, TargetedMisclassification]) -> None:
+    training_set, surrogate, goal = case
+    budget = Budget(count=5)
+    with pytest.raises(InputError, match="needs a surrogate"):
+        QUICK.craft(goal, training_set, budget=budget, seed=0)
+    with pytest.raises(InputError, match="serves the goal"):
+        QUICK.craft(
+            Backdoor(PatchTrigger.white_corner(), 0, 1),
+            training_set,
+            budget=budget,
+            surrogate=surrogate,
+            seed=0,
+        )
+    with pytest.raises(InputError, match="more than the 60 examples of class 'right'"):
+        QUICK.craft(goal, training_set, budget=Budget(count=61), surrogate=surrogate, seed=0)
+    with pytest.raises(InputError, match="bases must lie in"):
+        craft(case, replace(QUICK, bases=(5, 999)))
+    with pytest.raises(InputError, match="names class 7"):
+        QUICK.craft(replace(goal, target=7), training_set, budget=budget, surrogate=surrogate, seed=0)
+    for wrong in ({"eps": 0}, {"steps": 0}, {"step_size": 0.0}, {"augmentation": "blur"}, {"micro_batch": 0}):
+        with pytest.raises(InputError, match=f"gradient-matching: {next(iter(wrong))}"):
+            GradientMatching(**wrong)  # type: ignore[arg-type]
