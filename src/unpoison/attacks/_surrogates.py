@@ -206,11 +206,9 @@ class Surrogates:
     def train(self, epoch: Epoch, batch: int, poisons: tuple[Tensor, Tensor] | None = None) -> None:
         """Take one ordinary step on batch number `batch` of `epoch`."""
         images, labels = epoch.examples(epoch.rows[batch], poisons, epoch.training_draws)
-        if len(images) == 1 and images.shape[2] > 1:
-            images = images[0].contiguous(memory_format=torch.channels_last).unsqueeze(0)
         with torch.enable_grad():
             parameters = {name: value.detach().requires_grad_() for name, value in self.parameters.items()}
-            logits = self.stack(parameters, self.buffers, images, train=True)
+            logits = self.stack(parameters, self.buffers, images, train=True, once=True)
             loss = training_loss(logits, labels, self.upbringing.recipe)
             gradients = torch.autograd.grad(loss, list(parameters.values()))
         with torch.no_grad():

@@ -43,11 +43,23 @@ class Stack:
         self.in_evaluation = copy.deepcopy(template).eval()
 
     def __call__(
-        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor, *, train: bool
+        self,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        images: Tensor,
+        *,
+        train: bool,
+        once: bool = False,
     ) -> Tensor:
         """Logits Float[M b classes] of Float[M b c h w].
 
-        In training mode batch norm uses the batch's statistics and updates `buffers` in place.
+        Arguments:
+            parameters: Float[M ...] by name.
+            buffers: [M ...] by name.
+            images: one batch a network.
+            train: batch norm uses the batch's statistics and updates `buffers` in place.
+            once: what comes is differentiated once at most. Channels last is then up to three times
+                quicker on a CPU, while second derivatives are quicker in the plain layout.
         """
         module = self.in_training if train else self.in_evaluation
 
@@ -57,6 +69,9 @@ class Stack:
 
         if len(images) == 1:
             alone = [{name: value[0] for name, value in group.items()} for group in (parameters, buffers)]
+            if once:
+                alone[0] = {name: _channels_last(value) for name, value in alone[0].items()}
+                return one(alone[0], alone[1], _channels_last(images[0])).unsqueeze(0)
             return one(alone[0], alone[1], images[0]).unsqueeze(0)
         stacked: Tensor = torch.func.vmap(one, randomness="different")(
             dict(parameters), dict(buffers), images
@@ -109,6 +124,10 @@ class LookAhead:
     logits: Tensor
 
 
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
 def training_loss(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     """The sum over the stack of each network's mean cross-entropy: Float[M b classes], Int64[M b]."""
     losses = F.cross_entropy(
@@ -158,10 +177,10 @@ def look_ahead(
     for depth, (images, labels) in enumerate(batches):
         last = depth == len(batches) - 1
         if target_in_batch:
-            outputs = stack(parameters, gathered, torch.cat([images, aims], 1), train=True)
+            outputs = stack(parameters, gathered, torch.cat([images, aims], 1), train=True, once=last)
             batch_logits, logits = torch.split(outputs, [labels.shape[1], len(targets)], 1)
         elif depth:
-            logits = stack(parameters, buffers, aims, train=False)
+            logits = stack(parameters, buffers, aims, train=False, once=True)
         if depth and (last or depths == "all"):
             losses.append(objective(logits))
         if last:
