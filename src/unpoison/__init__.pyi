@@ -11,6 +11,7 @@ from . import threats as threats
 from . import training as training
 from . import unlearners as unlearners
 from ._api import heal as heal
+from ._api import scan as scan
 from ._api import trace as trace
 from .data import TrainingSet as TrainingSet
 from .detectors import Findings as Findings
@@ -47,6 +48,7 @@ __all__ = [
     "measure",
     "models",
     "report",
+    "scan",
     "threats",
     "trace",
     "train",

@@ -1,6 +1,6 @@
-"""The three lines of the engineer: `trace` a wrong prediction, `heal` the model.
+"""The three lines of the engineer: `trace` a wrong prediction (or `scan` the training set), `heal` the model.
 
-Both are thin: they turn what the caller has (any network, any map-style dataset) into what the rooms work on,
+All are thin: they turn what the caller has (any network, any map-style dataset) into what the rooms work on,
 choose a method by name, and refuse with one clear line what does not belong together.
 """
 
@@ -40,9 +40,10 @@ def trace(
         training_set: what it was trained on, in the order whose indices are wanted: a `TrainingSet`, or any
             dataset with `len()` and `[index]` that gives pairs of image and label, without random transforms.
         observation: the input that the model answers wrongly, and the label it gives.
-        method: "delta-influence" (arXiv 2411.13731), or "ek-fac", the baseline that thresholds influence.
+        method: "delta-influence" (arXiv 2411.13731), or "ek-fac" and "trak", the baselines that threshold
+            influence.
         preset: the method's settings: "calibrated" (when None), "published", "published-smooth" or
-            "published-matching" for Delta-Influence; "published" for EK-FAC.
+            "published-matching" for Delta-Influence; "published" for EK-FAC; "original" for TRAK.
         reference: labelled images that are known to be clean and were not trained on, for "calibrated" to
             compare with; the training set stands in for it.
         normalization: mean and standard deviation of each channel that the network expects its input to be
@@ -70,6 +71,56 @@ def trace(
     return found.find(network, examples, observation, reference=trusted, progress=progress)
 
 
+def scan(
+    model: Trained | nn.Module,
+    training_set: TrainingSet | MapStyle,
+    *,
+    method: str = "statistical-contamination",
+    preset: str | None = None,
+    reference: TrainingSet | MapStyle | None = None,
+    normalization: Normalization | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Findings:
+    """Find training examples that look like poison, when nobody has noticed a wrong prediction yet.
+
+    Arguments:
+        model: as for `trace`.
+        training_set: as for `trace`.
+        method: "statistical-contamination" or "activation-clustering", which can find nothing;
+            "spectral-signatures", "spectre", "deep-knn" or "frequency", which flag a share of any set.
+        preset: the method's settings; its original ones when None. `detectors.describe(method).presets` has
+            the names.
+        reference: images that are known to be clean and are like the training set's, for "frequency" and
+            "statistical-contamination" to learn from; the training set stands in for it.
+        normalization: as for `trace`.
+        seed: of everything random, which only "frequency" has.
+        progress: called with the stage, the examples done and the examples to do.
+
+    Returns:
+        A score for every training example, the flagged ones, and whether anything was flagged.
+
+    Raises:
+        InputError: there is no such method or preset, the method starts from a wrong prediction, a feature of
+            an example is not a finite number, or the dataset cannot be read.
+
+    Cost: one or two forward passes over the training set; `detectors.describe(method).cost` says more.
+    """
+    card = detectors.describe(method)
+    if card.needs_observation:
+        others = [name for name in detectors.names() if not detectors.describe(name).needs_observation]
+        raise InputError(
+            f"scan: {method} starts from a wrong prediction, so give that to trace; "
+            f"scan takes {', '.join(others)}"
+        )
+    examples = _examples(training_set, normalization)
+    trusted = None if reference is None else _examples(reference, normalization)
+    subject = _accepting_pixels(model, normalization)
+    network = subject.model if isinstance(subject, Trained) else subject
+    detector = detectors.get(method, preset=preset, seed=seed)
+    return detector.find(network, examples, reference=trusted, progress=progress)
+
+
 def heal(
     model: Trained | nn.Module,
     training_set: TrainingSet | MapStyle,
@@ -85,7 +136,7 @@ def heal(
     Arguments:
         model: as for `trace`; it is left as it was, the healed one is a new one.
         training_set: as for `trace`; the very set that the findings are of.
-        findings: from `trace`, or loaded with `Findings.load`.
+        findings: from `trace` or `scan`, or loaded with `Findings.load`.
         method: "retrain" from scratch without the flagged examples, or "fine-tune" the model without them.
         recipe: how to train; how the model was trained where it is a `Trained`, else the preset `sample`.
         normalization: as for `trace`; the healed model has it as its first layer and takes images in [0, 1].

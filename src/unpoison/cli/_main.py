@@ -3,7 +3,7 @@
 | status | meaning |
 |---|---|
 | 0 | done |
-| 1 | `trace --fail-on-findings` found poison; `bench` could not do all trials |
+| 1 | `trace` or `scan` with `--fail-on-findings` found poison; `bench` could not do all trials |
 | 2 | bad input: one line on standard error says what, where and what to do |
 | 70 | a bug in unpoison, with the traceback that we need to mend it |
 | 130, 143 | stopped by Ctrl-C, by SIGTERM; nothing was written |

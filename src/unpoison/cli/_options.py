@@ -174,16 +174,52 @@ class Trace:
     """The wrong label; what the model says when not given."""
     true: MaybeClass = None
     """What it ought to be; shown in the report, never used to trace. Known for test: and triggered:."""
-    method: Literal["delta-influence", "ek-fac"] = "delta-influence"
+    method: Literal["delta-influence", "ek-fac", "trak"] = "delta-influence"
     """How to trace."""
     preset: MaybeText = None
     """The settings: for delta-influence calibrated (when not given), published, published-smooth or
-    published-matching; for ek-fac published."""
+    published-matching; for ek-fac published; for trak original."""
     reference: MaybeData = None
     """Labelled images that are known to be clean and were not trained on, for calibrated to compare with."""
     false_alarm_level: MaybeNumber = None
     """For calibrated: how often an answer that no poison caused may be called poisoned; 0.01 when not given.
     It takes 2 / level - 1 innocent inputs to compare with."""
+    fail_on_findings: bool = False
+    """End with status 1 when poison was found."""
+    architecture: ModelOptions
+    out: Directory
+    """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Search a training set for poison by what the model makes of it, without a wrong prediction to start
+    from. Writes DIR/findings."""
+
+    model: Model
+    """A run directory of train or heal, or package.module:factory (with --weights)."""
+    data: Data
+    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data; it is not looked at."""
+    poison: MaybeDirectory = None
+    """The poison that was put into the training set, where that is known; findings are held against it."""
+    method: Literal[
+        "activation-clustering",
+        "spectral-signatures",
+        "spectre",
+        "statistical-contamination",
+        "deep-knn",
+        "frequency",
+    ] = "statistical-contamination"
+    """How to search. Only activation-clustering and statistical-contamination can find nothing; the others
+    flag a share of any set."""
+    preset: MaybeText = None
+    """The settings; the method's original ones when not given. docs/detectors.md lists them."""
+    reference: MaybeData = None
+    """Images that are known to be clean, for frequency and statistical-contamination to learn from."""
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
     architecture: ModelOptions
@@ -249,14 +285,15 @@ class Report:
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Trace | Heal | Bench | Report
-VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Heal, Bench, Report)
+Verb = Demo | Craft | Train | Trace | Scan | Heal | Bench | Report
+VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Scan, Heal, Bench, Report)
 
 CommandLine = (
     Annotated[Demo, subcommand(name="demo")]
     | Annotated[Craft, subcommand(name="craft")]
     | Annotated[Train, subcommand(name="train")]
     | Annotated[Trace, subcommand(name="trace")]
+    | Annotated[Scan, subcommand(name="scan")]
     | Annotated[Heal, subcommand(name="heal")]
     | Annotated[Bench, subcommand(name="bench")]
     | Annotated[Report, subcommand(name="report")]
