@@ -1,0 +1,421 @@
+"""How often MetaPoison succeeds, against its budget, in pieces that can be stopped and taken up again.
+
+    python -m benchmarks.metapoison_success --out DIR --data sample
+    python -m benchmarks.metapoison_success --out DIR --data 'DIR/cifar10-train-*.parquet' --test FILE \\
+        --images 5000 --source 2 --target 5
+
+What is done, each piece once, its result a line of DIR/pieces.jsonl and its artefacts beside it:
+
+1. `--choosing` clean networks, with seeds of their own, say which test images of the source class are right;
+   the first `--targets` that all of them get right are the targets. The choice sees no poison;
+2. clean victims, with the seeds of the poisoned ones: the control;
+3. poisons for every attack, budget and target. MetaPoison crafts `--together` targets on one ensemble and
+   goes on after the last craft step that was done; other attacks craft on the first choosing network;
+4. victims, each from its own initialisation, for every poison, architecture and seed. A hit is the target
+   predicted as the adversary wants, on the poison as loaded from disk, with the victim in evaluation mode.
+
+`--goal` chooses what is wanted: "targeted" (poisons of the target class), "third-class" (poisons of
+`--third`), "self-concealment" (poisons of the source class), or "fine-tuning" (targeted; victims and
+surrogates start from one network that was trained on the clean set). `--minutes` ends the run after the piece
+at hand, and `--summary` only prints what there is: success by attack, budget and victim with Wilson
+intervals, beside the control. `--write` keeps it as benchmarks/results/metapoison_success.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unpoison import data, training
+from unpoison._statistics import Proportion
+from unpoison.attacks import Attack, MetaPoison
+from unpoison.attacks import get as get_attack
+from unpoison.data import TrainingSet
+from unpoison.threats import (
+    Budget,
+    ColorGrid,
+    Goal,
+    LInf,
+    PoisonSet,
+    SelfConcealment,
+    TargetedMisclassification,
+)
+from unpoison.training import Recipe
+
+RESULTS = Path(__file__).parent / "results"
+CHOOSING_SEED, PRETRAINING_SEED = 1000, 2000
+# The paper's recipe, five times shorter, with its warm-up and its two drops.
+FROM_SCRATCH = Recipe(
+    model="convnet-bn",
+    epochs=40,
+    batch_size=125,
+    learning_rate=0.1,
+    momentum=0,
+    nesterov=False,
+    weight_decay=0,
+    schedule="multistep",
+    milestones=(20, 30),
+    warmup_epochs=2,
+)
+FINE_TUNING = dataclasses.replace(
+    FROM_SCRATCH,
+    model="convnet",
+    epochs=20,
+    learning_rate=0.01,
+    schedule="constant",
+    milestones=(),
+    warmup_epochs=0,
+)
+
+
+def say(text: str) -> None:
+    """A line of progress for people, apart from the result."""
+    print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
+
+
+class Pieces:
+    """What has been done, one JSON object a line; a line cut short by a kill is not counted."""
+
+    def __init__(self, path: Path, minutes: float | None) -> None:
+        self.path = path
+        self.ends = None if minutes is None else time.monotonic() + 60 * minutes
+        self.done: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    piece = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                self.done[piece["key"]] = piece
+
+    def add(self, key: str, piece: dict[str, Any]) -> dict[str, Any]:
+        """Store a piece, and end the run where its time is over."""
+        piece = {"key": key, **piece}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" * (file.tell() > 0 and not self._whole()) + json.dumps(piece) + "\n")
+        self.done[key] = piece
+        say(f"{key}: { ({name: value for name, value in piece.items() if name not in ('key', 'right')}) }")
+        if self.ends is not None and time.monotonic() > self.ends:
+            raise SystemExit("the minutes are over; the same command goes on from here")
+        return piece
+
+    def _whole(self) -> bool:
+        return self.path.read_bytes().endswith(b"\n")
+
+
+class Study:
+    """The pieces in their order."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        splits = data.load(options.data, test=options.test)
+        assert splits.test is not None
+        train: TrainingSet = splits.train
+        if options.images is not None and options.images < len(train):
+            # As the public code: the first of each class, as many of each.
+            each = options.images // train.num_classes
+            first = [
+                (train.labels == label).nonzero().squeeze(1)[:each] for label in range(train.num_classes)
+            ]
+            train = train.subset(torch.cat(first).sort().values)
+        self.clean, self.test = train.to(options.device), splits.test
+        self.fine_tuning = options.goal == "fine-tuning"
+        if options.data == "sample" and not self.fine_tuning:
+            self.recipe = Recipe.preset("sample")
+        else:
+            self.recipe = FINE_TUNING if self.fine_tuning else FROM_SCRATCH
+        if options.epochs:
+            self.recipe = dataclasses.replace(self.recipe, epochs=options.epochs)
+        self.out = Path(options.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.keep_to_the_same_study()
+        self.pieces = Pieces(self.out / "pieces.jsonl", options.minutes)
+        self.start = self.pretrained() if self.fine_tuning else None
+
+    def keep_to_the_same_study(self) -> None:
+        """End where the directory belongs to a study with other options; only how much of it may grow."""
+        free = {
+            *("out", "minutes", "summary", "write", "threads", "device", "stack"),
+            *("budgets", "attacks", "victims", "models"),
+        }
+        fixed = {name: value for name, value in vars(self.options).items() if name not in free}
+        path = self.out / "study.json"
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            differing = [name for name in fixed if found.get(name) != fixed[name]]
+            if differing:
+                raise SystemExit(f"{path}: another study, with another {', '.join(differing)}")
+        path.write_text(json.dumps(fixed, indent=2) + "\n", encoding="utf-8")
+
+    def pretrained(self) -> nn.Module:
+        """The network that everybody fine-tunes: trained on the clean set from scratch."""
+        recipe = dataclasses.replace(FROM_SCRATCH, model=self.recipe.model)
+        return training.train(
+            self.clean, recipe, seed=PRETRAINING_SEED, checkpoints=self.out / "pretrained"
+        ).model
+
+    def victim(self, train: TrainingSet, seed: int, model: str | None = None) -> tuple[nn.Module, float]:
+        """A network trained on `train`, and the seconds it took."""
+        recipe = dataclasses.replace(self.recipe, model=model, width=None) if model else self.recipe
+        start = time.perf_counter()
+        trained = training.train(train, recipe, seed=seed, model=self.start)
+        return trained.model, time.perf_counter() - start
+
+    def rights(self, key: str, seed: int, model: str | None = None) -> dict[str, Any]:
+        """A clean network: its accuracy, and what it says of the test images of the source class."""
+        if key in self.pieces.done:
+            return self.pieces.done[key]
+        network, seconds = self.victim(self.clean, seed, model)
+        candidates = (self.test.labels == self.options.source).nonzero().squeeze(1)
+        predicted = training.predict(network, self.test.images[candidates]).argmax(1)
+        return self.pieces.add(
+            key,
+            {
+                "accuracy": training.accuracy(network, self.test).rate,
+                "predicted": dict(zip(map(str, candidates.tolist()), predicted.tolist(), strict=True)),
+                "seconds": round(seconds, 1),
+            },
+        )
+
+    def targets(self) -> list[int]:
+        """Places in the test set that all choosing networks get right."""
+        told = [
+            self.rights(f"choosing/{number}", CHOOSING_SEED + number)["predicted"]
+            for number in range(self.options.choosing)
+        ]
+        right = [
+            int(place)
+            for place in told[0]
+            if all(predicted[place] == self.options.source for predicted in told)
+        ]
+        return right[: self.options.targets]
+
+    def goal(self, target: int) -> Goal:
+        """What is wanted of the test image at `target`."""
+        if self.options.goal == "self-concealment":
+            return SelfConcealment.of(self.test, target)
+        return TargetedMisclassification.of(self.test, target, target=self.options.target)
+
+    def attack(self, name: str) -> Attack:
+        """The attack with the options of the command line."""
+        options = self.options
+        if name != "metapoison":
+            return get_attack(name)(**json.loads(options.other_options))
+        changes: dict[str, Any] = {
+            "recipe": self.recipe,
+            "lifetime": min(options.lifetime, self.recipe.epochs),
+            "surrogates": options.surrogates,
+            "steps": options.steps,
+            "concentrate": options.concentrate,
+            "perturbation": ColorGrid() + LInf(options.eps) if options.color else LInf(options.eps),
+            "together": options.stack,
+            "drop_every": max(options.steps // 3, 1),
+        }
+        if self.fine_tuning:
+            changes |= {"start": "pretrained", "unroll": 4}
+        if options.goal == "third-class":
+            changes |= {"poison_classes": (options.third,)}
+        return MetaPoison.preset(options.preset, **(changes | json.loads(options.options)))
+
+    def poison(self, name: str, budget: float, target: int) -> Path:
+        """Where the poison for a target is kept."""
+        return self.out / "poisons" / f"{name}-{budget:g}-{target}"
+
+    def craft(self, name: str, budget: float, targets: list[int]) -> None:
+        """Craft for those targets that have no poison yet."""
+        attack, options = self.attack(name), self.options
+        size = options.together if isinstance(attack, MetaPoison) else 1
+        for first in range(0, len(targets), size):
+            group = targets[first : first + size]
+            key = f"craft/{name}/{budget:g}/{'+'.join(map(str, group))}"
+            if key in self.pieces.done:
+                continue
+            goals = [self.goal(target) for target in group]
+            start = time.perf_counter()
+            if isinstance(attack, MetaPoison):
+                made = attack.craft_together(
+                    goals,
+                    self.clean,
+                    budget=Budget(share=budget),
+                    surrogate=self.start,
+                    seed=first,
+                    checkpoints=self.out / "crafting" / f"{name}-{budget:g}-{first}",
+                    on_step=lambda steps: say(
+                        f"step {steps[0].step}: losses {[round(step.loss, 2) for step in steps]}, "
+                        f"achieved {[round(step.achieved, 2) for step in steps]}"
+                    ),
+                )
+            else:
+                made = (
+                    attack.craft(
+                        goals[0],
+                        self.clean,
+                        budget=Budget(share=budget),
+                        surrogate=self.start or self.surrogate(),
+                        seed=first,
+                    ),
+                )
+            for target, poison in zip(group, made, strict=True):
+                poison.save(self.poison(name, budget, target))
+            self.pieces.add(
+                key,
+                {
+                    "seconds": round(time.perf_counter() - start, 1),
+                    "linf": max(float(poison.linf.max()) for poison in made),
+                    "poisons": len(made[0]),
+                },
+            )
+
+    def surrogate(self) -> nn.Module:
+        """The first choosing network, trained again: it is quicker than to keep it."""
+        network, _ = self.victim(self.clean, CHOOSING_SEED)
+        return network
+
+    def attacked(self, name: str, budget: float, target: int, model: str, seed: int) -> None:
+        """One victim of one poison."""
+        key = f"victim/{name}/{budget:g}/{target}/{model}/{seed}"
+        if key in self.pieces.done:
+            return
+        poison = PoisonSet.load(self.poison(name, budget, target))
+        network, seconds = self.victim(poison.apply(self.clean), seed, model)
+        logits = training.predict(network, self.test.images[target : target + 1])
+        self.pieces.add(
+            key,
+            {
+                "hit": bool(poison.goal.achieved(logits.argmax(1))[0]),
+                "predicted": int(logits.argmax(1)),
+                "margin": float(poison.goal.margin(logits)[0]),
+                "accuracy": training.accuracy(network, self.test).rate,
+                "seconds": round(seconds, 1),
+            },
+        )
+
+    def run(self) -> None:
+        """All pieces."""
+        options = self.options
+        targets = self.targets()
+        say(f"targets: {targets}")
+        for model, seed in itertools.product(options.models, range(options.victims)):
+            self.rights(f"control/{model}/{seed}", seed, model)
+        for budget, name in itertools.product(options.budgets, options.attacks):
+            self.craft(name, budget, targets)
+            for target, model, seed in itertools.product(targets, options.models, range(options.victims)):
+                self.attacked(name, budget, target, model, seed)
+
+    def summary(self) -> dict[str, Any]:
+        """Success by attack, budget and victim, beside what the control makes of the same targets."""
+        groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        controls: dict[str, list[bool]] = {}
+        for key, piece in self.pieces.done.items():
+            kind, *names = key.split("/")
+            if kind == "victim":
+                name, budget, target, model, seed = names
+                groups.setdefault((name, budget, model), []).append({**piece, "target": int(target)})
+                control = self.pieces.done.get(f"control/{model}/{seed}")
+                if control is not None:
+                    goal = self.goal(int(target))
+                    said = torch.tensor([control["predicted"][target]])
+                    controls.setdefault(f"{model}/{seed}/{target}", []).append(bool(goal.achieved(said)[0]))
+        rows = [
+            {
+                "attack": name,
+                "budget": float(budget),
+                "victim": model,
+                "targets": len({piece["target"] for piece in pieces}),
+                "success": Proportion(sum(piece["hit"] for piece in pieces), len(pieces)).to_dict(),
+                "accuracy": sum(piece["accuracy"] for piece in pieces) / len(pieces),
+            }
+            for (name, budget, model), pieces in sorted(groups.items())
+        ]
+        clean = [hits[0] for hits in controls.values()]
+        accuracies = [
+            piece["accuracy"] for key, piece in self.pieces.done.items() if key.startswith("control/")
+        ]
+        return {
+            "goal": self.options.goal,
+            "data": f"{self.clean.name}, {len(self.clean)} images",
+            "rows": rows,
+            "control": {
+                "success": Proportion(sum(clean), len(clean)).to_dict(),
+                "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
+            },
+            "recipe": self.recipe.to_dict(),
+            "options": {
+                name: value
+                for name, value in vars(self.options).items()
+                if name not in ("out", "data", "test")
+            },
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", required=True, help="the directory of the study")
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--test")
+    parser.add_argument("--images", type=int, help="as many of each class; all by default")
+    parser.add_argument(
+        "--goal",
+        default="targeted",
+        choices=["targeted", "third-class", "self-concealment", "fine-tuning"],
+    )
+    parser.add_argument("--source", type=int, default=2, help="the targets' true class")
+    parser.add_argument("--target", type=int, default=5, help="what they are to be taken for")
+    parser.add_argument("--third", type=int, default=7, help="the class of the poisons of a third class")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.01, 0.02, 0.05, 0.1])
+    parser.add_argument("--attacks", nargs="+", default=["metapoison"])
+    parser.add_argument("--targets", type=int, default=10)
+    parser.add_argument("--victims", type=int, default=2)
+    parser.add_argument("--choosing", type=int, default=3)
+    parser.add_argument("--models", nargs="+", default=["convnet-bn"])
+    parser.add_argument("--epochs", type=int, help="of victims and surrogates' recipe")
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--surrogates", type=int, default=8)
+    parser.add_argument("--lifetime", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--concentrate", type=int, default=12)
+    parser.add_argument("--eps", type=float, default=8)
+    parser.add_argument("--color", action="store_true", help="add the colour grid")
+    parser.add_argument("--options", default="{}", help="more options of MetaPoison, as JSON")
+    parser.add_argument("--other-options", default="{}", help="options of the other attacks, as JSON")
+    parser.add_argument("--together", type=int, default=5, help="targets crafted on one ensemble")
+    parser.add_argument("--stack", type=int, default=1, help="surrogates at once, for a GPU")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="end after the piece at hand when they are over")
+    parser.add_argument("--summary", action="store_true", help="only print what there is")
+    parser.add_argument("--write", action="store_true", help="keep the summary in benchmarks/results")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Do what is left to do, and sum up."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    study = Study(options)
+    if not options.summary:
+        study.run()
+    summary = study.summary()
+    if options.write:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / "metapoison_success.json"
+        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main()
