@@ -147,6 +147,23 @@ def test_every_hook_reaches_the_training_and_resumes_to_the_same_weights(tmp_pat
     assert resumed.defense == whole.defense
 
 
+class Contiguous(Idle):
+    """Gives the gradients back in memory's plain order, in which convolutions' weights are not."""
+
+    def gradients(self, model: nn.Module, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        found = super().gradients(model, *rest, **more)
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad = parameter.grad.contiguous()
+        return found
+
+
+def test_the_layout_of_gradients_does_not_matter() -> None:
+    assert same(
+        train(some_set(), RECIPE, seed=0, defense=Contiguous()).model, train(some_set(), RECIPE, seed=0).model
+    )
+
+
 def test_one_object_defends_several_runs() -> None:
     defense = Full()
     first, again = (train(some_set(), RECIPE, seed=0, defense=defense) for _ in range(2))

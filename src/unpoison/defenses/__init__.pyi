@@ -5,21 +5,37 @@ from ._registry import DefenseCard as DefenseCard
 from ._registry import describe as describe
 from ._registry import get as get
 from ._registry import names as names
+from .cutmix import CutMix as CutMix
+from .cutout import Cutout as Cutout
+from .dp_sgd import DPSGD as DPSGD
 from .epic import EPIC as EPIC
 from .epic import isolated as isolated
+from .friendly_noise import FriendlyNoise as FriendlyNoise
 from .isolation import Isolation as Isolation
 from .isolation import strays as strays
+from .jpeg import JPEG as JPEG
 from .loss_drop import LossDrop as LossDrop
+from .maxup import MaxUp as MaxUp
+from .mixup import Mixup as Mixup
+from .noisy_gradient import NoisyGradient as NoisyGradient
 from .random_drop import RandomDrop as RandomDrop
 
 __all__ = [
+    "DPSGD",
     "EPIC",
+    "JPEG",
+    "CutMix",
+    "Cutout",
     "DefenseCard",
     "DropJudgement",
     "DropReport",
     "DroppingDefense",
+    "FriendlyNoise",
     "Isolation",
     "LossDrop",
+    "MaxUp",
+    "Mixup",
+    "NoisyGradient",
     "RandomDrop",
     "describe",
     "get",

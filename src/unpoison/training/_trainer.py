@@ -254,6 +254,8 @@ class _Run:
         loss, logits = self.hooks.gradients(
             self.model, images, targets, logits_of=logits_of, loss_of=loss_of, generator=own_draws
         )
+        if self.defense is not None:
+            _lay_gradients_out(self.model)
         self.optimizer.step()
         wanted = targets if targets.ndim == 1 else targets.argmax(1)
         return loss.detach(), (logits.detach().argmax(1) == wanted).sum(), len(wanted)
@@ -403,6 +405,17 @@ def _starting_point(
 def _laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     moved: nn.Module = model.to(memory_format=layout)  # type: ignore[call-overload]
     return moved
+
+
+def _lay_gradients_out(model: nn.Module) -> None:
+    """Give gradients the strides of their parameters.
+
+    Autograd does so by itself; the fused optimiser takes it for granted and pairs up wrong numbers otherwise.
+    """
+    for parameter in _trainable(model):
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
