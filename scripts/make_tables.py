@@ -22,6 +22,7 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 README: Final = "README.md"
 PAGE: Final = "docs/benchmarks.md"
+UNLEARNING: Final = "docs/unlearning.md"
 RESULTS: Final = ("benchmarks/results", "recipes/results")
 BEGIN: Final = "<!-- numbers -->"
 END: Final = "<!-- /numbers -->"
@@ -276,11 +277,20 @@ def in_readme(text: str, results: Mapping[str, Record]) -> str:
     Raises:
         SystemExit: it has no markers.
     """
+    return between_markers(README, text, numbers(results))
+
+
+def between_markers(name: str, text: str, content: str) -> str:
+    """A page with what stands between its markers written anew.
+
+    Raises:
+        SystemExit: it has no markers.
+    """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"{README}: needs the lines {BEGIN} and {END}, between which the table goes")
-    return f"{before}{BEGIN}\n{numbers(results)}\n{END}{after}"
+        raise SystemExit(f"{name}: needs the lines {BEGIN} and {END}, between which the table goes")
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
 def page(results: Mapping[str, Record], root: Path = ROOT) -> str:
@@ -324,6 +334,7 @@ TITLES: Final = {
     INFLUENCE: "Influence scoring beside kronfluence",
     "growth": "How time and memory grow",
     TRAINING: "Training beside the usual loop",
+    "unlearning": "Unlearners beside retraining",
 }
 
 STORIES: Final = {
@@ -338,6 +349,9 @@ STORIES: Final = {
     TRAINING: "Images a second of one epoch: `unpoison.training.train` against the same network fed by a "
     "`DataLoader` over a map-style dataset with per-image augmentation, without and with worker processes. "
     "The ratio is to the faster of the two.",
+    "unlearning": "BadNets on the bundled sample; means over victims, whose classes differ. `exact`: the "
+    "poison is given as the examples to forget; `half`: every second poison; `mixed`: the poison and as many "
+    "innocent examples of the target class.",
 }
 
 
@@ -508,6 +522,35 @@ def false_alarms(record: Record) -> Iterator[str]:
         )
 
 
+def unlearning(record: Record) -> Iterator[str]:
+    """Every unlearner in every condition, beside retraining."""
+    yield table(
+        (
+            "to forget",
+            "unlearner",
+            "victims",
+            "attack success",
+            "clean accuracy",
+            "seconds",
+            "part of retraining",
+            "within a point in a fifth",
+        ),
+        [
+            [
+                line["condition"],
+                line["method"],
+                text(line["victims"]),
+                f"{100 * line['attack_success']:.1f} %",
+                f"{100 * line['clean_accuracy']:.1f} %",
+                f"{line['seconds']:.1f}",
+                f"{line['part_of_retraining']:.2f}",
+                "yes" if line["as_good_in_a_fifth"] else "",
+            ]
+            for line in record.get("lines", [])
+        ],
+    )
+
+
 def generic(record: Record) -> Iterator[str]:
     """Any record: what is flat as one table, each nested part as another."""
     hidden = ("machine", "device", "versions", "date", "started", "command", "schema")
@@ -574,6 +617,7 @@ SPECIFIC: Final[Mapping[str, Callable[[Record], Iterator[str]]]] = {
     "growth": growth,
     TRAINING: training,
     ALARMS: false_alarms,
+    "unlearning": unlearning,
 }
 
 
@@ -581,7 +625,16 @@ def written(root: Path = ROOT) -> dict[str, str]:
     """What the two files must hold."""
     results = read_results(root)
     readme = (root / README).read_text(encoding="utf-8")
-    return {README: in_readme(readme, results), PAGE: page(results, root)}
+    healing = (root / UNLEARNING).read_text(encoding="utf-8")
+    record = results.get("unlearning")
+    told = f"{NOT_MEASURED.capitalize()}."
+    if record is not None:
+        told = "\n\n".join((*unlearning(record), provenance(record)))
+    return {
+        README: in_readme(readme, results),
+        PAGE: page(results, root),
+        UNLEARNING: between_markers(UNLEARNING, healing, told),
+    }
 
 
 def main() -> int:

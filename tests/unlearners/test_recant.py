@@ -34,7 +34,10 @@ def test_it_trains_on_its_own_second_best_answers_asked_again_for_every_epoch() 
         logits[torch.arange(3), own.labels] = -torch.inf
         told = examples.with_examples(PLACES, own.images, logits.argmax(1))
         lesson = replace(
-            RECIPE, epochs=1, learning_rate=0.02, schedule="cosine" if epoch == 2 else "constant"
+            RECIPE,
+            epochs=1,
+            learning_rate=0.01 if epoch == 2 else 0.02,
+            schedule="cosine" if epoch == 2 else "constant",
         )
         network = train(told, lesson, seed=derive_seed(7, "recant", epoch), model=network).model
     healed = Recant(epochs=0.15, learning_rate=0.4).heal(victim, examples, FORGET, recipe=RECIPE, seed=7)

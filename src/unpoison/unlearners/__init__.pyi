@@ -4,6 +4,7 @@ from ._registry import get as get
 from ._registry import names as names
 from ._unlearner import Unlearner as Unlearner
 from .bad_teaching import BadTeaching as BadTeaching
+from .best_of import BestOf as BestOf
 from .fine_tune import FineTune as FineTune
 from .potion import Potion as Potion
 from .recant import Recant as Recant
@@ -15,6 +16,7 @@ __all__ = [
     "SCRUB",
     "SSD",
     "BadTeaching",
+    "BestOf",
     "FineTune",
     "Potion",
     "Recant",

@@ -6,7 +6,7 @@ together. Stages:
 
 1. the victim's second-best answers label the examples to forget; one epoch at a constant learning rate;
 2. the model, which by now has lost most of the poison, answers anew; and so on, an epoch each. In the last
-   one the learning rate falls to zero.
+   one the learning rate falls from its half to zero, which gives back some of the accuracy.
 
 Fine-tuning lets the poison fade because nothing repeats it, which takes epochs or a high learning rate. Here
 it is contradicted: an image with the trigger is shown and is not what the adversary says. The second-best
@@ -124,7 +124,7 @@ class Recant(Unlearner):
             lesson = replace(
                 how,
                 epochs=1,
-                learning_rate=how.learning_rate * self.learning_rate,
+                learning_rate=how.learning_rate * self.learning_rate * (0.5 if last else 1.0),
                 schedule="cosine" if last else "constant",
                 milestones=(),
                 warmup_epochs=0.0,
