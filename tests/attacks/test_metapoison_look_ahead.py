@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
+from unpoison.attacks._batch_norm import with_quick_batch_norm
 from unpoison.attacks._unrolled import InnerStep, LookAhead, Stack, Tensors, look_ahead
 from unpoison.models import build
 from unpoison.threats import TargetedMisclassification
@@ -207,3 +208,32 @@ def test_an_inner_step_is_that_of_torch(recipe: Recipe) -> None:
         parameters, momenta = step(parameters, momenta, gradients)
     for name, value in network.named_parameters():
         assert torch.allclose(parameters[name][0], value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_quick_batch_norm_is_torch_s(layout: torch.memory_format) -> None:
+    draws = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draws, dtype=torch.float64)
+
+    own = nn.BatchNorm2d(3).double()
+    own.load_state_dict({**own.state_dict(), "weight": drawn(3), "bias": drawn(3)})
+    quick = with_quick_batch_norm(copy.deepcopy(own))
+    assert type(quick) is not type(own)
+    maps = (3 * drawn(4, 3, 5, 6) + 1).contiguous(memory_format=layout)
+    outer, inner = drawn(4, 3, 5, 6), [drawn(4, 3, 5, 6), drawn(3), drawn(3)]
+    found: list[list[Tensor]] = []
+    for module in (own, quick):
+        leaf = maps.clone().requires_grad_()
+        leaves = [leaf, *module.parameters()]
+        outputs = module(leaf)
+        first = torch.autograd.grad((outputs.pow(3) * outer).sum(), leaves, create_graph=True)
+        product = torch.stack([(part * other).sum() for part, other in zip(first, inner, strict=True)]).sum()
+        second = torch.autograd.grad(product, leaves)
+        found.append([outputs, *first, *second, *(value.double() for value in module.buffers())])
+    for expected, value in zip(*found, strict=True):
+        assert torch.allclose(value, expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(quick.eval()(maps), own.eval()(maps))
+    bare = nn.BatchNorm2d(3, affine=False)
+    assert type(with_quick_batch_norm(bare)) is nn.BatchNorm2d

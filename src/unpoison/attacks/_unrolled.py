@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from unpoison.attacks._batch_norm import with_quick_batch_norm
 from unpoison.training import Recipe
 
 Tensors = dict[str, Tensor]
@@ -41,6 +42,7 @@ class Stack:
     def __init__(self, template: nn.Module) -> None:
         self.in_training = copy.deepcopy(template).train()
         self.in_evaluation = copy.deepcopy(template).eval()
+        self.alone = with_quick_batch_norm(copy.deepcopy(template).train())
 
     def __call__(
         self,
@@ -61,7 +63,9 @@ class Stack:
             once: what comes is differentiated once at most. Channels last is then up to three times
                 quicker on a CPU, while second derivatives are quicker in the plain layout.
         """
-        module = self.in_training if train else self.in_evaluation
+        module = self.in_evaluation
+        if train:
+            module = self.alone if len(images) == 1 and images.device.type == "cpu" else self.in_training
 
         def one(parameters: Tensors, buffers: Tensors, images: Tensor) -> Tensor:
             logits: Tensor = functional_call(module, {**parameters, **buffers}, (images,))
