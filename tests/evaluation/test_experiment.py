@@ -110,6 +110,8 @@ def test_reading_imports_no_torch() -> None:
             {"targets": {"pairs": [["Bag", "Coat"]], "images": [{"test_index": 3, "target": "Bag"}]}},
             "give either 'pairs' of classes, test 'images' or",
         ),
+        ({"targets": {"setups": "x.json", "correct": 1}}, "correct: chooses test images of 'pairs'"),
+        ({"targets": {"pairs": [["Bag", "Coat"]], "correct": 0}}, "correct: 0 is outside 1.."),
         ({"targets": {"images": [{"target": "Bag"}]}}, "targets: images[0]: the key 'test_index' is missing"),
         ({"seeds": []}, "seeds: needs at least one"),
         ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),

@@ -8,15 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from fake_matching import FakeMatching, fake_matching
 from fake_stages import InlineExecutor
 from tiny_recipe import write_recipe
 
+from unpoison.data import load
 from unpoison.detectors import Findings
 from unpoison.errors import InputError
-from unpoison.evaluation import Experiment, LocalExecutor, Plan, Results, Store, leaderboard, plan, sweep
+from unpoison.evaluation import (
+    Experiment,
+    LocalExecutor,
+    Plan,
+    Results,
+    Store,
+    choose_targets,
+    leaderboard,
+    plan,
+    sweep,
+)
 from unpoison.threats import PoisonSet
-from unpoison.training import Trained
+from unpoison.training import Trained, predict
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +274,44 @@ def test_a_pretraining_that_does_not_fit_is_said(lines: str, said: str, tmp_path
     with pytest.raises(InputError) as caught:
         plan(Experiment.read(path))
     assert said in str(caught.value)
+
+
+def choosing(tmp_path: Path, count: int) -> Experiment:
+    path = write_recipe(tmp_path)
+    text = path.read_text()
+    text = text[: text.index("[[detectors]]")].replace('"right"]]', f'"right"], [1, 0]]\ncorrect = {count}')
+    path.write_text(text)
+    return Experiment.read(path)
+
+
+def test_targets_are_images_that_every_clean_network_answers_rightly(tmp_path: Path) -> None:
+    experiment = choosing(tmp_path, 2)
+    with pytest.raises(InputError, match="to be chosen by `choose_targets` first"):
+        plan(experiment)
+    chosen = choose_targets(experiment, tmp_path / "store", InlineExecutor())
+    assert [one.source for one in chosen.targets.images] == ["left", "left", 1, 1]
+    assert [one.target for one in chosen.targets.images] == ["right", "right", 0, 0]
+    work = plan(chosen)
+    results = sweep(work, tmp_path / "store", InlineExecutor())
+    assert results.failures == ()
+    test = load(str(tmp_path / "tiny.npz")).test
+    assert test is not None
+    clean = [
+        Trained.load(Store(results.store).place(stage.key) / "model").model
+        for stage in work.stages
+        if stage.kind == "train" and not stage.inputs
+    ]
+    assert len(clean) == 2
+    right = torch.stack([predict(model, test.images).argmax(1) == test.labels for model in clean]).all(0)
+    for label, images in ((0, chosen.targets.images[:2]), (1, chosen.targets.images[2:])):
+        expected = (right & (test.labels == label)).nonzero().squeeze(1)[:2].tolist()
+        assert [one.test_index for one in images] == expected
+    # The clean networks are the controls of the trials, so they are not trained again.
+    again = choose_targets(experiment, tmp_path / "store", InlineExecutor())
+    assert again == chosen
+    assert choose_targets(chosen, tmp_path / "store", InlineExecutor()) is chosen
+
+
+def test_too_few_right_answers_are_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="of class 'left' rightly, fewer than 21"):
+        choose_targets(choosing(tmp_path, 21), tmp_path / "store", InlineExecutor())

@@ -109,7 +109,7 @@ def _sweep(options: Bench, experiment: Experiment, recorder: Recorder) -> tuple[
     with recorder.stage("start"):
         import torch
 
-        from unpoison.evaluation import plan, sweep
+        from unpoison.evaluation import choose_targets, plan, sweep
 
     with recorder.stage("plan"):
         device = options.run.device
@@ -119,20 +119,24 @@ def _sweep(options: Bench, experiment: Experiment, recorder: Recorder) -> tuple[
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and options.executor == "ray" and not options.gpu_share:
             raise InputError("--gpu-share: say how much of a GPU each stage needs, 1 or a part of it")
-        work = plan(experiment, device=device)
+        work = None if experiment.targets.correct is not None else plan(experiment, device=device)
     standing = Standing()
-    with (
-        recorder.stage("sweep"),
-        _executor(options, work.threads) as executor,
-        _view(recorder.console, options.out / LOG, f"{experiment.name}: {len(work.rows)} trials") as show,
-    ):
+    with _executor(options, experiment.threads) as executor:
+        log = options.out / LOG
+        if work is None:
+            what = f"{experiment.name}: clean networks, by which targets are chosen"
+            with recorder.stage("targets"), _view(recorder.console, log, what) as show:
+                experiment = choose_targets(experiment, options.out, executor, device=device, watch=show)
+            work = plan(experiment, device=device)
+        what = f"{experiment.name}: {len(work.rows)} trials"
+        with recorder.stage("sweep"), _view(recorder.console, log, what) as show:
 
-        def watch(now: Standing, line: str) -> None:
-            nonlocal standing
-            standing = now
-            show(now, line)
+            def watch(now: Standing, line: str) -> None:
+                nonlocal standing
+                standing = now
+                show(now, line)
 
-        results = sweep(work, options.out, executor, watch=watch)
+            results = sweep(work, options.out, executor, watch=watch)
     return results, standing
 
 

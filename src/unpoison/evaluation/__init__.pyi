@@ -1,3 +1,4 @@
+from ._choice import choose_targets as choose_targets
 from ._executors import Executor as Executor
 from ._executors import LocalExecutor as LocalExecutor
 from ._executors import RayExecutor as RayExecutor
@@ -40,6 +41,7 @@ __all__ = [
     "Standing",
     "Store",
     "bootstrap",
+    "choose_targets",
     "clean_accuracy",
     "compare",
     "leaderboard",

@@ -186,6 +186,8 @@ class Targets:
     Arguments:
         pairs: (source class, target class), by name or number.
         images: test images, each with the class that it is to be taken for.
+        correct: with `pairs`, how many test images of each source class to take as `images`: the first ones
+            that the clean network of every seed answers rightly; `choose_targets` finds them.
         setups: a JSON file of published set-ups (the poisoning benchmark's "target class", "target index",
             "base class", "base indices"); a path relative to the recipe's folder. Each names one test image,
             its class (the source) and the class it is to be taken for (the target).
@@ -195,6 +197,7 @@ class Targets:
 
     pairs: tuple[tuple[str | int, str | int], ...] = ()
     images: tuple[TargetImage, ...] = ()
+    correct: int | None = None
     setups: str | None = None
     first: int = 0
     count: int | None = None
@@ -202,6 +205,10 @@ class Targets:
     def __post_init__(self) -> None:
         if bool(self.pairs) + bool(self.images) + (self.setups is not None) != 1:
             raise InputError("give either 'pairs' of classes, test 'images' or a file of published 'setups'")
+        if self.correct is not None:
+            if not self.pairs:
+                raise InputError("correct: chooses test images of 'pairs' of classes; give some")
+            _within("correct", self.correct, 1, 10**6)
         _within("first", self.first, 0, 10**6)
         if self.count is not None:
             _within("count", self.count, 1, 10**6)
@@ -213,8 +220,11 @@ class Targets:
         """All targets, those of a file of set-ups read from it.
 
         Raises:
-            InputError: the file cannot be read, or has too few set-ups.
+            InputError: the file cannot be read, or has too few set-ups; or images that are answered
+                rightly are yet to be chosen.
         """
+        if self.correct is not None:
+            raise InputError("targets.correct: the images are to be chosen by `choose_targets` first")
         if self.setups is None:
             return (
                 *(Target(source, target) for source, target in self.pairs),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, final
 
@@ -74,12 +74,27 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
         exist, or
             a set-up does not fit.
     """
+    return _planned(experiment, device, controls_alone=False)
+
+
+def controls(experiment: Experiment, *, device: str = "cpu") -> Plan:
+    """The clean network of every seed, and which test images it answers rightly; without trials.
+
+    Raises:
+        InputError: as `plan`.
+    """
+    return _planned(experiment, device, controls_alone=True)
+
+
+def _planned(experiment: Experiment, device: str, *, controls_alone: bool) -> Plan:
     source = experiment.path(experiment.data.source)
     test = None if experiment.data.test is None else experiment.path(experiment.data.test)
     splits = loaded(source, test, experiment.data.rows, experiment.data.test_rows)
     if splits.test is None:
         raise InputError(f"{source}: has no test set to measure on; give data.test")
-    targets = [_target(one, splits) for one in experiment.targets.each(Path(experiment.folder))]
+    targets: list[Values] = []
+    if not controls_alone:
+        targets = [_target(one, splits) for one in experiment.targets.each(Path(experiment.folder))]
     for defense in experiment.defenses:
         defense_of(defense, 0)
     for detector in experiment.detectors:
@@ -128,6 +143,15 @@ def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
             {},
             {**surroundings, "data": place, "test": None, "rows": pretraining.rows},
         )
+
+    if controls_alone:
+        for name in chain.from_iterable(experiment.targets.pairs):
+            _class(name, splits.train)
+        for seed in experiment.seeds:
+            training = {"recipe": experiment.recipe.to_dict(), "seed": derive_seed(seed, "train")}
+            clean = stage("train", "victim", training, start)
+            stage("measure", "right_answers", {}, {"victim": clean})
+        return Plan(experiment.name, experiment.to_dict(), tuple(stages.values()), (), experiment.threads)
 
     def trial(words: Values, inputs: Values) -> None:
         rows.append(stage("measure", "measure", {"trial": words}, inputs))

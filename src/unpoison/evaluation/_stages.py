@@ -183,6 +183,18 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
     write_row(out, row, _costs(inputs))
 
 
+def right_answers(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`right.json`: the test images that a network answers rightly, by class."""
+    test = _test(_data(configuration, surroundings))
+    trained = Trained.load(inputs["victim"] / "model", device=test.device)
+    right = predict(trained.model, test.images).argmax(1) == test.labels
+    by_class = [(right & (test.labels == label)).nonzero().squeeze(1) for label in range(test.num_classes)]
+    write_json(
+        out / "right.json",
+        {"class_names": list(test.class_names), "right": [indices.tolist() for indices in by_class]},
+    )
+
+
 def write_row(out: Path, row: Values, costs: Values) -> None:
     """Write `row.parquet`; what the row does not say is null."""
     unknown = sorted({*row, *costs} - set(ROW.names))
