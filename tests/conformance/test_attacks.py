@@ -33,6 +33,9 @@ from unpoison.training import Recipe
 QUICK: dict[str, Attack] = {
     "badnets": attacks.BadNets(),
     "blended": attacks.Blended(),
+    "bullseye-polytope": attacks.BullseyePolytope(steps=4, draws=2),
+    "convex-polytope": attacks.ConvexPolytope(steps=4, inner=3),
+    "feature-collision": attacks.FeatureCollision(steps=4),
     "gradient-matching": attacks.GradientMatching(steps=2, restarts=1, shift=1),
     "hidden-trigger": attacks.HiddenTrigger(steps=4, match_every=2),
     "label-consistent": attacks.LabelConsistent(within_eps=True, steps=3),
@@ -54,6 +57,9 @@ QUICK: dict[str, Attack] = {
 
 # How far an attack may move a value, in 1/255, and the same attack under another bound.
 BOUNDED: dict[str, tuple[float, Callable[[float], Attack]]] = {
+    "bullseye-polytope": (25.5, lambda eps: attacks.BullseyePolytope(eps=eps, steps=4)),
+    "convex-polytope": (25.5, lambda eps: attacks.ConvexPolytope(eps=eps, steps=4)),
+    "feature-collision": (8, lambda eps: attacks.FeatureCollision(eps=eps, steps=4, step_size=1e3)),
     "gradient-matching": (16, lambda eps: attacks.GradientMatching(eps=eps, steps=2, restarts=1, shift=1)),
     "hidden-trigger": (16, lambda eps: attacks.HiddenTrigger(eps=eps, steps=4, learning_rate=1e3)),
     "label-consistent": (8, lambda eps: attacks.LabelConsistent(eps=eps, within_eps=True, steps=3, step=99)),
@@ -67,7 +73,7 @@ GOALS: dict[str, Callable[[TrainingSet], Goal]] = {
     "backdoor": lambda clean: Backdoor(PatchTrigger.white_corner(2), source=1, target=0),
     "mistakes": lambda clean: Mistakes(source=1),
     "self-concealment": lambda clean: SelfConcealment(clean.images[:1], 1),
-    "targeted-misclassification": lambda clean: TargetedMisclassification(clean.images[:1], 1, 0),
+    "targeted-misclassification": lambda clean: TargetedMisclassification(clean.images[1:2], 1, 0),
 }
 
 

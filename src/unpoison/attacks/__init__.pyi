@@ -6,6 +6,9 @@ from ._registry import get as get
 from ._registry import names as names
 from .badnets import BadNets as BadNets
 from .blended import Blended as Blended
+from .bullseye_polytope import BullseyePolytope as BullseyePolytope
+from .convex_polytope import ConvexPolytope as ConvexPolytope
+from .feature_collision import FeatureCollision as FeatureCollision
 from .gradient_matching import GradientMatching as GradientMatching
 from .hidden_trigger import HiddenTrigger as HiddenTrigger
 from .label_consistent import LabelConsistent as LabelConsistent
@@ -22,7 +25,10 @@ __all__ = [
     "AttackCard",
     "BadNets",
     "Blended",
+    "BullseyePolytope",
+    "ConvexPolytope",
     "CraftStep",
+    "FeatureCollision",
     "GradientMatching",
     "HiddenTrigger",
     "LabelConsistent",

@@ -1,0 +1,175 @@
+"""Convex polytope: poisons whose features enclose those of the target.
+
+Zhu, Huang, Li, Taylor, Studer and Goldstein 2019, "Transferable Clean-Label Poisoning Attacks on Deep Neural
+Nets" (ICML; arXiv 1905.05897), section 3.
+
+Stages: for each network find the weights, not negative and of sum one, with which the poisons' features come
+nearest to the target's; move the poisons, within eps, so that they come nearer; and again.
+
+Published: Adam with rate 0.04 on standardised images, 4,000 steps, eps 0.1 of the range (25.5/255), poisons
+start at their bases; end-to-end, the same at every block (`layers`).
+
+Departures: the weights are found by accelerated projected gradients on the Gram matrices of all networks at
+once, a fixed number of steps from the last weights, without leaving the device; the public code calls a
+solver on the CPU for each network, with up to 10,000 steps. Several target images count by their mean
+features.
+
+Cost: a forward and a backward pass of all poisons a step and surrogate; the weights cost `inner` products of
+a k x k matrix for k poisons. Memory for the activations of all poisons.
+
+Limits: weights become sparse, so some poisons hardly change: judge a detector by how much each poison
+changed, not by membership alone. The victim must use features like the surrogates'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from unpoison.attacks._attack import Attack
+from unpoison.attacks._feature_space import Reader, as_targeted, drawn_bases, within
+from unpoison.attacks._stamping import device_of, frozen, networks, rounded
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError
+from unpoison.threats import Budget, Goal, PoisonSet
+
+_NAME = "convex-polytope"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ConvexPolytope(Attack):
+    """The clean-label attack by a polytope of poisons around the target.
+
+    Arguments:
+        eps: the largest change of any pixel value in 1/255, in [1, 255].
+        steps: of Adam, 1 or more.
+        step_size: of Adam, in standard deviations of each channel's pixels, above 0.
+        inner: steps for the weights between two steps of Adam, 1 or more.
+        bases: draw poisons from these examples, in this order; empty for the target class.
+        layers: modules whose outputs are matched, each apart; empty for the input of the last linear layer.
+    """
+
+    eps: float = 25.5
+    steps: int = 4000
+    step_size: float = 0.04
+    inner: int = 100
+    bases: tuple[int, ...] = ()
+    layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.eps <= 255:
+            raise InputError(f"{_NAME}: eps {self.eps} is outside [1, 255]; it is in 1/255")
+        if min(self.steps, self.inner) < 1 or not self.step_size > 0:
+            raise InputError(
+                f"{_NAME}: steps {self.steps}, inner {self.inner} and step_size {self.step_size}: "
+                f"must be above 0"
+            )
+        object.__setattr__(self, "bases", tuple(self.bases))
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+    @classmethod
+    def published(cls) -> ConvexPolytope:
+        """As in the paper: eps 0.1 of the range, 4,000 steps."""
+        return cls()
+
+    def craft(
+        self,
+        goal: Goal,
+        training_set: TrainingSet,
+        *,
+        budget: Budget,
+        surrogate: nn.Module | Sequence[nn.Module] | None = None,
+        seed: int,
+    ) -> PoisonSet:
+        """Poisons around the target in every surrogate's features, on the first one's device.
+
+        Raises:
+            InputError: the goal is not a targeted misclassification, there is no surrogate, the budget is
+                more than there are bases, or a layer is not one of the surrogate's.
+        """
+        targeted = as_targeted(_NAME, goal, training_set)
+        indices = drawn_bases(_NAME, targeted, training_set, self.bases, budget=budget, seed=seed)
+        models = networks(_NAME, surrogate)
+        reader = Reader(_NAME, models, self.layers)
+        device = device_of(models[0], training_set.device)
+        chosen = training_set.subset(indices)
+        clean = chosen.images.to(device).float() / 255
+        targets = targeted.images.to(device).float() / 255
+        spread = torch.tensor(training_set.channel_statistics[1], device=device).view(1, -1, 1, 1)
+        with frozen(models):
+            with torch.no_grad():
+                wanted = [each.mean(0) for each in reader(targets)]
+            weights = clean.new_full((len(wanted), len(clean)), 1 / len(clean))
+            scaled = (clean / spread).requires_grad_()
+            optimizer = torch.optim.Adam([scaled], lr=self.step_size)
+            for _ in range(self.steps):
+                found = reader(scaled * spread)
+                grams, products = _gram(found, wanted)
+                weights = nearest_weights(grams, products, weights, steps=self.inner)
+                loss = torch.stack(
+                    [
+                        0.5 * (row @ mine - one).square().sum() / one.square().sum().clamp(min=1e-12)
+                        for row, mine, one in zip(weights, found, wanted, strict=True)
+                    ]
+                ).sum()
+                (scaled.grad,) = torch.autograd.grad(loss, scaled)
+                optimizer.step()
+                with torch.no_grad():
+                    scaled.copy_(within(scaled * spread, clean, self.eps) / spread)
+        change = (scaled.detach() * spread - clean) * 255
+        return PoisonSet.of(
+            training_set,
+            indices=indices,
+            images=rounded(chosen.images, change.to(training_set.device), self.eps),
+            given_labels=chosen.labels,
+            goal=targeted,
+            attack=_NAME,
+            configuration={**asdict(self), "budget": budget.to_json(), "surrogates": len(models)},
+            seed=seed,
+        )
+
+
+def _gram(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Float[m k k] products of the poisons' features with each other, Float[m k] with the target's."""
+    rows = [each.detach() for each in found]
+    return (
+        torch.stack([each @ each.T for each in rows]),
+        torch.stack([each @ one for each, one in zip(rows, wanted, strict=True)]),
+    )
+
+
+def nearest_weights(grams: Tensor, products: Tensor, start: Tensor, *, steps: int) -> Tensor:
+    """Float[m k]: weights on the simplex that make `c G c / 2 - c h` small for each of m problems.
+
+    Accelerated projected gradients (Beck and Teboulle 2009), all problems at once; nothing leaves the device.
+
+    Arguments:
+        grams: Float[m k k], the matrices G.
+        products: Float[m k], the vectors h.
+        start: Float[m k], where to begin.
+        steps: how many.
+    """
+    # The largest sum of absolute values in a row bounds the largest eigenvalue.
+    rate = 1 / grams.abs().sum(2).amax(1, keepdim=True).clamp(min=1e-12)
+    weights = leading = start
+    for step in range(steps):
+        slope = (grams @ leading[:, :, None])[:, :, 0] - products
+        moved = on_simplex(leading - rate * slope)
+        leading = moved + step / (step + 3) * (moved - weights)
+        weights = moved
+    return weights
+
+
+def on_simplex(points: Tensor) -> Tensor:
+    """Float[m k]: the nearest points with entries of 0 or more and of sum one (Duchi et al. 2008)."""
+    ordered = points.sort(1, descending=True).values
+    counts = torch.arange(1, points.shape[1] + 1, device=points.device)
+    excess = (ordered.cumsum(1) - 1) / counts
+    # The last place at which an entry is still above the common excess; a prefix, so counting finds it.
+    last = (ordered > excess).sum(1, keepdim=True) - 1
+    return (points - excess.gather(1, last)).clamp(min=0)

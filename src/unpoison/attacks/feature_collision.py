@@ -1,0 +1,157 @@
+"""Feature collision (Poison Frogs): each poison looks like its base and has the features of the target.
+
+Shafahi, Huang, Najibi, Suciu, Studer, Dumitras and Goldstein 2018, "Poison Frogs! Targeted Clean-Label
+Poisoning Attacks on Neural Networks" (NeurIPS; arXiv 1804.00792), algorithm 1.
+
+Stages: blend a watermark of the target into each base; by forward-backward splitting take a step that brings
+the features to the target's and then pull the poison back to its base; stay within eps. A victim that
+retrains the last layer on the surrogate's features puts the target on the poisons' side.
+
+Published: `benchmark()` has the settings of the poisoning benchmark (watermark 0.3, 120 steps of 0.001, times
+0.2 and the step rejected whenever the objective rises, eps 8/255, no pull); `published()` those of the paper,
+without a bound and with the pull 0.25 (features / pixels) squared.
+
+All poisons are moved in one batch, each with a step size of its own. Departure: every poison takes all steps,
+none stops early. Several target images count by their mean features.
+
+Cost: two forward and one backward pass of all poisons a step and surrogate; memory for their activations.
+
+Limits: the victim must use the surrogate's features; one that trains from scratch hardly minds (0 to 3 % in
+the benchmark).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from unpoison.attacks._attack import Attack
+from unpoison.attacks._feature_space import Reader, as_targeted, drawn_bases, within
+from unpoison.attacks._stamping import device_of, frozen, networks, rounded
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError
+from unpoison.threats import Budget, Goal, PoisonSet
+
+_NAME = "feature-collision"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FeatureCollision(Attack):
+    """The clean-label attack by colliding features, one poison a base.
+
+    Arguments:
+        eps: the largest change of any pixel value in 1/255, in [1, 255].
+        steps: of forward-backward splitting, 1 or more.
+        step_size: the first and greatest, in units of the whole range for a unit of gradient, above 0.
+        shrink: what a poison's step size is multiplied by when its objective rises, in (0, 1).
+        watermark: how much of the target each poison begins with, in [0, 1).
+        pull: the weight of |poison - base| squared, times (features / pixels) squared; 0 or more.
+        bases: draw poisons from these examples, in this order; empty for the target class.
+        layers: modules whose outputs are matched; empty for the input of the last linear layer.
+    """
+
+    eps: float = 8.0
+    steps: int = 120
+    step_size: float = 0.001
+    shrink: float = 0.2
+    watermark: float = 0.3
+    pull: float = 0.0
+    bases: tuple[int, ...] = ()
+    layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.eps <= 255:
+            raise InputError(f"{_NAME}: eps {self.eps} is outside [1, 255]; it is in 1/255")
+        if self.steps < 1 or not self.step_size > 0:
+            raise InputError(f"{_NAME}: steps {self.steps} and step_size {self.step_size} must be above 0")
+        if not 0 < self.shrink < 1 or not 0 <= self.watermark < 1 or not self.pull >= 0:
+            raise InputError(
+                f"{_NAME}: shrink {self.shrink}, watermark {self.watermark}, pull {self.pull}: out of range"
+            )
+        object.__setattr__(self, "bases", tuple(self.bases))
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+    @classmethod
+    def benchmark(cls) -> FeatureCollision:
+        """As in the poisoning benchmark."""
+        return cls()
+
+    @classmethod
+    def published(cls) -> FeatureCollision:
+        """As in the paper: no bound, but a pull towards the base."""
+        return cls(eps=255.0, pull=0.25)
+
+    def craft(
+        self,
+        goal: Goal,
+        training_set: TrainingSet,
+        *,
+        budget: Budget,
+        surrogate: nn.Module | Sequence[nn.Module] | None = None,
+        seed: int,
+    ) -> PoisonSet:
+        """Poisons whose features collide with the target's on every surrogate, on the first one's device.
+
+        Raises:
+            InputError: the goal is not a targeted misclassification, there is no surrogate, the budget is
+                more than there are bases, or a layer is not one of the surrogate's.
+        """
+        targeted = as_targeted(_NAME, goal, training_set)
+        indices = drawn_bases(_NAME, targeted, training_set, self.bases, budget=budget, seed=seed)
+        models = networks(_NAME, surrogate)
+        reader = Reader(_NAME, models, self.layers)
+        device = device_of(models[0], training_set.device)
+        chosen = training_set.subset(indices)
+        clean = chosen.images.to(device).float() / 255
+        with frozen(models):
+            poisons = self._collided(reader, clean, targeted.images.to(device).float() / 255)
+        return PoisonSet.of(
+            training_set,
+            indices=indices,
+            images=rounded(chosen.images, (poisons - clean).to(training_set.device) * 255, self.eps),
+            given_labels=chosen.labels,
+            goal=targeted,
+            attack=_NAME,
+            configuration={**asdict(self), "budget": budget.to_json(), "surrogates": len(models)},
+            seed=seed,
+        )
+
+    def _collided(self, reader: Reader, clean: Tensor, targets: Tensor) -> Tensor:
+        """Float[k c h w] in [0, 1]: the poisons of clean images, all moved at once."""
+        with torch.no_grad():
+            wanted = [each.mean(0) for each in reader(targets)]
+        width = sum(len(each) for each in wanted)
+        pull = self.pull * (width / clean[0].numel()) ** 2
+
+        def collision(images: Tensor) -> Tensor:
+            """Float[k]: the squared distance of each image's features to the target's."""
+            found = reader(images)
+            return torch.stack(
+                [(mine - one).square().sum(1) for mine, one in zip(found, wanted, strict=True)]
+            ).sum(0)
+
+        def objective(images: Tensor) -> Tensor:
+            return collision(images) + pull * (images - clean).square().flatten(1).sum(1)
+
+        mean = targets.mean(0, keepdim=True)
+        poisons = within((1 - self.watermark) * clean + self.watermark * mean, clean, self.eps)
+        steps = clean.new_full((len(clean), 1, 1, 1), self.step_size)
+        with torch.no_grad():
+            best = objective(poisons)
+        for _ in range(self.steps):
+            moving = poisons.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(collision(moving).sum(), moving)
+            with torch.no_grad():
+                forward = poisons - steps * slope
+                tried = within((forward + steps * pull * clean) / (1 + steps * pull), clean, self.eps)
+                value = objective(tried)
+                better = value <= best
+                poisons = torch.where(better[:, None, None, None], tried, poisons)
+                best = torch.where(better, value, best)
+                steps = torch.where(better[:, None, None, None], steps, steps * self.shrink)
+        return poisons
