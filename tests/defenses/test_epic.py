@@ -181,9 +181,7 @@ def test_logits_that_are_none(drawn: tuple[Tensor, Tensor]) -> None:
     logits, labels = drawn
     broken = logits.clone()
     broken[7, 1] = math.nan
-    with pytest.raises(
-        InputError, match="1 of 480 examples have logits that are not finite"
-    ):
+    with pytest.raises(InputError, match="1 of 480 examples have logits that are not finite"):
         isolated(broken, labels)
     with pytest.raises(InputError, match="expected"):
         isolated(logits, labels[:-1])

@@ -12,8 +12,8 @@ III  pick       Each pick evaluates, in batches of the greatest bounds, only wha
 
 Exact up to rounding of equal gains; ties go to the lower index, points to the medoid picked first.
 
-Cost for n points of dimension d and k medoids: n^2 (d + 3) operations for II, and some 7 n rows of n for III,
-where all bounds at the start would be k n rows. Memory: 4 n^2 bytes where that is within the setting; beyond
+Cost for n points of dimension d and k medoids: n^2 (d + 3) operations for II; for III some 3 to 6 times the
+n rows of n, where k times would be plain. Memory: 4 n^2 bytes where that is within the setting; beyond
 it rows are computed when they are needed, several times over, in blocks within the setting.
 
 On an accelerator every gain is computed anew at every pick, from the stored matrix: k n^2 operations, but
@@ -23,8 +23,9 @@ nothing is read back before the last pick.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,10 @@ KERNELS: Final = ("exponential", "distance")
 MEMORY: Final = 256 * 2**20
 # Rows of the matrix that are worked on at once: so few that a block of float64 stays in the cache.
 _BLOCK_BYTES: Final = 2**21
-_FIRST_BATCH, _LAST_BATCH = 16, 256
+_FIRST_BATCH: Final = 16
+_LAST_BATCH: Final = 256
+# Bounds that are looked at in every pick.
+_HEAD: Final = 512
 
 
 @final
@@ -146,6 +150,7 @@ class _Likeness:
         # No likeness is less than that of the two ends of a diameter of the ball around the mean.
         diameter = 2 * float((points - points.mean(0)).norm(dim=1).max())
         self.least = -1.0 if kernel == "exponential" else -diameter
+        self._scratch: Tensor | None = None
         self.matrix: Tensor | None = None
         if 4 * n * n <= memory:
             self.matrix = (workspace or Workspace()).matrix(n, self.device)
@@ -165,9 +170,7 @@ class _Likeness:
         return out
 
     def rows(self, chosen: Tensor) -> Tensor:
-        """Float32[m n], the caller's to overwrite."""
-        if self.matrix is not None:
-            return self.matrix.index_select(0, chosen)
+        """Float32[m n], computed anew."""
         return self._compute(chosen, torch.empty(len(chosen), self.count, device=self.device))
 
     def first_gains(self, weights: Tensor) -> Tensor:
@@ -177,49 +180,130 @@ class _Likeness:
         step = max(1, _BLOCK_BYTES // (8 * self.count))
         scratch = torch.empty(step, self.count, device=self.device)
         total = float(weights.double().sum())
-        for rows in every.split(step):
+        for rows in torch.split(every, step):
             start, stop = int(rows[0]), int(rows[0]) + len(rows)
             out = scratch[: len(rows)] if self.matrix is None else self.matrix[start:stop]
             gains[start:stop] = (self._compute(rows, out) @ weights).double() - self.least * total
         return gains
 
-    def batch(self, wanted: int) -> int:
+    def row(self, chosen: int) -> Tensor:
+        """Float32[n], not to be written to."""
+        if self.matrix is not None:
+            return self.matrix[chosen]
+        return self.rows(torch.tensor([chosen], device=self.device))[0]
+
+    def gains(self, chosen: Tensor, served: Tensor, weights: Tensor) -> Tensor:
+        """Float32[m]: what each of the points would add to what the points have already."""
+        if self.matrix is None:
+            return self.rows(chosen).sub_(served).clamp_min_(0).mv(weights)
+        if self._scratch is None or len(self._scratch) < len(chosen):
+            self._scratch = torch.empty(max(len(chosen), _LAST_BATCH), self.count, device=self.device)
+        rows = torch.index_select(self.matrix, 0, chosen, out=self._scratch[: len(chosen)])
+        return rows.sub_(served).clamp_min_(0).mv(weights)
+
+    def all_gains(self, served: Tensor, weights: Tensor) -> Tensor:
+        """Float32[n]: the same of every point."""
+        step = max(1, _BLOCK_BYTES // (8 * self.count))
+        every = torch.arange(self.count, device=self.device)
+        if self.matrix is None:
+            return torch.cat([self.gains(rows, served, weights) for rows in torch.split(every, step)])
+        scratch = torch.empty(step, self.count, device=self.device)
+        return torch.cat(
+            [
+                torch.sub(rows, served, out=scratch[: len(rows)]).clamp_min_(0).mv(weights)
+                for rows in torch.split(self.matrix, step)
+            ]
+        )
+
+    @property
+    def greatest_batch(self) -> int:
         """How many rows may be evaluated at once."""
-        spare = self.memory // 4 if self.matrix is None else 4 * _BLOCK_BYTES
-        return max(1, min(wanted, spare // (16 * self.count) if self.matrix is None else wanted))
+        if self.matrix is not None:
+            return _LAST_BATCH
+        return max(1, min(_LAST_BATCH, max(self.memory, _BLOCK_BYTES) // (24 * self.count)))
+
+
+class _Bounds:
+    """The bounds of all points, of which only the greatest are looked at.
+
+    A bound never grows, so what is not among the greatest needs no look until those have fallen below it.
+    """
+
+    def __init__(self, bounds: np.ndarray[Any, Any]) -> None:
+        self._all = bounds
+        self._known_at = np.zeros(len(bounds), dtype=np.int64)
+        self._fill()
+
+    def _fill(self) -> None:
+        """The greatest bounds, equal ones by their index, in the order of the indices."""
+        order = np.argsort(-self._all, kind="stable")
+        self.head = np.sort(order[:_HEAD])
+        self.bounds = self._all[self.head]
+        self.known_at = self._known_at[self.head]
+        self._limit = self._all[order[_HEAD]] if len(order) > _HEAD else -np.inf
+        self._touched = False
+
+    def best(self) -> int:
+        """The place in the head of the greatest bound, the first of equal ones."""
+        place = int(self.bounds.argmax())
+        if self._touched and self.bounds[place] <= self._limit:
+            self._all[self.head], self._known_at[self.head] = self.bounds, self.known_at
+            self._fill()
+            place = int(self.bounds.argmax())
+        return place
+
+    def stale(self, pick: int, most: int) -> np.ndarray[Any, Any]:
+        """Places of the greatest bounds that are not known at this pick, of those that might be picked."""
+        known = self._known(pick)
+        least = float(self.bounds[known].max(initial=0.0))
+        stale = (~known & (self.bounds >= least)).nonzero()[0]
+        if len(stale) > most:
+            stale = stale[self.bounds[stale].argpartition(len(stale) - most)[-most:]]
+        return stale
+
+    def _known(self, pick: int) -> np.ndarray[Any, Any]:
+        # What gains nothing never will.
+        known: np.ndarray[Any, Any] = (self.known_at == pick) | (self.bounds <= 0)
+        return known
+
+    def is_known(self, place: int, pick: int) -> bool:
+        """Whether that bound is a gain at this pick."""
+        return bool(self.known_at[place] == pick or self.bounds[place] <= 0)
+
+    def set(self, places: np.ndarray[Any, Any] | int, values: Any, pick: int) -> None:
+        """Renew bounds."""
+        self.bounds[places] = values
+        self.known_at[places] = pick
+        self._touched = True
 
 
 def _picked_lazily(likeness: _Likeness, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Medoids in order, and the place of each point's in it, by bounds that are renewed when they matter."""
     device, n = likeness.device, likeness.count
-    bounds = likeness.first_gains(weights).cpu().numpy()
-    fresh = bounds > -1.0  # all of them
-    served = torch.full((n,), likeness.least, device=device)
+    first = likeness.first_gains(weights).cpu().numpy()
+    order = [int(first.argmax())]
+    served = likeness.row(order[0]).clone()
     owner = torch.zeros(n, dtype=torch.int64, device=device)
-    order: list[int] = []
-    for pick in range(count):
-        wanted = _FIRST_BATCH
-        # The first of equal bounds: where it is fresh, whoever might equal it has a higher index.
-        while not fresh[best := int(bounds.argmax())]:
-            stale = (~fresh).nonzero()[0]
-            # Only those that might yet be picked, and of these the likeliest.
-            stale = stale[bounds[stale] >= bounds[fresh].max(initial=0.0)]
-            size = likeness.batch(wanted)
-            if len(stale) > size:
-                stale = stale[bounds[stale].argpartition(len(stale) - size)[-size:]]
-            rows = likeness.rows(torch.from_numpy(stale).to(device))
-            gains = rows.sub_(served).clamp_min_(0).mv(weights)
-            bounds[stale] = gains.double().cpu().numpy()
-            fresh[stale] = True
-            wanted = min(2 * wanted, _LAST_BATCH)
-        order.append(best)
-        row = likeness.rows(torch.tensor([best], device=device))[0]
-        better = row > served
-        owner[better] = pick
-        served = torch.maximum(served, row)
-        # A point that gains nothing never will; one picked already is not picked again.
-        fresh = bounds <= 0
-        bounds[best], fresh[best] = -1.0, True
+    if count == 1:
+        return torch.tensor(order, device=device), owner
+    # The gains of the first pick say nothing of the next: all bounds would be renewed, one by one.
+    gains = likeness.all_gains(served, weights).double().cpu().numpy()
+    gains[order[0]] = -1.0
+    bounds = _Bounds(gains)
+    for pick in range(1, count):
+        wanted = min(_FIRST_BATCH, likeness.greatest_batch)
+        while not (pick == 1 or bounds.is_known(bounds.best(), pick)):
+            places = bounds.stale(pick, wanted)
+            chosen = torch.from_numpy(bounds.head[places]).to(device)
+            bounds.set(places, likeness.gains(chosen, served, weights).cpu().numpy(), pick)
+            wanted = min(2 * wanted, likeness.greatest_batch)
+        place = bounds.best()
+        order.append(int(bounds.head[place]))
+        # One picked already is not picked again.
+        bounds.set(place, -1.0, pick)
+        row = likeness.row(order[-1])
+        owner.masked_fill_(row > served, pick)
+        torch.maximum(served, row, out=served)
     return torch.tensor(order, device=device), owner
 
 
@@ -237,7 +321,7 @@ def _picked_without_looking(likeness: _Likeness, weights: Tensor, count: int) ->
     for pick in range(count):
         if pick:
             gains = torch.cat(
-                [(rows - served).clamp_min_(0).mv(weights) for rows in likeness.matrix.split(step)]
+                [(rows - served).clamp_min_(0).mv(weights) for rows in torch.split(likeness.matrix, step)]
             ).double()
         gains = gains.masked_fill(taken, -1.0)
         best = torch.where(gains == gains.max(), places, n).amin()

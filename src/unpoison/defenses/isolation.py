@@ -160,15 +160,15 @@ def distances(logits: Tensor, labels: Tensor, *, neighbours: int, merge: float, 
     for label in range(logits.shape[1]):
         members = ((labels == label) & among).nonzero().squeeze(1)
         if len(members) > 1:
-            first, group, weights = _merged(gradients[members], merge)
-            far = _kth_distance(gradients[members][first], neighbours)
+            centres, group, weights = _merged(gradients[members], merge)
+            far = _kth_distance(centres, neighbours)
             far[weights > max(neighbours, 0.01 * len(members))] = 0.0
             scores[members] = far[group]
     return scores
 
 
 def _merged(points: Tensor, merge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The first member of each group of near-equal points, the group of each point, and the groups' sizes.
+    """The mean of each group of near-equal points, the group of each point, and the groups' sizes.
 
     Equal are those that round to the same point of a grid whose mesh is a share of their length, to a power
     of two: no search, and no chains of neighbours that join what lies far apart.
@@ -180,9 +180,8 @@ def _merged(points: Tensor, merge: float) -> tuple[Tensor, Tensor, Tensor]:
     else:
         keys = points
     values, group, weights = torch.unique(keys + 0.0, dim=0, return_inverse=True, return_counts=True)
-    first = torch.full((len(values),), len(points), dtype=torch.int64, device=points.device)
-    first.scatter_reduce_(0, group, torch.arange(len(points), device=points.device), "amin")
-    return first, group, weights
+    sums = torch.zeros(len(values), points.shape[1], dtype=points.dtype, device=points.device)
+    return sums.index_add_(0, group, points) / weights[:, None], group, weights
 
 
 def _kth_distance(points: Tensor, k: int) -> Tensor:
@@ -206,7 +205,7 @@ def _kth_distance_in_blocks(points: Tensor, k: int) -> Tensor:
     ones = torch.ones_like(squares)
     left, right = torch.cat([-2 * points, squares, ones], 1), torch.cat([points, ones, squares], 1).T
     found = []
-    for block in left.split(max(1, _BLOCK_BYTES // (8 * n))):
+    for block in torch.split(left, max(1, _BLOCK_BYTES // (8 * n))):
         squared = (block @ right).float()
         found.append(squared.kthvalue(k + 1, dim=1).values)
     return torch.cat(found).clamp_min(0).sqrt().double()
