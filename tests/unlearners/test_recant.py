@@ -32,7 +32,12 @@ def test_it_trains_on_its_own_second_best_answers_asked_again_for_every_epoch() 
     for epoch in range(3):
         logits = predict(network, own.images)
         logits[torch.arange(3), own.labels] = -torch.inf
-        told = examples.with_examples(PLACES, own.images, logits.argmax(1))
+        rest, answers = examples.without(PLACES), logits.argmax(1)
+        told = replace(
+            rest,
+            images=torch.cat([rest.images, own.images, own.images]),
+            labels=torch.cat([rest.labels, answers, answers]),
+        )
         lesson = replace(
             RECIPE,
             epochs=1,
@@ -40,7 +45,9 @@ def test_it_trains_on_its_own_second_best_answers_asked_again_for_every_epoch() 
             schedule="cosine" if epoch == 2 else "constant",
         )
         network = train(told, lesson, seed=derive_seed(7, "recant", epoch), model=network).model
-    healed = Recant(epochs=0.15, learning_rate=0.4).heal(victim, examples, FORGET, recipe=RECIPE, seed=7)
+    healed = Recant(epochs=0.15, learning_rate=0.4, repeats=2).heal(
+        victim, examples, FORGET, recipe=RECIPE, seed=7
+    )
     for name, value in healed.model.state_dict().items():
         assert torch.equal(value, network.state_dict()[name])
     assert [record.epoch for record in healed.history] == [0, 1, 2]
@@ -65,9 +72,9 @@ def test_an_example_is_left_out_once_it_is_still_answered_as_labelled() -> None:
     examples.images[1, 0, 0, 0] = 2  # answered otherwise than labelled
     plain = replace(RECIPE, flip=False)
     gentle = Recant(insist=False).heal(Stubborn(), examples, FORGET, recipe=plain)
-    assert [record.examples for record in gentle.history] == [48, 46, 46]
+    assert [record.examples for record in gentle.history] == [45 + 9, 45 + 3, 45 + 3]
     strict = Recant().heal(Stubborn(), examples, FORGET, recipe=plain)
-    assert [record.examples for record in strict.history] == [48, 48, 48]
+    assert [record.examples for record in strict.history] == [45 + 9] * 3
 
 
 def test_the_second_best_answer_is_never_the_label() -> None:
@@ -89,6 +96,7 @@ def test_it_takes_an_eighth_of_the_epochs_and_two_at_least(epochs: int, expected
         ({"epochs": 0}, r"epochs 0 is outside \(0, 1\]"),
         ({"epochs": 2}, r"epochs 2 is outside \(0, 1\]"),
         ({"learning_rate": 0}, "learning_rate 0 is not above 0"),
+        ({"repeats": 0}, "repeats must be a whole number of 1 or more"),
     ],
     ids=str,
 )

@@ -4,7 +4,8 @@ Ours. Before each of a few epochs the model is asked what the examples to forget
 labelled as; they are given those answers as labels, and the model is trained on them and on the kept examples
 together. Stages:
 
-1. the victim's second-best answers label the examples to forget; one epoch at a constant learning rate;
+1. the victim's second-best answers label the examples to forget, which are shown `repeats` times an epoch;
+   one epoch at a constant learning rate;
 2. the model, which by now has lost most of the poison, answers anew; and so on, an epoch each. In the last
    one the learning rate falls from its half to zero, which gives back some of the accuracy.
 
@@ -41,6 +42,7 @@ from unpoison.errors import InputError
 from unpoison.training import EpochRecord, Recipe, Trained, predict, train
 from unpoison.unlearners._unlearner import (
     Unlearner,
+    forgotten,
     healed_of,
     network_of,
     recipe_for,
@@ -58,7 +60,9 @@ class Recant(Unlearner):
     Arguments:
         epochs: of the recipe's epochs, the part that is trained, in (0, 1]; rounded up to whole epochs, two
             at least.
-        learning_rate: what the recipe's learning rate is multiplied by, above 0.
+        learning_rate: what the recipe's learning rate is multiplied by, above 0. A smaller one keeps more of
+            the accuracy and of the poison.
+        repeats: how often an epoch shows each example to forget, 1 or more.
         insist: whether an example to forget may never keep its label. When false, one that the model after
             the first epoch still answers as labelled is left out from then on, which spares innocent
             examples and lets more of the poison live.
@@ -69,7 +73,8 @@ class Recant(Unlearner):
     """
 
     epochs: float = 0.13
-    learning_rate: float = 0.5
+    learning_rate: float = 0.25
+    repeats: int = 3
     insist: bool = True
     lose_classes: bool = False
 
@@ -78,6 +83,8 @@ class Recant(Unlearner):
             raise InputError(f"recant: epochs {self.epochs} is outside (0, 1]; it is a part of the recipe's")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"recant: learning_rate {self.learning_rate} is not above 0; it is a factor")
+        if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < 1:
+            raise InputError(f"recant: repeats must be a whole number of 1 or more, found {self.repeats!r}")
 
     def epochs_in(self, recipe: Recipe) -> int:
         """The part of the recipe's, two at least.
@@ -98,7 +105,7 @@ class Recant(Unlearner):
         device: torch.device | str | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
     ) -> Trained:
-        """The victim, trained on; its history counts the relabelled examples among the others.
+        """The victim, trained on; its history counts the relabelled examples too, each time they are shown.
 
         Raises:
             InputError: as `Unlearner.heal`.
@@ -108,8 +115,7 @@ class Recant(Unlearner):
         rest = retained(training_set, forget, lose_classes=self.lose_classes, method="recant")
         target = training_set.device if device is None else torch.device(device)
         how = recipe_for(model, recipe)
-        examples = training_set.to(target)
-        places = torch.unique(torch.as_tensor(forget).to(target, torch.int64))
+        kept, poison = rest.to(target), forgotten(training_set, forget).to(target)
         network = copy.deepcopy(network_of(model)).to(target).requires_grad_(True)
         history: list[EpochRecord] = []
 
@@ -129,22 +135,25 @@ class Recant(Unlearner):
                 milestones=(),
                 warmup_epochs=0.0,
             )
-            relabelled = self._relabelled(network, examples, places, first=not epoch)
+            relabelled = self._relabelled(network, kept, poison, first=not epoch)
             own_seed = derive_seed(seed, "recant", epoch)
             network = train(relabelled, lesson, seed=own_seed, model=network, on_epoch=tell).model
         return healed_of(model, network, rest, recipe=how, seed=seed, history=history, started=started)
 
     def _relabelled(
-        self, network: nn.Module, examples: TrainingSet, places: Tensor, *, first: bool
+        self, network: nn.Module, kept: TrainingSet, poison: TrainingSet, *, first: bool
     ) -> TrainingSet:
-        """All examples, those at `places` with the model's own answers for labels."""
-        own = examples.subset(places)
-        logits = predict(network, own.images, batch_size=128)
-        answers = second_best(logits, own.labels)
-        relabelled = examples.with_examples(places, own.images, answers)
-        if self.insist or first:
-            return relabelled
-        return relabelled.without(places[logits.argmax(1) == own.labels])
+        """The kept examples, and those to forget with the model's own answers for labels."""
+        logits = predict(network, poison.images, batch_size=128)
+        images, answers = poison.images, second_best(logits, poison.labels)
+        if not (self.insist or first):
+            taken_back = logits.argmax(1) != poison.labels
+            images, answers = images[taken_back], answers[taken_back]
+        return replace(
+            kept,
+            images=torch.cat([kept.images, *[images] * self.repeats]),
+            labels=torch.cat([kept.labels, *[answers] * self.repeats]),
+        )
 
 
 def second_best(logits: Tensor, labels: Tensor) -> Tensor:
