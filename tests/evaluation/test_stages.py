@@ -315,3 +315,12 @@ def test_targets_are_images_that_every_clean_network_answers_rightly(tmp_path: P
 def test_too_few_right_answers_are_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="of class 'left' rightly, fewer than 21"):
         choose_targets(choosing(tmp_path, 21), tmp_path / "store", InlineExecutor())
+
+
+def test_label_flips_are_measured_on_the_source_class(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text().replace("[0, 1]", "[0]").replace('name = "badnets"', 'name = "label-flip"')
+    path.write_text(text[: text.index("[[detectors]]")])
+    results = sweep(plan(Experiment.read(path)), tmp_path / "store", InlineExecutor())
+    assert results.failures == ()
+    assert {row["attack_total"] for row in results.table.to_pylist()} == {20}

@@ -36,6 +36,7 @@ from unpoison.threats import (
     Backdoor,
     Budget,
     Goal,
+    Mistakes,
     PatchTrigger,
     PoisonSet,
     TargetedMisclassification,
@@ -207,14 +208,17 @@ def write_row(out: Path, row: Values, costs: Values) -> None:
 
 
 def goal_of(choice: AttackChoice, target: Values, splits: data.Splits, trigger: str) -> Goal:
-    """What the attack is to achieve: a backdoor where it serves that, else one test image taken for the
-    target.
+    """What the attack is to achieve: a backdoor where it serves that, wrong answers on the source class where
+    it serves those, else one test image taken for the target.
 
     Raises:
         InputError: the attack needs a test image and the set-up names none.
     """
-    if "backdoor" in attacks.describe(choice.name).goals:
+    goals = attacks.describe(choice.name).goals
+    if "backdoor" in goals:
         return Backdoor(trigger_of(trigger), target["source"], target["target"])
+    if "mistakes" in goals:
+        return Mistakes(target["source"], target["target"])
     if target.get("test_index") is None:
         raise InputError(f"{choice.name}: needs test images; give targets.images or targets.setups")
     return TargetedMisclassification.of(_test(splits), target["test_index"], target=target["target"])
