@@ -1,9 +1,19 @@
 from ._defense import Defense as Defense
 from ._epoch_record import EpochRecord as EpochRecord
+from ._external import ExternalTrainer as ExternalTrainer
 from ._predict import accuracy as accuracy
 from ._predict import predict as predict
 from ._recipe import Recipe as Recipe
 from ._trained import Trained as Trained
 from ._trainer import train as train
 
-__all__ = ["Defense", "EpochRecord", "Recipe", "Trained", "accuracy", "predict", "train"]
+__all__ = [
+    "Defense",
+    "EpochRecord",
+    "ExternalTrainer",
+    "Recipe",
+    "Trained",
+    "accuracy",
+    "predict",
+    "train",
+]
