@@ -107,7 +107,6 @@ class Epoch:
             ("surrogate", number, "life", life, "epoch", age)
             for number, life, age in zip(surrogates.numbers, surrogates.lives, surrogates.ages, strict=True)
         ]
-        self.ages = tuple(surrogates.ages)
         count = len(self.upbringing.training_set)
         # Drawn and kept on the CPU: every device then sees the same order.
         self.orders = torch.stack([torch.randperm(count, generator=draws) for draws in self.draws("order")])
@@ -115,6 +114,15 @@ class Epoch:
         if len(sizes) > 1 and sizes[-1] == 1:  # batch norm cannot train on one example
             sizes[-2:] = [sizes[-2] + 1]
         self.rows = torch.split(self.orders, sizes, 1)
+        recipe = self.upbringing.recipe
+        rates = [
+            [
+                recipe.learning_rate_at(min(age + (batch + 0.5) / len(sizes), recipe.epochs))
+                for age in surrogates.ages
+            ]
+            for batch in range(len(sizes))
+        ]
+        self.rates = torch.tensor(rates, device=self.upbringing.training_set.device)
         self.training_draws = self.draws("augmentation")
 
     def __len__(self) -> int:
@@ -126,11 +134,7 @@ class Epoch:
 
     def step(self, batch: int) -> InnerStep:
         """The inner optimiser at `batch`, each network with the rate of its age."""
-        recipe, device = self.upbringing.recipe, self.upbringing.training_set.device
-        rates = [
-            recipe.learning_rate_at(min(age + (batch + 0.5) / len(self), recipe.epochs)) for age in self.ages
-        ]
-        return InnerStep(recipe, torch.tensor(rates, device=device))
+        return InnerStep(self.upbringing.recipe, self.rates[batch])
 
     def examples(
         self, rows: Tensor, poisons: tuple[Tensor, Tensor] | None, draws: Sequence[torch.Generator]
