@@ -352,6 +352,14 @@ def test_options_out_of_range_are_refused(changes: dict[str, Any], message: str)
         options(**changes)
 
 
+def test_options_may_be_plain_values_and_come_back_from_the_configuration() -> None:
+    plain = options(recipe=RECIPE.to_dict(), perturbation=4, poison_classes=[2])
+    assert plain == options(recipe=RECIPE, perturbation=LInf(4), poison_classes=(2,))
+    assert MetaPoison(recipe="sample", lifetime=15).recipe == Recipe.preset("sample")  # type: ignore[arg-type]
+    for preset in metapoison.PRESETS.values():
+        assert MetaPoison(**preset.configuration()) == preset
+
+
 def test_what_cannot_be_crafted_is_refused() -> None:
     with pytest.raises(InputError, match="not 'backdoor'"):
         craft(goal=Backdoor(PatchTrigger.white_corner(), 0, 1))

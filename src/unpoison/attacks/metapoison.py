@@ -161,15 +161,15 @@ class MetaPoison(Attack):
         selection: the "first" images of the classes, which take turns, as published; or "random" ones.
         watermark: opacity in [0, 1) of the target over the poisons before they are perturbed, 0.3 in some of
             the fine-tuning experiments.
-        perturbation: which changes are allowed.
+        perturbation: which changes are allowed; also as its JSON, or as the eps of `LInf`.
         optimizer: "adam" or "signed" (see `rate`).
         rate: of the outer optimiser; for "adam" in the units of the variables (200 as published), for
             "signed" a part of their bounds.
         warmup: steps over which the rate rises quadratically; 0 for none.
         drop_every: steps after which the rate falls by `drop_factor`, again and again; 0 for never.
         drop_factor: in (0, 1].
-        recipe: how surrogates are trained (SGD only; in float32); its model is used when no surrogate is
-            given.
+        recipe: how surrogates are trained (in float32), also as its fields or the name of a preset; its model
+            is used when no surrogate is given.
         start: surrogates start from "scratch", or each life from the given network's parameters
             ("pretrained", for fine-tuning).
         pretraining: how the ensemble reaches its staggered ages: "separate" trains, or as checkpoints of one
@@ -219,6 +219,7 @@ class MetaPoison(Attack):
     patience: int = 0
 
     def __post_init__(self) -> None:
+        self._read_plain_values()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(
@@ -243,6 +244,18 @@ class MetaPoison(Attack):
                 f"metapoison: lifetime {self.lifetime} is more than the recipe's {self.recipe.epochs} epochs"
             )
         object.__setattr__(self, "poison_classes", tuple(self.poison_classes))
+
+    def _read_plain_values(self) -> None:
+        """Recipe and perturbation as a file or a command line gives them."""
+        recipe, perturbation = cast(Any, self.recipe), cast(Any, self.perturbation)
+        if isinstance(recipe, str):
+            object.__setattr__(self, "recipe", Recipe.preset(recipe))
+        elif isinstance(recipe, Mapping):
+            object.__setattr__(self, "recipe", Recipe.from_dict(recipe))
+        if isinstance(perturbation, int | float):
+            object.__setattr__(self, "perturbation", LInf(perturbation))
+        elif isinstance(perturbation, Mapping):
+            object.__setattr__(self, "perturbation", Perturbation.from_json(perturbation, {}))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MetaPoison:
