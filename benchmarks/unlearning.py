@@ -172,6 +172,14 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
+def stored() -> list[dict[str, Any]]:
+    """The trials that were done."""
+    if not RESULTS.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["trials"]
+    return rows
+
+
 def _place(row: dict[str, Any]) -> tuple[int, int, int]:
     methods = ("victim", *METHODS)
     return row["seed"], list(IN_CONDITION).index(row["condition"]), methods.index(row["method"])
@@ -187,6 +195,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--anew", nargs="*", metavar="METHOD", help="do again what was done by these methods, or by all"
     )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--conditions", nargs="+", default=list(IN_CONDITION), choices=list(IN_CONDITION))
     return parser.parse_args(arguments)
@@ -196,9 +205,7 @@ def main() -> None:
     """Measure what is missing, print, and keep the record."""
     options = parse(None)
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    if RESULTS.exists():
-        rows = json.loads(RESULTS.read_text(encoding="utf-8"))["trials"]
+    rows = stored()
     record: dict[str, Any] = {}
     again = set() if options.anew is None else set(options.anew or METHODS)
     for seed in options.seeds:
@@ -211,11 +218,12 @@ def main() -> None:
             (condition, method)
             for condition in options.conditions
             for method in IN_CONDITION[condition]
-            if (condition, method) not in done
+            if (condition, method) not in done and method in options.methods
         ]
         if wanted:
             found = list(trials(seed, wanted))
             new = {(row["condition"], row["method"]) for row in found}
+            rows = stored() if not options.no_write else rows  # another piece may have ended meanwhile
             rows = [
                 row for row in rows if row["seed"] != seed or (row["condition"], row["method"]) not in new
             ]
