@@ -324,3 +324,15 @@ def test_label_flips_are_measured_on_the_source_class(tmp_path: Path) -> None:
     results = sweep(plan(Experiment.read(path)), tmp_path / "store", InlineExecutor())
     assert results.failures == ()
     assert {row["attack_total"] for row in results.table.to_pylist()} == {20}
+
+
+def test_detectors_that_scan_need_no_wrong_answer(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text().replace("[0, 1]", "[0]").replace("epochs = 3", "epochs = 1")
+    text = text.replace('name = "ek-fac"\noptions = { threshold = 0.0 }', 'name = "spectral-signatures"')
+    path.write_text(text[: text.index("[[unlearners]]")])
+    results = sweep(plan(Experiment.read(path)), tmp_path / "store", InlineExecutor())
+    assert results.failures == ()
+    [row] = [row for row in results.table.to_pylist() if row["detector"].startswith("spectral")]
+    assert row["flagged"] > 0
+    assert row["observed"] is None

@@ -218,3 +218,36 @@ def test_a_click_sorts(clicks: int, order: list[str], tmp_path: Path) -> None:
     board = done.stdout.decode().split("<tbody>")[1].split("</tbody>")[0]
     values = [re.findall('data-value="([^"]*)"', row) for row in board.split("<tr")[1:]]
     assert [row[4] for row in values] == order
+
+
+DEFENDED = {
+    "control": "",
+    "defense": "epic (released-40-0.1)",
+    "attack_successes": 0,
+    "dropped": 100,
+    "dropped_poisons": 8,
+    "examples": 500,
+    "seconds_train": 15.0,
+}
+
+
+def test_a_defense_stands_beside_no_defense_with_its_drop_and_its_time() -> None:
+    results = make_results({"seconds_train": 10.0}, DEFENDED)
+    page = leaderboard_markdown(results)
+    [plain, defended] = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert plain.startswith("| no defense |")
+    assert "10 (1.00x; n = 1)" in plain
+    assert defended.startswith("| epic (released-40-0.1) |")
+    assert "15 (1.50x; n = 1)" in defended
+    assert "20.0 % (100 of 500;" in defended
+    assert "8.0 % (8 of 100;" in defended
+    assert "80.0 % (8 of 10;" in defended
+    for written in (leaderboard_html(results), leaderboard_latex(results)):
+        for words in ("epic (released-40-0.1)", "Drop precision", "Drop recall", "1.50x"):
+            assert words in written
+
+
+def test_without_defenses_the_table_has_no_columns_for_them() -> None:
+    page = leaderboard_markdown(make_results({"seconds_train": 10.0}, {**FOUND, "seconds_train": 10.0}))
+    assert "Dropped" not in page.splitlines()[0]
+    assert "Training" not in page.splitlines()[0]

@@ -48,6 +48,7 @@ Values = Mapping[str, Any]
 Rows = tuple[int, int] | None
 Inputs = Mapping[str, Path]
 Method = TypeVar("Method")
+_NOTHING = "nothing"
 
 
 def craft(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
@@ -98,15 +99,18 @@ def victim(configuration: Values, inputs: Inputs, surroundings: Values, out: Pat
 def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
     """`findings/`: of a detector that is shown one answer of the victim's that the adversary wanted.
 
-    Where the attack failed there is no such answer, hence nothing to trace and nothing flagged.
+    Where the attack failed there is no such answer, hence nothing to trace and nothing flagged; detectors
+    that scan the training set without one do so all the same.
     """
     training_set, poison = _poisoned(configuration, inputs, surroundings)
     test = _test(_data(configuration, surroundings))
     trained = Trained.load(inputs["victim"] / "model", device=training_set.device)
-    observation = noticed(trained, poison.goal, test)
-    if observation is None:
+    name = configuration["detector"]["name"]
+    traces = detectors.describe(name).needs_observation
+    observation = noticed(trained, poison.goal, test) if traces else None
+    if traces and observation is None:
         nobody = torch.empty(0, dtype=torch.int64)
-        found = _filter(training_set, nobody, "nothing", "no test image is answered as the adversary wants")
+        found = _filter(training_set, nobody, _NOTHING, "no test image is answered as the adversary wants")
     else:
         detector = detector_of(DetectorChoice(**configuration["detector"]), configuration["seed"])
         found = detector.find(trained.model, training_set, observation)
@@ -165,12 +169,14 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
     }
     if "findings" in inputs:
         findings = Findings.load(inputs["findings"] / "findings")
+        nothing_to_trace = findings.method == _NOTHING
+        scanned = findings.observation is None and not nothing_to_trace
         judgement = findings.judge(poison)
         clean = ~poison.membership(len(training_set))
         labels = training_set.labels.cpu()
         classes = training_set.num_classes
         row |= {
-            "observed": None if configuration["trial"]["control"] else findings.observation is not None,
+            "observed": None if configuration["trial"]["control"] or scanned else not nothing_to_trace,
             "flagged": len(findings.flagged),
             "caught": judgement.recall.successes,
             "clean_flagged": judgement.clean_lost.successes,
