@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unpoison.attacks import Attack, BullseyePolytope, ConvexPolytope, FeatureCollision
 from unpoison.attacks._feature_space import Reader
 from unpoison.attacks._stamping import frozen
-from unpoison.attacks.convex_polytope import nearest_weights, on_simplex
+from unpoison.attacks.convex_polytope import grams_around, nearest_weights, on_simplex
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import features
@@ -75,7 +75,7 @@ def test_weights_are_the_least_squares_on_the_simplex() -> None:
     rows, target = torch.randn(3, 5, 9, generator=generator), torch.randn(3, 9, generator=generator)
     grams, products = rows @ rows.mT, (rows @ target[:, :, None])[:, :, 0]
     start = torch.full((3, 5), 0.2)
-    found = nearest_weights(grams, products, start, steps=500)
+    found = nearest_weights(grams_around(list(rows), list(target)), start, steps=100)
     for number in range(3):
         weights = start[number].double()
         gram, product = grams[number].double(), products[number].double()
@@ -123,7 +123,7 @@ def test_the_polytope_encloses_and_the_bullseye_centres(clean: TrainingSet) -> N
     def outside(images: Tensor) -> float:
         rows = read(images)
         weights = nearest_weights(
-            (rows @ rows.T)[None], (rows @ wanted)[None], torch.full((1, len(rows)), 0.2).double(), steps=300
+            grams_around([rows], [wanted]), torch.full((1, len(rows)), 0.2).double(), steps=100
         )
         return float((weights[0] @ rows - wanted).norm() / wanted.norm())
 
@@ -131,7 +131,7 @@ def test_the_polytope_encloses_and_the_bullseye_centres(clean: TrainingSet) -> N
     polytope, bullseye = (
         made(attack, clean)
         for attack in (
-            ConvexPolytope(steps=30, eps=12, bases=bases),
+            ConvexPolytope(steps=20, inner=30, eps=12, bases=bases),
             BullseyePolytope(steps=30, eps=12, bases=bases),
         )
     )

@@ -57,7 +57,7 @@ class ConvexPolytope(Attack):
     eps: float = 25.5
     steps: int = 4000
     step_size: float = 0.04
-    inner: int = 100
+    inner: int = 50
     bases: tuple[int, ...] = ()
     layers: tuple[str, ...] = ()
 
@@ -109,8 +109,7 @@ class ConvexPolytope(Attack):
             optimizer = torch.optim.Adam([scaled], lr=self.step_size)
             for _ in range(self.steps):
                 found = reader(scaled * spread)
-                grams, products = _gram(found, wanted)
-                weights = nearest_weights(grams, products, weights, steps=self.inner)
+                weights = nearest_weights(grams_around(found, wanted), weights, steps=self.inner)
                 loss = torch.stack(
                     [
                         0.5 * (row @ mine - one).square().sum() / one.square().sum().clamp(min=1e-12)
@@ -134,31 +133,35 @@ class ConvexPolytope(Attack):
         )
 
 
-def _gram(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Float[m k k] products of the poisons' features with each other, Float[m k] with the target's."""
-    rows = [each.detach() for each in found]
-    return (
-        torch.stack([each @ each.T for each in rows]),
-        torch.stack([each @ one for each, one in zip(rows, wanted, strict=True)]),
-    )
+def grams_around(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Float[m k k]: for each network the products of the poisons' features, seen from the target's."""
+    apart = [mine.detach() - one for mine, one in zip(found, wanted, strict=True)]
+    return torch.stack([each @ each.T for each in apart])
 
 
-def nearest_weights(grams: Tensor, products: Tensor, start: Tensor, *, steps: int) -> Tensor:
-    """Float[m k]: weights on the simplex that make `c G c / 2 - c h` small for each of m problems.
+def nearest_weights(grams: Tensor, start: Tensor, *, steps: int) -> Tensor:
+    """Float[m k]: weights c on the simplex that make `c G c` small for each of m problems.
 
-    Accelerated projected gradients (Beck and Teboulle 2009), all problems at once; nothing leaves the device.
+    Since the weights sum to one, `c G c` is the squared distance of the weighted features from the target
+    where G holds the products of the features less the target's. Accelerated projected gradients (Beck and
+    Teboulle 2009), all problems at once; nothing leaves the device.
 
     Arguments:
         grams: Float[m k k], the matrices G.
-        products: Float[m k], the vectors h.
         start: Float[m k], where to begin.
         steps: how many.
     """
-    # The largest sum of absolute values in a row bounds the largest eigenvalue.
-    rate = 1 / grams.abs().sum(2).amax(1, keepdim=True).clamp(min=1e-12)
+    # The projection does not see what all entries have in common, so only the centred matrix limits the rate.
+    # The fourth root of the norm of its fourth power bounds its largest eigenvalue, closely.
+    centred = grams - grams.mean(1, keepdim=True)
+    centred = centred - centred.mean(2, keepdim=True)
+    size = torch.linalg.matrix_norm(centred, keepdim=True).clamp(min=1e-12)
+    square = (centred / size) @ (centred / size)
+    bound = size * torch.linalg.matrix_norm(square @ square, keepdim=True).clamp(min=1e-12) ** 0.25
+    rate = 1 / bound[:, :, 0]
     weights = leading = start
     for step in range(steps):
-        slope = (grams @ leading[:, :, None])[:, :, 0] - products
+        slope = (grams @ leading[:, :, None])[:, :, 0]
         moved = on_simplex(leading - rate * slope)
         leading = moved + step / (step + 3) * (moved - weights)
         weights = moved
