@@ -10,6 +10,8 @@ from .cutout import Cutout as Cutout
 from .dp_sgd import DPSGD as DPSGD
 from .epic import EPIC as EPIC
 from .epic import isolated as isolated
+from .feature_squeezing import FeatureSqueezing as FeatureSqueezing
+from .feature_squeezing import fragile as fragile
 from .friendly_noise import FriendlyNoise as FriendlyNoise
 from .isolation import Isolation as Isolation
 from .isolation import strays as strays
@@ -30,6 +32,7 @@ __all__ = [
     "DropJudgement",
     "DropReport",
     "DroppingDefense",
+    "FeatureSqueezing",
     "FriendlyNoise",
     "Isolation",
     "LossDrop",
@@ -38,6 +41,7 @@ __all__ = [
     "NoisyGradient",
     "RandomDrop",
     "describe",
+    "fragile",
     "get",
     "isolated",
     "names",

@@ -102,6 +102,14 @@ _CARDS = {
             implementation="unpoison.defenses.epic:EPIC",
         ),
         DefenseCard(
+            name="feature-squeezing",
+            title="Feature squeezing",
+            summary="Drops the examples whose features move when the images are recompressed.",
+            paper="ours, after Xu, Evans and Qi, NDSS 2018, arXiv 1704.01155",
+            cost="once a recompression; three rounds of two forward passes",
+            implementation="unpoison.defenses.feature_squeezing:FeatureSqueezing",
+        ),
+        DefenseCard(
             name="friendly-noise",
             title="Friendly Noise (FRIENDS)",
             summary="Adds to every image the largest noise that leaves its answer alone, and random noise.",
