@@ -13,11 +13,11 @@ from unpoison._seeds import derive_seed
 from unpoison.cli._console import Console
 from unpoison.cli._inputs import (
     changes_of,
+    index_of_test_image,
     label_of,
     load_data,
     load_model,
     recipe_of,
-    test_index_of,
     trigger_of,
 )
 from unpoison.cli._interrupts import Interrupts
@@ -115,7 +115,7 @@ def _goal(options: Craft, card: attacks.AttackCard, splits: Splits) -> tuple[Goa
         return Backdoor(trigger_of(options.trigger), source, target), source, target
     if "targeted-misclassification" not in card.goals:
         raise InputError(f"--target-image: {card.name} serves {', '.join(card.goals)} only")
-    index = test_index_of(options.target_image, splits, "--target-image")
+    index = index_of_test_image(options.target_image, splits, "--target-image")
     assert splits.test is not None
     goal = TargetedMisclassification.of(splits.test, index, target=target)
     own = int(splits.test.labels[index])

@@ -98,7 +98,7 @@ def changes_of(texts: Sequence[str], option: str) -> dict[str, Any]:
     return changes
 
 
-def test_index_of(text: str, splits: Splits, option: str) -> int:
+def index_of_test_image(text: str, splits: Splits, option: str) -> int:
     """The INDEX of test:INDEX.
 
     Raises:
