@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-BENCHMARKS := influence growth training sweep
+BENCHMARKS := influence growth training sweep trak detectors
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types floors docs bench format clean
