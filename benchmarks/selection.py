@@ -119,7 +119,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     agreement: dict[str, float] = {}
     work: dict[str, Any] = {"examples": count, "classes": 10, "subset_size": arguments.share}
     ours = {}
-    isolated(*draw(2000, 8.0))  # warm-up
+    for warm_up in (isolated, strays):
+        warm_up(*draw(2000, 8.0))
     for stage, margin in STAGES.items():
         logits, labels = draw(count, margin)
         times = []
