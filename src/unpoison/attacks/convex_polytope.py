@@ -17,8 +17,8 @@ features.
 Cost: a forward and a backward pass of all poisons a step and surrogate; the weights cost `inner` products of
 a k x k matrix for k poisons. Memory for the activations of all poisons.
 
-Limits: weights become sparse, so some poisons hardly change: judge a detector by how much each poison
-changed, not by membership alone. The victim must use features like the surrogates'.
+Limits: weights become sparse, so some poisons hardly change, or not at all: judge a detector by how much each
+poison changed, not by membership alone. The victim must use features like the surrogates'.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ def nearest_weights(grams: Tensor, start: Tensor, *, steps: int) -> Tensor:
     size = torch.linalg.matrix_norm(centred, keepdim=True).clamp(min=1e-12)
     square = (centred / size) @ (centred / size)
     bound = size * torch.linalg.matrix_norm(square @ square, keepdim=True).clamp(min=1e-12) ** 0.25
-    rate = 1 / bound[:, :, 0]
+    # Poisons that are all alike leave nothing to choose: no step may be so long as to lose digits.
+    least = 1e-4 * torch.linalg.matrix_norm(grams, keepdim=True) + 1e-12
+    rate = 1 / torch.maximum(bound, least)[:, :, 0]
     weights = leading = start
     for step in range(steps):
         slope = (grams @ leading[:, :, None])[:, :, 0]
