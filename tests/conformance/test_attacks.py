@@ -307,6 +307,11 @@ def test_it_is_a_final_frozen_dataclass_described_by_a_card(name: str) -> None:
     assert all(told.values())
 
 
+def test_the_page_of_attacks_names_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs/attacks.md").read_text(encoding="utf-8")
+    assert [name for name in attacks.names() if f"| `{name}` |" not in page] == []
+
+
 def test_there_is_no_attack_of_an_unknown_name() -> None:
     with pytest.raises(InputError, match=r"no attack 'magic'; choose one of .*badnets"):
         attacks.get("magic")
