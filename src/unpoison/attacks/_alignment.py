@@ -6,14 +6,15 @@ training to follow, `g_p` the gradient of the mean loss of the poisons under the
 are in evaluation mode, as published, so an example's gradient does not depend on its neighbours in the batch.
 
 Micro-batches are exact. `g_p` is a mean over examples, so the derivative of the loss by one example's pixels
-is `<u, d g_p / d x>`, where `u`, the derivative of the loss by `g_p`, needs only the value of `g_p`. A first
-pass sums `g_p` without a graph, a second one differentiates `<u, g_p>` piece by piece. Where all poisons fit
-one piece the second pass alone does both.
+is `<u, d g_p / d x>`, where `u`, the derivative of the loss by `g_p`, needs only the value of `g_p`. So the
+poisons go through the network in pieces small enough for a cache, each with its own graph; when the last one
+is summed, `<u, g_p>` is differentiated piece by piece. Where the graphs of all pieces would be too much, a
+first pass sums `g_p` without a graph, and a second one has the graph of one piece at a time.
 
-Cost a call and network: with one piece a forward, a backward and a double backward pass of the poisons (about
-three times a training step); with several, one more training step. Nothing is computed for derivatives by
-the parameters, which a plain `loss.backward()` would also fill in. Memory: the graph of one piece, and three
-numbers a parameter.
+Cost a call and network: a forward, a backward and a double backward pass of the poisons (about three times a
+training step); one more training step where graphs are not held. Nothing is computed for derivatives by the
+parameters, which a plain `loss.backward()` would also fill in. Memory: the graphs of the poisons that are
+held, or else of one piece, and three numbers a parameter.
 """
 
 from __future__ import annotations
@@ -67,14 +68,16 @@ class Alignment:
     Arguments:
         networks: in evaluation mode; they are only read.
         wanted: for each network its `g_t`.
-        micro_batch: poisons differentiated at a time, which bounds the memory.
+        micro_batch: poisons in a piece.
+        held: of how many poisons the graphs are held together; more of them take two passes.
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], wanted: Sequence[Gradient], *, micro_batch: int
+        self, networks: Sequence[nn.Module], wanted: Sequence[Gradient], *, micro_batch: int, held: int = 512
     ) -> None:
         self.networks = tuple(networks)
         self.micro_batch = micro_batch
+        self.held = held
         self._directions = [_unit(one) for one in wanted]
 
     def loss(self, images: Tensor, labels: Tensor) -> float:
@@ -92,18 +95,22 @@ class Alignment:
         slope = torch.zeros_like(images)
         total = 0.0
         for network, direction in zip(self.networks, self._directions, strict=True):
-            if len(images) <= self.micro_batch:
-                leaf, gradient = self._piece(network, images, labels, 0, view)
-                cosine = _cosine(direction, [part.detach() for part in gradient])
-                pull = _pull(direction, [part.detach() for part in gradient], cosine)
-                slope += torch.autograd.grad(gradient, leaf, pull)[0]
+            starts = range(0, len(images), self.micro_batch)
+            pieces: list[tuple[Tensor, Gradient]] = []
+            if len(images) <= max(self.held, self.micro_batch):
+                pieces = [self._piece(network, images, labels, start, view) for start in starts]
+                summed = [
+                    torch.stack([part.detach() for part in parts]).sum(0)
+                    for parts in zip(*(gradient for _, gradient in pieces), strict=True)
+                ]
             else:
                 summed = self._summed(network, images, labels, view)
-                cosine = _cosine(direction, summed)
-                pull = _pull(direction, summed, cosine)
-                for start in range(0, len(images), self.micro_batch):
-                    leaf, gradient = self._piece(network, images, labels, start, view)
-                    slope[start : start + self.micro_batch] += torch.autograd.grad(gradient, leaf, pull)[0]
+            cosine = _cosine(direction, summed)
+            pull = _pull(direction, summed, cosine)
+            for start in reversed(starts):
+                # The graph of a piece is freed as it is used.
+                leaf, gradient = pieces.pop() if pieces else self._piece(network, images, labels, start, view)
+                slope[start : start + self.micro_batch] += torch.autograd.grad(gradient, leaf, pull)[0]
             total += 1 - cosine
         return total / len(self.networks), slope.div_(len(self.networks))
 

@@ -65,7 +65,10 @@ class GradientMatching(Attack):
         flip: mirror half of the images.
         target_loss: what `g_t` is the gradient of: "cross-entropy" towards the label wanted, or
             "carlini-wagner", the margin that is missing to it.
-        micro_batch: poisons differentiated at a time.
+        micro_batch: poisons that go through a network at a time; 64 suit a processor, a GPU takes
+            more. The result does not depend on it but for rounding.
+        held: of how many poisons the graphs are held in memory together; more of them take two passes and a
+            third more time.
 
     Raises:
         InputError: a value is out of its range.
@@ -81,10 +84,11 @@ class GradientMatching(Attack):
     shift: int = 4
     flip: bool = True
     target_loss: Literal["cross-entropy", "carlini-wagner"] = "cross-entropy"
-    micro_batch: int = 128
+    micro_batch: int = 64
+    held: int = 512
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("restarts", 1), ("micro_batch", 1), ("shift", 0)):
+        for name, least in (("steps", 1), ("restarts", 1), ("micro_batch", 1), ("held", 0), ("shift", 0)):
             if getattr(self, name) < least:
                 raise InputError(
                     f"gradient-matching: {name} must be at least {least}, found {getattr(self, name)}"
@@ -145,7 +149,7 @@ class GradientMatching(Attack):
             for network in networks:
                 stack.enter_context(preserved(network))
             wanted = [self._wanted(network, goal, device) for network in networks]
-            alignment = Alignment(networks, wanted, micro_batch=self.micro_batch)
+            alignment = Alignment(networks, wanted, micro_batch=self.micro_batch, held=self.held)
             best, history = None, []
             for restart in range(self.restarts):
                 images, losses = self._descend(

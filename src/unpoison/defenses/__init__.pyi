@@ -12,6 +12,8 @@ from .epic import EPIC as EPIC
 from .epic import isolated as isolated
 from .feature_squeezing import FeatureSqueezing as FeatureSqueezing
 from .feature_squeezing import fragile as fragile
+from .feature_squeezing import grain as grain
+from .feature_squeezing import suspicion as suspicion
 from .friendly_noise import FriendlyNoise as FriendlyNoise
 from .isolation import Isolation as Isolation
 from .isolation import strays as strays
@@ -43,7 +45,9 @@ __all__ = [
     "describe",
     "fragile",
     "get",
+    "grain",
     "isolated",
     "names",
     "strays",
+    "suspicion",
 ]

@@ -104,9 +104,9 @@ _CARDS = {
         DefenseCard(
             name="feature-squeezing",
             title="Feature squeezing",
-            summary="Drops the examples whose features move when the images are recompressed.",
+            summary="Drops examples that are grainy, and whose features move when they are recompressed.",
             paper="ours, after Xu, Evans and Qi, NDSS 2018, arXiv 1704.01155",
-            cost="once a recompression; three rounds of two forward passes",
+            cost="once a recompression; three rounds of three forward passes",
             implementation="unpoison.defenses.feature_squeezing:FeatureSqueezing",
         ),
         DefenseCard(
