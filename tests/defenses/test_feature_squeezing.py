@@ -1,0 +1,131 @@
+"""Feature squeezing: what stands out, what it looks at, that it drops tuned poison and spares the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unpoison.data import TrainingSet
+from unpoison.defenses import FeatureSqueezing, fragile, grain, suspicion
+from unpoison.errors import InputError
+from unpoison.training import Recipe, train
+
+RECIPE = Recipe(model="convnet-bn", width=4, epochs=4, batch_size=32, learning_rate=0.05)
+
+
+def stripes(n: int = 120, channels: int = 1) -> TrainingSet:
+    """Two classes of smooth images: bright on the left, or on the right."""
+    labels = torch.arange(n) % 2
+    ramp = torch.linspace(60, 180, 16).expand(n, channels, 16, 16).clone()
+    ramp[labels == 1] = ramp[labels == 1].flip(3)
+    shade = torch.randint(0, 40, (n, 1, 1, 1), generator=torch.Generator().manual_seed(0))
+    return TrainingSet((ramp + shade).to(torch.uint8), labels, ("right", "left"), "stripes")
+
+
+def with_noise(training_set: TrainingSet, rows: Tensor, size: int = 16) -> TrainingSet:
+    """Rows whose pixels move by up to `size`, as a perturbation would move them."""
+    images = training_set.images.clone()
+    shape = (len(rows), *images.shape[1:])
+    noise = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(1)) * 2 * size - size
+    images[rows] = (images[rows].int() + noise).clamp(0, 255).to(torch.uint8)
+    return replace(training_set, images=images)
+
+
+def test_grain_is_the_median_of_the_laplacian() -> None:
+    images = torch.rand(3, 2, 7, 6, generator=torch.Generator().manual_seed(0))
+    found = grain(images)
+    for place in range(3):
+        medians = []
+        for channel in range(2):
+            pixels, values = images[place, channel] * 255, []
+            for row in range(5):
+                for column in range(4):
+                    total = sum(
+                        float(pixels[row + a, column + b]) * (1, -2, 1)[a] * (1, -2, 1)[b]
+                        for a in range(3)
+                        for b in range(3)
+                    )
+                    values.append(abs(total) / 6)
+            medians.append(sorted(values)[(len(values) - 1) // 2])
+        assert float(found[place]) == pytest.approx(sum(medians) / 2, abs=2e-3)
+
+
+def test_grain_of_tiny_and_no_images_is_nothing() -> None:
+    assert grain(torch.rand(2, 1, 2, 9)).tolist() == [0.0, 0.0]
+    assert grain(torch.rand(0, 3, 8, 8)).shape == (0,)
+
+
+def test_what_stands_out_is_capped_by_class() -> None:
+    sums = torch.cat([torch.linspace(1, 2, 90), torch.linspace(50, 60, 10)])
+    labels = torch.cat([torch.zeros(90), torch.ones(10)]).long()
+    assert int(fragile(sums, labels, most=1.0).sum()) == 10
+    capped = fragile(sums, labels, most=0.4).nonzero().flatten().tolist()
+    assert capped == [96, 97, 98, 99]  # the farthest of their class
+    assert not bool(fragile(sums, labels, most=0.0).any())
+    assert not bool(fragile(torch.ones(5), torch.zeros(5, dtype=torch.int64)).any())
+    assert fragile(torch.empty(0), torch.empty(0, dtype=torch.int64)).shape == (0,)
+
+
+def test_the_order_of_the_examples_does_not_matter() -> None:
+    generator = torch.Generator().manual_seed(0)
+    displaced, noise = torch.rand(50, 2, generator=generator), torch.rand(50, generator=generator) * 9
+    labels = torch.randint(0, 3, (50,), generator=generator)
+    order = torch.randperm(50, generator=generator)
+    named = fragile(suspicion(displaced, noise), labels, fence=0.1)
+    again = fragile(suspicion(displaced[order], noise[order]), labels[order], fence=0.1)
+    assert torch.equal(named[order], again)
+    assert bool(named.any())
+
+
+def test_it_drops_tuned_poison_before_the_first_step() -> None:
+    clean = stripes()
+    start = train(clean, RECIPE, seed=0).model
+    rows = torch.arange(0, 24, 2)
+    poisoned = with_noise(clean, rows)
+    defense = FeatureSqueezing()
+    trained = train(poisoned, RECIPE, seed=1, model=start, defense=defense)
+    first = defense.reports[0]
+    assert first.epoch == 0
+    judgement = first.judge(rows)
+    assert judgement.recall.rate == 1.0
+    assert judgement.clean.rate < 0.2
+    assert set(rows.tolist()) <= set(trained.dropped.tolist())
+    assert [report.epoch for report in defense.reports] == [0, 1, 2]
+
+
+def test_a_raw_network_is_not_asked() -> None:
+    defense = FeatureSqueezing(epochs=(0,), ready=0.99)
+    train(with_noise(stripes(), torch.arange(0, 24, 2)), RECIPE, seed=3, defense=defense)
+    assert [report.in_all for report in defense.reports] == [0]
+
+
+def test_images_of_two_channels_and_nets_without_a_linear_layer_are_refused() -> None:
+    with pytest.raises(InputError, match="2 channels"):
+        FeatureSqueezing().begin(stripes(channels=2), RECIPE, seed=0)
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(1, 2, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.convolution(images).mean((2, 3))
+            return logits
+
+    with pytest.raises(InputError, match="no linear layer"):
+        train(stripes(), RECIPE, seed=0, model=Pooled(), defense=FeatureSqueezing())
+
+
+def test_what_is_out_of_range_is_said() -> None:
+    for wrong in ({"quality": 0}, {"fence": -1}, {"most": 2}, {"ready": "no"}, {"epochs": (3, 1)}):
+        with pytest.raises(InputError):
+            FeatureSqueezing(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="index 1; the training has diverged"):
+        suspicion(torch.tensor([[1.0], [float("nan")]]), torch.zeros(2))
+    with pytest.raises(InputError, match="expected"):
+        suspicion(torch.zeros(3), torch.zeros(3))
+    with pytest.raises(InputError, match="expected"):
+        fragile(torch.zeros(3), torch.zeros(4, dtype=torch.int64))
