@@ -106,7 +106,7 @@ _CARDS = {
             title="Feature squeezing",
             summary="Drops examples that are grainy, and whose features move when they are recompressed.",
             paper="ours, after Xu, Evans and Qi, NDSS 2018, arXiv 1704.01155",
-            cost="once a recompression; three rounds of three forward passes",
+            cost="once a recompression and three forward passes",
             implementation="unpoison.defenses.feature_squeezing:FeatureSqueezing",
         ),
         DefenseCard(

@@ -15,13 +15,14 @@ III  grain      The noise of the image itself: the median over its pixels of wha
 IV   stand out  The three are summed, and what lies beyond the fence of all sums, `Q3 + fence (Q3 - Q1)`, is
                 out for the rest of the training; of each class at most a given share, the farthest first.
 
-The first round is before the first step, for a network that was trained before, as in fine-tuning: what is
-dropped there never acts. A network that answers most of the set wrongly is not asked; from scratch the later
-rounds are those that matter. Unlike EPIC, and `Isolation`, it does not need poisons to be lonely: it finds
+There is one round: before the first step for a network that was trained before, as in fine-tuning, so that
+what is dropped never acts; from scratch as soon as the network answers most of the set as labelled, before
+that it is not asked. Unlike EPIC, and `Isolation`, it does not need poisons to be lonely: it finds
 them where they crowd in the midst of their class.
 
-Cost: the recompression once, some seconds for 50,000 images of 32x32, and three forward passes a round, of
-which there are few. Memory: one copy of the training set, 8 bits a value.
+Cost: once a recompression, some seconds for 50,000 images of 32x32, and three forward passes, as much as one
+epoch; one forward pass more each time that the network is not ready. Memory: one copy of the training set,
+8 bits a value, and its features.
 
 Limits: grain tells most about poisons with a loud perturbation (eps 16 on photographs); where it is smooth,
 or all images are noisy, only the displacement is left. Poison that is not tuned to a network and not noisy
@@ -57,8 +58,9 @@ class FeatureSqueezing(DroppingDefense):
         fence: how many interquartile ranges above the upper quartile of all sums an example stands out, 0 or
             more; at 0.5 about a tenth of the clean examples go too.
         most: the share of each class that may be out, in [0, 1].
-        ready: the share of examples that must be answered as labelled before a round drops anything.
-        epochs: those with a round, ascending; None is the first and two more in the first half of the recipe.
+        ready: the share of examples that must be answered as labelled before the round takes place.
+        epochs: when to ask whether the network is ready, ascending, until it is; None is the first epoch and
+            those after a fifth and two fifths of the recipe.
 
     Raises:
         InputError: a value is out of its range.
@@ -110,6 +112,9 @@ class FeatureSqueezing(DroppingDefense):
         return super().begin(training_set, recipe, seed=seed)
 
     def _is_round(self, epoch: int, recipe: Recipe | None) -> bool:
+        past = zip(self._drops.epochs, self._drops.dropped, strict=True)
+        if any(number < epoch and bool(dropped.any()) for number, dropped in past):
+            return False
         if self.epochs is not None:
             return epoch in self.epochs
         return epoch == 0 if recipe is None else epoch in _first_half(recipe)
@@ -120,33 +125,47 @@ class FeatureSqueezing(DroppingDefense):
             self._squeezed[:] = [recompressed(training_set.images, quality=self.quality)]
         squeezed = self._squeezed[0].to(training_set.device)
         head = _last_linear(model)
-        rows = []
+        starts = range(0, len(training_set), _BATCH)
         with torch.no_grad(), FeatureTap(model, head, side="input") as tap:
-            for start in range(0, len(training_set), _BATCH):
+
+            def features(images: Tensor) -> tuple[Tensor, Tensor]:
+                answers = model(images).argmax(1)
+                return tap.value.flatten(1), answers
+
+            known, right = [], []
+            for start in starts:
                 images, labels = training_set.batch(start, start + _BATCH)
-                right = model(images).argmax(1) == labels
-                features = tap.value.flatten(1)
-                moved = []
-                for other in (
-                    squeezed[start : start + _BATCH].float().div(255),
-                    images.roll((1, 1), (2, 3)),
-                ):
-                    model(other)
-                    moved.append(torch.linalg.vector_norm(tap.value.flatten(1) - features, dim=1).double())
-                rows.append(torch.stack([*moved, grain(images), right.double()], 1))
-        return torch.cat(rows)
+                seen, answers = features(images)
+                known.append(seen)
+                right.append((answers == labels).double())
+            columns = torch.zeros(len(training_set), 4, dtype=torch.float64, device=training_set.device)
+            columns[:, 3] = torch.cat(right)
+            # Only the examples of the run have a say.
+            if self._drops.included is not None and not self._is_ready(columns, self._drops.included):
+                return columns
+            for start, before in zip(starts, known, strict=True):
+                rows = slice(start, start + _BATCH)
+                images, _ = training_set.batch(start, start + _BATCH)
+                for view, other in enumerate((squeezed[rows].float().div(255), images.roll((1, 1), (2, 3)))):
+                    moved = torch.linalg.vector_norm(features(other)[0] - before, dim=1)
+                    columns[rows, view] = moved.double()
+                columns[rows, 2] = grain(images)
+        return columns
 
     def _out(
         self, epoch: int, logits: Tensor | None, labels: Tensor, included: Tensor, alive: Tensor
     ) -> Tensor:
         assert logits is not None
         out = included & ~alive
-        if float(logits[included, 3].mean()) < self.ready:
+        if not self._is_ready(logits, included):
             return out
         sums = suspicion(logits[included, :2], logits[included, 2])
         named = fragile(sums, labels[included], fence=self.fence, most=self.most)
         out[included] |= named
         return out
+
+    def _is_ready(self, columns: Tensor, included: Tensor) -> bool:
+        return float(columns[included.to(columns.device), 3].mean()) >= self.ready
 
 
 def suspicion(displacements: Tensor, grains: Tensor) -> Tensor:
@@ -222,7 +241,7 @@ def fragile(sums: Tensor, labels: Tensor, *, fence: float = 0.5, most: float = 0
     last = len(ordered) - 1
     low, high = float(ordered[round(0.25 * last)]), float(ordered[round(0.75 * last)])
     beyond = sums > high + fence * (high - low)
-    for label in labels.unique().tolist():
+    for label in range(int(labels.max()) + 1):
         ours = labels == label
         candidates = (ours & beyond).nonzero().squeeze(1)
         farthest = sums[candidates].argsort(descending=True, stable=True)
@@ -232,7 +251,7 @@ def fragile(sums: Tensor, labels: Tensor, *, fence: float = 0.5, most: float = 0
 
 def _last_linear(model: nn.Module) -> str:
     """The path of the layer whose input the features are."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    paths: list[str] = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not paths:
         raise InputError(
             "feature-squeezing: the model has no linear layer, so it is not known what its features are"
