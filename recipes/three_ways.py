@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from recipes.keep import keep
 
 
 def bench(recipe: str, out: Path, workers: int, *more: str) -> subprocess.Popen[bytes]:
@@ -82,40 +82,8 @@ def main() -> int:
         identical = len({run["table"] for run in runs.values()}) == 1
         print(json.dumps({"identical": identical, "workers": arguments.workers, "runs": runs}, indent=1))
         if not arguments.no_write:
-            RESULTS.mkdir(exist_ok=True)
-            record = json.loads((through / f"{name}.json").read_text(encoding="utf-8"))
-            record |= {"workers": arguments.workers, "identical": identical, "runs": runs}
-            (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            (RESULTS / f"{name}.md").write_text(
-                _page(record, (through / f"{name}.md").read_text(encoding="utf-8")), encoding="utf-8"
-            )
+            keep(through, f"python -m recipes.three_ways recipes/{name}.toml", identical=identical, runs=runs)
     return 0 if identical else 1
-
-
-def _page(record: dict[str, Any], table: str) -> str:
-    machine, versions = record["machine"], record["versions"]
-    lines = [
-        f"# {record['recipe']}",
-        "",
-        record["experiment"]["description"],
-        "",
-        f"{record['date']}, {machine['cores']} cores ({machine['type']}), torch {versions['torch']}, "
-        f"unpoison {versions['unpoison']}; {record['trials']} of {record['planned']} trials. "
-        f"Made by `python -m recipes.three_ways recipes/{record['recipe']}.toml`.",
-        "",
-        table,
-        f"The same table came out {len(record['runs'])} ways:"
-        if record["identical"]
-        else "The tables DIFFER:",
-        "",
-        "| run | trials | seconds | digest of the table |",
-        "|---|---|---|---|",
-    ]
-    for way, run in record["runs"].items():
-        if run.get("killed_after_seconds"):
-            way += f" (kill -9 after {', '.join(map(str, run['killed_after_seconds']))} s)"
-        lines.append(f"| {way} | {run['trials']} | {run['seconds']} | `{run['table']}` |")
-    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
