@@ -137,7 +137,8 @@ def heal(
         model: as for `trace`; it is left as it was, the healed one is a new one.
         training_set: as for `trace`; the very set that the findings are of.
         findings: from `trace` or `scan`, or loaded with `Findings.load`.
-        method: "retrain" from scratch without the flagged examples, or "fine-tune" the model without them.
+        method: "retrain" from scratch without the flagged examples, "fine-tune" the model without them,
+            "recant", or another of `unlearners.names()`.
         recipe: how to train; how the model was trained where it is a `Trained`, else the preset `sample`.
         normalization: as for `trace`; the healed model has it as its first layer and takes images in [0, 1].
         seed: of everything random.
