@@ -16,6 +16,7 @@ after its first step, so its victims train on images that no file can hold.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,8 +157,10 @@ class LInf(Perturbation, kind="l-inf"):
     def levels(self, images: Tensor, variables: Mapping[str, Tensor]) -> Tensor:
         """The images plus `delta`, rounded to the nearest level that is not farther than eps."""
         images = images.to(variables["delta"].dtype)
-        lowest = (images - self.eps - _TOLERANCE).ceil().clamp(min=0)
-        highest = (images + self.eps + _TOLERANCE).floor().clamp(max=255)
+        # An eps of 0.9999 must not become 1 by the tolerance.
+        eps = min(self.eps, math.floor(self.eps) + 1 - 2 * _TOLERANCE) + _TOLERANCE
+        lowest = (images - eps).ceil().clamp(min=0)
+        highest = (images + eps).floor().clamp(max=255)
         return (images + variables["delta"]).round().clamp(lowest, highest)
 
     def configuration(self) -> dict[str, Any]:
