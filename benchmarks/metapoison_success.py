@@ -4,6 +4,11 @@
     python -m benchmarks.metapoison_success --out DIR --data 'DIR/cifar10-train-*.parquet' --test FILE \\
         --images 5000 --source 2 --target 5
 
+The paper's own setting, on a GPU (a preset of the paper brings its recipe and all options but `--stack`):
+
+    python -m benchmarks.metapoison_success --out DIR --data 'DIR/cifar10-train-*.parquet' --test FILE \\
+        --preset published --budgets 0.01 0.1 --victims 8 --together 10 --stack 24 --device cuda
+
 What is done, each piece once, its result a line of DIR/pieces.jsonl and its artefacts beside it:
 
 1. `--choosing` clean networks, with seeds of their own, say which test images of the source class are right;
@@ -40,6 +45,7 @@ from unpoison import data, training
 from unpoison._statistics import Proportion
 from unpoison.attacks import Attack, MetaPoison
 from unpoison.attacks import get as get_attack
+from unpoison.attacks.metapoison import PRESETS
 from unpoison.data import TrainingSet
 from unpoison.threats import (
     Budget,
@@ -130,7 +136,10 @@ class Study:
             train = train.subset(torch.cat(first).sort().values)
         self.clean, self.test = train.to(options.device), splits.test
         self.fine_tuning = options.goal == "fine-tuning"
-        if options.data == "sample" and not self.fine_tuning:
+        self.published = options.preset not in ("small", "sample")
+        if self.published:
+            self.recipe = MetaPoison.preset(options.preset).recipe
+        elif options.data == "sample" and not self.fine_tuning:
             self.recipe = Recipe.preset("sample")
         else:
             self.recipe = FINE_TUNING if self.fine_tuning else FROM_SCRATCH
@@ -166,7 +175,14 @@ class Study:
 
     def victim(self, train: TrainingSet, seed: int, model: str | None = None) -> tuple[nn.Module, float]:
         """A network trained on `train`, and the seconds it took."""
-        recipe = dataclasses.replace(self.recipe, model=model, width=None) if model else self.recipe
+        recipe = self.recipe
+        if model:
+            name, *changes = model.split(",")
+            named = dict(change.split("=", 1) for change in changes)
+            recipe = Recipe.from_dict(
+                {**recipe.to_dict(), "model": name, "width": None}
+                | {key: json.loads(value) for key, value in named.items()}
+            )
         start = time.perf_counter()
         trained = training.train(train, recipe, seed=seed, model=self.start)
         return trained.model, time.perf_counter() - start
@@ -221,7 +237,9 @@ class Study:
             "together": options.stack,
             "drop_every": max(options.steps // 3, 1),
         }
-        if self.fine_tuning:
+        if self.published:
+            changes = {"recipe": self.recipe, "together": options.stack}
+        elif self.fine_tuning:
             changes |= {"start": "pretrained", "unroll": 4}
         if options.goal == "third-class":
             changes |= {"poison_classes": (options.third,)}
@@ -381,9 +399,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--targets", type=int, default=10)
     parser.add_argument("--victims", type=int, default=2)
     parser.add_argument("--choosing", type=int, default=3)
-    parser.add_argument("--models", nargs="+", default=["convnet-bn"])
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["convnet-bn"],
+        help="victims: an architecture, and changes of its recipe after commas, convnet-bn,weight_decay=2e-4",
+    )
     parser.add_argument("--epochs", type=int, help="of victims and surrogates' recipe")
-    parser.add_argument("--preset", default="small")
+    parser.add_argument("--preset", default="small", choices=sorted(PRESETS))
     parser.add_argument("--surrogates", type=int, default=8)
     parser.add_argument("--lifetime", type=int, default=24)
     parser.add_argument("--steps", type=int, default=30)

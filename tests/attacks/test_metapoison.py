@@ -392,9 +392,15 @@ def test_the_published_preset_is_the_paper_s() -> None:
     assert all(math.isfinite(preset.rate_at(0)) for preset in metapoison.PRESETS.values())
 
 
-def test_a_surrogate_with_dropout_leaves_global_randomness_alone() -> None:
+def test_a_surrogate_with_dropout_leaves_global_randomness_alone(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 3))
     state = torch.random.get_rng_state()
-    first = craft(options(steps=1), surrogate=network)
+    first = craft(options(steps=2), surrogate=network)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert same(first, craft(options(steps=1), surrogate=network))
+
+    def kill(step: CraftStep) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        craft(options(steps=2), surrogate=network, checkpoints=tmp_path, on_step=kill)
+    assert same(first, craft(options(steps=2), surrogate=network, checkpoints=tmp_path))

@@ -40,6 +40,7 @@ measure several, beside a victim trained on clean data, and for targets which th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -53,7 +54,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._artefacts import canonical_json, digest
-from unpoison._seeds import generator
+from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._attack import Attack
 from unpoison.attacks._crafting_checkpoints import CraftingCheckpoint, CraftingCheckpoints
 from unpoison.attacks._outer_optimizer import OuterOptimizer
@@ -325,7 +326,9 @@ class MetaPoison(Attack):
     ) -> tuple[PoisonSet, ...]:
         """The poisons for each of several goals, which share one ensemble; each is what `craft` would give.
 
-        Surrogates on a clean trajectory do not depend on the poison, so they are trained once.
+        Surrogates on a clean trajectory do not depend on the poison, so they are trained once. (Networks with
+        dropout draw differently for several goals than for one.) `on_step` gets one record a goal; a goal
+        whose loss has settled repeats its last.
 
         Raises:
             InputError: also where the trajectory is poisoned, or there is no goal.
@@ -372,33 +375,41 @@ class MetaPoison(Attack):
             pretrained=self.start == "pretrained",
             seed=seed,
         )
-        with without_global_randomness(training_set.device, seed), torch.enable_grad():
-            checkpoint = None if store is None else store.latest()
-            if checkpoint is None:
-                stacks = ensemble(
-                    upbringing, self.surrogates, together=self.together, pretraining=self.pretraining
-                )
-                done = 0
-            else:
-                stacks = ensemble_of(checkpoint, upbringing, self.surrogates, self.together)
-                done = checkpoint.steps_done
-                for place, poison in enumerate(poisons):
-                    poison.restore(place, checkpoint)
-            for step in range(done, self.steps):
-                working = [poison for poison in poisons if not poison.settled]
-                if not working:
-                    break
+        stacks, done = self._begun(upbringing, poisons, store)
+        for step in range(done, self.steps):
+            working = [poison for poison in poisons if not poison.settled]
+            if not working:
+                break
+            with _own_randomness(upbringing, f"step {step}"), torch.enable_grad():
                 for poison in working:
                     poison.begin()
                 for surrogates in stacks:
                     self._epoch(surrogates, working)
                 for poison in working:
                     poison.move(step)
-                if store is not None:
-                    store.write(_checkpoint(step + 1, stacks, poisons))
-                if on_step is not None:
-                    on_step([poison.history[-1] for poison in poisons])
+            if store is not None:
+                store.write(_checkpoint(step + 1, stacks, poisons))
+            if on_step is not None:
+                on_step([poison.history[-1] for poison in poisons])
         return [poison.finished(training_set, budget, seed) for poison in poisons]
+
+    def _begun(
+        self, upbringing: Upbringing, poisons: Sequence[_Poison], store: CraftingCheckpoints | None
+    ) -> tuple[list[Surrogates], int]:
+        """The ensemble, staggered, and how many craft steps are done: from the checkpoint if there is one."""
+        checkpoint = None if store is None else store.latest()
+        with _own_randomness(upbringing, "pretraining"), torch.enable_grad():
+            if checkpoint is None:
+                stacks = ensemble(
+                    upbringing, self.surrogates, together=self.together, pretraining=self.pretraining
+                )
+                if store is not None:
+                    store.write(_checkpoint(0, stacks, poisons))
+                return stacks, 0
+            for place, poison in enumerate(poisons):
+                poison.restore(place, checkpoint)
+            stacks = _ensemble_of(checkpoint, upbringing, self.surrogates, self.together)
+            return stacks, checkpoint.steps_done
 
     def _epoch(self, surrogates: Surrogates, poisons: Sequence[_Poison]) -> None:
         """One epoch of a stack: look ahead wherever there are poisons, then take the ordinary step."""
@@ -646,7 +657,13 @@ class _Looks:
         return gathered
 
 
-def ensemble_of(
+def _own_randomness(upbringing: Upbringing, part: str) -> contextlib.AbstractContextManager[None]:
+    """For dropout and its like: global generators seeded for this part of the craft, given back after it."""
+    seed = derive_seed(upbringing.seed, "metapoison", part)
+    return without_global_randomness(upbringing.training_set.device, seed)
+
+
+def _ensemble_of(
     checkpoint: CraftingCheckpoint, upbringing: Upbringing, count: int, together: int
 ) -> list[Surrogates]:
     """The ensemble that `checkpoint` holds."""
