@@ -31,6 +31,29 @@ STORY = {
     "versions": {"torch": "2.13.0", "python": "3.11.2"},
     "started": "2026-11-21T10:00:00+00:00",
 }
+
+
+def line(
+    attack: str,
+    *,
+    defense: str = "none",
+    detector: str = "none",
+    control: str = "",
+    hits: int = 0,
+    precision: float | None = None,
+) -> dict[str, Any]:
+    """A line of a recipe's record."""
+    return {
+        "attack": attack,
+        "defense": defense,
+        "detector": detector,
+        "control": control,
+        "success": {"rate": hits / 10, "successes": hits, "trials": 10, "interval": [0.0179, 0.4042]},
+        "clean_accuracy": {"mean": 0.66, "deviation": 0.0, "n": 10},
+        "average_precision": {"mean": precision, "deviation": None, "n": 4},
+    }
+
+
 RESULTS: dict[str, Mapping[str, Any]] = {
     "demo": STORY,
     "cifar10_badnets": {
@@ -91,6 +114,48 @@ RESULTS: dict[str, Mapping[str, Any]] = {
             }
         ]
     },
+    "unlearning": {
+        "lines": [
+            {
+                "condition": condition,
+                "method": method,
+                "victims": 3,
+                "attack_success": success,
+                "clean_accuracy": accuracy,
+                "seconds": 2.0,
+                "part_of_retraining": part,
+                "as_good_in_a_fifth": True,
+            }
+            for condition, method, success, accuracy, part in (
+                ("half", "recant (ours)", 0.3, 0.9, 0.2),
+                ("exact", "recant (ours)", 0.0, 0.905, 0.15),
+                ("exact", "retrain", 0.0, 0.913, 1.0),
+            )
+        ]
+    },
+    "detectors-sample": {
+        "lines": [
+            line("badnets", detector="delta-influence (calibrated)", precision=0.99),
+            line("badnets", detector="trak", precision=0.7),
+            line("badnets", detector="spectre", precision=0.2),
+            line("badnets", detector="perfect", precision=1.0, control="perfect filter"),
+        ]
+    },
+    "matching-cifar10": {
+        "lines": [
+            line("gradient-matching", control="no attack"),
+            line("gradient-matching", defense="epic (a)", hits=10),
+            line("gradient-matching", defense="epic (b)", hits=1),
+            line("gradient-matching", defense="random-drop like epic (b)", hits=0, control="random drop"),
+        ]
+    },
+    "triggers": {
+        "attacks": {
+            "badnets": {"labels": "dirty", "success": {"rate": 0.99, "successes": 99, "trials": 100}},
+            "wanet": {"labels": "dirty", "success": {"rate": 0.95, "successes": 95, "trials": 100}},
+            "sig": {"labels": "clean", "success": {"rate": 0.1, "successes": 10, "trials": 100}},
+        }
+    },
     "false_alarms": {"model": "convnet-bn", "errors": 25, "false_alarms": 1, "interval": [0.0071, 0.1954]},
     "something_else": {"nested": {"a|b": [1, 2]}, "rows": [{"x": 1}, {"y": None}], "flag": True, "empty": []},
 }
@@ -126,9 +191,13 @@ def test_every_known_result_is_told(tables: ModuleType) -> None:
         "1 of 25 natural errors (95 % interval 0.7 to 19.5 %)",
         "90.0 % (900 of 1,000) → 1.0 % (10 of 1,000)",
         "train 310 s, trace 90.5 s, heal 300 s",
-        "not measured | published: 99.1 % → 0.4 %",
+        "success 0.0 %, accuracy 90.5 %, in 0.15 of the time; retraining: success 0.0 %, accuracy 91.3 %",
+        "0.990 (n = 4); trak: 0.700",
+        "10.0 % (1 of 10), 1.8 to 40.4 %; accuracy 66.0 %",
+        "95.0 % (95 of 100): wanet, of 2",
     ):
         assert words in told, words
+    assert "not measured | published: 99.1 % → 0.4 %" in tables.numbers(RESULTS, tables.GPU_ROWS)
 
 
 def test_any_result_gets_a_section(tables: ModuleType, tmp_path: Path) -> None:
