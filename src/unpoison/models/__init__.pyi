@@ -3,6 +3,7 @@ from ._catalog import Architecture as Architecture
 from ._catalog import architecture as architecture
 from ._catalog import names as names
 from ._convnet import ConvNet as ConvNet
+from ._efficientnet_lite0 import EfficientNetLite0 as EfficientNetLite0
 from ._fastnet import FastNet as FastNet
 from ._fastnet import whiten as whiten
 from ._features import FeatureTap as FeatureTap
@@ -10,6 +11,7 @@ from ._features import features as features
 from ._mobilenet_v2 import MobileNetV2 as MobileNetV2
 from ._normalized import Normalized as Normalized
 from ._preserved import preserved as preserved
+from ._pretrained import pretrained as pretrained
 from ._registry import build as build
 from ._reinitialized import reinitialized as reinitialized
 from ._resnet import ResNet as ResNet
@@ -21,6 +23,7 @@ __all__ = [
     "VGG",
     "Architecture",
     "ConvNet",
+    "EfficientNetLite0",
     "FastNet",
     "FeatureTap",
     "MobileNetV2",
@@ -32,6 +35,7 @@ __all__ = [
     "features",
     "names",
     "preserved",
+    "pretrained",
     "reinitialized",
     "whiten",
 ]
