@@ -79,9 +79,9 @@ def attack_named(name: str, steps: int, bases: Sequence[int]) -> Attack:
         case "feature-collision":
             return dataclasses.replace(FeatureCollision.benchmark(), bases=tuple(bases))
         case "convex-polytope":
-            return ConvexPolytope(eps=8, steps=steps, bases=tuple(bases))
+            return dataclasses.replace(ConvexPolytope.benchmark(), steps=steps, bases=tuple(bases))
         case _:
-            return BullseyePolytope(eps=8, steps=steps, bases=tuple(bases))
+            return dataclasses.replace(BullseyePolytope.benchmark(), steps=steps, bases=tuple(bases))
 
 
 def pretraining(model: str, width: int, epochs: int) -> Recipe:

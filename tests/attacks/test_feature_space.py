@@ -183,6 +183,7 @@ def test_published_settings() -> None:
     assert FeatureCollision.benchmark() == FeatureCollision(eps=8, steps=120, step_size=0.001, watermark=0.3)
     assert FeatureCollision.published() == FeatureCollision(eps=255, pull=0.25)
     assert ConvexPolytope.published() == ConvexPolytope(eps=25.5, steps=4000, step_size=0.04)
+    assert ConvexPolytope.benchmark() == ConvexPolytope(eps=8, steps=1200)
     assert BullseyePolytope.published() == BullseyePolytope(eps=25.5, steps=800, step_size=0.04)
     assert BullseyePolytope.published(end_to_end=("0",)) == BullseyePolytope(steps=1500, layers=("0",))
     assert BullseyePolytope.benchmark() == BullseyePolytope(eps=8, steps=1200)
