@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unpoison.attacks._batch_norm import with_quick_batch_norm
+from unpoison.models import fastest_layout
 from unpoison.training import Recipe
 
 Tensors = dict[str, Tensor]
@@ -43,6 +44,7 @@ class Stack:
         self.in_training = copy.deepcopy(template).train()
         self.in_evaluation = copy.deepcopy(template).eval()
         self.alone = with_quick_batch_norm(copy.deepcopy(template).train())
+        self._layout: torch.memory_format | None = None
 
     def __call__(
         self,
@@ -74,8 +76,10 @@ class Stack:
         if len(images) == 1:
             alone = [{name: value[0] for name, value in group.items()} for group in (parameters, buffers)]
             if once:
-                alone[0] = {name: _channels_last(value) for name, value in alone[0].items()}
-                return one(alone[0], alone[1], _channels_last(images[0])).unsqueeze(0)
+                if self._layout is None:
+                    self._layout = fastest_layout(self.in_evaluation, images[0].detach())
+                alone[0] = {name: _laid_out(value, self._layout) for name, value in alone[0].items()}
+                return one(alone[0], alone[1], _laid_out(images[0], self._layout)).unsqueeze(0)
             return one(alone[0], alone[1], images[0]).unsqueeze(0)
         stacked: Tensor = torch.func.vmap(one, randomness="different")(
             dict(parameters), dict(buffers), images
@@ -128,8 +132,8 @@ class LookAhead:
     logits: Tensor
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+def _laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
 
 
 def training_loss(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from unpoison.errors import InputError
 from unpoison.influence._layers import DiagonalLayer, KroneckerLayer, Layer, Scratch
 from unpoison.influence._task import Batch
-from unpoison.models import preserved
+from unpoison.models import fastest_layout, preserved
 
 Progress = Callable[[str, int, int], None]
 Function = Callable[[nn.Module, Batch], Tensor]
@@ -79,6 +79,8 @@ class Sweeper:
         self._leaves: list[Tensor] = []
         self._batch = 0
         self._visitor: Visitor | None = None
+        self._layout: torch.memory_format | None = None
+        self._deciding = False
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Sweeper:
@@ -126,8 +128,18 @@ class Sweeper:
     def _placed(self, batch: Batch) -> Batch:
         placed = tuple(part.to(self.device, non_blocking=True) for part in batch)
         return tuple(
-            part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in placed
+            part.contiguous(memory_format=self._layout_of(part)) if part.ndim == 4 else part
+            for part in placed
         )
+
+    def _layout_of(self, images: Tensor) -> torch.memory_format:
+        if self._layout is None:
+            self._deciding = True
+            try:
+                self._layout = fastest_layout(self.model, images)
+            finally:
+                self._deciding = False
+        return self._layout
 
     def _forget(self) -> None:
         self._calls, self._leaves, self._visitor = [], [], None
@@ -138,6 +150,8 @@ class Sweeper:
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
         ) -> Tensor | None:
+            if self._deciding:
+                return None
             inputs = args[0] if args else kwargs["input"]
             if len(inputs) != self._batch or inputs.ndim < 2 - (not inputs.is_floating_point()):
                 raise InputError(

@@ -8,6 +8,7 @@ from ._fastnet import FastNet as FastNet
 from ._fastnet import whiten as whiten
 from ._features import FeatureTap as FeatureTap
 from ._features import features as features
+from ._layout import fastest_layout as fastest_layout
 from ._mobilenet_v2 import MobileNetV2 as MobileNetV2
 from ._normalized import Normalized as Normalized
 from ._preserved import preserved as preserved
@@ -32,6 +33,7 @@ __all__ = [
     "ResNet9",
     "architecture",
     "build",
+    "fastest_layout",
     "features",
     "names",
     "preserved",

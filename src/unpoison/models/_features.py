@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.errors import InputError
+from unpoison.models._layout import fastest_layout
 from unpoison.models._preserved import preserved
 
 Side = Literal["output", "input"]
@@ -95,7 +96,7 @@ def features(
     module_path: str,
     images: Tensor,
     *,
-    batch_size: int = 512,
+    batch_size: int = 256,
     side: Side = "output",
 ) -> Tensor:
     """What the module at `module_path` returns (or receives) for each image, flattened: Float[n d].
@@ -119,9 +120,10 @@ def features(
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), images.device)
     rows = []
+    layout = fastest_layout(model, images)
     with preserved(model), torch.no_grad(), FeatureTap(model, module_path, side=side) as tap:
         for batch in torch.split(images, max(batch_size, 1)):
-            batch = batch.to(device)
+            batch = batch.to(device, memory_format=layout)
             model(batch.float().div_(255) if batch.dtype == torch.uint8 else batch)
             kept = tap.value
             if kept.ndim == 0 or len(kept) != len(batch):

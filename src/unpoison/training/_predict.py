@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
-from unpoison.models import preserved
+from unpoison.models import fastest_layout, preserved
 
 
-def predict(model: nn.Module, images: Tensor, *, batch_size: int = 1024) -> Tensor:
+def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tensor:
     """Logits Float32[n classes] of UInt8[n c h w] images, on the device of the images.
 
     One pass in eval mode without gradients; batches are moved to the model's device one at a time.
@@ -22,15 +22,16 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 1024) -> Tens
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), images.device)
     rows = []
+    layout = fastest_layout(model, images)
     with preserved(model), torch.no_grad():
         for batch in torch.split(images, max(batch_size, 1)):
-            batch = batch.to(device)
+            batch = batch.to(device, memory_format=layout)
             logits = model(batch.float().div_(255) if batch.dtype == torch.uint8 else batch)
             rows.append(logits.float().to(images.device))
     return torch.cat(rows)
 
 
-def accuracy(model: nn.Module, training_set: TrainingSet, *, batch_size: int = 1024) -> Proportion:
+def accuracy(model: nn.Module, training_set: TrainingSet, *, batch_size: int = 256) -> Proportion:
     """The share of `training_set` that the model classifies as labelled."""
     if not len(training_set):
         return Proportion(0, 0)

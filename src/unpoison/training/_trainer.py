@@ -32,7 +32,7 @@ from unpoison._artefacts import digest
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet, augment
 from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
-from unpoison.models import build, preserved, whiten
+from unpoison.models import build, fastest_layout, preserved, whiten
 from unpoison.training._batches import batch_bounds, epoch_order
 from unpoison.training._checkpoints import Checkpoint, Checkpoints
 from unpoison.training._defense import Defense
@@ -154,9 +154,9 @@ class _Run:
         self.included = included
         self.alive = included
         self.history: list[EpochRecord] = []
-        convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
-        self.layout = torch.channels_last if convolutional else torch.contiguous_format
-        self.model = _laid_out(model.to(self.device), self.layout)
+        self.model = _laid_out(model.to(self.device), torch.channels_last)
+        self.layout = fastest_layout(self.model, training_set.images)
+        self.model = _laid_out(self.model, self.layout)
         self.optimizer, self.factors = _optimizer(self.model, recipe)
 
     @property

@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, vmap
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
-from unpoison.models import preserved
+from unpoison.models import fastest_layout, preserved
 
 Importances = dict[str, Tensor]
 """By the name of the parameter, in its shape; at least 0."""
@@ -78,11 +78,12 @@ def importances(
         batch_size = max(1, min(batch_size, workspace_bytes // max(count, 1)))
     gradients = _single_gradients(network, value) if per_example else _batch_gradient(network, value)
     batches = 0
+    layout = fastest_layout(network, examples.images)
     with preserved(network):
         network.requires_grad_(False)
         for start in range(0, len(examples), batch_size):
             images, labels = examples.batch(start, min(start + batch_size, len(examples)))
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=layout)
             try:
                 found = gradients(parameters, images, labels)
             except RuntimeError as error:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet, augment
 from unpoison.errors import TrainingDivergedError
+from unpoison.models import fastest_layout
 from unpoison.training import Recipe
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -63,9 +64,7 @@ class Student:
     ) -> None:
         self.network = copy.deepcopy(victim).to(device).requires_grad_(True)
         self.network.zero_grad(set_to_none=True)
-        convolutional = any(isinstance(module, nn.Conv2d) for module in self.network.modules())
-        self.layout = torch.channels_last if convolutional else torch.contiguous_format
-        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.layout: torch.memory_format | None = None
         self.optimizer = optimizer(list(self.network.parameters()))
         self.recipe, self.device, self.seed, self.method = recipe, device, seed, method
 
@@ -97,6 +96,10 @@ class Student:
         if len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
         batches = batches[:steps]
+        if self.layout is None:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.layout = fastest_layout(self.network, examples.images)
+            self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         draws = generator(self.seed, self.method, name, "augmentation", device=self.device)
         losses = torch.zeros(len(batches), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
