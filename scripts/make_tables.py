@@ -23,6 +23,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 README: Final = "README.md"
 PAGE: Final = "docs/benchmarks.md"
 UNLEARNING: Final = "docs/unlearning.md"
+DEFENSES: Final = "docs/defenses.md"
 RESULTS: Final = ("benchmarks/results", "recipes/results")
 BEGIN: Final = "<!-- numbers -->"
 END: Final = "<!-- /numbers -->"
@@ -731,6 +732,31 @@ def unlearning(record: Record) -> Iterator[str]:
     )
 
 
+def defenses(record: Record | None) -> str:
+    """Every defense of a recipe: what it lets through, and what it drops and costs."""
+    if record is None:
+        return f"{NOT_MEASURED.capitalize()}."
+    none = next(line for line in record["lines"] if line["control"] == "no defense")
+    usual = none["costs"]["seconds"]["train"]
+    rows = []
+    for line in record["lines"]:
+        success = line["success"]
+        low, high = success["interval"]
+        dropped = "dropped" in line and line["dropped"]["successes"] > 0
+        rows.append(
+            [
+                line["control"] if line["defense"] == "none" else line["defense"],
+                f"{success['successes']} of {success['trials']} ({100 * low:.0f} to {100 * high:.0f} %)",
+                f"{100 * line['clean_accuracy']['mean']:.1f} %",
+                f"{100 * line['dropped']['rate']:.1f} %" if dropped else "",
+                f"{100 * line['drop_recall']['rate']:.1f} %" if dropped else "",
+                f"{line['costs']['seconds']['train'] / usual:.1f}",
+            ]
+        )
+    header = ("defense", "targets hit", "accuracy", "examples dropped", "poisons dropped", "time of training")
+    return "\n\n".join((table(header, rows), provenance(record)))
+
+
 def generic(record: Record) -> Iterator[str]:
     """Any record: what is flat as one table, each nested part as another."""
     hidden = ("machine", "device", "versions", "date", "started", "command", "schema")
@@ -802,7 +828,7 @@ SPECIFIC: Final[Mapping[str, Callable[[Record], Iterator[str]]]] = {
 
 
 def written(root: Path = ROOT) -> dict[str, str]:
-    """What the two files must hold."""
+    """What the files must hold."""
     results = read_results(root)
     readme = (root / README).read_text(encoding="utf-8")
     healing = (root / UNLEARNING).read_text(encoding="utf-8")
@@ -810,10 +836,12 @@ def written(root: Path = ROOT) -> dict[str, str]:
     told = f"{NOT_MEASURED.capitalize()}."
     if record is not None:
         told = "\n\n".join((*unlearning(record), provenance(record)))
+    withstanding = (root / DEFENSES).read_text(encoding="utf-8")
     return {
         README: in_readme(readme, results),
         PAGE: page(results, root),
         UNLEARNING: between_markers(UNLEARNING, healing, told),
+        DEFENSES: between_markers(DEFENSES, withstanding, defenses(results.get(MATCHING))),
     }
 
 

@@ -234,6 +234,22 @@ def test_a_recipe_brings_its_own_page(tables: ModuleType, tmp_path: Path) -> Non
     assert "trials" not in page
 
 
+def test_the_page_of_defenses_names_each(tables: ModuleType) -> None:
+    assert tables.defenses(None) == "Not measured."
+    lines = [
+        {**line("gradient-matching", control="no defense", hits=8), "costs": {"seconds": {"train": 2.0}}},
+        {
+            **line("gradient-matching", defense="epic (a)", hits=1),
+            "costs": {"seconds": {"train": 3.0}},
+            "dropped": {"rate": 0.1, "successes": 10, "trials": 100},
+            "drop_recall": {"rate": 0.5, "successes": 5, "trials": 10},
+        },
+    ]
+    told = tables.defenses({"lines": lines, "date": "2026-11-21"})
+    assert "| no defense | 8 of 10 (2 to 40 %) | 66.0 % |  |  | 1.0 |" in told
+    assert "| epic (a) | 1 of 10 (2 to 40 %) | 66.0 % | 10.0 % | 50.0 % | 1.5 |" in told
+
+
 def test_without_results_nothing_is_claimed(tables: ModuleType, tmp_path: Path) -> None:
     rows = tables.numbers({}).splitlines()[2:]
     assert rows
