@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unpoison.attacks import GradientMatching
-from unpoison.attacks._alignment import Alignment, gradient_of
+from unpoison.attacks._alignment import Alignment, gradient_of, unchanged
 from unpoison.attacks.gradient_matching import _translated
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
@@ -74,6 +74,27 @@ def test_every_piece_size_gives_the_slope_of_the_whole(micro_batch: int, network
     assert value == pytest.approx(float(expected.detach()), rel=1e-12)
     assert alignment.loss(images, labels) == pytest.approx(float(expected.detach()), rel=1e-12)
     torch.testing.assert_close(found, slope, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("held", [0, 100])
+@pytest.mark.parametrize("micro_batch", [100, 3])
+def test_alternatives_together_are_what_each_is_alone(micro_batch: int, held: int) -> None:
+    nets, wanted, images, labels = problem(2)
+    nets[0].requires_grad_(True)
+    next(nets[1].parameters()).requires_grad_(False)
+    wanted = [gradient_of(net, F.cross_entropy(net(images[:1]), labels[1:2])) for net in nets]
+    alignment = Alignment(nets, wanted, micro_batch=micro_batch, held=held)
+    several = torch.stack([images, images.flip(3), 1 - images])
+
+    def shifted(part: Tensor, start: int) -> Tensor:
+        return part.roll(1, 3) * 0.9
+
+    views = (unchanged, shifted, unchanged)
+    losses, slopes = alignment.differentiate_together(several, labels, views)
+    for loss, slope, alone, view in zip(losses, slopes, several, views, strict=True):
+        expected, by_itself = alignment.differentiate(alone, labels, view)
+        assert loss == pytest.approx(expected, rel=1e-12)
+        torch.testing.assert_close(slope, by_itself, rtol=1e-10, atol=1e-14)
 
 
 def test_the_slope_is_that_of_finite_differences() -> None:
@@ -171,6 +192,20 @@ def test_the_best_restart_is_kept_and_the_loss_falls(
         assert one["final"] < one["losses"][0] - 0.05
 
 
+@pytest.mark.parametrize("together", [2, 3])
+def test_restarts_crafted_together_are_those_crafted_one_by_one(
+    together: int, case: tuple[TrainingSet, nn.Module, TargetedMisclassification]
+) -> None:
+    alone = craft(case, replace(QUICK, restarts=3, steps=4))
+    joint = craft(case, replace(QUICK, restarts=3, steps=4, together=together))
+    pairs = zip(alone.configuration["history"], joint.configuration["history"], strict=True)
+    for one, other in pairs:
+        assert other["losses"] == pytest.approx(one["losses"], abs=1e-3)
+        assert other["final"] == pytest.approx(one["final"], abs=1e-3)
+    # A step takes the sign of a slope, which rounding turns where the slope is next to nothing.
+    assert (alone.images == joint.images).float().mean() > 0.95
+
+
 def test_a_victim_learns_what_the_adversary_wants_of_fresh_and_stored_poison(
     case: tuple[TrainingSet, nn.Module, TargetedMisclassification], tmp_path: Path
 ) -> None:
@@ -232,6 +267,13 @@ def test_what_it_cannot_do_is_said(case: tuple[TrainingSet, nn.Module, TargetedM
         craft(case, replace(QUICK, bases=(5, 999)))
     with pytest.raises(InputError, match="names class 7"):
         QUICK.craft(replace(goal, target=7), training_set, budget=budget, surrogate=surrogate, seed=0)
-    for wrong in ({"eps": 0}, {"steps": 0}, {"step_size": 0.0}, {"augmentation": "blur"}, {"micro_batch": 0}):
+    for wrong in (
+        {"eps": 0},
+        {"steps": 0},
+        {"step_size": 0.0},
+        {"augmentation": "blur"},
+        {"micro_batch": 0},
+        {"together": 0},
+    ):
         with pytest.raises(InputError, match=f"gradient-matching: {next(iter(wrong))}"):
             GradientMatching(**wrong)  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ poisons go through the network in pieces small enough for a cache, each with its
 is summed, `<u, g_p>` is differentiated piece by piece. Where the graphs of all pieces would be too much, a
 first pass sums `g_p` without a graph, and a second one has the graph of one piece at a time.
 
+Alternatives (restarts) can go through together, each with the same parameters under a name of its own.
+
 Cost a call and network: a forward, a backward and a double backward pass of the poisons (about three times a
 training step); one more training step where graphs are not held. Nothing is computed for derivatives by the
 parameters, which a plain `loss.backward()` would also fill in. Memory: the graphs of the poisons that are
@@ -25,6 +27,7 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from unpoison.errors import InputError
 
@@ -84,7 +87,7 @@ class Alignment:
         """The loss of Float[n c h w] poisons in [0, 1] with labels Int64[n], without augmentation."""
         total = 0.0
         for network, direction in zip(self.networks, self._directions, strict=True):
-            total += 1 - _cosine(direction, self._summed(network, images, labels, unchanged))
+            total += 1 - float(_cosine(direction, self._summed(network, images[None], labels, (unchanged,))))
         return total / len(self.networks)
 
     def differentiate(self, images: Tensor, labels: Tensor, view: View = unchanged) -> tuple[float, Tensor]:
@@ -92,77 +95,135 @@ class Alignment:
 
         `view` is called once or twice for each piece of the poisons and has to give the same view each time.
         """
+        losses, slope = self.differentiate_together(images[None], labels, (view,))
+        return losses[0], slope[0]
+
+    def differentiate_together(
+        self, images: Tensor, labels: Tensor, views: Sequence[View]
+    ) -> tuple[list[float], Tensor]:
+        """The losses of r alternatives at once, and their derivatives: Float[r n c h w], each with its view.
+
+        They give what each gives alone, but for rounding. A GPU is kept busy by small pieces of several; a
+        processor is quicker one by one.
+        """
         slope = torch.zeros_like(images)
-        total = 0.0
+        totals = images.new_zeros(len(images))
         for network, direction in zip(self.networks, self._directions, strict=True):
-            starts = range(0, len(images), self.micro_batch)
+            starts = range(0, images.shape[1], self.micro_batch)
             pieces: list[tuple[Tensor, Gradient]] = []
-            if len(images) <= max(self.held, self.micro_batch):
-                pieces = [self._piece(network, images, labels, start, view) for start in starts]
+            if images.shape[1] <= max(self.held, self.micro_batch):
+                pieces = [self._piece(network, images, labels, start, views) for start in starts]
                 summed = [
                     torch.stack([part.detach() for part in parts]).sum(0)
                     for parts in zip(*(gradient for _, gradient in pieces), strict=True)
                 ]
             else:
-                summed = self._summed(network, images, labels, view)
+                summed = self._summed(network, images, labels, views)
             cosine = _cosine(direction, summed)
             pull = _pull(direction, summed, cosine)
             for start in reversed(starts):
                 # The graph of a piece is freed as it is used.
-                leaf, gradient = pieces.pop() if pieces else self._piece(network, images, labels, start, view)
-                slope[start : start + self.micro_batch] += torch.autograd.grad(gradient, leaf, pull)[0]
-            total += 1 - cosine
-        return total / len(self.networks), slope.div_(len(self.networks))
+                leaf, gradient = (
+                    pieces.pop() if pieces else self._piece(network, images, labels, start, views)
+                )
+                slope[:, start : start + self.micro_batch] += torch.autograd.grad(gradient, leaf, pull)[0]
+            totals += 1 - cosine
+        return (totals / len(self.networks)).tolist(), slope.div_(len(self.networks))
 
     def _piece(
-        self, network: nn.Module, images: Tensor, labels: Tensor, start: int, view: View
+        self, network: nn.Module, images: Tensor, labels: Tensor, start: int, views: Sequence[View]
     ) -> tuple[Tensor, Gradient]:
-        """The pixels of one piece and its part of `g_p`, which depends on them."""
+        """The pixels of one piece and its part of every `g_p`, which depends on them."""
         rows = slice(start, start + self.micro_batch)
-        leaf = images[rows].detach().requires_grad_()
+        leaf = images[:, rows].detach().requires_grad_()
         with torch.enable_grad():
-            loss = F.cross_entropy(network(view(leaf, start)), labels[rows], reduction="sum") / len(images)
-            parts = gradient_of(network, loss, graph=True)
+            parts = _gradients(network, _seen(leaf, start, views), labels[rows], images.shape[1], graph=True)
         # A parameter that the loss does not depend on has a constant gradient, which has no derivative.
         return leaf, tuple(part if part.requires_grad else part + 0 * leaf.sum() for part in parts)
 
-    def _summed(self, network: nn.Module, images: Tensor, labels: Tensor, view: View) -> list[Tensor]:
-        summed = [torch.zeros_like(parameter) for parameter in trained_parameters(network)]
-        for start in range(0, len(images), self.micro_batch):
+    def _summed(
+        self, network: nn.Module, images: Tensor, labels: Tensor, views: Sequence[View]
+    ) -> list[Tensor]:
+        summed = [
+            parameter.new_zeros(len(images), *parameter.shape) for parameter in trained_parameters(network)
+        ]
+        for start in range(0, images.shape[1], self.micro_batch):
             rows = slice(start, start + self.micro_batch)
             with torch.enable_grad():
-                seen = view(images[rows].detach(), start)
-                loss = F.cross_entropy(network(seen), labels[rows], reduction="sum") / len(images)
-                parts = gradient_of(network, loss)
+                seen = _seen(images[:, rows].detach(), start, views)
+                parts = _gradients(network, seen, labels[rows], images.shape[1], graph=False)
             for total, part in zip(summed, parts, strict=True):
                 total += part
         return summed
 
 
-def _norm(parts: Sequence[Tensor]) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))
-    return norm
+def _seen(images: Tensor, start: int, views: Sequence[View]) -> Tensor:
+    """What the network sees of each alternative, Float[r m c h w]."""
+    return torch.stack([view(one, start) for view, one in zip(views, images, strict=True)])
+
+
+def _gradients(network: nn.Module, seen: Tensor, labels: Tensor, count: int, *, graph: bool) -> Gradient:
+    """The part of `g_p` that m of `count` poisons have, for each of r alternatives: [r ...] a parameter."""
+    if len(seen) == 1:
+        loss = F.cross_entropy(network(seen[0]), labels, reduction="sum") / count
+        return tuple(part[None] for part in gradient_of(network, loss, graph=graph))
+    # Each alternative has the same parameters under a name of its own, so that gradients stay apart.
+    own = {
+        name: parameter.detach().expand(len(seen), *parameter.shape).requires_grad_()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+    shared = {name: one.detach() for name, one in network.named_parameters() if not one.requires_grad}
+    shared |= dict(network.named_buffers())
+
+    def answers(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        logits: Tensor = functional_call(network, {**shared, **parameters}, (images,))
+        return logits
+
+    logits = vmap(answers, randomness="different")(own, seen)
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(seen)), reduction="sum") / count
+    found = torch.autograd.grad(loss, tuple(own.values()), create_graph=graph, allow_unused=True)
+    return tuple(
+        torch.zeros_like(one) if part is None else part for part, one in zip(found, own.values(), strict=True)
+    )
+
+
+def _products(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Float[r]: inner products over all parameters together."""
+    return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(first, second, strict=True)]).sum(0)
+
+
+def _norms(parts: Sequence[Tensor]) -> Tensor:
+    lengths = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in parts]
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(lengths), dim=0)
+    return norms
 
 
 def _unit(parts: Gradient) -> Gradient:
-    norm = _norm(parts)
+    """The direction of one gradient, [1 ...] a parameter."""
+    alone = tuple(part[None] for part in parts)
+    norm = _norms(alone)[0]
     if not bool(norm > 0) or not bool(norm.isfinite()):
         raise InputError(
             f"surrogate: the gradient to match has length {float(norm):g}; the surrogate does already what "
             "the adversary wants, or its outputs are not finite"
         )
-    return tuple(part / norm for part in parts)
+    return tuple(part / norm for part in alone)
 
 
-def _cosine(direction: Gradient, gradient: Sequence[Tensor]) -> float:
-    product = torch.stack([(a * b).sum() for a, b in zip(direction, gradient, strict=True)]).sum()
-    return float(product / _norm(gradient).clamp(min=1e-30))
+def _cosine(direction: Gradient, gradient: Sequence[Tensor]) -> Tensor:
+    """Float[r]."""
+    return _products(direction, gradient) / _norms(gradient).clamp(min=1e-30)
 
 
-def _pull(direction: Gradient, gradient: Sequence[Tensor], cosine: float) -> list[Tensor]:
-    """The derivative of `1 - cos` by `g_p`."""
-    norm = _norm(gradient).clamp(min=1e-30)
+def _pull(direction: Gradient, gradient: Sequence[Tensor], cosine: Tensor) -> list[Tensor]:
+    """The derivative of each `1 - cos` by its `g_p`."""
+    norm = _norms(gradient).clamp(min=1e-30)
+
+    def each(numbers: Tensor, part: Tensor) -> Tensor:
+        return numbers.view(-1, *[1] * (part.ndim - 1))
+
     return [
-        cosine / norm.square() * part - towards / norm
+        each(cosine / norm.square(), part) * part - towards / each(norm, part)
         for towards, part in zip(direction, gradient, strict=True)
     ]

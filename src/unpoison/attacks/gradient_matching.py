@@ -69,6 +69,8 @@ class GradientMatching(Attack):
             more. The result does not depend on it but for rounding.
         held: of how many poisons the graphs are held in memory together; more of them take two passes and a
             third more time.
+        together: restarts that are crafted at once; None is one on a processor and all of them on a GPU.
+            The result does not depend on it but for rounding.
 
     Raises:
         InputError: a value is out of its range.
@@ -86,6 +88,7 @@ class GradientMatching(Attack):
     target_loss: Literal["cross-entropy", "carlini-wagner"] = "cross-entropy"
     micro_batch: int = 64
     held: int = 512
+    together: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("restarts", 1), ("micro_batch", 1), ("held", 0), ("shift", 0)):
@@ -93,6 +96,8 @@ class GradientMatching(Attack):
                 raise InputError(
                     f"gradient-matching: {name} must be at least {least}, found {getattr(self, name)}"
                 )
+        if self.together is not None and self.together < 1:
+            raise InputError(f"gradient-matching: together must be at least 1, found {self.together}")
         if not 0 < self.eps <= 255:
             raise InputError(f"gradient-matching: eps {self.eps} is outside (0, 255]; it is in 1/255")
         if not 0 < self.step_size < math.inf:
@@ -151,14 +156,16 @@ class GradientMatching(Attack):
             wanted = [self._wanted(network, goal, device) for network in networks]
             alignment = Alignment(networks, wanted, micro_batch=self.micro_batch, held=self.held)
             best, history = None, []
-            for restart in range(self.restarts):
-                images, losses = self._descend(
-                    alignment, clean, labels, spread, derive_seed(seed, "restart", restart)
-                )
-                final_loss = alignment.loss(images.float().div(255), labels)
-                history.append({"losses": losses, "final": final_loss})
-                if best is None or final_loss < best[0]:
-                    best = (final_loss, images)
+            seeds = [derive_seed(seed, "restart", restart) for restart in range(self.restarts)]
+            together = self._at_once(device)
+            for start in range(0, self.restarts, together):
+                for images, losses in self._descend(
+                    alignment, clean, labels, spread, seeds[start : start + together]
+                ):
+                    final_loss = alignment.loss(images.float().div(255), labels)
+                    history.append({"losses": losses, "final": final_loss})
+                    if best is None or final_loss < best[0]:
+                        best = (final_loss, images)
         assert best is not None
         return PoisonSet.of(
             training_set,
@@ -176,31 +183,39 @@ class GradientMatching(Attack):
             seed=seed,
         )
 
+    def _at_once(self, device: torch.device) -> int:
+        if self.together is not None:
+            return self.together
+        return 1 if device.type == "cpu" else self.restarts
+
     def _descend(
-        self, alignment: Alignment, clean: Tensor, labels: Tensor, spread: Tensor, seed: int
-    ) -> tuple[Tensor, list[float]]:
-        """One restart: the rounded poisons UInt8[n c h w], and the loss at every step."""
+        self, alignment: Alignment, clean: Tensor, labels: Tensor, spread: Tensor, seeds: Sequence[int]
+    ) -> list[tuple[Tensor, list[float]]]:
+        """A few restarts: the rounded poisons UInt8[n c h w] of each, and its loss at every step."""
         eps = self.eps / 255
-        start = torch.randn(clean.shape, generator=generator(seed, "start")).to(clean.device)
-        delta = _allowed(start.mul_(eps), clean, eps).requires_grad_()
+        start = torch.stack([torch.randn(clean.shape, generator=generator(seed, "start")) for seed in seeds])
+        delta = _allowed(start.to(clean.device).mul_(eps), clean, eps)
         # Adam's steps do not depend on the scale of the slope: in a variable that counts standard deviations
         # a step of 1 is one of them.
         unit = spread.view(1, -1, 1, 1)
-        scaled = (delta.detach() / unit).requires_grad_()
+        scaled = (delta / unit).requires_grad_()
         rate = self.step_size / len(alignment.networks)
         optimizer = torch.optim.Adam([scaled], lr=rate)
         losses = []
         for step in range(self.steps):
             passed = sum(step >= int(self.steps * part) for part in (3 / 8, 5 / 8, 7 / 8))
             optimizer.param_groups[0]["lr"] = rate * 0.1**passed
-            view = self._view(derive_seed(seed, "view", step))
-            loss, slope = alignment.differentiate(clean + scaled.detach() * unit, labels, view)
-            losses.append(loss)
+            views = [self._view(derive_seed(seed, "view", step)) for seed in seeds]
+            found, slope = alignment.differentiate_together(clean + scaled.detach() * unit, labels, views)
+            losses.append(found)
             scaled.grad = slope.sign_()
             optimizer.step()
             with torch.no_grad():
                 scaled.copy_(_allowed(scaled * unit, clean, eps) / unit)
-        return _rounded(clean, scaled.detach() * unit, eps), losses
+        return [
+            (_rounded(clean, one * unit, eps), list(history))
+            for one, history in zip(scaled.detach(), zip(*losses, strict=True), strict=True)
+        ]
 
     def _view(self, seed: int) -> View:
         """The augmentation of one step; the same for the same piece however often it is asked."""
