@@ -107,6 +107,30 @@ def test_collisions_come_nearer_to_the_target(clean: TrainingSet) -> None:
     assert set(poison.given_labels.tolist()) == {2}
 
 
+def test_a_step_judged_late_stops_a_poison_that_rises(clean: TrainingSet) -> None:
+    attack = FeatureCollision(steps=12, step_size=0.05, watermark=0.3, eps=4, late=True)
+    model = network()
+    images, target = clean.images[[2, 5, 8]].float() / 255, clean.images[1:2].float() / 255
+    with frozen([model]):
+        found = attack._collided(Reader("test", [model], ()), images, target)
+        # The public code's loop, one poison at a time.
+        wanted = Reader("test", [model], ())(target)[0][0]
+        for image, one in zip(images, found, strict=True):
+            poison, step, objectives = 0.7 * image[None] + 0.3 * target, 0.05, [1e9]
+            for _ in range(12):
+                poison = poison.detach().requires_grad_()
+                value = (Reader("test", [model], ())(poison)[0][0] - wanted).square().sum()
+                (slope,) = torch.autograd.grad(value, poison)
+                if float(value.detach()) > objectives[-1]:
+                    step *= 0.2
+                    continue
+                objectives.append(float(value.detach()))
+                moved = (poison.detach() - step * slope - image).clamp(-4 / 255, 4 / 255)
+                poison = (image + moved).clamp(0, 1)
+            assert torch.allclose(one, poison.detach()[0], atol=1e-5)
+    assert FeatureCollision.released() == FeatureCollision(late=True)
+
+
 def test_a_pull_keeps_poisons_at_their_bases(clean: TrainingSet) -> None:
     loose, pulled = (
         made(FeatureCollision(steps=60, step_size=0.05, eps=255, pull=pull), clean) for pull in (0.0, 1000.0)
