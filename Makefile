@@ -1,7 +1,7 @@
 # The whole project from a fresh clone: `make demo` and `make test` need nothing before them.
 #
 #   make demo     poison, train, trace, heal and report on the bundled sample     (about two minutes)
-#   make test     lint, types, floors, doctests and tests                          (minutes)
+#   make test     lint, types, floors, documentation, doctests and tests           (minutes)
 #   make bench    measure ours against the peers; writes benchmarks/results
 #   make docs     build the documentation into docs/_build/html
 #   make setup    the virtual environment alone
@@ -39,7 +39,7 @@ setup: $(VENV)/.dev
 demo: $(VENV)/.core
 	@$(BIN)/unpoison demo --out demo --overwrite
 
-test: $(VENV)/.dev lint types floors
+test: $(VENV)/.dev lint types floors docs
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
 lint: $(VENV)/.dev
