@@ -54,7 +54,8 @@ class FeatureCollision(Attack):
         step_size: the first and greatest, in units of the whole range for a unit of gradient, above 0.
         shrink: what a poison's step size is multiplied by when its objective rises, in (0, 1).
         watermark: how much of the target each poison begins with, in [0, 1).
-        pull: the weight of the squared distance between poison and base, times (features / pixels) squared; 0 or more.
+        pull: the weight of the squared distance between poison and base, times (features / pixels) squared;
+            0 or more.
         bases: draw poisons from these examples, in this order; empty for the target class.
         layers: modules whose outputs are matched; empty for the input of the last linear layer.
         late: judge each step by the objective before it, as the benchmark's public code does; a poison whose
