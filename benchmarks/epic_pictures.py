@@ -447,6 +447,7 @@ def run(options: argparse.Namespace) -> None:
     """Train what the pictures need, and draw them."""
     torch.set_num_threads(options.threads)
     found = Runs([], {}, [])
+    stored = None if options.store is None else of_store(options.store)
     about: Numbers = {"store": options.store}
     if options.poison:
         case = case_of(options)
@@ -463,7 +464,7 @@ def run(options: argparse.Namespace) -> None:
             "fine_tuned": case.start is not None,
             "seeds": options.seeds,
         }
-    trials = found.trials if options.store is None else of_store(options.store)
+    trials = found.trials if stored is None else stored
     own = {spec: found.defended[spec] for spec in options.defenses if spec in found.defended}
     draw = {
         "effective": lambda: draw_effective(found.watched),

@@ -48,7 +48,10 @@ def test_a_recipe_holds_what_it_says() -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_the_recipes_of_the_project_can_be_read(path: Path) -> None:
-    assert Experiment.read(path).name == path.stem
+    experiment = Experiment.read(path)
+    assert experiment.name == path.stem
+    stored = json.loads(json.dumps(experiment.to_dict()))
+    assert Experiment.from_dict(stored).to_dict() == experiment.to_dict()
 
 
 def test_the_detectors_are_those_of_their_room() -> None:

@@ -548,6 +548,8 @@ def _value(hint: Any, value: Any, place: str) -> Any:
     """A value of the type that the annotation asks for."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
+        if value is None and type(None) in inner:  # not in TOML, but in what `to_dict` gives
+            return None
         for option in inner:
             try:
                 return _value(option, value, place)
