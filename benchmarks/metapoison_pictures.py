@@ -1,16 +1,20 @@
 """The pictures of the MetaPoison paper, each a command that draws from what a craft or a study has stored.
 
     python -m benchmarks.metapoison_pictures loss POISON... --out loss.svg
-    python -m benchmarks.metapoison_pictures poisons POISON --data D --out poisons.png [--count 10]
-    python -m benchmarks.metapoison_pictures dynamics POISON --data D --out dynamics.svg [--seed 0]
-    python -m benchmarks.metapoison_pictures budget SUMMARY.json... --out budget.svg
+    python -m benchmarks.metapoison_pictures poisons POISON --study DIR --out poisons.svg [--count 10]
+    python -m benchmarks.metapoison_pictures dynamics POISON --study DIR --out dynamics.svg [--seed 0]
+    python -m benchmarks.metapoison_pictures budget LABEL... --out budget.svg
 
 - loss: the adversarial loss of the ensemble against the craft step, its mean and the range over the
   surrogates, for each of several poison sets;
 - poisons: some originals, the poisons, and five times their difference;
 - dynamics: what a clean and a poisoned victim say of the target after each epoch: its logits for its true
   class and for the one it is to be taken for, and the largest of the others;
-- budget: success against budget with Wilson intervals, from summaries of `benchmarks.metapoison_success`.
+- budget: success against budget with Wilson intervals, of studies in
+  benchmarks/results/metapoison_success.json.
+
+A study's directory, as `benchmarks.metapoison_success --out DIR` leaves it, says which data the poison is
+for, how victims are trained and where they start.
 """
 
 from __future__ import annotations
@@ -30,10 +34,10 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from unpoison import data, training
+from benchmarks import metapoison_success
+from unpoison import training
 from unpoison.data import TrainingSet
 from unpoison.threats import PoisonSet, SelfConcealment, TargetedMisclassification
-from unpoison.training import Recipe
 
 
 def draw_loss(options: argparse.Namespace) -> None:
@@ -55,7 +59,8 @@ def draw_loss(options: argparse.Namespace) -> None:
 def draw_poisons(options: argparse.Namespace) -> None:
     """Originals, poisons and what lies between them."""
     poison = PoisonSet.load(options.poison)
-    clean = _clean(options, poison)
+    study = _study(options)
+    clean = study.clean
     count = min(options.count, len(poison))
     before = clean.images[poison.indices[:count]].float()
     after = poison.images[:count].float()
@@ -92,19 +97,19 @@ class Watch(training.Defense):
 def draw_dynamics(options: argparse.Namespace) -> None:
     """The target's logits through a clean and a poisoned training."""
     poison = PoisonSet.load(options.poison)
-    clean = _clean(options, poison)
+    study = _study(options)
+    clean, recipe = study.clean, study.recipe
     goal = poison.goal
     if not isinstance(goal, TargetedMisclassification | SelfConcealment):
         raise SystemExit(f"{options.poison}: its goal {goal.kind!r} has no target images")
-    recipe = Recipe.from_dict(poison.configuration["recipe"])
-    if options.epochs:
-        recipe = dataclasses.replace(recipe, epochs=options.epochs)
+    start = study.start(recipe.model, recipe.width)
     figure, both = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
     for axes, (name, train) in zip(
         both, {"clean": clean, "poisoned": poison.apply(clean)}.items(), strict=True
     ):
         logits: list[Tensor] = []
-        trained = training.train(train, recipe, seed=options.seed, defense=Watch(goal.images, logits))
+        watch = Watch(goal.images, logits)
+        trained = training.train(train, recipe, seed=options.seed, defense=watch, model=start)
         logits.append(training.predict(trained.model, goal.images))
         mean = torch.stack(logits).mean(1)
         named = {clean.class_names[goal.true_label]: goal.true_label}
@@ -121,15 +126,15 @@ def draw_dynamics(options: argparse.Namespace) -> None:
 
 
 def draw_budget(options: argparse.Namespace) -> None:
-    """Success against budget."""
+    """Success against budget, of the victims whose training the adversary expects."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for path in options.summaries:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in summary["rows"]:
-            groups.setdefault((row["attack"], row["victim"]), []).append(row)
-        for (attack, victim), rows in groups.items():
-            rows = sorted(rows, key=lambda row: row["budget"])
+    studies = json.loads(metapoison_success.RESULTS.read_text(encoding="utf-8"))["studies"]
+    for label in options.labels:
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in studies[label]["rows"]:
+            if row["victim"] == "same":
+                groups.setdefault(row["attack"], []).append(row)
+        for attack, rows in groups.items():
             rates = np.array([row["success"]["rate"] for row in rows])
             bounds = np.array([row["success"]["interval"] for row in rows]).T
             axes.errorbar(
@@ -138,25 +143,22 @@ def draw_budget(options: argparse.Namespace) -> None:
                 100 * np.abs(bounds - rates),
                 marker="o",
                 capsize=3,
-                label=f"{attack}, {victim} ({summary['goal']}, n = {rows[0]['success']['trials']})",
+                label=f"{attack}{', ' + label if len(options.labels) > 1 else ''}",
             )
-        control = summary["control"]["success"]["rate"]
-        if control is not None:
-            axes.axhline(100 * control, color="0.6", linestyle=":")
+        for row in studies[label]["control"]:
+            if row["victim"] == "same":
+                axes.axhline(100 * row["success"]["rate"], color="0.6", linestyle=":")
     axes.set(xlabel="budget, % of the training set", ylabel="success, %", ylim=(-3, 103), xscale="log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.legend(frameon=False, fontsize="small")
     figure.savefig(options.out)
 
 
-def _clean(options: argparse.Namespace, poison: PoisonSet) -> TrainingSet:
-    """The set that the poison was crafted for; of `--images`, as the study takes them."""
-    clean = data.load(options.data).train
-    if options.images is not None and options.images < len(clean):
-        each = options.images // clean.num_classes
-        first = [(clean.labels == label).nonzero().squeeze(1)[:each] for label in range(clean.num_classes)]
-        clean = clean.subset(torch.cat(first).sort().values)
-    poison.apply(clean)  # refuses another set
-    return clean
+def _study(options: argparse.Namespace) -> metapoison_success.Study:
+    """The study that lies in `--study`."""
+    written = json.loads((Path(options.study) / "study.json").read_text(encoding="utf-8"))
+    return metapoison_success.Study(metapoison_success.parse(["--out", options.study], **written))
 
 
 def parse() -> argparse.Namespace:
@@ -177,13 +179,11 @@ def parse() -> argparse.Namespace:
         if name == "loss":
             verb.add_argument("poisons", nargs="+")
         elif name == "budget":
-            verb.add_argument("summaries", nargs="+")
+            verb.add_argument("labels", nargs="+")
         else:
             verb.add_argument("poison")
-            verb.add_argument("--data", default="sample")
-            verb.add_argument("--images", type=int, help="the study's --images")
+            verb.add_argument("--study", required=True, help="the directory of the study")
             verb.add_argument("--count", type=int, default=10)
-            verb.add_argument("--epochs", type=int)
             verb.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.metapoison_success --out DIR --data sample
     python -m benchmarks.metapoison_success --out DIR --data 'DIR/cifar10-train-*.parquet' --test FILE \\
-        --images 5000 --source 2 --target 5
+        --rows 10000 11000 --pretraining-rows 0 10000 --recipe '{"width": 16, "epochs": 10}'
 
 The paper's own setting, on a GPU (a preset of the paper brings its recipe and all options but `--stack`):
 
@@ -15,26 +15,31 @@ What is done, each piece once, its result a line of DIR/pieces.jsonl and its art
    the first `--targets` that all of them get right are the targets. The choice sees no poison;
 2. clean victims, with the seeds of the poisoned ones: the control;
 3. poisons for every attack, budget and target. MetaPoison crafts `--together` targets on one ensemble and
-   goes on after the last craft step that was done; other attacks craft on the first choosing network;
-4. victims, each from its own initialisation, for every poison, architecture and seed. A hit is the target
-   predicted as the adversary wants, on the poison as loaded from disk, with the victim in evaluation mode.
+   goes on after the last craft step that was done; other attacks craft on choosing networks, under the same
+   eps, and on the network that victims start from, if there is one;
+4. victims, each with its own seed, for every poison, architecture and seed. A hit is the target predicted as
+   the adversary wants, on the poison as loaded from disk, with the victim in evaluation mode.
 
 `--goal` chooses what is wanted: "targeted" (poisons of the target class), "third-class" (poisons of
-`--third`), "self-concealment" (poisons of the source class), or "fine-tuning" (targeted; victims and
-surrogates start from one network that was trained on the clean set). `--minutes` ends the run after the piece
-at hand, and `--summary` only prints what there is: success by attack, budget and victim with Wilson
-intervals, beside the control. `--write` keeps it as benchmarks/results/metapoison_success.json.
+`--third`) or "self-concealment" (poisons of the source class). With `--pretraining-rows`, victims and
+surrogates start from one network that was trained on those examples, and the surrogates know it; victims of
+another architecture start from their own. `--minutes` ends the run after the piece or the craft step at hand,
+and `--summary` only prints what there is: success by attack, budget and victim with Wilson intervals, beside
+the control. `--write LABEL` keeps it as one study of benchmarks/results/metapoison_success.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
+import functools
 import itertools
 import json
+import platform
+import shlex
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +50,7 @@ from unpoison import data, training
 from unpoison._statistics import Proportion
 from unpoison.attacks import Attack, MetaPoison
 from unpoison.attacks import get as get_attack
-from unpoison.attacks.metapoison import PRESETS
+from unpoison.attacks.metapoison import PRESETS, CraftStep
 from unpoison.data import TrainingSet
 from unpoison.threats import (
     Budget,
@@ -58,7 +63,7 @@ from unpoison.threats import (
 )
 from unpoison.training import Recipe
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "metapoison_success.json"
 CHOOSING_SEED, PRETRAINING_SEED = 1000, 2000
 # The paper's recipe, five times shorter, with its warm-up and its two drops.
 FROM_SCRATCH = Recipe(
@@ -73,14 +78,18 @@ FROM_SCRATCH = Recipe(
     milestones=(20, 30),
     warmup_epochs=2,
 )
-FINE_TUNING = dataclasses.replace(
-    FROM_SCRATCH,
-    model="convnet",
-    epochs=20,
-    learning_rate=0.01,
-    schedule="constant",
-    milestones=(),
-    warmup_epochs=0,
+# That of recipes/matching-cifar10.toml, for a network that has seen other examples.
+PRETRAINING = Recipe(
+    model="convnet-bn",
+    epochs=8,
+    learning_rate=0.1,
+    warmup_epochs=2,
+    schedule="one-cycle",
+    flip=True,
+    crop_padding=4,
+)
+FINE_TUNING = Recipe(
+    model="convnet-bn", epochs=12, batch_size=64, learning_rate=0.02, schedule="one-cycle", warmup_epochs=1
 )
 
 
@@ -111,12 +120,26 @@ class Pieces:
             file.write("\n" * (file.tell() > 0 and not self._whole()) + json.dumps(piece) + "\n")
         self.done[key] = piece
         say(f"{key}: { ({name: value for name, value in piece.items() if name not in ('key', 'right')}) }")
+        self.end_in_time()
+        return piece
+
+    def end_in_time(self) -> None:
+        """End the run where its time is over."""
         if self.ends is not None and time.monotonic() > self.ends:
             raise SystemExit("the minutes are over; the same command goes on from here")
-        return piece
 
     def _whole(self) -> bool:
         return self.path.read_bytes().endswith(b"\n")
+
+
+def rows_of(train: TrainingSet, rows: Sequence[int]) -> TrainingSet:
+    """The examples from the first of `rows` up to the second."""
+    return train.subset(torch.arange(rows[0], min(rows[1], len(train))))
+
+
+def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The recipe with some fields changed."""
+    return Recipe.from_dict({**recipe.to_dict(), **changes})
 
 
 class Study:
@@ -126,7 +149,11 @@ class Study:
         self.options = options
         splits = data.load(options.data, test=options.test)
         assert splits.test is not None
-        train: TrainingSet = splits.train
+        train, self.test = splits.train, splits.test
+        if options.test_rows:
+            self.test = rows_of(self.test, options.test_rows)
+        self.earlier = rows_of(train, options.pretraining_rows) if options.pretraining_rows else None
+        train = rows_of(train, options.rows) if options.rows else train
         if options.images is not None and options.images < len(train):
             # As the public code: the first of each class, as many of each.
             each = options.images // train.num_classes
@@ -134,22 +161,19 @@ class Study:
                 (train.labels == label).nonzero().squeeze(1)[:each] for label in range(train.num_classes)
             ]
             train = train.subset(torch.cat(first).sort().values)
-        self.clean, self.test = train.to(options.device), splits.test
-        self.fine_tuning = options.goal == "fine-tuning"
+        self.clean = train.to(options.device)
         self.published = options.preset not in ("small", "sample")
         if self.published:
-            self.recipe = MetaPoison.preset(options.preset).recipe
-        elif options.data == "sample" and not self.fine_tuning:
-            self.recipe = Recipe.preset("sample")
+            recipe = MetaPoison.preset(options.preset).recipe
+        elif options.data == "sample":
+            recipe = Recipe.preset("sample")
         else:
-            self.recipe = FINE_TUNING if self.fine_tuning else FROM_SCRATCH
-        if options.epochs:
-            self.recipe = dataclasses.replace(self.recipe, epochs=options.epochs)
+            recipe = FINE_TUNING if self.earlier else FROM_SCRATCH
+        self.recipe = changed(recipe, json.loads(options.recipe))
         self.out = Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.keep_to_the_same_study()
         self.pieces = Pieces(self.out / "pieces.jsonl", options.minutes)
-        self.start = self.pretrained() if self.fine_tuning else None
 
     def keep_to_the_same_study(self) -> None:
         """End where the directory belongs to a study with other options; only how much of it may grow."""
@@ -166,25 +190,30 @@ class Study:
                 raise SystemExit(f"{path}: another study, with another {', '.join(differing)}")
         path.write_text(json.dumps(fixed, indent=2) + "\n", encoding="utf-8")
 
-    def pretrained(self) -> nn.Module:
-        """The network that everybody fine-tunes: trained on the clean set from scratch."""
-        recipe = dataclasses.replace(FROM_SCRATCH, model=self.recipe.model)
+    @functools.cache  # noqa: B019  (one study a process)
+    def start(self, model: str, width: int | None) -> nn.Module | None:
+        """The network that everybody fine-tunes, trained on the earlier rows; None from scratch."""
+        if self.earlier is None:
+            return None
+        recipe = changed(PRETRAINING, {"model": model, "width": width})
+        recipe = changed(recipe, json.loads(self.options.pretraining))
+        where = self.out / "pretrained" / f"{model}-{width}"
         return training.train(
-            self.clean, recipe, seed=PRETRAINING_SEED, checkpoints=self.out / "pretrained"
+            self.earlier.to(self.options.device), recipe, seed=PRETRAINING_SEED, checkpoints=where
         ).model
 
     def victim(self, train: TrainingSet, seed: int, model: str | None = None) -> tuple[nn.Module, float]:
         """A network trained on `train`, and the seconds it took."""
         recipe = self.recipe
-        if model:
+        if model and model != "same":
             name, *changes = model.split(",")
-            named = dict(change.split("=", 1) for change in changes)
-            recipe = Recipe.from_dict(
-                {**recipe.to_dict(), "model": name, "width": None}
-                | {key: json.loads(value) for key, value in named.items()}
-            )
+            named = {key: json.loads(value) for key, value in (change.split("=", 1) for change in changes)}
+            if name != "same":
+                named = {"model": name, "width": None} | named
+            recipe = changed(recipe, named)
+        begin = self.start(recipe.model, recipe.width)
         start = time.perf_counter()
-        trained = training.train(train, recipe, seed=seed, model=self.start)
+        trained = training.train(train, recipe, seed=seed, model=begin)
         return trained.model, time.perf_counter() - start
 
     def rights(self, key: str, seed: int, model: str | None = None) -> dict[str, Any]:
@@ -226,10 +255,10 @@ class Study:
         """The attack with the options of the command line."""
         options = self.options
         if name != "metapoison":
-            return get_attack(name)(**json.loads(options.other_options))
+            return get_attack(name)(**({"eps": options.eps} | json.loads(options.others).get(name, {})))
         changes: dict[str, Any] = {
             "recipe": self.recipe,
-            "lifetime": min(options.lifetime, self.recipe.epochs),
+            "lifetime": self.recipe.epochs,
             "surrogates": options.surrogates,
             "steps": options.steps,
             "concentrate": options.concentrate,
@@ -239,8 +268,8 @@ class Study:
         }
         if self.published:
             changes = {"recipe": self.recipe, "together": options.stack}
-        elif self.fine_tuning:
-            changes |= {"start": "pretrained", "unroll": 4}
+        if self.earlier:
+            changes |= {"start": "pretrained"}
         if options.goal == "third-class":
             changes |= {"poison_classes": (options.third,)}
         return MetaPoison.preset(options.preset, **(changes | json.loads(options.options)))
@@ -265,13 +294,10 @@ class Study:
                     goals,
                     self.clean,
                     budget=Budget(share=budget),
-                    surrogate=self.start,
+                    surrogate=self.start(self.recipe.model, self.recipe.width),
                     seed=first,
                     checkpoints=self.out / "crafting" / f"{name}-{budget:g}-{first}",
-                    on_step=lambda steps: say(
-                        f"step {steps[0].step}: losses {[round(step.loss, 2) for step in steps]}, "
-                        f"achieved {[round(step.achieved, 2) for step in steps]}"
-                    ),
+                    on_step=self.tell,
                 )
             else:
                 made = (
@@ -279,7 +305,7 @@ class Study:
                         goals[0],
                         self.clean,
                         budget=Budget(share=budget),
-                        surrogate=self.start or self.surrogate(),
+                        surrogate=self.surrogates(),
                         seed=first,
                     ),
                 )
@@ -294,10 +320,21 @@ class Study:
                 },
             )
 
-    def surrogate(self) -> nn.Module:
-        """The first choosing network, trained again: it is quicker than to keep it."""
-        network, _ = self.victim(self.clean, CHOOSING_SEED)
-        return network
+    def tell(self, steps: Sequence[CraftStep]) -> None:
+        """A line of progress, and the end where the time is over: the step is in its checkpoint."""
+        say(
+            f"step {steps[0].step}: losses {[round(step.loss, 2) for step in steps]}, "
+            f"achieved {[round(step.achieved, 2) for step in steps]}"
+        )
+        self.pieces.end_in_time()
+
+    @functools.cache  # noqa: B019  (one study a process)
+    def surrogates(self) -> list[nn.Module]:
+        """What attacks that need trained networks craft on: choosing networks, and where they start."""
+        start = self.start(self.recipe.model, self.recipe.width)
+        count = self.options.other_surrogates
+        trained = [self.victim(self.clean, CHOOSING_SEED + number)[0] for number in range(count)]
+        return trained if start is None else [start, *trained]
 
     def attacked(self, name: str, budget: float, target: int, model: str, seed: int) -> None:
         """One victim of one poison."""
@@ -332,65 +369,112 @@ class Study:
 
     def summary(self) -> dict[str, Any]:
         """Success by attack, budget and victim, beside what the control makes of the same targets."""
-        groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-        controls: dict[str, list[bool]] = {}
+        groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+        controls: dict[str, dict[str, bool]] = {}
         for key, piece in self.pieces.done.items():
             kind, *names = key.split("/")
             if kind == "victim":
                 name, budget, target, model, seed = names
-                groups.setdefault((name, budget, model), []).append({**piece, "target": int(target)})
+                groups.setdefault((name, float(budget), model), []).append({**piece, "target": target})
                 control = self.pieces.done.get(f"control/{model}/{seed}")
                 if control is not None:
-                    goal = self.goal(int(target))
                     said = torch.tensor([control["predicted"][target]])
-                    controls.setdefault(f"{model}/{seed}/{target}", []).append(bool(goal.achieved(said)[0]))
+                    hit = bool(self.goal(int(target)).achieved(said)[0])
+                    controls.setdefault(model, {})[f"{seed}/{target}"] = hit
         rows = [
             {
                 "attack": name,
-                "budget": float(budget),
+                "budget": budget,
                 "victim": model,
-                "targets": len({piece["target"] for piece in pieces}),
-                "success": Proportion(sum(piece["hit"] for piece in pieces), len(pieces)).to_dict(),
+                "success": proportion(piece["hit"] for piece in pieces),
+                "by_every_victim": proportion(
+                    all(piece["hit"] for piece in pieces if piece["target"] == target)
+                    for target in {piece["target"] for piece in pieces}
+                ),
                 "accuracy": sum(piece["accuracy"] for piece in pieces) / len(pieces),
             }
             for (name, budget, model), pieces in sorted(groups.items())
         ]
-        clean = [hits[0] for hits in controls.values()]
-        accuracies = [
-            piece["accuracy"] for key, piece in self.pieces.done.items() if key.startswith("control/")
+        clean = [
+            {
+                "victim": model,
+                "success": proportion(hits.values()),
+                "accuracy": mean(
+                    piece["accuracy"]
+                    for key, piece in self.pieces.done.items()
+                    if key.startswith(f"control/{model}/")
+                ),
+            }
+            for model, hits in controls.items()
         ]
+        options, metapoison = vars(self.options), self.attack("metapoison")
+        assert isinstance(metapoison, MetaPoison)
         return {
-            "goal": self.options.goal,
-            "data": f"{self.clean.name}, {len(self.clean)} images",
+            "goal": options["goal"],
+            "data": f"{Path(self.clean.name).name}, {len(self.clean)} images",
             "rows": rows,
-            "control": {
-                "success": Proportion(sum(clean), len(clean)).to_dict(),
-                "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
+            "control": clean,
+            "seconds": {
+                kind: round(
+                    sum(piece["seconds"] for key, piece in self.pieces.done.items() if key.startswith(kind))
+                )
+                for kind in ("choosing", "control", "craft/metapoison", "craft/", "victim")
             },
             "recipe": self.recipe.to_dict(),
-            "options": {
-                name: value
-                for name, value in vars(self.options).items()
-                if name not in ("out", "data", "test")
-            },
+            "metapoison": metapoison.configuration(),
+            "command": command(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": {
+                "processor": platform.processor() or platform.machine(),
+                "threads": torch.get_num_threads(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "device": options["device"],
+            },
         }
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def proportion(hits: Iterable[bool]) -> dict[str, Any]:
+    """How many of the trials, with the interval."""
+    hits = list(hits)
+    return Proportion(sum(hits), len(hits)).to_dict()
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def command() -> str:
+    """The command line, without what only this machine knows."""
+    words = [f"DIR/{Path(word).name}" if word.startswith("/") else word for word in sys.argv[1:]]
+    left, skip = [], False
+    for word in words:
+        if skip or word == "--summary":
+            skip = False
+        elif word in ("--minutes", "--threads"):
+            skip = True
+        else:
+            left.append(word)
+    return f"python -m benchmarks.metapoison_success {shlex.join(left)}"
+
+
+def parse(arguments: Sequence[str] | None = None, **defaults: Any) -> argparse.Namespace:
+    """The command line, or `arguments`; other defaults for what they leave out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", required=True, help="the directory of the study")
     parser.add_argument("--data", default="sample")
     parser.add_argument("--test")
-    parser.add_argument("--images", type=int, help="as many of each class; all by default")
-    parser.add_argument(
-        "--goal",
-        default="targeted",
-        choices=["targeted", "third-class", "self-concealment", "fine-tuning"],
-    )
+    parser.add_argument("--test-rows", type=int, nargs=2, help="test on these examples; all by default")
+    parser.add_argument("--rows", type=int, nargs=2, help="train on these examples; all by default")
+    parser.add_argument("--images", type=int, help="of these as many of each class; all by default")
+    parser.add_argument("--pretraining-rows", type=int, nargs=2, help="fine-tune a network trained on these")
+    parser.add_argument("--pretraining", default="{}", help="changes of its recipe, as JSON")
+    parser.add_argument("--recipe", default="{}", help="changes of victims' and surrogates' recipe, as JSON")
+    parser.add_argument("--goal", default="targeted", choices=["targeted", "third-class", "self-concealment"])
     parser.add_argument("--source", type=int, default=2, help="the targets' true class")
     parser.add_argument("--target", type=int, default=5, help="what they are to be taken for")
     parser.add_argument("--third", type=int, default=7, help="the class of the poisons of a third class")
@@ -402,27 +486,28 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=["convnet-bn"],
-        help="victims: an architecture, and changes of its recipe after commas, convnet-bn,weight_decay=2e-4",
+        default=["same"],
+        help="victims: an architecture or `same`, and changes of its recipe after commas: "
+        "same,weight_decay=2e-4",
     )
-    parser.add_argument("--epochs", type=int, help="of victims and surrogates' recipe")
     parser.add_argument("--preset", default="small", choices=sorted(PRESETS))
     parser.add_argument("--surrogates", type=int, default=8)
-    parser.add_argument("--lifetime", type=int, default=24)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--concentrate", type=int, default=12)
     parser.add_argument("--eps", type=float, default=8)
     parser.add_argument("--color", action="store_true", help="add the colour grid")
     parser.add_argument("--options", default="{}", help="more options of MetaPoison, as JSON")
-    parser.add_argument("--other-options", default="{}", help="options of the other attacks, as JSON")
-    parser.add_argument("--together", type=int, default=5, help="targets crafted on one ensemble")
+    parser.add_argument("--others", default="{}", help="options of the other attacks by name, as JSON")
+    parser.add_argument("--other-surrogates", type=int, default=1, help="clean networks they craft on")
+    parser.add_argument("--together", type=int, default=10, help="targets crafted on one ensemble")
     parser.add_argument("--stack", type=int, default=1, help="surrogates at once, for a GPU")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--minutes", type=float, help="end after the piece at hand when they are over")
+    parser.add_argument("--minutes", type=float, help="end when they are over, with what is at hand done")
     parser.add_argument("--summary", action="store_true", help="only print what there is")
-    parser.add_argument("--write", action="store_true", help="keep the summary in benchmarks/results")
-    return parser.parse_args()
+    parser.add_argument("--write", metavar="LABEL", help="keep the summary as this study of the results")
+    parser.set_defaults(**defaults)
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
@@ -434,9 +519,11 @@ def main() -> None:
         study.run()
     summary = study.summary()
     if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / "metapoison_success.json"
-        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        studies = {**kept.get("studies", {}), options.write: summary}
+        kept = {"name": "metapoison_success", "date": summary["date"], "studies": studies}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(summary, indent=2))
 
 
