@@ -28,7 +28,7 @@ from unpoison.evaluation import (
     sweep,
 )
 from unpoison.threats import PoisonSet
-from unpoison.training import Trained, predict
+from unpoison.training import Trained, predict, train
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +258,29 @@ def test_victims_and_surrogates_start_from_one_pretrained_network(
         assert (len(start.history), len(victim.history)) == (2, 3)
         # It learns on where the first one stopped: far better than a fresh network in its first epoch.
         assert victim.history[0].loss < start.history[0].loss
+
+
+def test_retraining_goes_back_to_the_pretrained_network(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text().replace("seeds = [0, 1]", "seeds = [0]")
+    text = text.replace('"tiny.npz"', '"tiny.npz"\nrows = [200, 300]').split("[[detectors]]")[0]
+    text += '[[detectors]]\nname = "deep-knn"\n[[unlearners]]\nname = "retrain"\n'
+    path.write_text(text + "[pretraining]\nrows = [0, 200]\ntraining = { epochs = 2 }\n")
+    work = plan(Experiment.read(path))
+    results = sweep(work, tmp_path / "store", InlineExecutor())
+    assert results.failures == ()
+    stages, store = {stage.key: stage for stage in work.stages}, Store(results.store)
+    row = next(row for row in results.table.to_pylist() if row["control"] == "perfect filter")
+    places = {name: store.place(key) for name, key in stages[row["key"]].inputs.items()}
+    healed = Trained.load(places["healed"] / "model")
+    assert not healed.own_model
+    start = Trained.load(store.place(work.stages[0].key) / "model").model
+    poison = PoisonSet.load(places["poison"] / "poison")
+    splits = load(tmp_path / "tiny.npz")
+    rest = poison.apply(splits.train.subset(torch.arange(200, 300))).without(poison.indices)
+    expected = train(rest, healed.recipe, seed=healed.seed, model=start).model
+    for ours, theirs in zip(healed.model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

@@ -399,8 +399,6 @@ class Experiment:
             first = self.pretraining_recipe(self.pretraining)
             if (first.model, first.width) != (self.recipe.model, self.recipe.width):
                 raise InputError("pretraining: its network must be the one of 'training', model and width")
-            if self.unlearners:
-                raise InputError("unlearners: retrain from scratch; leave them or 'pretraining' out")
         for attack in self.attacks:
             self.surrogate_recipe(attack)
         for defense in self.defenses:

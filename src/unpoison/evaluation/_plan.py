@@ -237,7 +237,7 @@ def _planned(experiment: Experiment, device: str, *, controls_alone: bool) -> Pl
                     trial(judged, {**pair, "findings": findings})
                 for unlearner in experiment.unlearners:
                     healing = {"unlearner": asdict(unlearner), "seed": derive_seed(seed, "heal")}
-                    healed = stage("heal", "heal", healing, {**pair, "findings": findings})
+                    healed = stage("heal", "heal", healing, {**pair, "findings": findings, **start})
                     trial(
                         {**judged, "unlearner": unlearner.label},
                         {**pair, "findings": findings, "healed": healed},

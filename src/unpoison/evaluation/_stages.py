@@ -140,7 +140,15 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
         return
     trained = Trained.load(inputs["victim"] / "model", device=training_set.device)
     unlearner = unlearner_of(UnlearnerChoice(**configuration["unlearner"]))
-    unlearner.heal(trained, training_set, flagged, seed=configuration["seed"]).save(out / "model")
+    seed = configuration["seed"]
+    if "start" in inputs and isinstance(unlearner, unlearners.Retrain):
+        # Exact unlearning goes back to where the victim's own training began.
+        start = Trained.load(inputs["start"] / "model", device=training_set.device).model
+        healed = unlearner.heal(trained, training_set, flagged, seed=seed, start=start)
+        healed = dataclasses.replace(healed, own_model=False)
+    else:
+        healed = unlearner.heal(trained, training_set, flagged, seed=seed)
+    healed.save(out / "model")
 
 
 def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:

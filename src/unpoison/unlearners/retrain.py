@@ -46,6 +46,7 @@ class Retrain(Unlearner):
         seed: int = 0,
         device: torch.device | str | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
+        start: nn.Module | None = None,
     ) -> Trained:
         """A model trained from scratch on the rest.
 
@@ -53,11 +54,14 @@ class Retrain(Unlearner):
         network the architecture is kept; all parameters are drawn anew and trained, frozen ones too, and the
         recipe says only how. (Where a pretrained part should stay as it is, fine-tune the last layers.)
 
+        Arguments:
+            start: the network that training began with, where that was a pretrained one: it is fine-tuned
+                again, on the rest. It must never have seen the examples to forget.
+
         Raises:
             InputError: as `Unlearner.heal`, or the network has a module that cannot be reset.
         """
         rest = retained(training_set, forget, lose_classes=self.lose_classes, method="retrain")
-        start = None
-        if not isinstance(model, Trained) or model.own_model:
+        if start is None and (not isinstance(model, Trained) or model.own_model):
             start = reinitialized(network_of(model), seed=seed).requires_grad_(True)
         return train(rest, recipe_of(model, recipe), seed=seed, model=start, device=device, on_epoch=on_epoch)
