@@ -67,7 +67,13 @@ BATCH = 512
 # Dark and dashed, light and solid: told apart in grey too.
 POISONS = {"color": "#8b1a2b", "linestyle": "--", "marker": "o", "markersize": 4}
 CLEAN = {"color": "#5b9bd5", "linestyle": "-", "marker": "s", "markersize": 3}
-STYLES = (("#8b1a2b", "--", "o"), ("#5b9bd5", "-", "s"), ("#e08e0b", "-.", "^"), ("#2f6b3a", ":", "D"))
+STYLES = (
+    ("#8b1a2b", "--", "o"),
+    ("#5b9bd5", "-", "s"),
+    ("#e08e0b", "-.", "^"),
+    ("#2f6b3a", ":", "D"),
+    ("#777777", "-", "x"),
+)
 
 Numbers = dict[str, Any]
 
@@ -401,7 +407,7 @@ def draw_sizes(trials: Sequence[Numbers]) -> tuple[Figure, Numbers]:
 
 def draw_dynamics(defended: Mapping[str, Sequence[Numbers]]) -> tuple[Figure, Numbers]:
     """How far the drop turns the gradient."""
-    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6, 4.6), layout="constrained")
     numbers: Numbers = {}
     for (name, runs), (color, style, marker) in zip(defended.items(), itertools.cycle(STYLES), strict=False):
         gradient = over(runs, lambda note: note["gradient"])[:, :-1]
@@ -420,7 +426,7 @@ def draw_dynamics(defended: Mapping[str, Sequence[Numbers]]) -> tuple[Figure, Nu
         )
     axes.set(xlabel="epoch", ylabel="norm of the mean gradient", yscale="log")
     axes.locator_params(axis="x", integer=True)
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize="small")
     return figure, numbers
 
 
