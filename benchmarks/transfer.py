@@ -126,14 +126,21 @@ def new_layer(rows: Tensor, labels: Tensor, *, classes: int, rate: float, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "layer"))
         layer = nn.Linear(width, classes)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=DECAY)
-    for epoch in range(epochs):
-        optimizer.param_groups[0]["lr"] = rate * (0.1 if epoch >= epochs * 3 // 4 else 1)
-        order = torch.randperm(count, generator=generator(seed, "order", epoch))
-        for chosen in order.split(BATCH):
-            optimizer.zero_grad()
-            F.cross_entropy(layer(rows[epoch, chosen]), labels[chosen]).backward()
-            optimizer.step()
+    # By hand, as `torch.optim.SGD` does it but twice as fast; the bias is the weight of a column of ones.
+    with torch.no_grad():
+        weights = torch.cat([layer.weight, layer.bias[:, None]], 1)
+        momentum = torch.zeros_like(weights)
+        wanted, ones = F.one_hot(labels, classes).float(), rows.new_ones(count, 1)
+        for epoch in range(epochs):
+            step = rate * (0.1 if epoch >= epochs * 3 // 4 else 1)
+            order = torch.randperm(count, generator=generator(seed, "order", epoch))
+            shuffled = torch.cat([rows[epoch][order], ones], 1)
+            for seen, said in zip(shuffled.split(BATCH), wanted[order].split(BATCH), strict=True):
+                slope = ((seen @ weights.T).softmax(1) - said).T @ seen / len(seen)
+                momentum.mul_(MOMENTUM).add_(slope).add_(weights, alpha=DECAY)
+                weights.sub_(momentum, alpha=step)
+        layer.weight.copy_(weights[:, :-1])
+        layer.bias.copy_(weights[:, -1])
     return layer
 
 

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from unpoison._seeds import derive_seed
+from unpoison._seeds import generator as seeded
 from unpoison.data import TrainingSet
 from unpoison.threats import Setup
 
@@ -71,16 +75,27 @@ def test_victims_see_as_many_of_each_class_and_no_base_twice(transfer: ModuleTyp
         assert places[whole.clean.labels[places] == 2].tolist() == others[:8]
 
 
-def test_the_layer_learns_what_the_features_say(transfer: ModuleType) -> None:
-    labels = torch.arange(90) % 3
+def test_the_layer_is_that_of_plain_descent(transfer: ModuleType) -> None:
+    labels = torch.arange(150) % 3
     generator = torch.Generator().manual_seed(0)
-    rows = torch.eye(3)[labels] + 0.1 * torch.randn(40, 90, 3, generator=generator)
-    layer = transfer.new_layer(rows, labels, classes=3, rate=0.01, seed=0)
-    assert bool((layer(torch.eye(3)).argmax(1) == torch.arange(3)).all())
+    rows = torch.eye(3)[labels] + 0.1 * torch.randn(8, 150, 3, generator=generator)
     state = torch.random.get_rng_state()
-    again = transfer.new_layer(rows, labels, classes=3, rate=0.01, seed=0)
-    assert torch.equal(layer.weight, again.weight)
+    layer = transfer.new_layer(rows, labels, classes=3, rate=0.1, seed=0)
     assert torch.equal(state, torch.random.get_rng_state())
+    assert bool((layer(torch.eye(3)).argmax(1) == torch.arange(3)).all())
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(0, "layer"))
+        other = nn.Linear(3, 3)
+    descent = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
+    for epoch in range(8):
+        descent.param_groups[0]["lr"] = 0.1 if epoch < 6 else 0.01
+        order = torch.randperm(150, generator=seeded(0, "order", epoch))
+        for chosen in (order[:128], order[128:]):
+            descent.zero_grad()
+            F.cross_entropy(other(rows[epoch, chosen]), labels[chosen]).backward()
+            descent.step()
+    assert torch.allclose(layer.weight, other.weight, atol=1e-5)
+    assert torch.allclose(layer.bias, other.bias, atol=1e-5)
 
 
 def test_a_study_is_whole_after_any_number_of_stops(transfer: ModuleType, tmp_path: Path) -> None:

@@ -148,11 +148,8 @@ class FeatureCollision(Attack):
                 [(mine - one).square().sum(1) for mine, one in zip(found, wanted, strict=True)]
             ).sum(0)
 
-        def drawn(images: Tensor) -> Tensor:
-            return pull * (images - clean).square().flatten(1).sum(1)
-
-        def objective(images: Tensor) -> Tensor:
-            return collision(images) + drawn(images)
+        def drawn(images: Tensor, bases: Tensor) -> Tensor:
+            return pull * (images - bases).square().flatten(1).sum(1)
 
         mean = targets.mean(0, keepdim=True)
         poisons = (1 - self.watermark) * clean + self.watermark * mean
@@ -161,17 +158,25 @@ class FeatureCollision(Attack):
         if not self.late:
             poisons = within(poisons, clean, self.eps)
             with torch.no_grad():
-                best = objective(poisons)
+                best = collision(poisons) + drawn(poisons, clean)
+        going = torch.arange(len(clean), device=clean.device)
         for _ in range(self.steps):
-            moving = poisons.detach().requires_grad_()
+            moving = poisons[going].requires_grad_()
             apart = collision(moving)
             (slope,) = torch.autograd.grad(apart.sum(), moving)
             with torch.no_grad():
-                forward = poisons - steps * slope
-                tried = within((forward + steps * pull * clean) / (1 + steps * pull), clean, self.eps)
-                value = apart.detach() + drawn(tried) if self.late else objective(tried)
-                better = value <= best
-                poisons = torch.where(better[:, None, None, None], tried, poisons)
-                best = torch.where(better, value, best)
-                steps = torch.where(better[:, None, None, None], steps, steps * self.shrink)
+                bases, step = clean[going], steps[going]
+                forward = moving - step * slope
+                tried = within((forward + step * pull * bases) / (1 + step * pull), bases, self.eps)
+                value = (apart if self.late else collision(tried)) + drawn(tried, bases)
+                better = value <= best[going]
+                rows = better[:, None, None, None]
+                poisons[going] = torch.where(rows, tried, moving)
+                best[going] = torch.where(better, value, best[going])
+                steps[going] = torch.where(rows, step, step * self.shrink)
+            if self.late:
+                # One that has risen is measured against the same value for ever, and never moves again.
+                going = going[better]
+                if not len(going):
+                    break
         return poisons
