@@ -14,8 +14,7 @@ asked about one wrong answer. The studies:
 - draws: how many there are. The tolerance of the published votes is scaled with them;
 - observations: how many wrong answers are asked about at once;
 - known: a share of the poison has been found and removed by somebody before, the victim is trained without
-  it, and what the calibrated rule finds of the rest is removed as well;
-- detectors: every other detector on gradient matching, and training anew without what it flags.
+  it, and what the calibrated rule finds of the rest is removed as well.
 
 Training anew is what made the victim, from the same start, with another seed. It sees all but the removed
 examples; success is counted on the test images (of gradient matching: one).
@@ -45,7 +44,7 @@ from torch import Tensor, nn
 
 import unpoison.detectors.delta_influence as method
 from benchmarks.influence import machine, say
-from unpoison import attacks, data, detectors
+from unpoison import attacks, data
 from unpoison._artefacts import read_json, write_json
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
@@ -89,7 +88,6 @@ class Settings:
     draws: tuple[int, ...] = (1, 5, 10, 25, 50)
     observations: tuple[int, ...] = (1, 2, 4, 8)
     shares: tuple[float, ...] = (0.5, 0.8, 0.9)
-    others: tuple[str, ...] = tuple(name for name in detectors.names() if name != "delta-influence")
 
 
 @final
@@ -377,32 +375,18 @@ def known(victim: Victim) -> Iterator[Row]:
         yield victim.row("known", "calibrated", setting, {"observed": bool(len(images))}, truth, told, after)
 
 
-def others(victim: Victim) -> Iterator[Row]:
-    """Every other detector."""
-    seed = victim.scene.number
-    for name in victim.settings.others:
-        detector = detectors.get(name, seed=seed)
-        findings = detector.find(victim.model, victim.poisoned, victim.observation())
-        yield victim.row(
-            "detectors", name, "default", victim.judged(findings), victim.without(findings.flagged)
-        )
-
-
 STUDIES: dict[str, Callable[[Victim], Iterable[Row]]] = {
     "complement": complement,
     "changes": changes,
     "draws": draws,
     "observations": observations,
     "known": known,
-    "detectors": others,
 }
 
 
 def asked_of(attack: str) -> tuple[str, ...]:
-    """The studies of an attack: of gradient matching there is one wrong answer; the other detectors are
-    compared on triggers by a recipe."""
-    left_out = "observations" if attack == "gradient-matching" else "detectors"
-    return tuple(study for study in STUDIES if study != left_out)
+    """The studies of an attack: of gradient matching there is one wrong answer."""
+    return tuple(study for study in STUDIES if (attack, study) != ("gradient-matching", "observations"))
 
 
 @functools.lru_cache(maxsize=1)
@@ -624,10 +608,6 @@ _COLUMNS: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
     "known": (
         ["success before", *_FOUND[1:], "success after", "accuracy after"],
         lambda line: [_hits(line, "before_"), *_detection(line)[1:], _hits(line), _accuracy(line)],
-    ),
-    "detectors": (
-        [*_FOUND, "success after", "accuracy after"],
-        lambda line: [*_detection(line), _hits(line), _accuracy(line)],
     ),
 }
 

@@ -60,9 +60,7 @@ def scene(studies: ModuleType) -> Any:
 @pytest.fixture(scope="module")
 def settings(studies: ModuleType) -> Any:
     calibrated = DeltaInfluence(rule=NullDistribution(false_alarm_level=0.4), draws=2)
-    return studies.Settings(
-        calibrated=calibrated, draws=(2,), observations=(1, 2), shares=(0.5,), others=("deep-knn",)
-    )
+    return studies.Settings(calibrated=calibrated, draws=(2,), observations=(1, 2), shares=(0.5,))
 
 
 def test_every_study_runs_once_and_is_told_of(
@@ -137,6 +135,13 @@ def test_the_tolerance_of_votes_goes_with_the_draws(studies: ModuleType) -> None
     assert studies.with_draws(published, 25).rule == Votes(0.0, 1)
     assert studies.with_draws(published, 50) == published
     assert studies.with_draws(published, 1).rule == Votes(0.0, 0)
+
+
+def test_the_page_shows_what_is_kept(studies: ModuleType) -> None:
+    page = (ROOT / "docs/delta_influence.md").read_text(encoding="utf-8")
+    lines = json.loads(studies.RESULTS.read_text(encoding="utf-8"))["lines"]
+    missing = [study for study in studies.STUDIES if studies.table(lines, study) not in page]
+    assert not missing
 
 
 def test_the_recipe_of_gradient_matching_is_what_the_studies_read(studies: ModuleType) -> None:
