@@ -69,11 +69,24 @@ def test_the_p_value_is_the_rank_of_the_statistic_with_each_null_left_out() -> N
     for place in range(1, INPUTS + 1):
         rest = torch.cat([rows[1:place], rows[place + 1 :]])
         excesses.append((rows[place] - rest.mean(0)) / (rest.std(0) + fudge))
-    tops = torch.stack([excess.sort(descending=True).values[[2, 5]] for excess in excesses])
-    statistics = ((tops - tops[1:].mean(0)) / (tops[1:].std(0) + 0.05)).amax(1)
+    tops = torch.stack([excess.sort(descending=True).values[[2, 5, 14]] for excess in excesses])
+    heights = (tops - tops[1:].mean(0)) / (tops[1:].std(0) + 0.05)
+    falls = [heights[:, 0] - heights[:, 1], heights[:, 0] - heights[:, 2], heights[:, 1] - heights[:, 2]]
+    statistics = torch.stack(falls).amax(0)
     found = compare(rows[0], rows[1:], false_discoveries=0.05)
     assert found.statistic == pytest.approx(float(statistics[0]))
     assert found.p_value == (1 + int((statistics[1:] >= statistics[0]).sum())) / (INPUTS + 1)
+
+
+def test_who_is_blamed_on_everybody_is_no_suspect() -> None:
+    """A hard example leans on much of its class; poison is few."""
+    for seed in range(5):
+        rows = draw(INPUTS + 1, seed)
+        few = rows.clone()
+        rows[0] += 2 * rows[1:].std(0)
+        assert compare(rows[0], rows[1:], false_discoveries=0.05).p_value > 1 / (INPUTS + 1)
+        few[0, :8] += 12 * few[1:].std(0)[:8]
+        assert compare(few[0], few[1:], false_discoveries=0.05).p_value == 1 / (INPUTS + 1)
 
 
 def test_the_threshold_keeps_the_false_discoveries() -> None:

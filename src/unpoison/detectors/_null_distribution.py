@@ -7,9 +7,12 @@ same question about m innocent inputs, the null distribution, and compares:
 1. excess       z_j = (c_j - mean over the null of c_j) / (standard deviation over the null of c_j + s0), for
                 every training example j; s0, the median of these deviations, keeps examples that are hardly
                 ever blamed from looking extreme (as in Tusher, Tibshirani and Chu, 2001).
-2. verdict      the statistic is how far the k-th largest excess, for several k, lies above what it is for the
-                null inputs, each compared with the other m - 1. Its p-value is its rank among them: exact for
-                an exchangeable suspect, whatever the distribution, and never below 1 / (m + 1).
+2. verdict      how far the k-th largest excess lies above what it is for the null inputs, each compared with
+                the other m - 1, is known for several k; the statistic is the largest fall from one k to a
+                deeper one. Poison is few and stands out alone: behind the last of it the excess falls to what
+                it is for anybody. A hard example leans on much of its class, so that its excess is high at
+                every depth. The p-value is the rank among the null inputs: exact for an exchangeable suspect,
+                whatever the distribution, and never below 1 / (m + 1).
 3. flags        the lowest threshold above which the examples that a null input puts there are, on average, at
                 most a given share of those the suspect puts there: the empirical false discovery rate
                 (Storey, 2002).
@@ -25,8 +28,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-# The statistic looks at the k-th largest excess for k at these shares of the training set: poison budgets.
-_SHARES = (0.0006, 0.001, 0.002, 0.004, 0.01, 0.02, 0.04)
+# The statistic looks at the k-th largest excess for k at these shares of the training set: poison budgets,
+# and a depth below which there is none.
+_SHARES = (0.0006, 0.001, 0.002, 0.004, 0.01, 0.02, 0.04, 0.1)
 
 
 @final
@@ -37,7 +41,7 @@ class Excess:
     Arguments:
         excess: Float[n], how much more each example is blamed for the suspect than for innocent inputs.
         p_value: how often an innocent input would look at least as guilty.
-        statistic: of the suspect, in standard deviations over the null inputs.
+        statistic: the largest fall of the suspect, in standard deviations over the null inputs.
         threshold: excess above which examples are flagged; infinite when none can be.
     """
 
@@ -81,11 +85,22 @@ def compare(
     depths = sorted({min(max(3, round(share * examples)), examples) for share in _SHARES})
     tops = torch.cat([excess[None], null_excess]).topk(depths[-1], dim=1).values[:, [k - 1 for k in depths]]
     centre, spread = tops[1:].mean(0), tops[1:].std(0) + 0.05
-    statistics = ((tops - centre) / spread).amax(1)
+    statistics = _largest_fall((tops - centre) / spread)
     p_value = (1 + int((statistics[1:] >= statistics[0]).sum())) / (count + 1)
 
     threshold = _threshold(excess, null_excess, false_discoveries)
     return Excess(excess, p_value, float(statistics[0]), threshold)
+
+
+def _largest_fall(heights: Tensor) -> Tensor:
+    """Float[m] of Float[m k]: the most by which a later number of a row lies below an earlier one.
+
+    Of a single depth there is no fall, and its height is taken.
+    """
+    if heights.shape[1] == 1:
+        return heights[:, 0]
+    lowest_after = heights.flip(1).cummin(1).values.flip(1)[:, 1:]
+    return (heights[:, :-1] - lowest_after).amax(1)
 
 
 def _threshold(excess: Tensor, null_excess: Tensor, false_discoveries: float) -> float:
