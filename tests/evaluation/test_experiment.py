@@ -46,6 +46,18 @@ def test_a_recipe_holds_what_it_says() -> None:
     json.dumps(experiment.to_dict(), allow_nan=False)
 
 
+def test_attacks_of_one_name_are_told_apart() -> None:
+    one = {"name": "gradient-matching", "budget": 0.1, "options": {"steps": 5, "augmentation": "crop"}}
+    other = {**one, "options": {"steps": 5, "eps": 8}, "surrogates": 2}
+    attacks = [{"name": "badnets", "budget": 0.1}, one, other]
+    experiment = Experiment.from_dict({**values(), "attacks": attacks})
+    assert [experiment.attack_label(choice) for choice in experiment.attacks] == [
+        "badnets",
+        "gradient-matching (augmentation crop)",
+        "gradient-matching (eps 8, surrogates 2)",
+    ]
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_the_recipes_of_the_project_can_be_read(path: Path) -> None:
     experiment = Experiment.read(path)

@@ -434,6 +434,16 @@ class Experiment:
         anew = "preset" in attack.surrogate
         return _recipe(attack.surrogate if anew else {**self.training, **attack.surrogate})
 
+    def attack_label(self, choice: AttackChoice) -> str:
+        """What an attack is called in tables: its name, and how it differs from others of that name."""
+        rivals = [_settings(one) for one in self.attacks if one.name == choice.name]
+        own = {
+            key: value
+            for key, value in _settings(choice).items()
+            if any(rival.get(key) != value for rival in rivals)
+        }
+        return _label(choice.name, "", own)
+
     def pretraining_recipe(self, pretraining: Pretraining) -> Recipe:
         """How the network that everybody starts from is trained.
 
@@ -495,6 +505,14 @@ def _recipe(changes: Mapping[str, Any]) -> Recipe:
     others = {key: value for key, value in changes.items() if key != "preset"}
     preset = changes.get("preset")
     return Recipe.from_dict(others) if preset is None else Recipe.preset(preset, **others)
+
+
+def _settings(choice: AttackChoice) -> dict[str, Any]:
+    """All of an attack but its budget, which has a column of its own."""
+    settings: dict[str, Any] = {**choice.options, "trigger": choice.trigger, **choice.surrogate}
+    if choice.surrogates is not None:
+        settings["surrogates"] = choice.surrogates
+    return settings
 
 
 def _check_rows(key: str, rows: tuple[int, int] | None) -> None:

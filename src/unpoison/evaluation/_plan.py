@@ -174,7 +174,7 @@ def _planned(experiment: Experiment, device: str, *, controls_alone: bool) -> Pl
         for budget, target, seed in product(_budgets(choice), targets, experiment.seeds):
             budget.count_in(len(splits.train))
             words = {
-                "attack": choice.name,
+                "attack": experiment.attack_label(choice),
                 "budget": float(budget.share if budget.share is not None else budget.count or 0),
                 "source": names[target["source"]],
                 "target": names[target["target"]],
