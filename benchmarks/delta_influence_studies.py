@@ -538,15 +538,15 @@ def kept(out: Path) -> tuple[list[Row], dict[str, float]]:
     return rows, seconds
 
 
-def summary(rows: Iterable[Row]) -> list[Row]:
-    """A line for each study, attack, detector and setting: sums of counts, means of the rest."""
+def summary(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """For each study a line for each attack, detector and setting: sums of counts, means of the rest."""
     groups: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
         key = (row["study"], row["attack"], row["detector"], row["setting"])
         groups.setdefault(key, []).append(row)
-    lines = []
+    lines: dict[str, list[Row]] = {study: [] for study in STUDIES}
     for (study, attack, detector, setting), own in groups.items():
-        line: Row = {"study": study, "attack": attack, "detector": detector, "setting": setting}
+        line: Row = {"attack": attack, "detector": detector, "setting": setting}
         line["trials"] = len(own)
         for name in ("flagged", "caught", "poisons", "removed", "successes", "inputs", "correct", "tested"):
             for full in (name, f"before_{name}"):
@@ -558,7 +558,7 @@ def summary(rows: Iterable[Row]) -> list[Row]:
                 line[name] = statistics.fmean(values)
         if any("found" in row for row in own):
             line["found"] = sum(bool(row.get("found")) for row in own)
-        lines.append(line)
+        lines[study].append(line)
     return lines
 
 
@@ -613,14 +613,13 @@ _COLUMNS: dict[str, tuple[list[str], Callable[[Row], list[str]]]] = {
 
 
 def table(lines: Iterable[Row], study: str) -> str:
-    """The Markdown table of a study."""
+    """The Markdown table of a study's lines."""
     names, cells = _COLUMNS[study]
     heads = ["attack", "detector", "setting", "trials", *names]
     rows = [heads, ["---"] * len(heads)]
     for line in lines:
-        if line["study"] == study:
-            words = [line["attack"], line["detector"], line["setting"], str(line["trials"])]
-            rows.append([*words, *cells(line)])
+        words = [line["attack"], line["detector"], line["setting"], str(line["trials"])]
+        rows.append([*words, *cells(line)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -647,8 +646,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Do what is missing, print, and keep the record."""
     options = parse(arguments)
     if options.tables:
-        lines = json.loads(RESULTS.read_text(encoding="utf-8"))["lines"]
-        print("\n\n".join(table(lines, study) for study in STUDIES))
+        record = json.loads(RESULTS.read_text(encoding="utf-8"))
+        print("\n\n".join(table(record[study], study) for study in STUDIES))
         return
     torch.set_num_threads(1)
     wanted = []
@@ -667,18 +666,16 @@ def main(arguments: list[str] | None = None) -> None:
         say(f"{left} pieces are left; give the same command again")
     rows, seconds = kept(options.out)
     record = {
-        "name": "delta_influence_studies",
         "date": datetime.now(UTC).date().isoformat(),
         "command": "python -m benchmarks.delta_influence_studies --out STORE --json",
         "machine": machine(1),
-        "lines": summary(rows),
-        "rows": rows,
+        **summary(rows),
         "seconds": seconds,
     }
     if not options.no_write:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(record if options.json else record["lines"], ensure_ascii=False))
+    print(json.dumps(record if options.json else record["seconds"], ensure_ascii=False))
 
 
 if __name__ == "__main__":
