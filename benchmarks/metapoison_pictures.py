@@ -10,8 +10,7 @@
 - poisons: some originals, the poisons, and five times their difference;
 - dynamics: what a clean and a poisoned victim say of the target after each epoch: its logits for its true
   class and for the one it is to be taken for, and the largest of the others;
-- budget: success against budget with Wilson intervals, of studies in
-  benchmarks/results/metapoison_success.json.
+- budget: success against budget with Wilson intervals, of benchmarks/results/metapoison_success_LABEL.json.
 
 A study's directory, as `benchmarks.metapoison_success --out DIR` leaves it, says which data the poison is
 for, how victims are trained and where they start.
@@ -128,29 +127,34 @@ def draw_dynamics(options: argparse.Namespace) -> None:
 def draw_budget(options: argparse.Namespace) -> None:
     """Success against budget, of the victims whose training the adversary expects."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    studies = json.loads(metapoison_success.RESULTS.read_text(encoding="utf-8"))["studies"]
+    budgets: set[float] = set()
+    lines = 0
     for label in options.labels:
+        path = metapoison_success.RESULTS / f"metapoison_success_{label}.json"
+        study = json.loads(path.read_text(encoding="utf-8"))
         groups: dict[str, list[dict[str, Any]]] = {}
-        for row in studies[label]["rows"]:
+        for row in study["rows"]:
             if row["victim"] == "same":
                 groups.setdefault(row["attack"], []).append(row)
         for attack, rows in groups.items():
             rates = np.array([row["success"]["rate"] for row in rows])
             bounds = np.array([row["success"]["interval"] for row in rows]).T
+            budgets |= {100 * row["budget"] for row in rows}
+            lines += 1
             axes.errorbar(
-                [100 * row["budget"] for row in rows],
+                [100 * row["budget"] * 1.02**lines for row in rows],  # beside each other
                 100 * rates,
                 100 * np.abs(bounds - rates),
                 marker="o",
                 capsize=3,
                 label=f"{attack}{', ' + label if len(options.labels) > 1 else ''}",
             )
-        for row in studies[label]["control"]:
+        for row in study["control"]:
             if row["victim"] == "same":
                 axes.axhline(100 * row["success"]["rate"], color="0.6", linestyle=":")
     axes.set(xlabel="budget, % of the training set", ylabel="success, %", ylim=(-3, 103), xscale="log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.set_xticks(sorted(budgets), [f"{budget:g}" for budget in sorted(budgets)])
+    axes.set_xticks([], minor=True)
     axes.legend(frameon=False, fontsize="small")
     figure.savefig(options.out)
 

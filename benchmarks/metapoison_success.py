@@ -25,7 +25,7 @@ What is done, each piece once, its result a line of DIR/pieces.jsonl and its art
 surrogates start from one network that was trained on those examples, and the surrogates know it; victims of
 another architecture start from their own. `--minutes` ends the run after the piece or the craft step at hand,
 and `--summary` only prints what there is: success by attack, budget and victim with Wilson intervals, beside
-the control. `--write LABEL` keeps it as one study of benchmarks/results/metapoison_success.json.
+the control. `--write LABEL` keeps it as benchmarks/results/metapoison_success_LABEL.json.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from unpoison.threats import (
 )
 from unpoison.training import Recipe
 
-RESULTS = Path(__file__).parent / "results" / "metapoison_success.json"
+RESULTS = Path(__file__).parent / "results"
 CHOOSING_SEED, PRETRAINING_SEED = 1000, 2000
 # The paper's recipe, five times shorter, with its warm-up and its two drops.
 FROM_SCRATCH = Recipe(
@@ -505,7 +505,7 @@ def parse(arguments: Sequence[str] | None = None, **defaults: Any) -> argparse.N
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="end when they are over, with what is at hand done")
     parser.add_argument("--summary", action="store_true", help="only print what there is")
-    parser.add_argument("--write", metavar="LABEL", help="keep the summary as this study of the results")
+    parser.add_argument("--write", metavar="LABEL", help="keep the summary among the results under this name")
     parser.set_defaults(**defaults)
     return parser.parse_args(arguments)
 
@@ -519,11 +519,9 @@ def main() -> None:
         study.run()
     summary = study.summary()
     if options.write:
-        kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        studies = {**kept.get("studies", {}), options.write: summary}
-        kept = {"name": "metapoison_success", "date": summary["date"], "studies": studies}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"metapoison_success_{options.write}.json"
+        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(summary, indent=2))
 
 
