@@ -24,6 +24,7 @@ README: Final = "README.md"
 PAGE: Final = "docs/benchmarks.md"
 UNLEARNING: Final = "docs/unlearning.md"
 DEFENSES: Final = "docs/defenses.md"
+DETECTORS: Final = "docs/detectors.md"
 RESULTS: Final = ("benchmarks/results", "recipes/results")
 BEGIN: Final = "<!-- numbers -->"
 END: Final = "<!-- /numbers -->"
@@ -757,6 +758,39 @@ def defenses(record: Record | None) -> str:
     return "\n\n".join((table(header, rows), provenance(record)))
 
 
+def found_by(record: Record | None) -> str:
+    """Every detector of a recipe: how it ranks, what it flags, and what the attack can do afterwards."""
+    if record is None:
+        return f"{NOT_MEASURED.capitalize()}."
+    header = (
+        "attack",
+        "detector",
+        "average precision",
+        "poison flagged",
+        "of the flagged, poison",
+        "attack success after retraining",
+        "accuracy",
+    )
+    rows = []
+    for line in record["lines"]:
+        if line["control"] == "random filter":
+            continue
+        judged = line["detector"] != "none"
+        mean = line["average_precision"]["mean"]
+        rows.append(
+            [
+                line["attack"],
+                line["detector"] if judged else line["control"],
+                f"{mean:.3f}" if judged and mean is not None else "",
+                percent({"rate": line["caught"]}, "rate") if judged else "",
+                percent({"rate": line["precision"]}, "rate") if judged else "",
+                f"{100 * line['success_rate']['mean']:.1f} %",
+                f"{100 * line['clean_accuracy']['mean']:.1f} %",
+            ]
+        )
+    return "\n\n".join((table(header, rows), provenance(record)))
+
+
 def generic(record: Record) -> Iterator[str]:
     """Any record: what is flat as one table, each nested part as another."""
     hidden = ("machine", "device", "versions", "date", "started", "command", "schema")
@@ -836,12 +870,14 @@ def written(root: Path = ROOT) -> dict[str, str]:
     told = f"{NOT_MEASURED.capitalize()}."
     if record is not None:
         told = "\n\n".join((*unlearning(record), provenance(record)))
+    tracing_page = (root / DETECTORS).read_text(encoding="utf-8")
     withstanding = (root / DEFENSES).read_text(encoding="utf-8")
     return {
         README: in_readme(readme, results),
         PAGE: page(results, root),
         UNLEARNING: between_markers(UNLEARNING, healing, told),
         DEFENSES: between_markers(DEFENSES, withstanding, defenses(results.get(MATCHING))),
+        DETECTORS: between_markers(DETECTORS, tracing_page, found_by(results.get("detectors-sample"))),
     }
 
 

@@ -250,6 +250,25 @@ def test_the_page_of_defenses_names_each(tables: ModuleType) -> None:
     assert "| epic (a) | 1 of 10 (2 to 40 %) | 66.0 % | 10.0 % | 50.0 % | 1.5 |" in told
 
 
+def test_the_page_of_detectors_names_each(tables: ModuleType) -> None:
+    assert tables.found_by(None) == "Not measured."
+    few = {"rate": 0.5, "successes": 5, "trials": 10}
+    nothing = {"rate": None, "successes": 0, "trials": 0}
+    lines = [
+        {
+            **line("badnets", detector=detector, control=control, precision=0.9),
+            "caught": few,
+            "precision": few if detector != "none" else nothing,
+            "success_rate": {"mean": 0.25},
+        }
+        for detector, control in (("none", "no attack"), ("trak", ""), ("random, as many", "random filter"))
+    ]
+    told = tables.found_by({"lines": lines})
+    assert "| badnets | no attack |  |  |  | 25.0 % | 66.0 % |" in told
+    assert "| badnets | trak | 0.900 | 50.0 % (5 of 10) | 50.0 % (5 of 10) | 25.0 % | 66.0 % |" in told
+    assert "random" not in told
+
+
 def test_without_results_nothing_is_claimed(tables: ModuleType, tmp_path: Path) -> None:
     rows = tables.numbers({}).splitlines()[2:]
     assert rows
