@@ -52,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.influence import machine, peak_bytes
+from benchmarks.influence import machine
 from benchmarks.metapoison_success import Pieces
 from unpoison import data, training
 from unpoison._artefacts import atomic_file
@@ -472,7 +472,6 @@ class Study:
             "controls": controls,
             "pairs": pairs,
             "set_ups_hit": hits,
-            "peak_bytes": {"process": peak_bytes()},
         }
 
 
