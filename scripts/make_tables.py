@@ -229,6 +229,36 @@ def defended(defense: str) -> Callable[[Record], str]:
     return value
 
 
+def metapoison_success(record: Record) -> str:
+    """Victims like the adversary's at 2 %, and those of gradient matching."""
+    found = {
+        row["attack"]: percent({"rate": row["success"]}, "rate", interval=row["attack"] == "metapoison")
+        for row in record.get("rows", [])
+        if row["budget"] == 0.02 and row["victim"] == "same"
+    }
+    if "metapoison" not in found:
+        return NOT_MEASURED
+    rival = found.get("gradient-matching", NOT_MEASURED)
+    return f"{found['metapoison']}; gradient matching: {rival}"
+
+
+def transferred(record: Record) -> str:
+    """White box, with the layer that fits."""
+    found = {
+        row["attack"]: row["success"]
+        for row in record.get("rows", [])
+        if row["knowledge"] == "white box" and row["layer"] == "not augmented, fitted"
+    }
+    told = [
+        f"{100 * found[name]['rate']:.0f} %"
+        for name in ("feature-collision-released", "convex-polytope", "bullseye-polytope")
+        if name in found
+    ]
+    if len(told) < 3:
+        return NOT_MEASURED
+    return f"{', '.join(told)} (n = {found['bullseye-polytope']['trials']}; feature collision as released)"
+
+
 def least_trigger(record: Record) -> str:
     """Of the attacks that change labels at their published budget, the one that succeeds least often."""
     rates = {
@@ -378,6 +408,20 @@ ROWS: Final = (
         "≥ 3x",
         ratio("port, to concentrated"),
         "python -m benchmarks.metapoison --json",
+    ),
+    Row(
+        "MetaPoison, 2 % of a fine-tuning set: targets hit; gradient matching",
+        "metapoison_success_fine_tuning",
+        "more than half; MetaPoison ahead",
+        metapoison_success,
+        "python -m benchmarks.metapoison_success",
+    ),
+    Row(
+        "feature collision, convex polytope, Bullseye on published transfer set-ups, fitted layer",
+        "transfer",
+        "the published order: 22, 33, 85 %",
+        transferred,
+        "python -m benchmarks.transfer",
     ),
     Row(
         "convex polytope, a step, against a loop over poisons",

@@ -149,6 +149,35 @@ RESULTS: dict[str, Mapping[str, Any]] = {
             line("gradient-matching", defense="random-drop like epic (b)", hits=0, control="random drop"),
         ]
     },
+    "metapoison_success_fine_tuning": {
+        "rows": [
+            {"attack": attack, "budget": 0.02, "victim": victim, "success": success}
+            for attack, victim, success in (
+                (
+                    "metapoison",
+                    "same",
+                    {"rate": 0.75, "successes": 15, "trials": 20, "interval": [0.53, 0.89]},
+                ),
+                ("metapoison", "vgg11", {"rate": 0.0, "successes": 0, "trials": 20, "interval": [0.0, 0.2]}),
+                ("gradient-matching", "same", {"rate": 0.7, "successes": 14, "trials": 20}),
+            )
+        ]
+    },
+    "transfer": {
+        "rows": [
+            {
+                "attack": attack,
+                "knowledge": "white box",
+                "layer": "not augmented, fitted",
+                "success": {"rate": rate, "successes": 1, "trials": 20},
+            }
+            for attack, rate in (
+                ("feature-collision-released", 0.15),
+                ("convex-polytope", 0.35),
+                ("bullseye-polytope", 1.0),
+            )
+        ]
+    },
     "triggers": {
         "attacks": {
             "badnets": {"labels": "dirty", "success": {"rate": 0.99, "successes": 99, "trials": 100}},
@@ -195,6 +224,8 @@ def test_every_known_result_is_told(tables: ModuleType) -> None:
         "0.990 (n = 4); trak: 0.700",
         "10.0 % (1 of 10), 1.8 to 40.4 %; accuracy 66.0 %",
         "95.0 % (95 of 100): wanet, of 2",
+        "75.0 % (15 of 20), 53.0 to 89.0 %; gradient matching: 70.0 % (14 of 20)",
+        "15 %, 35 %, 100 % (n = 20; feature collision as released)",
     ):
         assert words in told, words
     assert "not measured | published: 99.1 % → 0.4 %" in tables.numbers(RESULTS, tables.GPU_ROWS)
