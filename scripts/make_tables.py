@@ -802,6 +802,11 @@ def defenses(record: Record | None) -> str:
     return "\n\n".join((table(header, rows), provenance(record)))
 
 
+def _found(results: Mapping[str, Record]) -> str:
+    names = ("detectors-sample", "detectors-matching")
+    return "\n\n".join(found_by(results.get(name)) for name in names)
+
+
 def found_by(record: Record | None) -> str:
     """Every detector of a recipe: how it ranks, what it flags, and what the attack can do afterwards."""
     if record is None:
@@ -921,7 +926,7 @@ def written(root: Path = ROOT) -> dict[str, str]:
         PAGE: page(results, root),
         UNLEARNING: between_markers(UNLEARNING, healing, told),
         DEFENSES: between_markers(DEFENSES, withstanding, defenses(results.get(MATCHING))),
-        DETECTORS: between_markers(DETECTORS, tracing_page, found_by(results.get("detectors-sample"))),
+        DETECTORS: between_markers(DETECTORS, tracing_page, _found(results)),
     }
 
 
