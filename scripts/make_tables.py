@@ -368,6 +368,13 @@ ROWS: Final = (
         "unpoison bench recipes/detectors-sample.toml",
     ),
     Row(
+        "the same on gradient matching, a fine-tuned network",
+        "detectors-matching",
+        "the highest",
+        finding("gradient-matching"),
+        "unpoison bench recipes/detectors-matching.toml",
+    ),
+    Row(
         "one round of EPIC's selection on 50,000 examples, against submodlib",
         "selection",
         "≥ 25x",
