@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any, final
@@ -38,15 +39,23 @@ from unpoison import training
 from unpoison.data import TrainingSet
 from unpoison.threats import PoisonSet, SelfConcealment, TargetedMisclassification
 
+# Dark and dashed, light and solid: told apart in grey too.
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#8b1a2b", "linestyle": "--", "marker": "o"},
+    {"color": "#5b9bd5", "linestyle": "-", "marker": "s"},
+    {"color": "#2f6b3a", "linestyle": ":", "marker": "D"},
+    {"color": "#e08e0b", "linestyle": "-.", "marker": "^"},
+)
+
 
 def draw_loss(options: argparse.Namespace) -> None:
     """The ensemble's losses against the craft step."""
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for directory in options.poisons:
+    for directory, style in zip(options.poisons, itertools.cycle(STYLES), strict=False):
         history = PoisonSet.load(directory).configuration["history"]
         steps = [step["step"] for step in history]
         losses = np.array([step["losses"] for step in history])
-        (line,) = axes.plot(steps, losses.mean(1), marker=".", label=Path(directory).name)
+        (line,) = axes.plot(steps, losses.mean(1), **style, markersize=4, label=Path(directory).name)
         axes.fill_between(steps, losses.min(1), losses.max(1), alpha=0.2, color=line.get_color(), linewidth=0)
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set(xlabel="craft step", ylabel="adversarial loss")
@@ -114,11 +123,11 @@ def draw_dynamics(options: argparse.Namespace) -> None:
         named = {clean.class_names[goal.true_label]: goal.true_label}
         if isinstance(goal, TargetedMisclassification):
             named[clean.class_names[goal.target]] = goal.target
-        for label, place in named.items():
-            axes.plot(mean[:, place], label=label)
+        for (label, place), style in zip(named.items(), STYLES[1::-1], strict=False):
+            axes.plot(mean[:, place], **style, markersize=4, label=label)
         others = [place for place in range(mean.shape[1]) if place not in named.values()]
         if others:
-            axes.plot(mean[:, others].amax(1), color="0.6", label="largest other")
+            axes.plot(mean[:, others].amax(1), color="0.5", linewidth=0.8, label="largest other")
         axes.set(title=f"{name} victim", xlabel="epochs", ylabel="the target's logits" * (name == "clean"))
     both[0].legend(frameon=False)
     figure.savefig(options.out)
@@ -145,7 +154,7 @@ def draw_budget(options: argparse.Namespace) -> None:
                 [100 * row["budget"] * 1.02**lines for row in rows],  # beside each other
                 100 * rates,
                 100 * np.abs(bounds - rates),
-                marker="o",
+                **STYLES[(lines - 1) % len(STYLES)],
                 capsize=3,
                 label=f"{attack}{', ' + label if len(options.labels) > 1 else ''}",
             )
