@@ -1,20 +1,21 @@
-"""What the attacks in feature space share: their goal, their bases, and the features of several networks."""
+"""What the attacks in feature space share: where they begin and end, and the features of several networks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Literal, final
+from dataclasses import dataclass
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison._seeds import derive_seed, generator
-from unpoison.attacks._stamping import device_of, last_linear
+from unpoison.attacks._stamping import device_of, last_linear, networks, rounded
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import FeatureTap
-from unpoison.threats import Budget, Goal, TargetedMisclassification
+from unpoison.threats import Budget, Goal, PoisonSet, TargetedMisclassification
 
 Side = Literal["output", "input"]
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -70,6 +71,105 @@ def drawn_bases(
 
 
 @final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scene:
+    """What a craft begins with, on the device of the first network, and how it ends.
+
+    Arguments:
+        attack: its name.
+        goal: whom the poisons are about.
+        training_set: the clean set.
+        budget: how many poisons.
+        seed: of the draw of the bases.
+        indices: Int64[k], the bases, ascending.
+        models: the surrogates.
+        clean: Float[k c h w] in [0, 1], the bases' images.
+        targets: Float[m c h w] in [0, 1].
+    """
+
+    attack: str
+    goal: TargetedMisclassification
+    training_set: TrainingSet
+    budget: Budget
+    seed: int
+    indices: Tensor
+    models: tuple[nn.Module, ...]
+    clean: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        attack: str,
+        goal: Goal,
+        training_set: TrainingSet,
+        *,
+        bases: Sequence[int],
+        budget: Budget,
+        surrogate: nn.Module | Sequence[nn.Module] | None,
+        seed: int,
+    ) -> Scene:
+        """The scene of one craft.
+
+        Raises:
+            InputError: the goal is not a targeted misclassification, there is no surrogate, or the budget is
+                more than there are bases.
+        """
+        targeted = as_targeted(attack, goal, training_set)
+        indices = drawn_bases(attack, targeted, training_set, bases, budget=budget, seed=seed)
+        models = networks(attack, surrogate)
+        device = device_of(models[0], training_set.device)
+        return cls(
+            attack=attack,
+            goal=targeted,
+            training_set=training_set,
+            budget=budget,
+            seed=seed,
+            indices=indices,
+            models=models,
+            clean=training_set.subset(indices).images.to(device).float() / 255,
+            targets=targeted.images.to(device).float() / 255,
+        )
+
+    def descended(
+        self, loss_of: Callable[[Tensor], Tensor], *, steps: int, step_size: float, eps: float
+    ) -> Tensor:
+        """Float[k c h w] in [0, 1]: the bases after steps of Adam down a loss of all images, within eps.
+
+        Steps are in standard deviations of each channel's pixels, as on standardised images.
+        """
+        deviations = torch.tensor(self.training_set.channel_statistics[1], device=self.clean.device)
+        spread = deviations.view(1, -1, 1, 1)
+        scaled = (self.clean / spread).requires_grad_()
+        optimizer = torch.optim.Adam([scaled], lr=step_size)
+        for _ in range(steps):
+            (scaled.grad,) = torch.autograd.grad(loss_of(scaled * spread), scaled)
+            optimizer.step()
+            with torch.no_grad():
+                scaled.copy_(within(scaled * spread, self.clean, eps) / spread)
+        return scaled.detach() * spread
+
+    def finished(self, poisons: Tensor, *, eps: float, configuration: Mapping[str, Any]) -> PoisonSet:
+        """The poison set of Float[k c h w] images in [0, 1], rounded within eps."""
+        chosen = self.training_set.subset(self.indices)
+        change = ((poisons - self.clean) * 255).to(self.training_set.device)
+        return PoisonSet.of(
+            self.training_set,
+            indices=self.indices,
+            images=rounded(chosen.images, change, eps),
+            given_labels=chosen.labels,
+            goal=self.goal,
+            attack=self.attack,
+            configuration={
+                **configuration,
+                "budget": self.budget.to_json(),
+                "surrogates": len(self.models),
+            },
+            seed=self.seed,
+        )
+
+
+@final
 class Reader:
     """The features of several networks for a batch of images, differentiable.
 
@@ -77,7 +177,8 @@ class Reader:
         attack: its name, for messages.
         models: the networks; in eval mode while they are read.
         layers: modules whose outputs are the features, each apart; empty for the input of the last linear
-        layer. draws: with more than one, dropout is on and features are the mean over so many draws.
+            layer.
+        draws: with more than one, dropout is on and features are the mean over so many draws.
         seed: of dropout.
     """
 

@@ -24,12 +24,12 @@ from dataclasses import asdict, dataclass
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unpoison._seeds import derive_seed
 from unpoison.attacks._attack import Attack
-from unpoison.attacks._feature_space import Reader, as_targeted, drawn_bases, within
-from unpoison.attacks._stamping import device_of, frozen, networks, rounded
+from unpoison.attacks._feature_space import Reader, Scene
+from unpoison.attacks._stamping import frozen
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats import Budget, Goal, PoisonSet
@@ -94,42 +94,22 @@ class BullseyePolytope(Attack):
             InputError: the goal is not a targeted misclassification, there is no surrogate, the budget is
                 more than there are bases, or a layer is not one of the surrogate's.
         """
-        targeted = as_targeted(_NAME, goal, training_set)
-        indices = drawn_bases(_NAME, targeted, training_set, self.bases, budget=budget, seed=seed)
-        models = networks(_NAME, surrogate)
-        reader = Reader(
-            _NAME, models, self.layers, draws=self.draws, seed=derive_seed(seed, _NAME, "dropout")
+        scene = Scene.of(
+            _NAME, goal, training_set, bases=self.bases, budget=budget, surrogate=surrogate, seed=seed
         )
-        device = device_of(models[0], training_set.device)
-        chosen = training_set.subset(indices)
-        clean = chosen.images.to(device).float() / 255
-        targets = targeted.images.to(device).float() / 255
-        spread = torch.tensor(training_set.channel_statistics[1], device=device).view(1, -1, 1, 1)
-        with frozen(models):
+        dropout = derive_seed(seed, _NAME, "dropout")
+        reader = Reader(_NAME, scene.models, self.layers, draws=self.draws, seed=dropout)
+        with frozen(scene.models):
             with torch.no_grad():
-                wanted = [each.mean(0) for each in reader(targets)]
-            scaled = (clean / spread).requires_grad_()
-            optimizer = torch.optim.Adam([scaled], lr=self.step_size)
-            for _ in range(self.steps):
-                found = reader(scaled * spread)
-                loss = torch.stack(
+                wanted = [each.mean(0) for each in reader(scene.targets)]
+
+            def distance(images: Tensor) -> Tensor:
+                return torch.stack(
                     [
                         (mine.mean(0) - one).norm() / one.norm().clamp(min=1e-12)
-                        for mine, one in zip(found, wanted, strict=True)
+                        for mine, one in zip(reader(images), wanted, strict=True)
                     ]
                 ).mean()
-                (scaled.grad,) = torch.autograd.grad(loss, scaled)
-                optimizer.step()
-                with torch.no_grad():
-                    scaled.copy_(within(scaled * spread, clean, self.eps) / spread)
-        change = (scaled.detach() * spread - clean) * 255
-        return PoisonSet.of(
-            training_set,
-            indices=indices,
-            images=rounded(chosen.images, change.to(training_set.device), self.eps),
-            given_labels=chosen.labels,
-            goal=targeted,
-            attack=_NAME,
-            configuration={**asdict(self), "budget": budget.to_json(), "surrogates": len(models)},
-            seed=seed,
-        )
+
+            poisons = scene.descended(distance, steps=self.steps, step_size=self.step_size, eps=self.eps)
+        return scene.finished(poisons, eps=self.eps, configuration=asdict(self))

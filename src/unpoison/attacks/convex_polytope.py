@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.attacks._attack import Attack
-from unpoison.attacks._feature_space import Reader, as_targeted, drawn_bases, within
-from unpoison.attacks._stamping import device_of, frozen, networks, rounded
+from unpoison.attacks._feature_space import Reader, Scene
+from unpoison.attacks._stamping import frozen
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats import Budget, Goal, PoisonSet
@@ -98,45 +98,28 @@ class ConvexPolytope(Attack):
             InputError: the goal is not a targeted misclassification, there is no surrogate, the budget is
                 more than there are bases, or a layer is not one of the surrogate's.
         """
-        targeted = as_targeted(_NAME, goal, training_set)
-        indices = drawn_bases(_NAME, targeted, training_set, self.bases, budget=budget, seed=seed)
-        models = networks(_NAME, surrogate)
-        reader = Reader(_NAME, models, self.layers)
-        device = device_of(models[0], training_set.device)
-        chosen = training_set.subset(indices)
-        clean = chosen.images.to(device).float() / 255
-        targets = targeted.images.to(device).float() / 255
-        spread = torch.tensor(training_set.channel_statistics[1], device=device).view(1, -1, 1, 1)
-        with frozen(models):
+        scene = Scene.of(
+            _NAME, goal, training_set, bases=self.bases, budget=budget, surrogate=surrogate, seed=seed
+        )
+        reader = Reader(_NAME, scene.models, self.layers)
+        with frozen(scene.models):
             with torch.no_grad():
-                wanted = [each.mean(0) for each in reader(targets)]
-            weights = clean.new_full((len(wanted), len(clean)), 1 / len(clean))
-            scaled = (clean / spread).requires_grad_()
-            optimizer = torch.optim.Adam([scaled], lr=self.step_size)
-            for _ in range(self.steps):
-                found = reader(scaled * spread)
+                wanted = [each.mean(0) for each in reader(scene.targets)]
+            weights = scene.clean.new_full((len(wanted), len(scene.clean)), 1 / len(scene.clean))
+
+            def distance(images: Tensor) -> Tensor:
+                nonlocal weights
+                found = reader(images)
                 weights = nearest_weights(grams_around(found, wanted), weights, steps=self.inner)
-                loss = torch.stack(
+                return torch.stack(
                     [
                         0.5 * (row @ mine - one).square().sum() / one.square().sum().clamp(min=1e-12)
                         for row, mine, one in zip(weights, found, wanted, strict=True)
                     ]
                 ).sum()
-                (scaled.grad,) = torch.autograd.grad(loss, scaled)
-                optimizer.step()
-                with torch.no_grad():
-                    scaled.copy_(within(scaled * spread, clean, self.eps) / spread)
-        change = (scaled.detach() * spread - clean) * 255
-        return PoisonSet.of(
-            training_set,
-            indices=indices,
-            images=rounded(chosen.images, change.to(training_set.device), self.eps),
-            given_labels=chosen.labels,
-            goal=targeted,
-            attack=_NAME,
-            configuration={**asdict(self), "budget": budget.to_json(), "surrogates": len(models)},
-            seed=seed,
-        )
+
+            poisons = scene.descended(distance, steps=self.steps, step_size=self.step_size, eps=self.eps)
+        return scene.finished(poisons, eps=self.eps, configuration=asdict(self))
 
 
 def grams_around(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.attacks._attack import Attack
-from unpoison.attacks._feature_space import Reader, as_targeted, drawn_bases, within
-from unpoison.attacks._stamping import device_of, frozen, networks, rounded
+from unpoison.attacks._feature_space import Reader, Scene, within
+from unpoison.attacks._stamping import frozen
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats import Budget, Goal, PoisonSet
@@ -114,25 +114,13 @@ class FeatureCollision(Attack):
             InputError: the goal is not a targeted misclassification, there is no surrogate, the budget is
                 more than there are bases, or a layer is not one of the surrogate's.
         """
-        targeted = as_targeted(_NAME, goal, training_set)
-        indices = drawn_bases(_NAME, targeted, training_set, self.bases, budget=budget, seed=seed)
-        models = networks(_NAME, surrogate)
-        reader = Reader(_NAME, models, self.layers)
-        device = device_of(models[0], training_set.device)
-        chosen = training_set.subset(indices)
-        clean = chosen.images.to(device).float() / 255
-        with frozen(models):
-            poisons = self._collided(reader, clean, targeted.images.to(device).float() / 255)
-        return PoisonSet.of(
-            training_set,
-            indices=indices,
-            images=rounded(chosen.images, (poisons - clean).to(training_set.device) * 255, self.eps),
-            given_labels=chosen.labels,
-            goal=targeted,
-            attack=_NAME,
-            configuration={**asdict(self), "budget": budget.to_json(), "surrogates": len(models)},
-            seed=seed,
+        scene = Scene.of(
+            _NAME, goal, training_set, bases=self.bases, budget=budget, surrogate=surrogate, seed=seed
         )
+        reader = Reader(_NAME, scene.models, self.layers)
+        with frozen(scene.models):
+            poisons = self._collided(reader, scene.clean, scene.targets)
+        return scene.finished(poisons, eps=self.eps, configuration=asdict(self))
 
     def _collided(self, reader: Reader, clean: Tensor, targets: Tensor) -> Tensor:
         """Float[k c h w] in [0, 1]: the poisons of clean images, all moved at once."""

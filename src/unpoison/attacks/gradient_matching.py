@@ -36,10 +36,14 @@ from torch import Tensor, nn
 from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._alignment import Alignment, Gradient, View, gradient_of
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._feature_space import as_targeted
+from unpoison.attacks._stamping import device_of, networks
 from unpoison.data import TrainingSet, augment
 from unpoison.errors import InputError
 from unpoison.models import preserved
 from unpoison.threats import Budget, Goal, PoisonSet, TargetedMisclassification
+
+_NAME = "gradient-matching"
 
 
 @final
@@ -134,27 +138,18 @@ class GradientMatching(Attack):
             InputError: the goal is not a targeted misclassification, there is no surrogate, the budget is
                 more than there are examples to draw from, or the target images do not fit.
         """
-        if not isinstance(goal, TargetedMisclassification):
-            raise InputError(
-                f"gradient-matching: serves the goal 'targeted-misclassification' only, not {goal.kind!r}"
-            )
-        networks = _networks(surrogate)
-        goal.victims(training_set)  # the target images must have the set's shape
-        if goal.target >= training_set.num_classes:
-            raise InputError(
-                f"{training_set.name}: the goal names class {goal.target}, "
-                f"but the classes are 0..{training_set.num_classes - 1}"
-            )
+        goal = as_targeted(_NAME, goal, training_set)
+        models = networks(_NAME, surrogate)
         indices = self._poisons(goal, training_set, budget.count_in(len(training_set)), seed)
         chosen = training_set.subset(indices)
-        device = _device(networks[0], training_set)
+        device = device_of(models[0], training_set.device)
         clean, labels = chosen.images.to(device).float().div_(255), chosen.labels.to(device)
         spread = torch.tensor(training_set.channel_statistics[1], device=device).clamp(min=1e-3)
         with contextlib.ExitStack() as stack:
-            for network in networks:
+            for network in models:
                 stack.enter_context(preserved(network))
-            wanted = [self._wanted(network, goal, device) for network in networks]
-            alignment = Alignment(networks, wanted, micro_batch=self.micro_batch, held=self.held)
+            wanted = [self._wanted(network, goal, device) for network in models]
+            alignment = Alignment(models, wanted, micro_batch=self.micro_batch, held=self.held)
             best, history = None, []
             seeds = [derive_seed(seed, "restart", restart) for restart in range(self.restarts)]
             together = self._at_once(device)
@@ -173,11 +168,11 @@ class GradientMatching(Attack):
             images=best[1],
             given_labels=chosen.labels,
             goal=goal,
-            attack="gradient-matching",
+            attack=_NAME,
             configuration={
                 **asdict(self),
                 "budget": budget.to_json(),
-                "surrogates": len(networks),
+                "surrogates": len(models),
                 "history": history,
             },
             seed=seed,
@@ -277,18 +272,6 @@ class GradientMatching(Attack):
                 f"at most a share of {len(pool) / len(labels):.4g} fits"
             )
         return pool[torch.randperm(len(pool), generator=draws)[:count]].sort().values
-
-
-def _networks(surrogate: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
-    networks = (surrogate,) if isinstance(surrogate, nn.Module) else tuple(surrogate or ())
-    if not networks:
-        raise InputError("gradient-matching: needs a surrogate, a network trained as the victim will be")
-    return networks
-
-
-def _device(network: nn.Module, training_set: TrainingSet) -> torch.device:
-    parameter = next(network.parameters(), None)
-    return training_set.device if parameter is None else parameter.device
 
 
 def _allowed(delta: Tensor, clean: Tensor, eps: float) -> Tensor:
