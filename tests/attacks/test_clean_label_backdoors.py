@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unpoison.attacks import HiddenTrigger, LabelConsistent, adversarially_trained
+from unpoison.attacks._surrogates import reborn
 from unpoison.attacks.hidden_trigger import _matched
 from unpoison.attacks.label_consistent import ascended
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.models import features
+from unpoison.models import build, features, reinitialized, whiten
 from unpoison.threats import Backdoor, Budget, PatchTrigger, RandomPatchTrigger
 
 
@@ -192,3 +193,34 @@ def test_adversarial_training_refuses_nonsense(clean: TrainingSet) -> None:
         adversarially_trained(network(), clean, epochs=0, seed=0)
     with pytest.raises(InputError, match="is empty"):
         adversarially_trained(network(), clean.subset([]), seed=0)
+
+
+def test_adversarial_training_depends_on_its_seed_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 1, 6, 6), dtype=torch.uint8, generator=generator)
+    clean = TrainingSet(images, torch.arange(40) % 2, ("a", "b"), "drawn")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 2))
+        found = []
+        for outside in (1, 2):
+            torch.manual_seed(outside)
+            before = torch.random.get_rng_state()
+            found.append(adversarially_trained(dropping, clean, epochs=1, steps=1, batch_size=20, seed=0))
+            assert torch.equal(torch.random.get_rng_state(), before)
+    for first, second in zip(*(model.parameters() for model in found), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_reborn_network_is_fitted_to_the_images_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, 3, 12, 12), dtype=torch.uint8, generator=generator)
+    clean = TrainingSet(images, torch.arange(60) % 2, ("a", "b"), "drawn")
+    template = build("fastnet", num_classes=2, image_size=12, width=4, seed=0)
+    plain, fitted = reinitialized(template, seed=1), reborn(template, clean, seed=1)
+    filters = [name for name in dict(plain.named_buffers()) if "filters" in name]
+    assert filters
+    assert not torch.equal(plain.state_dict()[filters[0]], fitted.state_dict()[filters[0]])
+    whiten(plain, clean.batch(0, 60)[0])
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, fitted.state_dict()[name])

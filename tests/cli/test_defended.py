@@ -48,6 +48,8 @@ def test_train_with_a_defense(story: Any, tmp_path: Path) -> None:
         (("--defense", "epic", "--defense-preset", "x"), "epic: there is no preset 'x'"),
         (("--defense", "epic", "--defense-option", "warmup=1"), "did you mean 'warm_up'?"),
         (("--defense", "epic", "--defense-option", "warm_up"), "expected KEY=VALUE"),
+        (("--defense", "epic", "--defense-option", "seed=3"), "--defense-option seed: is given by --seed"),
+        (("--defense", "epic", "--defense-option", "subset_size=abc"), "epic: "),
     ],
 )
 def test_train_refuses(more: tuple[str, ...], said: str, story: Any, fails: Fails, tmp_path: Path) -> None:

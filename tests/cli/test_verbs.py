@@ -72,6 +72,7 @@ def test_a_trigger_may_be_a_picture(story: Any, tmp_path: Path) -> None:
         (("--budget", "2"), "share 2.0 is outside (0, 1]"),
         (("--budget-count", "999"), "999 is more than the 300 examples"),
         (("--trigger", "nosuch.png"), "--trigger nosuch.png"),
+        (("--option", "least_visible=abc"), "cannot take such a value"),
         (("--source", "up"), "--source up: no such class; give a name (left, middle, right)"),
         (("--target", "9"), "--target 9"),
         (("--target", "left"), "same class"),

@@ -130,3 +130,8 @@ def test_what_is_out_of_range_is_said() -> None:
         suspicion(torch.zeros(3), torch.zeros(3))
     with pytest.raises(InputError, match="expected"):
         fragile(torch.zeros(3), torch.zeros(4, dtype=torch.int64))
+
+
+def test_logits_alone_decide_nothing() -> None:
+    with pytest.raises(InputError, match="decides by images, not by logits"):
+        FeatureSqueezing().select(0, torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64))

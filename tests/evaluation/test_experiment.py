@@ -58,6 +58,23 @@ def test_attacks_of_one_name_are_told_apart() -> None:
     ]
 
 
+def test_a_surrogate_s_training_does_not_hide_an_attack_s_option() -> None:
+    attacks = [
+        {
+            "name": "hidden-trigger",
+            "budget": 0.1,
+            "options": {"batch_size": size},
+            "surrogate": {"batch_size": 64},
+        }
+        for size in (16, 32)
+    ]
+    experiment = Experiment.from_dict({**values(), "attacks": attacks})
+    assert [experiment.attack_label(choice) for choice in experiment.attacks] == [
+        "hidden-trigger (batch_size 16)",
+        "hidden-trigger (batch_size 32)",
+    ]
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
 def test_the_recipes_of_the_project_can_be_read(path: Path) -> None:
     experiment = Experiment.read(path)

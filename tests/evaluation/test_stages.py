@@ -312,6 +312,9 @@ def test_targets_are_images_that_every_clean_network_answers_rightly(tmp_path: P
     with pytest.raises(InputError, match="to be chosen by `choose_targets` first"):
         plan(experiment)
     chosen = choose_targets(experiment, tmp_path / "store", InlineExecutor())
+    # A sweep that was finished before stays what it was until the new one begins.
+    assert not (tmp_path / "store/recipes").exists()
+    assert not (tmp_path / "store/tables").exists()
     assert [one.source for one in chosen.targets.images] == ["left", "left", 1, 1]
     assert [one.target for one in chosen.targets.images] == ["right", "right", 0, 0]
     work = plan(chosen)

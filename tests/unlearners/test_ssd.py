@@ -106,3 +106,8 @@ def test_a_model_that_has_diverged_is_refused(network: nn.Module) -> None:
     network.get_parameter("1.weight").data.fill_(float("nan"))
     with pytest.raises(TrainingDivergedError, match="ssd: the gradient of parameter"):
         SSD().heal(network, make_set(), FORGET, recipe=RECIPE)
+
+
+def test_dampening_cannot_be_left_to_be_chosen() -> None:
+    with pytest.raises(InputError, match="dampening None is not above 0"):
+        SSD(dampening=None)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from unpoison.attacks._unrolled import InnerStep, Stack, Tensors, training_loss
 from unpoison.data import TrainingSet, augment
 from unpoison.errors import InputError
 from unpoison.models import build, reinitialized, whiten
-from unpoison.training import Recipe
+from unpoison.training import Recipe, batch_bounds
 
 _IMAGES_FOR_WHITENING = 5000
 
@@ -61,7 +61,7 @@ class Upbringing:
             template = self.templates[number % len(self.templates)]
             if self.pretrained:
                 return copy.deepcopy(template).to(device)
-            return reinitialized(template, seed=seed).to(device)
+            return reborn(template, self.training_set, seed=seed).to(device)
         channels, height, width = self.training_set.image_shape
         network = build(
             self.recipe.model,
@@ -72,8 +72,7 @@ class Upbringing:
             seed=seed,
             normalization=self.training_set.channel_statistics,
         )
-        whiten(network, self.training_set.batch(0, _IMAGES_FOR_WHITENING)[0].cpu())
-        return network.to(device)
+        return _whitened(network, self.training_set).to(device)
 
     def augmented(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Float[M b c h w] as the recipe augments them, each network with draws of its own."""
@@ -110,9 +109,8 @@ class Epoch:
         count = len(self.upbringing.training_set)
         # Drawn and kept on the CPU: every device then sees the same order.
         self.orders = torch.stack([torch.randperm(count, generator=draws) for draws in self.draws("order")])
-        sizes = [len(part) for part in torch.split(torch.arange(count), self.upbringing.recipe.batch_size)]
-        if len(sizes) > 1 and sizes[-1] == 1:  # batch norm cannot train on one example
-            sizes[-2:] = [sizes[-2] + 1]
+        bounds = batch_bounds(count, self.upbringing.recipe.batch_size)
+        sizes = [stop - start for start, stop in bounds]
         self.rows = torch.split(self.orders, sizes, 1)
         recipe = self.upbringing.recipe
         rates = [
@@ -291,6 +289,16 @@ def ensemble(
             stack.put(place, state)
         stack.ages = wanted
     return stacks
+
+
+def reborn(template: nn.Module, training_set: TrainingSet, *, seed: int) -> nn.Module:
+    """A copy with new parameters, on the CPU; layers that are fitted to images, as `train` fits them."""
+    return _whitened(reinitialized(template, seed=seed).cpu(), training_set)
+
+
+def _whitened(network: nn.Module, training_set: TrainingSet) -> nn.Module:
+    whiten(network, training_set.batch(0, _IMAGES_FOR_WHITENING)[0].cpu())
+    return network
 
 
 @contextlib.contextmanager

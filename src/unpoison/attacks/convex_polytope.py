@@ -1,7 +1,7 @@
 """Convex polytope: poisons whose features enclose those of the target.
 
-Zhu, Huang, Li, Taylor, Studer and Goldstein 2019, "Transferable Clean-Label Poisoning Attacks on Deep Neural
-Nets" (ICML; arXiv 1905.05897), section 3.
+Zhu, Huang, Shafahi, Li, Taylor, Studer and Goldstein 2019, "Transferable Clean-Label Poisoning Attacks on
+Deep Neural Nets" (ICML; arXiv 1905.05897), section 3.
 
 Stages: for each network find the weights, not negative and of sum one, with which the poisons' features come
 nearest to the target's; move the poisons, within eps, so that they come nearer; and again.

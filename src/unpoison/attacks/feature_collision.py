@@ -96,7 +96,7 @@ class FeatureCollision(Attack):
 
     @classmethod
     def published(cls) -> FeatureCollision:
-        """As in the paper: no bound, but a pull towards the base."""
+        """The paper's objective: no bound, but a pull towards the base; all else is the benchmark's."""
         return cls(eps=255.0, pull=0.25)
 
     def craft(

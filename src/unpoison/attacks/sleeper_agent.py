@@ -39,10 +39,11 @@ from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._alignment import Alignment, Gradient, View, gradient_of, trained_parameters
 from unpoison.attacks._attack import Attack
 from unpoison.attacks._stamping import as_backdoor, chosen, device_of, networks, sources, targets
+from unpoison.attacks._surrogates import reborn
 from unpoison.attacks.gradient_matching import _allowed, _rounded, _translated
 from unpoison.data import TrainingSet, augment
 from unpoison.errors import InputError
-from unpoison.models import preserved, reinitialized
+from unpoison.models import preserved
 from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
 from unpoison.training import Recipe, train
 
@@ -257,7 +258,7 @@ class SleeperAgent(Attack):
                     poisoned,
                     _recipe(self.recipe),
                     seed=derive_seed(seed, number),
-                    model=reinitialized(model, seed=derive_seed(seed, number, "parameters")),
+                    model=reborn(model, poisoned, seed=derive_seed(seed, number, "parameters")),
                     device=device_of(model, poisoned.device),
                 ).model
                 for number, model in enumerate(models)

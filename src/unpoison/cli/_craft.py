@@ -87,7 +87,10 @@ def _attack(options: Craft) -> attacks.Attack:
     for key in changes:
         if key not in known:
             raise InputError(f"--option {key}: {options.attack} has {', '.join(known) or 'no options'}")
-    attack: attacks.Attack = kind(**changes)
+    try:
+        attack: attacks.Attack = kind(**changes)
+    except TypeError as error:
+        raise InputError(f"--option: {options.attack} cannot take such a value: {error}") from None
     return attack
 
 

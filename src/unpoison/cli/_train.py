@@ -66,6 +66,9 @@ def _defense(options: Train) -> Defense | None:
         if changes or options.defense_preset is not None:
             raise InputError("--defense-preset and --defense-option: name the --defense that they are for")
         return None
+    for key, instead in (("seed", "--seed"), ("preset", "--defense-preset"), ("name", "--defense")):
+        if key in changes:
+            raise InputError(f"--defense-option {key}: is given by {instead}")
     return defenses.get(options.defense, preset=options.defense_preset, seed=options.run.seed, **changes)
 
 

@@ -12,12 +12,13 @@ III  pick       Each pick evaluates, in batches of the greatest bounds, only wha
 
 Exact up to rounding of equal gains; ties go to the lower index, points to the medoid picked first.
 
-Cost for n points of dimension d and k medoids: n^2 (d + 3) operations for II; for III some 3 to 6 times the
+Cost for n points of dimension d and k medoids: n^2 (d + 3) operations for II, half as many where the matrix
+is kept, as likeness is mutual; for III some 3 to 6 times the
 n rows of n, where k times would be plain. Memory: 4 n^2 bytes where that is within the setting; beyond
 it rows are computed when they are needed, several times over, in blocks within the setting.
 
 On an accelerator every gain is computed anew at every pick, from the stored matrix: k n^2 operations, but
-nothing is read back before the last pick.
+nothing is read back between picks.
 """
 
 from __future__ import annotations
@@ -190,14 +191,14 @@ class _Likeness:
     def first_gains(self, weights: Tensor) -> Tensor:
         """Float64[n]: what each point would gain as the only medoid; fills the matrix."""
         gains = torch.empty(self.count, dtype=torch.float64, device=self.device)
-        every = torch.arange(self.count, device=self.device)
         step = max(1, _BLOCK_BYTES // (8 * self.count))
         scratch = torch.empty(step, self.count, device=self.device)
         total = float(weights.double().sum())
-        for rows in torch.split(every, step):
-            start, stop = int(rows[0]), int(rows[0]) + len(rows)
+        for start in range(0, self.count, step):
+            stop = min(start + step, self.count)
             if self.matrix is None:
-                found = self._compute(rows, scratch[: len(rows)])
+                rows = torch.arange(start, stop, device=self.device)
+                found = self._compute(rows, scratch[: stop - start])
             else:
                 found = self._fill(self.matrix, start, stop, scratch)
             gains[start:stop] = (found @ weights).double() - self.least * total

@@ -233,5 +233,8 @@ def get(name: str, *, preset: str | None = None, seed: int = 0, **options: Any) 
             raise InputError(f"{name}: there is no option {option!r}; {hint}")
     if "seed" in accepted:
         options = {"seed": seed, **options}
-    made: Defense = defense(**options) if preset is None else defense.preset(preset, **options)
+    try:
+        made: Defense = defense(**options) if preset is None else defense.preset(preset, **options)
+    except TypeError as error:
+        raise InputError(f"{name}: an option cannot have such a value: {error}") from None
     return made

@@ -111,6 +111,17 @@ class FeatureSqueezing(DroppingDefense):
         self._squeezed[:] = [recompressed(training_set.images, quality=self.quality)]
         return super().begin(training_set, recipe, seed=seed)
 
+    def select(self, epoch: int, logits: Tensor, labels: Tensor) -> Tensor:
+        """Not from logits: this defense looks at images; use `grain`, `suspicion` and `fragile`.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "feature-squeezing: decides by images, not by logits; in a loop of your own use grain, suspicion "
+            "and fragile"
+        )
+
     def _is_round(self, epoch: int, recipe: Recipe | None) -> bool:
         past = zip(self._drops.epochs, self._drops.dropped, strict=True)
         if any(number < epoch and bool(dropped.any()) for number, dropped in past):

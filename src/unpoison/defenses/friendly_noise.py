@@ -211,6 +211,8 @@ class FriendlyNoise(Defense):
         """The images with their noise and random noise, augmented."""
         shown = images.float() / 255
         if self._memory.noise is not None:
+            # A checkpoint is read to the CPU.
+            self._memory.noise = self._memory.noise.to(indices.device)
             noise = self._memory.noise.index_select(0, indices)
             shown = (shown + noise * (self.clamp / (127 * 255))).clamp_(0, 1)
         return augment(self._with_random(shown, generator)), labels

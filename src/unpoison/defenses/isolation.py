@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from unpoison.defenses._dropping import DroppingDefense, Drops
-from unpoison.defenses._gradients import logit_gradients
+from unpoison.defenses._gradients import check_logits, logit_gradients
 from unpoison.errors import InputError
 from unpoison.training import Recipe
 
@@ -103,9 +103,10 @@ class Isolation(DroppingDefense):
     ) -> Tensor:
         assert logits is not None
         out = included & ~alive
-        scores = distances(logits, labels, neighbours=self.neighbours, merge=self.merge, among=included)
+        check_logits(logits, labels)
         if float((logits.argmax(1) == labels)[included].double().mean()) < self.ready:
             return out
+        scores = distances(logits, labels, neighbours=self.neighbours, merge=self.merge, among=included)
         rounds = self._rounds(self._drops.recipe)
         due = sum(number <= epoch for number in rounds) / len(rounds) if rounds else 1.0
         return _beyond(

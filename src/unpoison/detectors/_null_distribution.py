@@ -11,8 +11,9 @@ same question about m innocent inputs, the null distribution, and compares:
                 the other m - 1, is known for several k; the statistic is the largest fall from one k to a
                 deeper one. Poison is few and stands out alone: behind the last of it the excess falls to what
                 it is for anybody. A hard example leans on much of its class, so that its excess is high at
-                every depth. The p-value is the rank among the null inputs: exact for an exchangeable suspect,
-                whatever the distribution, and never below 1 / (m + 1).
+                every depth. The p-value is the rank among the null inputs, never below 1 / (m + 1). For an
+                exchangeable suspect it is right within the error of simulation from some twenty null inputs
+                on; with very few it is too small, as centre and spread are those of the null inputs alone.
 3. flags        the lowest threshold above which the examples that a null input puts there are, on average, at
                 most a given share of those the suspect puts there: the empirical false discovery rate
                 (Storey, 2002).

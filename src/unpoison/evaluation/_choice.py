@@ -17,7 +17,7 @@ from unpoison.evaluation._executors import Executor
 from unpoison.evaluation._experiment import Experiment, TargetImage, Targets
 from unpoison.evaluation._plan import controls
 from unpoison.evaluation._store import Store
-from unpoison.evaluation._sweep import Watcher, sweep
+from unpoison.evaluation._sweep import Watcher, make
 
 
 def choose_targets(
@@ -45,10 +45,10 @@ def choose_targets(
     if wanted is None:
         return experiment
     work = controls(experiment, device=device)
-    results = sweep(work, store, executor, watch=watch)
-    if results.failures:
-        raise UnpoisonError(f"targets.correct: a clean network could not be had: {results.failures[0]}")
     found = Store(Path(store))
+    failures = make(work, found, executor, watch=watch)
+    if failures:
+        raise UnpoisonError(f"targets.correct: a clean network could not be had: {failures[0]}")
     answers = [
         read_json(found.place(stage.key) / "right.json") for stage in work.stages if stage.kind == "measure"
     ]

@@ -205,6 +205,8 @@ class Targets:
     def __post_init__(self) -> None:
         if bool(self.pairs) + bool(self.images) + (self.setups is not None) != 1:
             raise InputError("give either 'pairs' of classes, test 'images' or a file of published 'setups'")
+        if self.setups is None and (self.first or self.count is not None):
+            raise InputError("first and count: choose among 'setups'; give their file")
         if self.correct is not None:
             if not self.pairs:
                 raise InputError("correct: chooses test images of 'pairs' of classes; give some")
@@ -509,7 +511,8 @@ def _recipe(changes: Mapping[str, Any]) -> Recipe:
 
 def _settings(choice: AttackChoice) -> dict[str, Any]:
     """All of an attack but its budget, which has a column of its own."""
-    settings: dict[str, Any] = {**choice.options, "trigger": choice.trigger, **choice.surrogate}
+    settings: dict[str, Any] = {**choice.options, "trigger": choice.trigger}
+    settings |= {f"surrogate {key}": value for key, value in choice.surrogate.items()}
     if choice.surrogates is not None:
         settings["surrogates"] = choice.surrogates
     return settings

@@ -144,6 +144,12 @@ def _planned(experiment: Experiment, device: str, *, controls_alone: bool) -> Pl
             {**surroundings, "data": place, "test": None, "rows": pretraining.rows},
         )
 
+    for choice in experiment.attacks:
+        attack_of(choice)
+        _attack(choice, experiment, surroundings)
+        for budget in _budgets(choice):
+            budget.count_in(len(splits.train))
+
     if controls_alone:
         for name in chain.from_iterable(experiment.targets.pairs):
             _class(name, splits.train)
@@ -164,7 +170,6 @@ def _planned(experiment: Experiment, device: str, *, controls_alone: bool) -> Pl
         return stage("train", "victim", {**training, "defense": described}, inputs)
 
     for choice in experiment.attacks:
-        attack_of(choice)
         configuration, around = _attack(choice, experiment, surroundings)
         for target in targets:
             goal_of(choice, target, splits, around.get("trigger", choice.trigger))
@@ -172,7 +177,6 @@ def _planned(experiment: Experiment, device: str, *, controls_alone: bool) -> Pl
         if needed:
             configuration["surrogates"] = needed
         for budget, target, seed in product(_budgets(choice), targets, experiment.seeds):
-            budget.count_in(len(splits.train))
             words = {
                 "attack": experiment.attack_label(choice),
                 "budget": float(budget.share if budget.share is not None else budget.count or 0),

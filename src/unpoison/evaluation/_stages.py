@@ -260,6 +260,9 @@ def attack_of(choice: AttackChoice, bases: Iterable[int] = ()) -> attacks.Attack
 def defense_of(choice: DefenseChoice, seed: int, sizes: Iterable[tuple[int, int]] | None = None) -> Defense:
     """The defense with its preset and options; for a control, how many it drops before which epoch."""
     given = {} if sizes is None else {"sizes": tuple(sizes)}
+    for key in choice.options:
+        if key in ("seed", "preset", "name", *given):
+            raise InputError(f"{choice.name}: {key!r} is no option of a recipe")
     return defenses.get(choice.name, preset=choice.preset, seed=seed, **choice.options, **given)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from unpoison._artefacts import write_json
+from unpoison._artefacts import read_json, write_json
 from unpoison.evaluation._executors import Executor
 from unpoison.evaluation._plan import Plan
 from unpoison.evaluation._results import Results
@@ -110,6 +110,21 @@ def sweep(
         results = Results.read(root, plan.name)
         results.pack()
     return results
+
+
+def make(plan: Plan, store: Store, executor: Executor, *, watch: Watcher | None = None) -> tuple[str, ...]:
+    """Make the artefacts of a plan without trials, beside what recipes the store holds.
+
+    Returns:
+        What went wrong, a line each.
+
+    Raises:
+        InputError: another process is at work in this store.
+    """
+    with store.alone():
+        _Sweep(plan, store, executor, watch or _nobody).run()
+    failed = [store.failed(stage.key) for stage in plan.stages]
+    return tuple(read_json(path)["error"] for path in failed if path.exists())
 
 
 class _Sweep:

@@ -133,7 +133,7 @@ class _Sketch(Visitor):
         flat = gradient.flatten(1)
         ordered = self.scratch.take("ordered", (len(flat), len(places)), flat)
         torch.index_select(flat, 1, places, out=ordered)
-        # The sum over every d-th entry, signs included, as one product a bucket.
+        # Every d-th entry with its sign, added up.
         rows = slice(self.first + start, self.first + start + len(flat))
         parts = ordered.mul_(signs).view(len(flat), -1, self.dimensions)
         self.projections[rows] += parts.sum(1)

@@ -1,3 +1,4 @@
+from ._batches import batch_bounds as batch_bounds
 from ._defense import Defense as Defense
 from ._epoch_record import EpochRecord as EpochRecord
 from ._external import ExternalTrainer as ExternalTrainer
@@ -14,6 +15,7 @@ __all__ = [
     "Recipe",
     "Trained",
     "accuracy",
+    "batch_bounds",
     "predict",
     "train",
 ]

@@ -136,10 +136,19 @@ class ExternalTrainer:
             raise MissingExtraError(
                 f"{self.command[0]}: left an ONNX model, which needs onnxruntime: pip install onnxruntime"
             ) from None
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        inputs = images.cpu().float().div(255).numpy()
-        (logits,) = session.run(None, {session.get_inputs()[0].name: inputs})
-        return torch.from_numpy(np.asarray(logits)).argmax(1)
+        try:
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            inputs = images.cpu().float().div(255).numpy()
+            logits = np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0])
+        except Exception as error:  # onnxruntime has no class of its own for what a model can do wrong
+            words = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise InputError(f"{self.command[0]}: its model.onnx cannot be asked ({words})") from None
+        if logits.ndim != 2 or len(logits) != len(images):
+            raise InputError(
+                f"{self.command[0]}: its model.onnx gave shape {logits.shape} for {len(images)} images; "
+                "expected one row of logits each"
+            )
+        return torch.from_numpy(logits).argmax(1)
 
 
 def _class_folders(names: Sequence[str]) -> list[str]:

@@ -18,7 +18,8 @@ the kept examples as "all", and picks from its grid by the attack's success on t
 heals knows: `SSD.published(selection, dampening)` is one point of that grid.
 
 Cost: one gradient an example, about one to three epochs of training, and with `selection=None` a look at the
-examples to forget and the held-out ones for each value tried. Memory: two numbers a parameter.
+examples to forget and the held-out ones for each value tried. Memory: two numbers a
+parameter, and with `selection=None` three copies of the weights.
 
 Limits: what the poison shares parameters with goes too. The record of the one pass shows the accuracy on the
 kept examples afterwards; look at it.
@@ -85,7 +86,7 @@ class SSD(Unlearner):
 
     def __post_init__(self) -> None:
         for name, value in (("selection", self.selection), ("dampening", self.dampening)):
-            if value is not None and not 0 < value < math.inf:
+            if (value is None and name == "dampening") or (value is not None and not 0 < value < math.inf):
                 raise InputError(f"ssd: {name} {value} is not above 0")
         if self.reference not in ("all", "kept"):
             raise InputError(f"ssd: reference must be 'all' or 'kept', found {self.reference!r}")
@@ -153,15 +154,19 @@ class SSD(Unlearner):
             dampen(network, own, reference, selection=self.selection, dampening=self.dampening)
         else:
             victim = judged(network, poison, validation)
-            candidates: list[Choice] = []
+            leading: list[Choice] = []  # the best so far: weights of two networks, not of all
             for selection in GRID:
+                pair = []
                 for dampening in (selection, selection / 10):
                     network.load_state_dict(victim.state)
                     dampen(network, own, reference, selection=selection, dampening=dampening)
-                    candidates.append(judged(network, poison, validation))
-                if all(one.kept < victim.kept - self.tolerance for one in candidates[-2:]):
+                    tried = judged(network, poison, validation)
+                    pair.append(tried.kept)
+                    better = best([*leading, tried], victim, tolerance=self.tolerance)
+                    leading = [] if better is victim else [better]
+                if max(pair) < victim.kept - self.tolerance:
                     break
-            network.load_state_dict(best(candidates, victim, tolerance=self.tolerance).state)
+            network.load_state_dict(best(leading, victim, tolerance=self.tolerance).state)
         record = record_of(network, kept, epoch=0, learning_rate=0.0, started=started)
         if on_epoch is not None:
             on_epoch(record)
