@@ -182,7 +182,8 @@ def beside_retraining(method: str, condition: str) -> Callable[[Record], str]:
             f"success {100 * line['attack_success']:.1f} %, accuracy {100 * line['clean_accuracy']:.1f} %"
             for line in (lines[method], lines["retrain"])
         ]
-        return f"{told[0]}, in {lines[method]['part_of_retraining']:.2f} of the time; retraining: {told[1]}"
+        part, count = lines[method]["part_of_retraining"], lines[method]["victims"]
+        return f"{told[0]}, in {part:.2f} of the time; retraining: {told[1]} (means of {count} victims)"
 
     return value
 
@@ -209,6 +210,16 @@ def finding(attack: str) -> Callable[[Record], str]:
     return value
 
 
+def held_out(record: Record) -> str:
+    """Success after retraining without what Delta-Influence flagged, and how much of the poison that was."""
+    told = [
+        f"{100 * line['success_rate']['mean']:.1f} %, {percent({'rate': line['caught']}, 'rate')} found"
+        for line in record.get("lines", [])
+        if line["detector"].startswith("delta-influence") and not line["control"]
+    ]
+    return "; ".join(told) or NOT_MEASURED
+
+
 def defended(defense: str) -> Callable[[Record], str]:
     """Attack success and clean accuracy under a defense; of several presets the one hit least."""
 
@@ -227,6 +238,12 @@ def defended(defense: str) -> Callable[[Record], str]:
         return f"{success}; accuracy {100 * least['clean_accuracy']['mean']:.1f} %"
 
     return value
+
+
+def concentrated(record: Record) -> str:
+    """Both ways to place the poisons; only the first looks ahead less often than the port."""
+    spread, dense = ratio("port, to spread")(record), ratio("port, to concentrated")(record)
+    return f"{dense} concentrated (5 looks ahead an epoch for 29); {spread} spread as in the port"
 
 
 def metapoison_success(record: Record) -> str:
@@ -256,7 +273,16 @@ def transferred(record: Record) -> str:
     ]
     if len(told) < 3:
         return NOT_MEASURED
-    return f"{', '.join(told)} (n = {found['bullseye-polytope']['trials']}; feature collision as released)"
+    plain = {
+        row["attack"]: f"{100 * row['success']['rate']:.0f} %"
+        for row in record.get("rows", [])
+        if row["knowledge"] == "white box" and row["layer"] == "as published"
+    }
+    names = ("feature-collision-released", "convex-polytope", "bullseye-polytope")
+    rest = "; layer as published: " + ", ".join(plain[name] for name in names) if plain else ""
+    return (
+        f"{', '.join(told)} (n = {found['bullseye-polytope']['trials']}; feature collision as released){rest}"
+    )
 
 
 def least_trigger(record: Record) -> str:
@@ -368,7 +394,14 @@ ROWS: Final = (
         "unpoison bench recipes/detectors-sample.toml",
     ),
     Row(
-        "the same on gradient matching, a fine-tuned network",
+        "Delta-Influence where nobody looked while it was made: BadNets; smooth trigger",
+        "delta-influence-held-out",
+        "≤ 2 % success after retraining",
+        held_out,
+        "unpoison bench recipes/delta-influence-held-out.toml",
+    ),
+    Row(
+        "average precision on gradient matching, a fine-tuned network; of the best other",
         "detectors-matching",
         "the highest",
         finding("gradient-matching"),
@@ -403,6 +436,13 @@ ROWS: Final = (
         "unpoison bench recipes/matching-cifar10.toml",
     ),
     Row(
+        "the same where nobody looked while it was made; undefended",
+        "matching-held-out",
+        "a tenth",
+        lambda record: f"{defended('feature-squeezing')(record)}; undefended: {defended('none')(record)}",
+        "unpoison bench recipes/matching-held-out.toml",
+    ),
+    Row(
         "crafting by gradient matching, against the public formulation",
         "gradient_matching",
         "",
@@ -413,7 +453,7 @@ ROWS: Final = (
         "MetaPoison's gradients, against the public port's formulation",
         "metapoison",
         "≥ 3x",
-        ratio("port, to concentrated"),
+        concentrated,
         "python -m benchmarks.metapoison --json",
     ),
     Row(
