@@ -106,6 +106,25 @@ def test_the_threshold_keeps_the_false_discoveries() -> None:
     assert wide <= compare(rows[0], rows[1:], false_discoveries=0.02).threshold
 
 
+def test_the_likely_have_a_threshold_of_their_own_and_the_others_a_stricter_one() -> None:
+    rows = draw(INPUTS + 1, 4)
+    likely = torch.zeros(EXAMPLES, dtype=torch.bool)
+    likely[:30] = True
+    planted = torch.tensor([2, 5, 11, 17, 23])
+    rows[0, planted] += 12 * rows[1:].std(0)[planted]
+    both = compare(rows[0], rows[1:], false_discoveries=0.2, likely=likely)
+    # Each group as if it stood alone, were its excess that of the whole.
+    assert set(both.blamed.nonzero()[:, 0].tolist()) >= set(planted.tolist())
+    strict = compare(rows[0], rows[1:], false_discoveries=0.02)
+    loose = compare(rows[0], rows[1:], false_discoveries=0.2)
+    assert torch.equal(both.excess, loose.excess)
+    assert both.p_value == loose.p_value
+    assert bool((loose.blamed == (loose.excess > loose.threshold)).all())
+    unlikely = compare(rows[0], rows[1:], false_discoveries=0.2, likely=torch.zeros_like(likely))
+    assert torch.equal(unlikely.blamed, strict.blamed)
+    assert unlikely.threshold == float("inf")
+
+
 def test_what_a_null_input_says_of_itself_is_left_out() -> None:
     rows = draw(INPUTS + 1, 3)
     ignore = torch.arange(INPUTS) * 2

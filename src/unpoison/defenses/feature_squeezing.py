@@ -35,12 +35,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unpoison._squeezing import grain as grain
+from unpoison._squeezing import recompressed
 from unpoison.data import TrainingSet
 from unpoison.defenses._dropping import DroppingDefense, Drops
-from unpoison.defenses.jpeg import JPEG, recompressed
+from unpoison.defenses.jpeg import JPEG
 from unpoison.errors import InputError
 from unpoison.models import FeatureTap
 from unpoison.training import Recipe
@@ -205,24 +206,6 @@ def suspicion(displacements: Tensor, grains: Tensor) -> Tensor:
     # A grain of one 8-bit step is rounding; without it images of one colour would be compared with nothing.
     columns = torch.cat([displacements.double(), grains.double()[:, None] + 1], 1)
     return (columns / columns.median(0).values.clamp_min(1e-12)).sum(1)
-
-
-def grain(images: Tensor) -> Tensor:
-    """Float64[n]: the noise of Float[n c h w] images in [0, 1], in 1/255; 0 for images below 3x3.
-
-    >>> plain = torch.full((1, 1, 8, 8), 0.5)
-    >>> noisy = plain + torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 8 / 255
-    >>> float(grain(plain)), float(grain(noisy)) > 3
-    (0.0, True)
-    """
-    n, channels, height, width = images.shape
-    if min(height, width) < 3 or not n:
-        return torch.zeros(n, dtype=torch.float64, device=images.device)
-    mask = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]], device=images.device) / 6
-    pixels = images.float().mul(255).flatten(0, 1)[:, None]
-    edges = F.conv2d(pixels, mask[None, None]).abs().flatten(1)
-    # What the rounding of single precision leaves on a plain image is no grain.
-    return edges.median(1).values.view(n, channels).mean(1).double().round(decimals=3)
 
 
 def fragile(sums: Tensor, labels: Tensor, *, fence: float = 0.5, most: float = 0.4) -> Tensor:

@@ -14,15 +14,10 @@ Limits: an adversary who knows of it compresses while crafting. It takes detail 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
+from unpoison._squeezing import recompressed
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import Defense, Recipe
@@ -64,23 +59,3 @@ class JPEG(Defense):
             InputError: the images have neither one channel nor three.
         """
         return replace(training_set, images=recompressed(training_set.images, quality=self.quality))
-
-
-def recompressed(images: Tensor, *, quality: int) -> Tensor:
-    """UInt8[n c h w] after encoding and decoding as JPEG, on the device of `images`.
-
-    Raises:
-        InputError: the images have neither one channel nor three.
-    """
-    if images.shape[1] not in (1, 3):
-        raise InputError(f"jpeg: images have {images.shape[1]} channels; JPEG knows 1 and 3")
-    pixels = np.ascontiguousarray(images.cpu().permute(0, 2, 3, 1).numpy())
-    out = np.empty_like(pixels)
-    for place, image in enumerate(pixels):
-        encoded = io.BytesIO()
-        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
-            encoded, format="JPEG", quality=quality
-        )
-        with Image.open(encoded) as decoded:
-            out[place] = np.asarray(decoded).reshape(image.shape)
-    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous().to(images.device)

@@ -16,7 +16,9 @@ same question about m innocent inputs, the null distribution, and compares:
                 on; with very few it is too small, as centre and spread are those of the null inputs alone.
 3. flags        the lowest threshold above which the examples that a null input puts there are, on average, at
                 most a given share of those the suspect puts there: the empirical false discovery rate
-                (Storey, 2002).
+                (Storey, 2002), among the likely and, at a tenth of that share, among the others (Sun, Craiu,
+                Paterson and Bull, "Stratified false discovery control", 2006). Poison mostly bears the label
+                that it causes; with one threshold the many that do not would decide about the few that do.
 
 Cost: sorting, (m + 1) n log n.
 """
@@ -32,6 +34,8 @@ from torch import Tensor
 # The statistic looks at the k-th largest excess for k at these shares of the training set: poison budgets,
 # and a depth below which there is none.
 _SHARES = (0.0006, 0.001, 0.002, 0.004, 0.01, 0.02, 0.04, 0.1)
+# How much less likely an example is to blame that does not bear the label.
+_OTHERS = 0.1
 
 
 @final
@@ -43,17 +47,24 @@ class Excess:
         excess: Float[n], how much more each example is blamed for the suspect than for innocent inputs.
         p_value: how often an innocent input would look at least as guilty.
         statistic: the largest fall of the suspect, in standard deviations over the null inputs.
-        threshold: excess above which examples are flagged; infinite when none can be.
+        threshold: excess above which the likely are flagged; infinite when none can be.
+        blamed: Bool[n], what is above the threshold of its group.
     """
 
     excess: Tensor
     p_value: float
     statistic: float
     threshold: float
+    blamed: Tensor
 
 
 def compare(
-    suspect: Tensor, null: Tensor, *, false_discoveries: float, ignore: Tensor | None = None
+    suspect: Tensor,
+    null: Tensor,
+    *,
+    false_discoveries: float,
+    ignore: Tensor | None = None,
+    likely: Tensor | None = None,
 ) -> Excess:
     """Compare the collapses of the suspect with those of innocent inputs.
 
@@ -63,6 +74,7 @@ def compare(
         false_discoveries: the share of the flagged that may be innocent, in (0, 1).
         ignore: Int64[m], for null inputs that are training examples themselves: whose collapse to leave out.
             -1 for none.
+        likely: Bool[n], the examples that are to blame more likely than others; all by default.
     """
     suspect, null = suspect.double(), null.double()
     if ignore is not None:
@@ -89,8 +101,12 @@ def compare(
     statistics = _largest_fall((tops - centre) / spread)
     p_value = (1 + int((statistics[1:] >= statistics[0]).sum())) / (count + 1)
 
-    threshold = _threshold(excess, null_excess, false_discoveries)
-    return Excess(excess, p_value, float(statistics[0]), threshold)
+    if likely is None:
+        likely = torch.ones(examples, dtype=torch.bool, device=excess.device)
+    threshold = _threshold(excess[likely], null_excess[:, likely], false_discoveries)
+    of_others = _threshold(excess[~likely], null_excess[:, ~likely], false_discoveries * _OTHERS)
+    blamed = excess > torch.where(likely, threshold, of_others)
+    return Excess(excess, p_value, float(statistics[0]), threshold, blamed)
 
 
 def _largest_fall(heights: Tensor) -> Tensor:
@@ -105,6 +121,8 @@ def _largest_fall(heights: Tensor) -> Tensor:
 
 
 def _threshold(excess: Tensor, null_excess: Tensor, false_discoveries: float) -> float:
+    if not len(excess):
+        return float("inf")
     ordered = excess.sort(descending=True).values
     null_ordered = null_excess.flatten().sort().values
     expected = (null_ordered.numel() - torch.searchsorted(null_ordered, ordered)) / len(null_excess)

@@ -18,14 +18,15 @@ settings of the reference experiments (their thresholds differ because they were
 `calibrated` is ours and has nothing to tune: relative damping; collapses divided by the example's own
 self-influence, so that a few examples with huge gradients do not drown the rest; and a decision against
 innocent inputs, which says "no poison found" when the prediction is wrong for no other reason than being
-hard. What it is sure of it then asks for company (`_company`): poison that shares a cause shares a gradient
-direction, in the metric of the curvature, which finds the rest of it.
+hard. From what it is sure of it then finds the rest: by company (`_company`), since poison that shares a
+cause shares a gradient direction, in the metric of the curvature; or, where poison was tuned image by image
+and has little company, by what tuned images look like (`_looks`).
 
 Cost: two passes over the training set for the factors (they can be reused), one for the scores; `calibrated`
-takes one more where it found poison. Memory: the queries, n + 1 numbers a tracked parameter (the null
-distribution adds one for each innocent input), beside what `unpoison.influence` states. Limits: it
-must be one cause that the flagged share; a poison that made a single training example decisive cannot be told
-from an ordinary hard example.
+takes one more where it found poison, and three forward passes of one class. Memory: the queries, n + 1
+numbers a tracked parameter (the null distribution adds one for each innocent input), beside what
+`unpoison.influence` states. Limits: it must be one cause that the flagged share; a poison that made a single
+training example decisive cannot be told from an ordinary hard example.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from unpoison.data import TrainingSet
 from unpoison.detectors._company import Company, company
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Draw, Findings, Threshold
+from unpoison.detectors._looks import Looks, looks
 from unpoison.detectors._null_distribution import compare
 from unpoison.detectors._observation import Observation
 from unpoison.detectors._transforms import TRANSFORMS
@@ -66,6 +68,8 @@ Labels = Literal["uniform", "distinct"]
 Space = Literal["pixels", "normalized"]
 
 _DAMPING = RelativeDamping(0.1)
+# The share of those who look alike that must not pull the same way, for the looks to decide.
+_APART = 0.25
 
 
 class Rule(ABC):  # noqa: B024 (what a rule needs to see differs from one to the next)
@@ -98,12 +102,12 @@ class NullDistribution(Rule):
     Arguments:
         false_alarm_level: the probability that a wrong prediction without poison is called poisoned. It takes
             2 / level - 1 innocent inputs (at least 3), of which the suspect must beat all but one.
-        false_discoveries: the share of what is blamed most that may be innocent; its upper half is asked for
-            company.
+        false_discoveries: the share of what is blamed most that may be innocent, among the examples that
+            bear the suspect's label; a tenth of it among the others. The rest is found from the upper half.
     """
 
     false_alarm_level: float = 0.01
-    false_discoveries: float = 0.05
+    false_discoveries: float = 0.1
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -295,8 +299,18 @@ class DeltaInfluence(Detector):
                     batch_size=self.batch_size,
                     progress=progress,
                 )
-                findings = _with_company(findings, self.rule, kept)
                 seconds["company"] = time.perf_counter() - clock
+                clock = time.perf_counter()
+                seen = looks(
+                    model,
+                    training_set,
+                    surest,
+                    findings.scores,
+                    batch_size=self.batch_size,
+                    progress=progress,
+                )
+                seconds["looks"] = time.perf_counter() - clock
+                findings = _with_company(findings, self.rule, kept, seen)
         return replace(findings, seconds=seconds, peak_bytes=peak_bytes(values.device))
 
     def configuration(self) -> dict[str, Any]:
@@ -492,14 +506,19 @@ def _by_null(
     length = torch.where(own > 0, own, torch.inf)
     relative = collapses / length
     relative = relative / relative.std(1, keepdim=True).clamp(min=torch.finfo(relative.dtype).tiny)
+    assert findings.observation is not None
     outcome = compare(
-        relative[0], relative[1:], false_discoveries=rule.false_discoveries, ignore=innocent.indices
+        relative[0],
+        relative[1:],
+        false_discoveries=rule.false_discoveries,
+        ignore=innocent.indices,
+        likely=findings.labels == findings.observation.predicted,
     )
     # Float division may put 1 / 100 a hair above .01.
-    found = outcome.p_value <= rule.false_alarm_level + 1e-9 and outcome.threshold < float("inf")
+    found = outcome.p_value <= rule.false_alarm_level + 1e-9 and bool(outcome.blamed.any())
     ranking = outcome.excess.argsort(descending=True, stable=True)
-    blamed = int((outcome.excess > outcome.threshold).sum())
-    surest = ranking[: max(1, blamed // 2)] if found else ranking[:0]
+    ranking = ranking[outcome.blamed[ranking]]
+    surest = ranking[: max(1, len(ranking) // 2)] if found else ranking[:0]
     where = "a trusted reference" if innocent.trusted else "the training set"
     how = f"blamed for this answer more than for {rule.inputs} innocent inputs from {where}"
     return replace(
@@ -520,20 +539,33 @@ def _by_null(
     ), surest
 
 
-def _with_company(findings: Findings, rule: NullDistribution, kept: Company) -> Findings:
-    flagged = (kept.alike & (kept.scores > kept.threshold)).nonzero()[:, 0]
-    flagged = flagged[kept.scores[flagged].argsort(descending=True, stable=True)]
-    how = (
-        f"{findings.threshold.how}; then all of the same label that pull the model the same way as those, "
-        "cut at the gap that parts them from other examples"
-    )
+def _with_company(findings: Findings, rule: NullDistribution, kept: Company, seen: Looks | None) -> Findings:
+    """The rest of the poison: what pulls the same way as the surest, or, where that is a part, looks alike.
+
+    Poison that was tuned image by image has little company; then many look as the surest do and do not pull
+    the same way. A few that do so are innocent.
+    """
+    scores, value = kept.scores, kept.threshold
+    chosen = kept.alike & (scores > value)
+    alike = "pull the model the same way as those, cut at the gap that parts them from other examples"
+    evidence = {**findings.evidence, "company": kept.scores}
+    if seen is not None:
+        evidence["looks"] = seen.scores
+        resembling = seen.alike & (seen.scores > 0)
+        if int((resembling & ~chosen).sum()) > _APART * int(resembling.sum()):
+            scores, value, chosen = seen.scores, 0.0, resembling
+            alike = "look tuned as those do, by their grain and by what recompression and a shift do to them"
+    flagged = chosen.nonzero()[:, 0]
+    flagged = flagged[scores[flagged].argsort(descending=True, stable=True)]
+    how = f"{findings.threshold.how}; then all of the same label that {alike}"
     return replace(
         findings,
-        scores=kept.scores,
+        scores=scores,
         flagged=flagged,
-        threshold=Threshold(kept.threshold, how, rule.false_alarm_level),
+        threshold=Threshold(value, how, rule.false_alarm_level),
         poison_found=bool(len(flagged)),
         summary=_summary(findings, len(flagged)),
+        evidence=evidence,
     )
 
 

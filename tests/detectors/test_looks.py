@@ -1,0 +1,208 @@
+"""Looks: who looks tuned as the surest do, and when that decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unpoison.data import TrainingSet
+from unpoison.detectors import Findings, NullDistribution, Observation, Threshold
+from unpoison.detectors._company import Company
+from unpoison.detectors._looks import Looks, _chance_above, looks, two_groups
+from unpoison.detectors.delta_influence import _with_company
+
+OBSERVATION = Observation(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), 0)
+TUNED = tuple(range(0, 96, 8))  # twelve of the 96 of class 0
+
+
+def smooth(count: int, channels: int, side: int) -> Tensor:
+    """UInt8[n c h w] of soft shapes."""
+    coarse = torch.rand(count, channels, 3, 3, generator=torch.Generator().manual_seed(0))
+    soft = nn.functional.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=True)
+    return (soft * 200 + 20).round().to(torch.uint8)
+
+
+def scene(
+    *, channels: int = 3, side: int = 12, size: int = 16, tuned: tuple[int, ...] = TUNED
+) -> TrainingSet:
+    """96 examples of class 0, of which some bear noise, and 48 of class 1."""
+    images = smooth(144, channels, side).int()
+    signs = torch.randint(0, 2, images.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    images[list(tuned)] += size * signs[list(tuned)]
+    labels = torch.tensor([0] * 96 + [1] * 48)
+    return TrainingSet(images.clamp(0, 255).to(torch.uint8), labels, ("a", "b"), "scene")
+
+
+def network(channels: int = 3) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(128, 2),
+        ).eval()
+
+
+def blame(surest: list[int], count: int = 144) -> Tensor:
+    values = torch.randn(count, generator=torch.Generator().manual_seed(2))
+    values[surest] = torch.linspace(9, 6, len(surest))
+    return values
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3], ids=["grey", "no jpeg", "colour"])
+def test_the_rest_of_the_tuned_is_found_from_a_few(channels: int) -> None:
+    surest = list(TUNED[:5])
+    seen = looks(
+        network(channels),
+        scene(channels=channels),
+        torch.tensor(surest),
+        blame(surest),
+        batch_size=50,
+    )
+    assert seen is not None
+    assert seen.alike.tolist() == [True] * 96 + [False] * 48
+    named = set((seen.scores > 0).nonzero()[:, 0].tolist())
+    assert named >= set(TUNED)
+    assert len(named) <= len(TUNED) + 2
+    # Whoever bears another label comes after all who bear it.
+    assert float(seen.scores[96:].max()) < float(seen.scores[:96].min())
+    assert bool(seen.scores.isfinite().all())
+
+
+def test_fewer_than_five_are_joined_by_those_blamed_next() -> None:
+    surest = list(TUNED[:5])
+    whole = looks(network(), scene(), torch.tensor(surest), blame(surest), batch_size=64)
+    few = looks(network(), scene(), torch.tensor(surest[:2]), blame(surest), batch_size=7)
+    assert whole is not None
+    assert few is not None
+    assert torch.allclose(whole.scores, few.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("examples", "surest"),
+    [
+        (scene(), [1, 2, 3, 4, 5]),  # as smooth as the rest
+        (scene(size=0), list(TUNED[:5])),
+        (scene().subset(torch.tensor([0, 8, 16, *range(96, 144)])), [0, 1, 2]),  # three of their label
+        (scene(), list(range(60))),  # most of their label
+        (scene(side=2), list(TUNED[:5])),  # too small to have a grain
+    ],
+    ids=["surest not tuned", "nobody tuned", "few", "most", "tiny images"],
+)
+def test_it_is_silent_where_looks_say_nothing(examples: TrainingSet, surest: list[int]) -> None:
+    found = looks(network(), examples, torch.tensor(surest), blame(surest, len(examples)), batch_size=64)
+    assert found is None
+
+
+def test_each_label_has_its_own_standard() -> None:
+    # Class 1 is grainy by nature; the tuned of class 0 are no grainier than that.
+    examples = scene()
+    loud = examples.images.int()
+    signs = torch.randint(0, 2, loud.shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    loud[96:] += 16 * signs[96:]
+    examples = replace(examples, images=loud.clamp(0, 255).to(torch.uint8))
+    surest = [*TUNED[:7], 100]
+    seen = looks(network(), examples, torch.tensor(surest), blame(surest), batch_size=64)
+    assert seen is not None
+    assert bool(seen.alike.all())
+    named = set((seen.scores > 0).nonzero()[:, 0].tolist())
+    assert named >= set(TUNED)
+    assert sum(index >= 96 for index in named) <= 10
+
+
+def slow_two_groups(points: list[list[float]], known: list[bool]) -> list[float]:
+    """The same by densities, one example at a time."""
+    rows = [torch.tensor(row, dtype=torch.float64) for row in points]
+    belonging = [float(is_known) for is_known in known]
+    odds: list[float] = []
+    for _ in range(200):
+        weights = (belonging, [1 - part for part in belonging])
+        means = [
+            torch.stack([part * row for part, row in zip(group, rows, strict=True)]).sum(0) / sum(group)
+            for group in weights
+        ]
+        covariance = 0.1 * torch.eye(len(rows[0]), dtype=torch.float64)
+        for group, mean in zip(weights, means, strict=True):
+            for part, row in zip(group, rows, strict=True):
+                covariance = covariance + part * torch.outer(row - mean, row - mean) / len(rows)
+        normals = [torch.distributions.MultivariateNormal(mean, covariance) for mean in means]
+        share = min(sum(belonging) / len(rows), 0.5)
+        prior = float(torch.tensor(share / (1 - share)).log())
+        densities = [normals[0].log_prob(torch.stack(rows)), normals[1].log_prob(torch.stack(rows))]  # type: ignore[no-untyped-call]
+        odds = [float(one - other) + prior for one, other in zip(*densities, strict=True)]
+        belonging = [
+            1.0 if is_known else float(torch.tensor(value).sigmoid())
+            for value, is_known in zip(odds, known, strict=True)
+        ]
+    return odds
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_groups_are_those_of_the_slow_way(seed: int) -> None:
+    randomness = torch.Generator().manual_seed(seed)
+    points = torch.randn(24, 2, generator=randomness, dtype=torch.float64)
+    points[:8] += 3
+    known = torch.zeros(24, dtype=torch.bool)
+    known[:3] = True
+    found = two_groups(points, known)
+    expected = torch.tensor(slow_two_groups(points.tolist(), known.tolist()), dtype=torch.float64)
+    assert torch.allclose(found, expected, atol=1e-3)
+
+
+def test_the_chance_to_be_above_is_that_of_all_pairs() -> None:
+    first = torch.tensor([1.0, 2.0, 2.0, 5.0]).double()
+    second = torch.tensor([0.0, 2.0, 3.0]).double()
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in first.tolist() for b in second.tolist()]
+    assert _chance_above(first, second) == pytest.approx(sum(pairs) / len(pairs))
+    assert _chance_above(first, second[:0]) == 0
+
+
+def decide(pull: set[int], resembling: set[int]) -> Findings:
+    """What is flagged of twenty, all of one label."""
+
+    def scores(chosen: set[int]) -> Tensor:
+        return torch.tensor([1.0 if index in chosen else -1.0 for index in range(20)]).double()
+
+    findings = Findings(
+        method="delta-influence",
+        configuration={},
+        fingerprint="",
+        labels=torch.zeros(20, dtype=torch.int64),
+        class_names=("a", "b"),
+        scores=torch.zeros(20),
+        flagged=torch.empty(0, dtype=torch.int64),
+        threshold=Threshold(0.0, "blamed"),
+        poison_found=True,
+        p_value=0.01,
+        summary="",
+        observation=OBSERVATION,
+    )
+    alike = torch.ones(20, dtype=torch.bool)
+    return _with_company(
+        findings,
+        NullDistribution(),
+        Company(scores(pull), 0.0, alike),
+        Looks(scores(resembling), alike) if resembling else None,
+    )
+
+
+def test_looks_decide_where_many_look_alike_and_do_not_pull_alike() -> None:
+    few, many = {0, 1, 2}, set(range(8))
+    assert set(decide(few, many).flagged.tolist()) == many
+    assert "look tuned" in decide(few, many).threshold.how
+    # A look-alike or two that do not pull the same way are innocent.
+    assert set(decide(many, many | {8}).flagged.tolist()) == many
+    assert set(decide(many, few).flagged.tolist()) == many
+    assert set(decide(many, set()).flagged.tolist()) == many
+    assert "pull" in decide(many, set()).threshold.how
+
+
+def test_both_scores_are_kept_as_evidence() -> None:
+    found = decide({0, 1}, {0, 1, 2, 3})
+    assert {"company", "looks"} <= set(found.evidence)
+    assert "looks" not in decide({0, 1}, set()).evidence
