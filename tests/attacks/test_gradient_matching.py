@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unpoison.attacks import GradientMatching
 from unpoison.attacks._alignment import Alignment, gradient_of, unchanged
-from unpoison.attacks.gradient_matching import _translated
+from unpoison.attacks._signed_descent import SignedDescent, translated
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats import Backdoor, Budget, PatchTrigger, PoisonSet, TargetedMisclassification
@@ -132,13 +132,37 @@ def test_parameters_that_are_not_trained_are_not_matched() -> None:
 
 def test_a_shift_of_nothing_is_nothing_and_a_flip_mirrors() -> None:
     images = torch.rand(40, 1, 5, 6)
-    same = _translated(images, 0, False, torch.Generator().manual_seed(0))
+    same = translated(images, 0, False, torch.Generator().manual_seed(0))
     torch.testing.assert_close(same, images)
-    mirrored = _translated(images, 0, True, torch.Generator().manual_seed(0))
+    mirrored = translated(images, 0, True, torch.Generator().manual_seed(0))
     straight = (mirrored - images).abs().flatten(1).amax(1) < 1e-5
     turned = (mirrored - images.flip(3)).abs().flatten(1).amax(1) < 1e-5
     assert bool((straight ^ turned).all())
     assert 0 < int(turned.sum()) < 40
+
+
+def test_a_descent_goes_against_the_sign_and_stays_within_its_bounds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bases = torch.randint(0, 256, (6, 2, 3, 3), generator=generator, dtype=torch.uint8)
+    bases[0] = 0
+    start = torch.randn(2, 6, 2, 3, 3, generator=generator)
+    begun = ((start * 5).clamp(-5, 5) + bases).clamp(0, 255) / 255
+    descent = SignedDescent(bases, start, spread=(0.5, 0.25), eps=5, rate=0.001, steps=8)
+    torch.testing.assert_close(descent.images, begun)
+    slope = torch.randn(descent.images.shape, generator=generator)
+    expected = (begun - slope.sign() * 0.001 * torch.tensor([0.5, 0.25]).view(2, 1, 1)).clamp(0, 1)
+    expected = torch.minimum(torch.maximum(expected, (bases - 5.0) / 255), (bases + 5.0) / 255)
+    descent.move(slope.clone())
+    torch.testing.assert_close(descent.images, expected, atol=1e-6, rtol=0)
+    for _ in range(7):
+        before = descent.images
+        descent.move(slope.clone())
+    # The last step is a thousandth of the first.
+    assert float((descent.images - before).abs().max()) < 1e-6
+    rounded = descent.rounded()
+    assert rounded.dtype == torch.uint8
+    assert int((rounded.int() - bases.int()).abs().max()) == 5
+    torch.testing.assert_close(rounded.float() / 255, descent.images, atol=0.51 / 255, rtol=0)
 
 
 @pytest.fixture(scope="module")

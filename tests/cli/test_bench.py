@@ -84,6 +84,33 @@ def test_a_trial_that_fails_ends_in_status_1(recipe: Path, tmp_path: Path) -> No
     assert "a budget of 90 %" in (out / "tiny.html").read_text()
 
 
+def choosing(recipe: Path, changes: str, correct: int = 2) -> None:
+    """Have the recipe choose its test images by its clean networks."""
+    text = recipe.read_text().replace("epochs = 1", changes)
+    recipe.write_text(text.replace('"right"]]', f'"right"]]\ncorrect = {correct}'))
+
+
+def test_a_choice_of_targets_that_fails_ends_in_status_1(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choosing(recipe, "epochs = 1\nlearning_rate = 1e6")
+    out = tmp_path / "store"
+    assert main(["bench", str(recipe), "--out", str(out), "--workers", "1"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    (line,) = [line for line in said.err.splitlines() if line.startswith("unpoison: error: ")]
+    assert line.startswith("unpoison: error: targets.correct: a clean network could not be had: ")
+    assert line.endswith(f"{out / 'bench.log'} has more, and the same command tries again")
+    assert "failed: TrainingDivergedError" in (out / "bench.log").read_text()
+
+
+def test_more_targets_than_there_are_is_bad_input(recipe: Path, tmp_path: Path, fails: Any) -> None:
+    choosing(recipe, "epochs = 1", correct=21)
+    said = fails(["bench", recipe, "--out", tmp_path / "store", "--workers", "1"])
+    assert said.endswith("of class 'left' rightly, fewer than 21")
+
+
 def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, fails: Any) -> None:
     assert fails(["bench", recipe, "--seed", "1"]) == "--seed: the seeds of a sweep stand in its recipe"
     assert "is gone on with" in fails(["bench", recipe, "--overwrite"])

@@ -16,10 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from unpoison import data
+from unpoison import attacks, data
 from unpoison.cli import main, run_schema
+from unpoison.cli._craft import TRIGGERS_OF_THEIR_OWN
 from unpoison.detectors import Findings
-from unpoison.threats import PoisonSet
+from unpoison.threats import Backdoor, Budget, PatchTrigger, PoisonSet
 from unpoison.training import Trained
 
 Fails = Callable[..., str]
@@ -95,6 +96,55 @@ def test_labels_are_flipped_from_source_to_target(story: Any, fails: Fails, tmp_
     said = fails([*arguments[:at], *arguments[at + 2 :]])
     assert said == "--source: label-flip needs the class whose labels are to be wrong"
     assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("attack", "more", "said"),
+    [
+        (
+            "label-flip",
+            ("--trigger", "four-pixels"),
+            "--trigger: label-flip takes no trigger; it is no backdoor",
+        ),
+        ("sig", ("--trigger", "white-corner"), "--trigger: sig takes no trigger; it makes its own"),
+        (
+            "badnets",
+            ("--recipe", "fast"),
+            "--recipe: badnets makes no use of it; it is for attacks that have",
+        ),
+        ("wanet", ("--model", "resnet9"), "--model: wanet makes no use of it; it is for attacks that have"),
+        ("metapoison", ("--batch-size", "8"), "--batch-size: metapoison makes no use of it; it is for"),
+    ],
+)
+def test_options_that_an_attack_does_not_use_are_refused(
+    attack: str, more: tuple[str, ...], said: str, story: Any, fails: Fails, tmp_path: Path
+) -> None:
+    assert fails(["craft", attack, *story.craft(tmp_path / "out", *more)[2:]]).startswith(said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_attacks_that_make_their_own_trigger_are_known_as_such(story: Any) -> None:
+    training_set = data.load(story.data).train
+    model = Trained.load(Path(story.place("clean")) / "model").model
+    goal = Backdoor(PatchTrigger.white_corner(), 0, 2)
+    quick: dict[str, dict[str, Any]] = {
+        "hidden-trigger": {"steps": 1},
+        "label-consistent": {"steps": 1},
+        "sig": {"frequency": 5.0},
+        "sleeper-agent": {"steps": 1, "retrainings": 0},
+        "smooth-trigger": {"images": 2, "rounds": 1, "steps": 1},
+        "wanet": {"cover_ratio": 1.0},
+    }
+    found = []
+    for name in attacks.names():
+        card = attacks.describe(name)
+        if "backdoor" in card.goals:
+            attack = attacks.get(name)(**quick.get(name, {}))
+            poison = attack.craft(goal, training_set, budget=Budget(count=4), surrogate=model, seed=0)
+            assert isinstance(poison.goal, Backdoor)
+            if not isinstance(poison.goal.trigger, PatchTrigger):
+                found.append(name)
+    assert tuple(found) == TRIGGERS_OF_THEIR_OWN
 
 
 def test_train_writes_a_model_and_measures_it(story: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from unpoison import detectors
+from unpoison import defenses, detectors
+from unpoison.defenses._dropping import DroppingDefense
 from unpoison.errors import InputError
 from unpoison.evaluation import Experiment
-from unpoison.evaluation._experiment import DETECTORS
+from unpoison.evaluation._experiment import DETECTORS, DROPPING
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -135,6 +137,10 @@ def test_reading_imports_no_torch() -> None:
             "like = 'epik' must name one other defense; did you mean 'epic'?",
         ),
         (
+            {"defenses": [{"name": "mixup"}, {"name": "random-drop", "like": "mixup"}]},
+            "recipe: defenses: like = 'mixup': mixup drops nothing in rounds; only epic, feature-squeezing, ",
+        ),
+        (
             {"attacks": [{"name": "badnets", "budget": 0.1, "surrogates": 2}]},
             "badnets crafts without a network; leave out 'surrogates'",
         ),
@@ -160,6 +166,15 @@ def test_a_mistake_is_named_in_one_line(changes: dict[str, Any], said: str) -> N
         Experiment.from_dict(values(**changes))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_defenses_that_drop_are_known_as_such() -> None:
+    found = []
+    for name in defenses.names():
+        module, _, kind = defenses.describe(name).implementation.partition(":")
+        if issubclass(getattr(importlib.import_module(module), kind), DroppingDefense):
+            found.append(name)
+    assert tuple(found) == DROPPING
 
 
 def test_the_file_is_named_too(tmp_path: Path) -> None:

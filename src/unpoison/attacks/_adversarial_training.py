@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._stamping import device_of, frozen
-from unpoison.attacks._surrogates import without_global_randomness
 from unpoison.attacks.label_consistent import ascended
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
@@ -74,8 +74,8 @@ def adversarially_trained(
     optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
     draws = generator(seed, "adversarially trained")
     batches = max(1, len(training_set) // batch_size)
-    own_randomness = without_global_randomness(device, derive_seed(seed, "adversarially trained", "network"))
-    with own_randomness, torch.enable_grad():
+    network_seed = derive_seed(seed, "adversarially trained", "network")
+    with own_randomness(device, seed=network_seed), torch.enable_grad():
         for epoch in range(epochs):
             order = torch.randperm(len(training_set), generator=draws)
             for batch in range(batches):

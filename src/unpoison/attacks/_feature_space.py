@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._stamping import device_of, last_linear, networks, rounded
 from unpoison.data import TrainingSet
@@ -230,12 +231,7 @@ class Reader:
             yield
             return
         modules = [module for module in model.modules() if isinstance(module, _DROPOUT)]
-        place = device_of(model, device)
-        devices = [place.index or 0] if place.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(seed)
-            for index in devices:
-                torch.cuda.default_generators[index].manual_seed(seed)
+        with own_randomness(device_of(model, device), seed=seed):
             try:
                 for module in modules:
                     module.train()

@@ -12,9 +12,8 @@ last; larger ones go through `vmap`, which pays on a GPU alone.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -299,17 +298,6 @@ def reborn(template: nn.Module, training_set: TrainingSet, *, seed: int) -> nn.M
 def _whitened(network: nn.Module, training_set: TrainingSet) -> nn.Module:
     whiten(network, training_set.batch(0, _IMAGES_FOR_WHITENING)[0].cpu())
     return network
-
-
-@contextlib.contextmanager
-def without_global_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Dropout and its like draw from the global generators: seed these within, and give them back."""
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        yield
 
 
 def _state(network: nn.Module, recipe: Recipe) -> Tensors:

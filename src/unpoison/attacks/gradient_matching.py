@@ -30,15 +30,15 @@ from dataclasses import asdict, dataclass
 from typing import Literal, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unpoison._seeds import derive_seed, generator
-from unpoison.attacks._alignment import Alignment, Gradient, View, gradient_of
+from unpoison.attacks._alignment import Alignment, Gradient, gradient_of
 from unpoison.attacks._attack import Attack
 from unpoison.attacks._feature_space import as_targeted
+from unpoison.attacks._signed_descent import Augmentation, SignedDescent, view_of_step
 from unpoison.attacks._stamping import device_of, networks
-from unpoison.data import TrainingSet, augment
+from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import preserved
 from unpoison.threats import Budget, Goal, PoisonSet, TargetedMisclassification
@@ -86,7 +86,7 @@ class GradientMatching(Attack):
     step_size: float = 0.1
     poisons_from: Literal["target", "third-party", "anywhere"] = "target"
     bases: tuple[int, ...] = ()
-    augmentation: Literal["translate", "crop", "none"] = "translate"
+    augmentation: Augmentation = "translate"
     shift: int = 4
     flip: bool = True
     target_loss: Literal["cross-entropy", "carlini-wagner"] = "cross-entropy"
@@ -143,8 +143,8 @@ class GradientMatching(Attack):
         indices = self._poisons(goal, training_set, budget.count_in(len(training_set)), seed)
         chosen = training_set.subset(indices)
         device = device_of(models[0], training_set.device)
-        clean, labels = chosen.images.to(device).float().div_(255), chosen.labels.to(device)
-        spread = torch.tensor(training_set.channel_statistics[1], device=device).clamp(min=1e-3)
+        bases, labels = chosen.images.to(device), chosen.labels.to(device)
+        spread = training_set.channel_statistics[1]
         with contextlib.ExitStack() as stack:
             for network in models:
                 stack.enter_context(preserved(network))
@@ -155,7 +155,7 @@ class GradientMatching(Attack):
             together = self._at_once(device)
             for start in range(0, self.restarts, together):
                 for images, losses in self._descend(
-                    alignment, clean, labels, spread, seeds[start : start + together]
+                    alignment, bases, labels, spread, seeds[start : start + together]
                 ):
                     final_loss = alignment.loss(images.float().div(255), labels)
                     history.append({"losses": losses, "final": final_loss})
@@ -184,46 +184,36 @@ class GradientMatching(Attack):
         return 1 if device.type == "cpu" else self.restarts
 
     def _descend(
-        self, alignment: Alignment, clean: Tensor, labels: Tensor, spread: Tensor, seeds: Sequence[int]
+        self,
+        alignment: Alignment,
+        bases: Tensor,
+        labels: Tensor,
+        spread: Sequence[float],
+        seeds: Sequence[int],
     ) -> list[tuple[Tensor, list[float]]]:
         """A few restarts: the rounded poisons UInt8[n c h w] of each, and its loss at every step."""
-        eps = self.eps / 255
-        start = torch.stack([torch.randn(clean.shape, generator=generator(seed, "start")) for seed in seeds])
-        delta = _allowed(start.to(clean.device).mul_(eps), clean, eps)
-        # Adam's steps do not depend on the scale of the slope: in a variable that counts standard deviations
-        # a step of 1 is one of them.
-        unit = spread.view(1, -1, 1, 1)
-        scaled = (delta / unit).requires_grad_()
+        start = torch.stack([torch.randn(bases.shape, generator=generator(seed, "start")) for seed in seeds])
         rate = self.step_size / len(alignment.networks)
-        optimizer = torch.optim.Adam([scaled], lr=rate)
+        descent = SignedDescent(bases, start, spread=spread, eps=self.eps, rate=rate, steps=self.steps)
         losses = []
         for step in range(self.steps):
-            passed = sum(step >= int(self.steps * part) for part in (3 / 8, 5 / 8, 7 / 8))
-            optimizer.param_groups[0]["lr"] = rate * 0.1**passed
-            views = [self._view(derive_seed(seed, "view", step)) for seed in seeds]
-            found, slope = alignment.differentiate_together(clean + scaled.detach() * unit, labels, views)
+            views = [
+                view_of_step(
+                    self.augmentation,
+                    shift=self.shift,
+                    flip=self.flip,
+                    seed=derive_seed(seed, "view", step),
+                )
+                for seed in seeds
+            ]
+            found, slope = alignment.differentiate_together(descent.images, labels, views)
             losses.append(found)
-            scaled.grad = slope.sign_()
-            optimizer.step()
-            with torch.no_grad():
-                scaled.copy_(_allowed(scaled * unit, clean, eps) / unit)
+            descent.move(slope)
+        # Copies, so that the one that will be kept does not keep the others in memory.
         return [
-            (_rounded(clean, one * unit, eps), list(history))
-            for one, history in zip(scaled.detach(), zip(*losses, strict=True), strict=True)
+            (images.clone(), list(history))
+            for images, history in zip(descent.rounded(), zip(*losses, strict=True), strict=True)
         ]
-
-    def _view(self, seed: int) -> View:
-        """The augmentation of one step; the same for the same piece however often it is asked."""
-
-        def view(images: Tensor, start: int) -> Tensor:
-            draws = generator(seed, start)
-            if self.augmentation == "none":
-                return images
-            if self.augmentation == "crop":
-                return augment(images, flip=self.flip, crop_padding=self.shift, generator=draws)
-            return _translated(images, self.shift, self.flip, draws)
-
-        return view
 
     def _wanted(self, network: nn.Module, goal: TargetedMisclassification, device: torch.device) -> Gradient:
         with torch.enable_grad():
@@ -272,29 +262,3 @@ class GradientMatching(Attack):
                 f"at most a share of {len(pool) / len(labels):.4g} fits"
             )
         return pool[torch.randperm(len(pool), generator=draws)[:count]].sort().values
-
-
-def _allowed(delta: Tensor, clean: Tensor, eps: float) -> Tensor:
-    """The nearest perturbation within eps that leaves valid pixels."""
-    return torch.minimum(torch.maximum(delta.clamp(-eps, eps), -clean), 1 - clean)
-
-
-def _rounded(clean: Tensor, delta: Tensor, eps: float) -> Tensor:
-    """The nearest 8-bit images that are still within eps."""
-    whole = (clean * 255).round()
-    change = (delta * 255).round().clamp(-math.floor(eps * 255 + 1e-6), math.floor(eps * 255 + 1e-6))
-    return (whole + change).clamp(0, 255).to(torch.uint8)
-
-
-def _translated(images: Tensor, shift: int, flip: bool, draws: torch.Generator) -> Tensor:
-    """Each image shifted by up to `shift` pixels each way, black coming in, and perhaps mirrored."""
-    n, _, height, width = images.shape
-    moves = (torch.rand(n, 2, generator=draws) * 2 - 1).to(images.device)
-    mirrored = torch.randint(2, (n,), generator=draws).to(images.device) * int(flip)
-    transform = torch.zeros(n, 2, 3, device=images.device, dtype=images.dtype)
-    transform[:, 0, 0] = 1 - 2 * mirrored
-    transform[:, 1, 1] = 1
-    transform[:, 0, 2] = moves[:, 0] * 2 * shift / width
-    transform[:, 1, 2] = moves[:, 1] * 2 * shift / height
-    grid = F.affine_grid(transform, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)

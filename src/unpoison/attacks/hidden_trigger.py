@@ -131,7 +131,7 @@ class HiddenTrigger(Attack):
             given_labels=clean.labels,
             goal=backdoor,
             attack=_NAME,
-            configuration={**asdict(self), "budget": budget.to_json()},
+            configuration={**asdict(self), "budget": budget.to_json(), "surrogates": len(models)},
             seed=seed,
         )
 

@@ -54,11 +54,12 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._artefacts import canonical_json, digest
+from unpoison._checkpoints import CRAFTING, Checkpoint, Checkpoints
+from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._attack import Attack
-from unpoison.attacks._crafting_checkpoints import CraftingCheckpoint, CraftingCheckpoints
 from unpoison.attacks._outer_optimizer import OuterOptimizer
-from unpoison.attacks._surrogates import Epoch, Surrogates, Upbringing, ensemble, without_global_randomness
+from unpoison.attacks._surrogates import Epoch, Surrogates, Upbringing, ensemble
 from unpoison.attacks._unrolled import look_ahead
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
@@ -366,7 +367,7 @@ class MetaPoison(Attack):
                 "training set": training_set.fingerprint,
                 "surrogate": [_fingerprint(template) for template in templates],
             }
-            store = CraftingCheckpoints(checkpoints, identity)
+            store = Checkpoints(checkpoints, identity, kind=CRAFTING)
         upbringing = Upbringing(
             training_set=training_set,
             templates=templates,
@@ -394,7 +395,7 @@ class MetaPoison(Attack):
         return [poison.finished(training_set, budget, seed) for poison in poisons]
 
     def _begun(
-        self, upbringing: Upbringing, poisons: Sequence[_Poison], store: CraftingCheckpoints | None
+        self, upbringing: Upbringing, poisons: Sequence[_Poison], store: Checkpoints | None
     ) -> tuple[list[Surrogates], int]:
         """The ensemble, staggered, and how many craft steps are done: from the checkpoint if there is one."""
         checkpoint = None if store is None else store.latest()
@@ -409,7 +410,7 @@ class MetaPoison(Attack):
             for place, poison in enumerate(poisons):
                 poison.restore(place, checkpoint)
             stacks = _ensemble_of(checkpoint, upbringing, self.surrogates, self.together)
-            return stacks, checkpoint.steps_done
+            return stacks, checkpoint.done
 
     def _epoch(self, surrogates: Surrogates, poisons: Sequence[_Poison]) -> None:
         """One epoch of a stack: look ahead wherever there are poisons, then take the ordinary step."""
@@ -535,7 +536,7 @@ class _Poison:
         }
         return variables | moments
 
-    def restore(self, place: int, checkpoint: CraftingCheckpoint) -> None:
+    def restore(self, place: int, checkpoint: Checkpoint) -> None:
         """Take back what `state` gave, and the history."""
         device = self.images.device
 
@@ -660,11 +661,11 @@ class _Looks:
 def _own_randomness(upbringing: Upbringing, part: str) -> contextlib.AbstractContextManager[None]:
     """For dropout and its like: global generators seeded for this part of the craft, given back after it."""
     seed = derive_seed(upbringing.seed, "metapoison", part)
-    return without_global_randomness(upbringing.training_set.device, seed)
+    return own_randomness(upbringing.training_set.device, seed=seed)
 
 
 def _ensemble_of(
-    checkpoint: CraftingCheckpoint, upbringing: Upbringing, count: int, together: int
+    checkpoint: Checkpoint, upbringing: Upbringing, count: int, together: int
 ) -> list[Surrogates]:
     """The ensemble that `checkpoint` holds."""
     device = upbringing.training_set.device
@@ -678,9 +679,7 @@ def _ensemble_of(
     return stacks
 
 
-def _checkpoint(
-    steps_done: int, stacks: Sequence[Surrogates], poisons: Sequence[_Poison]
-) -> CraftingCheckpoint:
+def _checkpoint(steps_done: int, stacks: Sequence[Surrogates], poisons: Sequence[_Poison]) -> Checkpoint:
     tensors = {
         f"surrogates.{stack.numbers[0]}.{name}": value
         for stack in stacks
@@ -693,7 +692,7 @@ def _checkpoint(
         "lives": {str(stack.numbers[0]): stack.lives for stack in stacks},
         "history": [[step.to_dict() for step in poison.history] for poison in poisons],
     }
-    return CraftingCheckpoint(steps_done=steps_done, tensors=tensors, notes=notes)
+    return Checkpoint(done=steps_done, tensors=tensors, notes=notes)
 
 
 def _chosen(attack: MetaPoison, goal: Goal, training_set: TrainingSet, budget: Budget, seed: int) -> Tensor:

@@ -36,12 +36,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unpoison._seeds import derive_seed, generator
-from unpoison.attacks._alignment import Alignment, Gradient, View, gradient_of, trained_parameters
+from unpoison.attacks._alignment import Alignment, Gradient, gradient_of, trained_parameters
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._signed_descent import Augmentation, SignedDescent, view_of_step
 from unpoison.attacks._stamping import as_backdoor, chosen, device_of, networks, sources, targets
 from unpoison.attacks._surrogates import reborn
-from unpoison.attacks.gradient_matching import _allowed, _rounded, _translated
-from unpoison.data import TrainingSet, augment
+from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import preserved
 from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
@@ -83,7 +83,7 @@ class SleeperAgent(Attack):
     candidates: int = 5000
     sources: int = 5000
     step_size: float = 0.1
-    augmentation: Literal["translate", "crop", "none"] = "translate"
+    augmentation: Augmentation = "translate"
     shift: int = 4
     flip: bool = True
     micro_batch: int = 128
@@ -145,13 +145,14 @@ class SleeperAgent(Attack):
         patched = self._patched(backdoor, training_set, seed).to(device)
         indices = self._choice(models, training_set, own, budget.count_in(len(training_set)), seed)
         poisons = training_set.subset(indices).to(device)
-        clean, labels = poisons.images.float().div_(255), poisons.labels
-        spread = torch.tensor(training_set.channel_statistics[1], device=device).clamp(min=1e-3)
-        unit = spread.view(1, -1, 1, 1)
-        start = torch.randn(clean.shape, generator=generator(seed, _NAME, "start")).to(device)
-        scaled = (_allowed(start.mul_(self.eps / 255), clean, self.eps / 255) / unit).requires_grad_()
-        rate = self.step_size / len(models)
-        optimizer = torch.optim.Adam([scaled], lr=rate)
+        descent = SignedDescent(
+            poisons.images,
+            torch.randn(poisons.images.shape, generator=generator(seed, _NAME, "start")),
+            spread=training_set.channel_statistics[1],
+            eps=self.eps,
+            rate=self.step_size / len(models),
+            steps=self.steps,
+        )
         losses: list[float] = []
         # The first steps of each stretch but the first follow a retraining.
         stretches = [
@@ -159,8 +160,7 @@ class SleeperAgent(Attack):
         ]
         for stretch in range(self.retrainings + 1):
             if stretch:
-                images = _rounded(clean, scaled.detach() * unit, self.eps / 255)
-                poisoned = training_set.with_examples(indices, images, labels)
+                poisoned = training_set.with_examples(indices, descent.rounded(), poisons.labels)
                 models = self._retrained(models, poisoned, derive_seed(seed, _NAME, "retraining", stretch))
             with contextlib.ExitStack() as stack:
                 for model in models:
@@ -168,20 +168,20 @@ class SleeperAgent(Attack):
                 wanted = [self._wanted(model, patched, backdoor.target) for model in models]
                 alignment = Alignment(models, wanted, micro_batch=self.micro_batch)
                 for step in range(stretches[stretch], stretches[stretch + 1]):
-                    passed = sum(step >= int(self.steps * part) for part in (3 / 8, 5 / 8, 7 / 8))
-                    optimizer.param_groups[0]["lr"] = rate * 0.1**passed
-                    view = self._view(derive_seed(seed, _NAME, "view", step))
-                    loss, slope = alignment.differentiate(clean + scaled.detach() * unit, labels, view)
+                    view = view_of_step(
+                        self.augmentation,
+                        shift=self.shift,
+                        flip=self.flip,
+                        seed=derive_seed(seed, _NAME, "view", step),
+                    )
+                    loss, slope = alignment.differentiate(descent.images, poisons.labels, view)
                     losses.append(loss)
-                    scaled.grad = slope.sign_()
-                    optimizer.step()
-                    with torch.no_grad():
-                        scaled.copy_(_allowed(scaled * unit, clean, self.eps / 255) / unit)
+                    descent.move(slope)
         return PoisonSet.of(
             training_set,
             indices=indices,
-            images=_rounded(clean, scaled.detach() * unit, self.eps / 255),
-            given_labels=labels,
+            images=descent.rounded(),
+            given_labels=poisons.labels,
             goal=backdoor,
             attack=_NAME,
             configuration={
@@ -234,19 +234,6 @@ class SleeperAgent(Attack):
             )
         assert total is not None
         return tuple(total)
-
-    def _view(self, seed: int) -> View:
-        """The augmentation of one step; the same for the same piece however often it is asked."""
-
-        def view(images: Tensor, start: int) -> Tensor:
-            draws = generator(seed, start)
-            if self.augmentation == "none":
-                return images
-            if self.augmentation == "crop":
-                return augment(images, flip=self.flip, crop_padding=self.shift, generator=draws)
-            return _translated(images, self.shift, self.flip, draws)
-
-        return view
 
     def _retrained(
         self, models: Sequence[nn.Module], poisoned: TrainingSet, seed: int

@@ -14,14 +14,14 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from unpoison._artefacts import write_json
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._options import Bench, configuration
 from unpoison.cli._run import Recorder, RunRecord
-from unpoison.errors import InputError
+from unpoison.errors import InputError, UnpoisonError
 from unpoison.evaluation import (
     Executor,
     Experiment,
@@ -41,6 +41,11 @@ FAILED = 1
 _KINDS = ("craft", "train", "find", "heal", "measure")
 
 
+@final
+class _NoTargetsError(UnpoisonError):
+    """A stage failed by which targets are chosen: no bad input, and no trial can be done."""
+
+
 def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
     """Do what the recipe asks for that the store does not have, and write its leaderboard; 1 if some
     failed."""
@@ -51,6 +56,9 @@ def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
     recorder = Recorder("bench", configuration(options), options.run.seed, console)
     try:
         results, standing = _sweep(options, experiment, recorder)
+    except _NoTargetsError as error:
+        console.say(f"unpoison: error: {error}; {out / LOG} has more, and the same command tries again")
+        return FAILED
     except (KeyboardInterrupt, Terminated) as end:
         console.say(f"unpoison: stopped; {out} keeps what is done, and the same command goes on from there")
         return 143 if isinstance(end, Terminated) else 130
@@ -126,7 +134,12 @@ def _sweep(options: Bench, experiment: Experiment, recorder: Recorder) -> tuple[
         if work is None:
             what = f"{experiment.name}: clean networks, by which targets are chosen"
             with recorder.stage("targets"), _view(recorder.console, log, what) as show:
-                experiment = choose_targets(experiment, options.out, executor, device=device, watch=show)
+                try:
+                    experiment = choose_targets(experiment, options.out, executor, device=device, watch=show)
+                except InputError:
+                    raise
+                except UnpoisonError as error:
+                    raise _NoTargetsError(str(error)) from error
             work = plan(experiment, device=device)
         what = f"{experiment.name}: {len(work.rows)} trials"
         with recorder.stage("sweep"), _view(recorder.console, log, what) as show:

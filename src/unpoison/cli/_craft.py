@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,9 @@ from unpoison.threats import Backdoor, Budget, Goal, Mistakes, TargetedMisclassi
 from unpoison.training import train
 
 _DEFAULT_SHARE = 0.01
+_DEFAULT_TRIGGER = "white-corner"
+TRIGGERS_OF_THEIR_OWN = ("blended", "sig", "smooth-trigger", "wanet")
+"""The backdoors that make their trigger themselves, whatever picture they are given."""
 
 
 def craft(options: Craft, console: Console, interrupts: Interrupts) -> int:
@@ -39,6 +42,9 @@ def craft(options: Craft, console: Console, interrupts: Interrupts) -> int:
     card = attacks.describe(options.attack)
     attack = _attack(options)
     _check_surrogates(options, card)
+    _check_unused(options, card)
+    if options.trigger is None and _takes_trigger(card):
+        options = replace(options, trigger=_DEFAULT_TRIGGER)
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
             splits = load_data(options.data, options.test_data, run.device)
@@ -103,6 +109,25 @@ def _check_surrogates(options: Craft, card: attacks.AttackCard) -> None:
         raise InputError(f"--surrogates {options.surrogates}: must be at least 1")
 
 
+def _check_unused(options: Craft, card: attacks.AttackCard) -> None:
+    """That no option is given which this attack would pass over in silence."""
+    if options.trigger is not None and not _takes_trigger(card):
+        why = "it makes its own" if card.name in TRIGGERS_OF_THEIR_OWN else "it is no backdoor"
+        raise InputError(f"--trigger: {card.name} takes no trigger; {why}")
+    if not card.surrogates:
+        training = {one.name: getattr(options.training, one.name) for one in fields(options.training)}
+        for name, value in {**training, "model": options.model, "width": options.width}.items():
+            if value is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')}: {card.name} makes no use of it; it is for attacks that "
+                    "have surrogates trained"
+                )
+
+
+def _takes_trigger(card: attacks.AttackCard) -> bool:
+    return "backdoor" in card.goals and card.name not in TRIGGERS_OF_THEIR_OWN
+
+
 def _goal(options: Craft, card: attacks.AttackCard, splits: Splits) -> tuple[Goal, int | None, int]:
     """What the attack is to achieve, with source and target class."""
     names = splits.train.class_names
@@ -115,7 +140,8 @@ def _goal(options: Craft, card: attacks.AttackCard, splits: Splits) -> tuple[Goa
             return Mistakes(source, target), source, target
         if "backdoor" not in card.goals:
             raise InputError(f"--target-image: {card.name} is about one test image; name it as test:INDEX")
-        return Backdoor(trigger_of(options.trigger), source, target), source, target
+        trigger = trigger_of(options.trigger or _DEFAULT_TRIGGER)
+        return Backdoor(trigger, source, target), source, target
     if "targeted-misclassification" not in card.goals:
         raise InputError(f"--target-image: {card.name} serves {', '.join(card.goals)} only")
     index = index_of_test_image(options.target_image, splits, "--target-image")

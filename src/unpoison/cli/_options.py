@@ -104,8 +104,8 @@ class Craft:
     """How much to poison, as a share of the training set (.01 when neither budget is given)."""
     budget_count: MaybeCount = None
     """How many examples to poison."""
-    trigger: Annotated[str, arg(metavar="TRIGGER")] = "white-corner"
-    """white-corner (3x3), four-pixels (black), or an image file to stamp into the corner."""
+    trigger: Annotated[str | None, arg(metavar="TRIGGER", help_behavior_hint="")] = None
+    """white-corner (3x3; when not given), four-pixels (black), or an image file to stamp into the corner."""
     option: Changes = ()
     """Options of the attack, e.g. least_visible=0.1."""
     surrogate: Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")] = ()

@@ -40,6 +40,7 @@ from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
+from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader, principal
 from unpoison.detectors._scan import findings_of
 from unpoison.detectors._two_means import Parted, silhouette, two_means
@@ -99,12 +100,7 @@ class ActivationClustering(Detector):
         Raises:
             InputError: there is no such preset.
         """
-        try:
-            return _PRESETS[name]
-        except KeyError:
-            raise InputError(
-                f"ActivationClustering: no preset is called {name!r}; there are {', '.join(_PRESETS)}"
-            ) from None
+        return called(name, _PRESETS, of="ActivationClustering")
 
     def find(
         self,

@@ -33,6 +33,7 @@ from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
+from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader
 from unpoison.detectors._scan import findings_of
 from unpoison.errors import InputError
@@ -72,9 +73,7 @@ class DeepKNN(Detector):
         Raises:
             InputError: there is no such preset.
         """
-        if name != "original":
-            raise InputError(f"DeepKNN: no preset is called {name!r}; there is original")
-        return cls()
+        return called(name, {"original": cls()}, of="DeepKNN")
 
     def find(
         self,

@@ -53,6 +53,7 @@ from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
+from unpoison.detectors._presets import called
 from unpoison.detectors._scan import findings_of
 from unpoison.errors import InputError
 
@@ -108,12 +109,7 @@ class Frequency(Detector):
         Raises:
             InputError: there is no such preset.
         """
-        try:
-            return _PRESETS[name]
-        except KeyError:
-            raise InputError(
-                f"Frequency: no preset is called {name!r}; there are {', '.join(_PRESETS)}"
-            ) from None
+        return called(name, _PRESETS, of="Frequency")
 
     def find(
         self,

@@ -35,6 +35,7 @@ from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
+from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader, principal
 from unpoison.detectors._scan import beyond, findings_of
 from unpoison.errors import InputError
@@ -78,11 +79,8 @@ class SpectralSignatures(Detector):
         Raises:
             InputError: there is no such preset.
         """
-        if name not in ("original", "comparison"):
-            raise InputError(
-                f"SpectralSignatures: no preset is called {name!r}; there are original, comparison"
-            )
-        return cls(thresholds=(7.0, 7.0)) if name == "comparison" else cls()
+        presets = {"original": cls(), "comparison": cls(thresholds=(7.0, 7.0))}
+        return called(name, presets, of="SpectralSignatures")
 
     def find(
         self,

@@ -22,6 +22,12 @@ Departures: the covariance is estimated by the minimum covariance determinant (R
 rather than by the paper's filter, which has the same aim and more constants. eps, known in the paper, is the
 option `expected_share`, the share of the target class, .05 by default.
 
+Constants that are ours: k is at most an eighth of the examples of the class, below which their covariance
+says little; a class in which 1.5 eps are less than one example has no score. The minimum covariance
+determinant begins with the examples nearest to the median of each component, in units of its median absolute
+deviation, and is repeated 30 times at most. In whitening, a variance below 1e-8 of the greatest counts as
+that much.
+
 Cost: one forward pass over the set, d^2 n multiplications for d features, and some 100 n k^2 in all. Memory:
 the features of the largest class, and d^2 numbers.
 """
@@ -39,6 +45,7 @@ from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
+from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader, principal
 from unpoison.detectors._scan import beyond, findings_of
 from unpoison.errors import InputError
@@ -87,9 +94,7 @@ class Spectre(Detector):
         Raises:
             InputError: there is no such preset.
         """
-        if name != "original":
-            raise InputError(f"Spectre: no preset is called {name!r}; there is original")
-        return cls()
+        return called(name, {"original": cls()}, of="Spectre")
 
     def find(
         self,

@@ -20,6 +20,11 @@ beside the variance of their centres. Features are first reduced to the `dimensi
 most, without which S of d features takes more examples than most sets have. Poison in the set widens S a
 little; a clean `reference` mends that.
 
+Constants: a median absolute deviation is multiplied by 1.4826, which makes it a standard deviation where
+values are normally distributed, so the limit of step 4 is 7.39 x 1.4826 = 10.96 bare ones. Ours are: to that
+deviation .01 of the median is added (and 1e-12, against zero), or classes that are all alike would make the
+least difference infinite; and directions with less than 1e-10 of the greatest variance are left out of S.
+
 Fewer than three classes with examples have no median to stand out from, and nothing is flagged in them.
 
 Cost: two forward passes over the set, and d^2 n multiplications for d features. Memory: the features of the
@@ -40,6 +45,7 @@ from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
+from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader
 from unpoison.detectors._scan import findings_of
 from unpoison.detectors._two_means import two_means
@@ -76,9 +82,7 @@ class StatisticalContamination(Detector):
         Raises:
             InputError: there is no such preset.
         """
-        if name != "original":
-            raise InputError(f"StatisticalContamination: no preset is called {name!r}; there is original")
-        return cls()
+        return called(name, {"original": cls()}, of="StatisticalContamination")
 
     def find(
         self,

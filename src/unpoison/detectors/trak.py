@@ -36,6 +36,7 @@ from unpoison.data import TensorExamples, TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
+from unpoison.detectors._presets import called
 from unpoison.detectors._scan import findings_of
 from unpoison.detectors.delta_influence import check_observation
 from unpoison.errors import InputError
@@ -74,9 +75,7 @@ class TRAK(Detector):
         Raises:
             InputError: there is no such preset.
         """
-        if name != "original":
-            raise InputError(f"TRAK: no preset is called {name!r}; there is original")
-        return cls()
+        return called(name, {"original": cls()}, of="TRAK")
 
     def find(
         self,

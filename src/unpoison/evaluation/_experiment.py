@@ -64,6 +64,8 @@ DETECTORS = {
 """The detectors and their presets, the default first."""
 CONTROLS = ("loss-drop", "random-drop")
 """The defenses that can do what another one did, without its reasons."""
+DROPPING = ("epic", "feature-squeezing", "isolation", "loss-drop", "random-drop")
+"""The defenses that drop examples in rounds, which a control can do as they did."""
 Section = TypeVar("Section")
 TRIGGERS = ("white-corner", "four-pixels")
 
@@ -415,7 +417,7 @@ class Experiment:
         """The defense that a control is like; None where it is like none.
 
         Raises:
-            InputError: the recipe has no such defense, or several.
+            InputError: the recipe has no such defense, or several; or it drops nothing in rounds.
         """
         if defense.like is None:
             return None
@@ -425,6 +427,11 @@ class Experiment:
         if len(named) != 1:
             said = nearest(defense.like, [one.label for one in named or others])
             raise InputError(f"defenses: like = {defense.like!r} must name one other defense; {said}")
+        if named[0].name not in DROPPING:
+            raise InputError(
+                f"defenses: like = {defense.like!r}: {named[0].name} drops nothing in rounds; only "
+                f"{', '.join(DROPPING)} do"
+            )
         return named[0]
 
     def surrogate_recipe(self, attack: AttackChoice) -> Recipe:

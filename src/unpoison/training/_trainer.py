@@ -15,12 +15,11 @@ with gradient and momentum, and the activations of one batch.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
@@ -29,12 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unpoison._artefacts import digest
+from unpoison._checkpoints import TRAINING, Checkpoint, Checkpoints
+from unpoison._global_randomness import own_randomness, seed_global_generators
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet, augment
 from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
 from unpoison.models import build, fastest_layout, preserved, whiten
 from unpoison.training._batches import batch_bounds, epoch_order
-from unpoison.training._checkpoints import Checkpoint, Checkpoints
 from unpoison.training._defense import Defense
 from unpoison.training._epoch_record import EpochRecord
 from unpoison.training._recipe import Recipe
@@ -97,6 +97,7 @@ def train(
                 "defense": repr(defense),
                 "starting model": None if model is None else _digest(model),
             },
+            kind=TRAINING,
         )
     prepared = training_set
     if defense is not None:
@@ -105,7 +106,7 @@ def train(
     run = _Run(network, prepared.to(target), recipe, seed, defense, included.to(target))
     if store is not None and (checkpoint := store.latest()) is not None:
         run.restore(checkpoint)
-    with _global_state_untouched(target):
+    with own_randomness(target, deterministic=True):
         while run.epochs_done < recipe.epochs:
             record = run.epoch()
             if store is not None:
@@ -173,7 +174,7 @@ class _Run:
         bounds = batch_bounds(len(order), self.recipe.batch_size)
         draws = generator(self.seed, "epoch", number, "augmentation", device=self.device)
         own_draws = generator(self.seed, "epoch", number, "defense", device=self.device)
-        _seed_global_state(derive_seed(self.seed, "epoch", number, "network"), self.device)
+        seed_global_generators(derive_seed(self.seed, "epoch", number, "network"), self.device)
         losses = torch.zeros(len(bounds), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         seen = 0
@@ -310,7 +311,8 @@ class _Run:
         tensors["alive"] = self.alive
         if self.defense is not None:
             tensors |= {f"defense.{name}": tensor for name, tensor in self.defense.state().items()}
-        return Checkpoint(self.epochs_done, tensors, [record.to_dict() for record in self.history])
+        history = [record.to_dict() for record in self.history]
+        return Checkpoint(done=self.epochs_done, tensors=tensors, notes=history)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take back what `checkpoint` holds."""
@@ -336,7 +338,7 @@ class _Run:
         self.alive = checkpoint.tensors["alive"].to(self.device)
         if self.defense is not None:
             self.defense.restore(group("defense."))
-        self.history = [EpochRecord(**record) for record in checkpoint.history]
+        self.history = [EpochRecord(**record) for record in checkpoint.notes]
 
 
 def _begun(
@@ -441,23 +443,6 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.SGD, list[
         fused=True,
     )
     return optimizer, [factor for _, factor in groups]
-
-
-@contextlib.contextmanager
-def _global_state_untouched(device: torch.device) -> Iterator[None]:
-    """Dropout and its like draw from the global generators: give these back; choose deterministic kernels."""
-    indices = [device.index or 0] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=indices),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-    ):
-        yield
-
-
-def _seed_global_state(seed: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def _explained(error: Exception, batch_size: int, examples: int) -> UnpoisonError | None:

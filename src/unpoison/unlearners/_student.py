@@ -9,16 +9,16 @@ before when an epoch ends. Cost: one forward and backward pass an example, and w
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet, augment
 from unpoison.errors import TrainingDivergedError
@@ -108,7 +108,8 @@ class Student:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        with _seeded(derive_seed(self.seed, self.method, name, "network"), self.device):
+        network_seed = derive_seed(self.seed, self.method, name, "network")
+        with own_randomness(self.device, seed=network_seed, deterministic=True):
             for step, places in enumerate(batches):
                 images = augment(
                     examples.images.index_select(0, places),
@@ -148,17 +149,3 @@ class Student:
                 f"{self.method}: diverged: the loss is not finite at step {step} of {name}, where the "
                 f"learning rate is {rate:g}; lower learning_rate"
             )
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout and its like draw from the global generators: seed them, and give them back afterwards."""
-    indices = [device.index or 0] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=indices),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
-    ):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        yield

@@ -1,0 +1,135 @@
+"""Checkpoints of long work: after each step, everything the next one needs, as safetensors and JSON.
+
+A checkpoint is a directory `epoch-0003` (three epochs done) that appears in one piece; the one before it is
+removed afterwards, so a process killed at any moment leaves a whole one. Random numbers need no place in it:
+whoever goes on derives generators from the seed and the number of the step.
+
+A checkpoint that belongs to other work is a `MismatchError`, and one that cannot be read an `InputError`:
+directories appear whole, so damage means a failing disk or a foreign hand, and hours of work are not thrown
+away in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unpoison._artefacts import atomic_directory, read_json, write_json
+from unpoison.errors import InputError, MismatchError
+
+_STATE = "state.safetensors"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What the checkpoints of one kind of work are called.
+
+    Arguments:
+        work: in messages, "run" or "craft".
+        unit: of what is done, which begins the names of the directories.
+        file: the JSON file in each.
+        notes: under which key of it the notes stand.
+    """
+
+    work: str
+    unit: str
+    file: str
+    notes: str
+
+
+TRAINING = Kind(work="run", unit="epoch", file="checkpoint.json", notes="history")
+CRAFTING = Kind(work="craft", unit="step", file="crafting.json", notes="notes")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One stored state.
+
+    Arguments:
+        done: how many epochs or steps are behind it.
+        tensors: by name.
+        notes: everything else, ready for JSON.
+    """
+
+    done: int
+    tensors: Mapping[str, Tensor]
+    notes: Any
+
+
+@final
+class Checkpoints:
+    """The checkpoints of one piece of work in one directory.
+
+    Arguments:
+        directory: made when the first checkpoint is written.
+        identity: what the work is (plain values); a checkpoint with another identity is refused.
+        kind: `TRAINING` or `CRAFTING`.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], identity: Mapping[str, Any], *, kind: Kind) -> None:
+        self.directory = Path(directory)
+        self.identity = dict(identity)
+        self.kind = kind
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint, or None where there is none.
+
+        Raises:
+            MismatchError: it belongs to other work; the message names what differs.
+            InputError: it cannot be read.
+        """
+        found = self._found()
+        if not found:
+            return None
+        done, path = max(found)
+        try:
+            description = read_json(path / self.kind.file)
+            identity, notes = description["identity"], description[self.kind.notes]
+            tensors = load_file(path / _STATE)
+        except (InputError, OSError, SafetensorError, KeyError) as error:
+            raise InputError(
+                f"{path}: damaged checkpoint ({error}); remove {self.directory} to start anew"
+            ) from None
+        differing = sorted(
+            key for key in {*identity, *self.identity} if identity.get(key) != self.identity.get(key)
+        )
+        if differing:
+            raise MismatchError(
+                f"{path}: this checkpoint belongs to a {self.kind.work} with another "
+                f"{', another '.join(differing)}; name another directory or remove it"
+            )
+        return Checkpoint(done=done, tensors=tensors, notes=notes)
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Store `checkpoint`, then remove the older ones."""
+        older = [path for done, path in self._found() if done < checkpoint.done]
+        with atomic_directory(self.directory / f"{self.kind.unit}-{checkpoint.done:04d}") as staging:
+            tensors = {
+                name: tensor.detach().cpu().contiguous().clone()
+                for name, tensor in checkpoint.tensors.items()
+            }
+            save_file(tensors, staging / _STATE)
+            write_json(
+                staging / self.kind.file, {"identity": self.identity, self.kind.notes: checkpoint.notes}
+            )
+        # Only what writers that were killed left behind: `.epoch-0003.1a2b3c4d.partial`.
+        for path in (*older, *self.directory.glob(f".{self.kind.unit}-*.partial")):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _found(self) -> list[tuple[int, Path]]:
+        if not self.directory.is_dir():
+            return []
+        name = re.compile(rf"{self.kind.unit}-(\d+)")
+        matches = ((name.fullmatch(path.name), path) for path in self.directory.iterdir())
+        return [(int(match[1]), path) for match, path in matches if match]
