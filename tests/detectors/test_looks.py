@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.detectors import Findings, NullDistribution, Observation, Threshold
 from unpoison.detectors._company import Company
-from unpoison.detectors._looks import Looks, _chance_above, looks, two_groups
+from unpoison.detectors._looks import Looks, looks, two_groups
 from unpoison.detectors.delta_influence import _with_company
 
 OBSERVATION = Observation(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), 0)
@@ -115,11 +116,11 @@ def test_each_label_has_its_own_standard() -> None:
     assert sum(index >= 96 for index in named) <= 10
 
 
-def slow_two_groups(points: list[list[float]], known: list[bool]) -> list[float]:
+def slow_two_groups(points: list[list[float]], known: list[bool]) -> tuple[list[float], float]:
     """The same by densities, one example at a time."""
     rows = [torch.tensor(row, dtype=torch.float64) for row in points]
     belonging = [float(is_known) for is_known in known]
-    odds: list[float] = []
+    odds, likelihood = list[float](), 0.0
     for _ in range(200):
         weights = (belonging, [1 - part for part in belonging])
         means = [
@@ -132,14 +133,21 @@ def slow_two_groups(points: list[list[float]], known: list[bool]) -> list[float]
                 covariance = covariance + part * torch.outer(row - mean, row - mean) / len(rows)
         normals = [torch.distributions.MultivariateNormal(mean, covariance) for mean in means]
         share = min(sum(belonging) / len(rows), 0.5)
-        prior = float(torch.tensor(share / (1 - share)).log())
-        densities = [normals[0].log_prob(torch.stack(rows)), normals[1].log_prob(torch.stack(rows))]  # type: ignore[no-untyped-call]
-        odds = [float(one - other) + prior for one, other in zip(*densities, strict=True)]
+        densities = [
+            (normal.log_prob(torch.stack(rows)) + math.log(part)).tolist()  # type: ignore[no-untyped-call]
+            for normal, part in zip(normals, (share, 1 - share), strict=True)
+        ]
+        pairs = list(zip(*densities, strict=True))
+        odds = [one - other for one, other in pairs]
+        likelihood = sum(
+            one if is_known else math.log(math.exp(one) + math.exp(other))
+            for (one, other), is_known in zip(pairs, known, strict=True)
+        )
         belonging = [
             1.0 if is_known else float(torch.tensor(value).sigmoid())
             for value, is_known in zip(odds, known, strict=True)
         ]
-    return odds
+    return odds, likelihood
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -149,17 +157,11 @@ def test_the_groups_are_those_of_the_slow_way(seed: int) -> None:
     points[:8] += 3
     known = torch.zeros(24, dtype=torch.bool)
     known[:3] = True
-    found = two_groups(points, known)
-    expected = torch.tensor(slow_two_groups(points.tolist(), known.tolist()), dtype=torch.float64)
-    assert torch.allclose(found, expected, atol=1e-3)
-
-
-def test_the_chance_to_be_above_is_that_of_all_pairs() -> None:
-    first = torch.tensor([1.0, 2.0, 2.0, 5.0]).double()
-    second = torch.tensor([0.0, 2.0, 3.0]).double()
-    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in first.tolist() for b in second.tolist()]
-    assert _chance_above(first, second) == pytest.approx(sum(pairs) / len(pairs))
-    assert _chance_above(first, second[:0]) == 0
+    found = two_groups(points, known, known.double())
+    slow, slow_likelihood = slow_two_groups(points.tolist(), known.tolist())
+    assert torch.allclose(found.odds, torch.tensor(slow, dtype=torch.float64), atol=1e-3)
+    # The slow way has the constant of the normal density, too.
+    assert found.likelihood == pytest.approx(slow_likelihood + 24 * math.log(2 * math.pi), abs=1e-3)
 
 
 def decide(pull: set[int], resembling: set[int]) -> Findings:

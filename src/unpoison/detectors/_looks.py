@@ -5,15 +5,17 @@ not pull the model the same way (`_company` looks for that). But tuning shows. I
 image is flat, and what it does to the features does not outlive a recompression or a shift, as in the defense
 `feature-squeezing`. What that looks like for this attack is learnt from the surest. Stages:
 
-1. looks     of every example labelled like the surest, three numbers: how far its features move under JPEG
-             and under a shift of one pixel (logarithms), and its grain, at the flattest quarter of the image;
-             each less the median of its class, over the median deviation.
-2. gate      the surest must be grainier than their class, or nothing here speaks of tuning: one of them is
-             grainier than another example of its class at least three times in four.
-3. two groups  of one covariance, in the space of the looks and of the excess (as normal scores, so that the
+1. looks     of every example labelled like the surest one number: its grain at the flattest quarter of the
+             image, and half of each of how far its features move under JPEG and under a shift of one pixel;
+             all three as logarithms, less the median of the class, over the median deviation.
+2. two groups  of one covariance, in the plane of the looks and of the excess (as normal scores, so that the
              surest, which were chosen by it, do not drown the rest); expectation and maximisation
              (Dempster, Laird and Rubin, 1977), in which the surest are known to belong to the first group
-             (semi-supervised, as in Nigam et al., 2000).
+             (semi-supervised, as in Nigam et al., 2000). It starts once from the surest alone and once from
+             the groups by looks alone; the likelier end counts.
+3. gate      the first group must look more tuned by two deviations, the distance at which groups part cleanly
+             (Ashman, Bird and Zepf, 1994), and three in five of the surest must belong to it by themselves;
+             else nothing here speaks of tuning.
 4. score     = the logarithm of the odds of belonging to the first group; above 0 is more likely than not.
 
 Cost: three forward passes of the examples of that label, and their recompression.
@@ -21,6 +23,7 @@ Cost: three forward passes of the examples of that label, and their recompressio
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final, final
 
@@ -35,7 +38,8 @@ from unpoison.detectors._representations import Reader
 _FEWEST: Final = 5  # that a group can be learnt from
 _FLATTEST: Final = 0.25
 _QUALITY: Final = 75
-_GRAINIER: Final = 0.75
+_CLEANLY: Final = 2.0
+_MOST: Final = 0.6
 _FARTHEST: Final = 6.0  # deviations from the median; farther says nothing more
 _RIDGE: Final = 0.1
 
@@ -83,55 +87,84 @@ def looks(
     if int(known.sum()) > len(rows) // 2:
         return None
 
-    columns = _seen(model, training_set.subset(rows), batch_size, progress)
-    groups = [(labels[rows] == label).nonzero()[:, 0] for label in torch.unique(labels[rows])]
-    for group in groups:
-        columns[group] = _standardised(columns[group])
-    if _chance_above(columns[known, -1], columns[~known, -1]) < _GRAINIER:
+    tuned, blame = _tuned(model, training_set.subset(rows), batch_size, progress), excess[rows].double()
+    for label in torch.unique(labels[rows]):
+        group = (labels[rows] == label).nonzero()[:, 0]
+        tuned[group] = _standardised(tuned[group])
+        blame[group] = _normal_scores(blame[group])
+    # Grain, and half of each of the two displacements, which tell nearly the same.
+    look = tuned @ torch.tensor([*[0.5] * (tuned.shape[1] - 1), 1.0], dtype=torch.float64)
+    by_looks = two_groups(look[:, None], known, known.double())
+    starts = (known.double(), by_looks.odds.sigmoid().where(~known, 1.0))
+    both = [two_groups(torch.stack([look, blame], 1), known, start) for start in starts]
+    groups = max(both, key=lambda found: found.likelihood)
+    members = (groups.odds[known] > 0).double().mean()
+    if not (float(groups.distance[0]) > _CLEANLY and float(members) >= _MOST):
         return None
-    blame = torch.empty(len(rows), dtype=torch.float64)
-    for group in groups:
-        blame[group] = _normal_scores(excess[rows][group])
-    odds = two_groups(torch.cat([blame[:, None], columns], 1), known)
-    scores = odds.min() - 2 + _normal_scores(excess).mul(0.1).tanh()
-    scores[rows] = odds
+    scores = groups.odds.min() - 2 + _normal_scores(excess).mul(0.1).tanh()
+    scores[rows] = groups.odds
     return Looks(scores, alike)
 
 
-def two_groups(points: Tensor, known: Tensor, *, rounds: int = 200) -> Tensor:
-    """Float64[n]: the log odds of Float64[n d] `points` to belong to the group of those that are `known`.
+@final
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Two groups of points.
+
+    Arguments:
+        odds: Float64[n], the logarithm of the odds of each to be of the first group.
+        likelihood: the logarithm of that of all points.
+        distance: Float64[d], how far the first group's mean lies above the second's, in deviations.
+    """
+
+    odds: Tensor
+    likelihood: float
+    distance: Tensor
+
+
+def two_groups(points: Tensor, known: Tensor, start: Tensor, *, rounds: int = 300) -> Groups:
+    """How likely each of Float[n d] `points` belongs to the group of those that are `known`.
 
     Both groups are normal, with one covariance; the first takes at most half of all.
 
+    Arguments:
+        points: where they lie.
+        known: Bool[n], who is of the first group for certain.
+        start: Float64[n], the probabilities to begin with.
+        rounds: of expectation and maximisation, at most.
+
     >>> points = torch.tensor([[0.0], [0.2], [-0.1], [0.1], [-0.2], [0.0], [5.0], [5.2], [4.9]])
     >>> known = torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 1], dtype=torch.bool)
-    >>> (two_groups(points, known) > 0).tolist()
+    >>> (two_groups(points, known, known.double()).odds > 0).tolist()
     [False, False, False, False, False, False, True, True, True]
     """
-    points = points.double()
+    points, belonging = points.double(), start.double()
     count, width = points.shape
-    belonging, odds = known.double(), known.double()
+    # The ridge keeps a direction in which all are alike from deciding.
+    ridge = _RIDGE * torch.eye(width, dtype=torch.float64)
+    groups = Groups(belonging, -math.inf, torch.zeros(width, dtype=torch.float64))
     for _ in range(rounds):
-        first, second = belonging.sum(), (1 - belonging).sum()
-        to_first = points - (belonging @ points) / first
-        to_second = points - ((1 - belonging) @ points) / second
-        scatter = (belonging[:, None] * to_first).t() @ to_first
-        scatter = scatter + ((1 - belonging)[:, None] * to_second).t() @ to_second
-        # The ridge keeps a direction in which all are alike from deciding.
-        inverse = torch.linalg.inv(scatter / count + _RIDGE * torch.eye(width, dtype=torch.float64))
-        share = (first / count).clamp(max=0.5)
-        nearer = ((to_second @ inverse) * to_second).sum(1) - ((to_first @ inverse) * to_first).sum(1)
-        odds = nearer / 2 + torch.log(share / (1 - share))
-        updated = torch.where(known, 1.0, odds.sigmoid())
+        weights = torch.stack([belonging, 1 - belonging])
+        means = weights @ points / weights.sum(1, keepdim=True)
+        away = points - means[:, None]
+        scatter = torch.einsum("gn,gni,gnj->ij", weights, away, away)
+        covariance = scatter / count + ridge
+        inner = torch.einsum("gni,ij,gnj->gn", away, torch.linalg.inv(covariance), away)
+        share = (belonging.sum() / count).clamp(max=0.5)
+        first, second = torch.stack([share, 1 - share]).log()[:, None] - inner / 2
+        each = torch.where(known, first, torch.logaddexp(first, second)) - torch.logdet(covariance) / 2
+        distance = (means[0] - means[1]) / covariance.diagonal().sqrt()
+        groups = Groups(first - second, float(each.sum()), distance)
+        updated = groups.odds.sigmoid().where(~known, 1.0)
         settled = float((updated - belonging).abs().max()) < 1e-6
         belonging = updated
         if settled:
             break
-    return odds
+    return groups
 
 
-def _seen(model: nn.Module, examples: TrainingSet, batch_size: int, progress: Progress | None) -> Tensor:
-    """Float64[n 3]: the displacements under JPEG and shift, and the grain; grain alone without colours."""
+def _tuned(model: nn.Module, examples: TrainingSet, batch_size: int, progress: Progress | None) -> Tensor:
+    """Float64[n 3]: the displacements under JPEG (if there are 1 or 3 channels) and shift, and the grain."""
     images = examples.images
     views = [images.roll((1, 1), (2, 3))]
     if images.shape[1] in (1, 3):
@@ -166,11 +199,3 @@ def _normal_scores(values: Tensor) -> Tensor:
     ranks = values.argsort(stable=True).argsort().double()
     scores: Tensor = torch.special.ndtri((ranks + 0.5) / len(values))
     return scores
-
-
-def _chance_above(first: Tensor, second: Tensor) -> float:
-    """How often one of the first is above one of the second; a tie counts half."""
-    ordered = second.sort().values
-    below = torch.searchsorted(ordered, first)
-    upto = torch.searchsorted(ordered, first, right=True)
-    return float((below + upto).double().mean() / 2 / max(len(second), 1))
