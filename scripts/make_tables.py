@@ -246,17 +246,25 @@ def concentrated(record: Record) -> str:
     return f"{dense} concentrated (5 looks ahead an epoch for 29); {spread} spread as in the port"
 
 
-def metapoison_success(record: Record) -> str:
-    """Victims like the adversary's at 2 %, and those of gradient matching."""
-    found = {
-        row["attack"]: percent({"rate": row["success"]}, "rate", interval=row["attack"] == "metapoison")
-        for row in record.get("rows", [])
-        if row["budget"] == 0.02 and row["victim"] == "same"
-    }
-    if "metapoison" not in found:
-        return NOT_MEASURED
-    rival = found.get("gradient-matching", NOT_MEASURED)
-    return f"{found['metapoison']}; gradient matching: {rival}"
+def metapoison_success(budget: float) -> Callable[[Record], str]:
+    """Victims like the adversary's at a budget, those of gradient matching, and the clean control."""
+
+    def value(record: Record) -> str:
+        found = {
+            row["attack"]: percent({"rate": row["success"]}, "rate", interval=row["attack"] == "metapoison")
+            for row in record.get("rows", [])
+            if row["budget"] == budget and row["victim"] == "same"
+        }
+        if "metapoison" not in found:
+            return NOT_MEASURED
+        rival = found.get("gradient-matching", NOT_MEASURED)
+        control = next(row["success"] for row in record["control"] if row["victim"] == "same")
+        return (
+            f"{found['metapoison']}; gradient matching: {rival}; clean control: "
+            f"{control['successes']} of {control['trials']}"
+        )
+
+    return value
 
 
 def transferred(record: Record) -> str:
@@ -408,6 +416,20 @@ ROWS: Final = (
         "unpoison bench recipes/detectors-matching.toml",
     ),
     Row(
+        "the same where nobody looked",
+        "delta-influence-matching-held-out",
+        "the highest",
+        finding("gradient-matching"),
+        "unpoison bench recipes/delta-influence-matching-held-out.toml",
+    ),
+    Row(
+        "success there after retraining without what Delta-Influence flagged",
+        "delta-influence-matching-held-out",
+        "none",
+        held_out,
+        "",
+    ),
+    Row(
         "one round of EPIC's selection on 50,000 examples, against submodlib",
         "selection",
         "≥ 25x",
@@ -460,7 +482,14 @@ ROWS: Final = (
         "MetaPoison, 2 % of a fine-tuning set: targets hit; gradient matching",
         "metapoison_success_fine_tuning",
         "more than half; MetaPoison ahead",
-        metapoison_success,
+        metapoison_success(0.02),
+        "python -m benchmarks.metapoison_success",
+    ),
+    Row(
+        "MetaPoison from scratch, 5 % of 5,000 images of CIFAR-10: the same",
+        "metapoison_success_from_scratch",
+        "MetaPoison ahead",
+        metapoison_success(0.05),
         "python -m benchmarks.metapoison_success",
     ),
     Row(
@@ -850,7 +879,7 @@ def defenses(record: Record | None) -> str:
 
 
 def _found(results: Mapping[str, Record]) -> str:
-    names = ("detectors-sample", "detectors-matching")
+    names = ("detectors-sample", "detectors-matching", "delta-influence-matching-held-out")
     return "\n\n".join(found_by(results.get(name)) for name in names)
 
 

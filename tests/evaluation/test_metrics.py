@@ -43,6 +43,15 @@ def test_a_line_by_hand() -> None:
     assert found.observed == Proportion(2, 2)
 
 
+def test_a_trial_without_anything_to_trace_has_no_ranking() -> None:
+    traced = make_row(0, "corner", average_precision=0.9)
+    silent = make_row(1, "corner", average_precision=0.02, observed=False)
+    scanned = make_row(2, "corner", average_precision=0.7, observed=None)
+    assert line([traced, silent]).average_precision.mean == 0.9
+    assert line([traced, silent]).observed == Proportion(1, 2)
+    assert line([silent, scanned]).average_precision.mean == 0.7
+
+
 def test_half_of_the_inputs_is_no_success() -> None:
     assert line([make_row(0, attack_successes=20)]).success == Proportion(0, 1)
     assert line([make_row(0, attack_successes=21)]).success == Proportion(1, 1)

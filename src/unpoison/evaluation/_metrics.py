@@ -6,8 +6,8 @@
 - clean accuracy: share of clean test images answered rightly; mean and deviation over trials.
 - accuracy by class, and of the worst one: all trials taken together.
 - observed: trials with a wrong answer to trace, of those with a detector; where the attack failed there is
-none, and
-  nothing is flagged.
+  none, and nothing is flagged.
+- average precision: mean and deviation over the trials in which there was something to rank by.
 - caught (recall): poisoned examples flagged, of all poisoned examples, all trials taken together.
 - precision: flagged examples that are poison, of all flagged.
 - clean lost: clean examples flagged, of all clean examples.
@@ -213,7 +213,9 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         caught=share("caught", "poisons"),
         precision=share("caught", "flagged"),
         clean_lost=share("clean_flagged", "clean_examples"),
-        average_precision=Mean.of(row["average_precision"] for row in judged),
+        average_precision=Mean.of(
+            row["average_precision"] for row in judged if row["observed"] is None or row["observed"]
+        ),
         filter_bias=max(lost) - min(lost) if lost else None,
         dropped=share("dropped", "examples", defended),
         drop_precision=share("dropped_poisons", "dropped", defended),

@@ -72,7 +72,7 @@ HEADINGS = (
     ("Caught", "poisoned examples flagged, all trials together (recall)"),
     ("Precision", "flagged examples that are poison"),
     ("Clean lost", "clean examples flagged"),
-    ("Average precision", "area under the precision-recall curve of the scores"),
+    ("Average precision", "area under the precision-recall curve of the scores; of the traced trials"),
     ("Filter bias", "largest difference between two classes in the share of clean examples lost"),
     ("Dropped", "training examples that the defense no longer used in the last epoch"),
     ("Drop precision", "dropped examples that are poison"),
