@@ -247,7 +247,7 @@ def concentrated(record: Record) -> str:
 
 
 def metapoison_success(budget: float) -> Callable[[Record], str]:
-    """Victims like the adversary's at a budget, those of gradient matching, and the clean control."""
+    """Victims like the adversary's at a budget, those of the other attacks, and the clean control."""
 
     def value(record: Record) -> str:
         found = {
@@ -257,12 +257,12 @@ def metapoison_success(budget: float) -> Callable[[Record], str]:
         }
         if "metapoison" not in found:
             return NOT_MEASURED
-        rival = found.get("gradient-matching", NOT_MEASURED)
         control = next(row["success"] for row in record["control"] if row["victim"] == "same")
-        return (
-            f"{found['metapoison']}; gradient matching: {rival}; clean control: "
-            f"{control['successes']} of {control['trials']}"
-        )
+        told = [
+            found.pop("metapoison"),
+            *(f"{name.replace('-', ' ')}: {rate}" for name, rate in found.items()),
+        ]
+        return "; ".join([*told, f"clean control: {control['successes']} of {control['trials']}"])
 
     return value
 
@@ -479,7 +479,7 @@ ROWS: Final = (
         "python -m benchmarks.metapoison --json",
     ),
     Row(
-        "MetaPoison, 2 % of a fine-tuning set: targets hit; gradient matching",
+        "MetaPoison, 2 % of a fine-tuning set: victims hit; others",
         "metapoison_success_fine_tuning",
         "more than half; MetaPoison ahead",
         metapoison_success(0.02),

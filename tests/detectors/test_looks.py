@@ -164,8 +164,8 @@ def test_the_groups_are_those_of_the_slow_way(seed: int) -> None:
     assert found.likelihood == pytest.approx(slow_likelihood + 24 * math.log(2 * math.pi), abs=1e-3)
 
 
-def decide(pull: set[int], resembling: set[int]) -> Findings:
-    """What is flagged of twenty, all of one label."""
+def decide(pull: set[int], resembling: set[int], *, height: float = 1.0) -> Findings:
+    """What is flagged of twenty, all of one label, of whom some pull the same way, and how clearly."""
 
     def scores(chosen: set[int]) -> Tensor:
         return torch.tensor([1.0 if index in chosen else -1.0 for index in range(20)]).double()
@@ -185,10 +185,11 @@ def decide(pull: set[int], resembling: set[int]) -> Findings:
         observation=OBSERVATION,
     )
     alike = torch.ones(20, dtype=torch.bool)
+    company = torch.linspace(-0.5, 0.5, 20).double()
     return _with_company(
         findings,
         NullDistribution(),
-        Company(scores(pull), 0.0, alike),
+        Company(torch.where(scores(pull) > 0, height, company), 0.5, alike),
         Looks(scores(resembling), alike) if resembling else None,
     )
 
@@ -202,6 +203,12 @@ def test_looks_decide_where_many_look_alike_and_do_not_pull_alike() -> None:
     assert set(decide(many, few).flagged.tolist()) == many
     assert set(decide(many, set()).flagged.tolist()) == many
     assert "pull" in decide(many, set()).threshold.how
+
+
+def test_looks_have_no_say_where_those_who_pull_alike_stand_clearly_out() -> None:
+    few, many = {0, 1, 2}, set(range(8))
+    assert set(decide(few, many, height=3.0).flagged.tolist()) == few
+    assert set(decide(few, many, height=0.6).flagged.tolist()) == many
 
 
 def test_both_scores_are_kept_as_evidence() -> None:

@@ -70,6 +70,8 @@ Space = Literal["pixels", "normalized"]
 _DAMPING = RelativeDamping(0.1)
 # The share of those who look alike that must not pull the same way, for the looks to decide.
 _APART = 0.25
+# How far those who pull the same way must stand out for the looks to have no say.
+_CLEARLY = 3.0
 
 
 class Rule(ABC):  # noqa: B024 (what a rule needs to see differs from one to the next)
@@ -542,8 +544,9 @@ def _by_null(
 def _with_company(findings: Findings, rule: NullDistribution, kept: Company, seen: Looks | None) -> Findings:
     """The rest of the poison: what pulls the same way as the surest, or, where that is a part, looks alike.
 
-    Poison that was tuned image by image has little company; then many look as the surest do and do not pull
-    the same way. A few that do so are innocent.
+    Poison that was tuned image by image has little company; then those who pull the same way hardly stand
+    out, and many look as the surest do without. A few that do so are innocent, and all are where those who
+    pull the same way clearly stand out.
     """
     scores, value = kept.scores, kept.threshold
     chosen = kept.alike & (scores > value)
@@ -552,7 +555,8 @@ def _with_company(findings: Findings, rule: NullDistribution, kept: Company, see
     if seen is not None:
         evidence["looks"] = seen.scores
         resembling = seen.alike & (seen.scores > 0)
-        if int((resembling & ~chosen).sum()) > _APART * int(resembling.sum()):
+        apart = int((resembling & ~chosen).sum()) > _APART * int(resembling.sum())
+        if apart and _standing_out(kept.scores[chosen], kept.scores[kept.alike & ~chosen]) < _CLEARLY:
             scores, value, chosen = seen.scores, 0.0, resembling
             alike = "look tuned as those do, by their grain and by what recompression and a shift do to them"
     flagged = chosen.nonzero()[:, 0]
@@ -567,6 +571,16 @@ def _with_company(findings: Findings, rule: NullDistribution, kept: Company, see
         summary=_summary(findings, len(flagged)),
         evidence=evidence,
     )
+
+
+def _standing_out(above: Tensor, rest: Tensor) -> float:
+    """How far nine in ten of Float[k] `above` lie from the median of Float[m] `rest`, in units of how far
+    its ninety-ninth percentile does."""
+    if not len(above) or not len(rest):
+        return math.inf
+    middle = rest.median()
+    unit = (rest.quantile(0.99) - middle).clamp(min=torch.finfo(rest.dtype).tiny)
+    return float((above.quantile(0.1) - middle) / unit)
 
 
 def _summary(findings: Findings, flagged: int) -> str:
