@@ -257,12 +257,14 @@ def metapoison_success(budget: float) -> Callable[[Record], str]:
         }
         if "metapoison" not in found:
             return NOT_MEASURED
-        control = next(row["success"] for row in record["control"] if row["victim"] == "same")
         told = [
             found.pop("metapoison"),
             *(f"{name.replace('-', ' ')}: {rate}" for name, rate in found.items()),
         ]
-        return "; ".join([*told, f"clean control: {control['successes']} of {control['trials']}"])
+        for row in record.get("control", []):
+            if row["victim"] == "same":
+                told.append(f"clean control: {row['success']['successes']} of {row['success']['trials']}")
+        return "; ".join(told)
 
     return value
 
