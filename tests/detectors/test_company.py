@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unpoison.data import TrainingSet
-from unpoison.detectors._company import company, minimum_error_threshold, valley
+from unpoison.detectors._company import Company, company, minimum_error_threshold, valley
 from unpoison.influence import ClassificationTask, Factors, RelativeDamping, fit_factors
 
 
@@ -172,3 +172,17 @@ def test_an_example_without_gradient_gives_zero_not_nan() -> None:
         assert bool(torch.isfinite(found.scores).all())
         assert float(found.scores[3]) == 0
         assert math.isfinite(found.threshold)
+
+
+def test_how_far_those_who_pull_the_same_way_stand_out() -> None:
+    others = torch.linspace(-1, 1, 101)
+    pulling = torch.linspace(3, 5, 11)
+    scores = torch.cat([others, pulling, torch.tensor([9.0])]).double()
+    alike = torch.ones(113, dtype=torch.bool)
+    alike[112] = False  # of another label: neither pulls nor counts
+    found = Company(scores, 2.0, alike)
+    assert found.pulling.nonzero()[:, 0].tolist() == list(range(101, 112))
+    # A tenth of eleven from 3 to 5 lies below 3.2; of the others a hundredth above 0.98.
+    assert found.standing_out == pytest.approx(3.2 / 0.98)
+    assert Company(scores, 9.0, alike).standing_out == -math.inf
+    assert Company(scores, -2.0, alike).standing_out == math.inf

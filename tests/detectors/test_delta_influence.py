@@ -22,6 +22,8 @@ from unpoison.detectors import (
     Rule,
     Votes,
 )
+from unpoison.detectors import delta_influence as method
+from unpoison.detectors._company import Company
 from unpoison.detectors.delta_influence import _other_labels
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import (
@@ -364,3 +366,86 @@ def test_natural_errors_are_not_called_poison(natural: Any) -> None:
             assert found.summary.startswith("No poison found")
     # At a level of .05, 20 errors give 4 alarms or more less than once in 60 tries.
     assert alarms <= 3
+
+
+def rest(
+    scene: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    pulling: set[int],
+    resembling: set[int] | None,
+    height: float = 1.0,
+) -> tuple[Findings, set[int]]:
+    """The findings where these pull the same way, at such a height, and those look alike; and who is flagged.
+
+    All are places among the examples of class 0.
+    """
+    rows = (scene.poisoned.labels == 0).nonzero()[:, 0]
+    alike = scene.poisoned.labels == 0
+
+    def stub_company(*arguments: Any, **_: Any) -> Company:
+        assert bool((scene.poisoned.labels[arguments[3]] == 0).all())
+        scores = torch.zeros(len(scene.poisoned), dtype=torch.float64)
+        scores[rows] = torch.linspace(-0.5, 0.5, len(rows), dtype=torch.float64)
+        scores[rows[sorted(pulling)]] = height
+        return Company(scores, 0.55, alike)
+
+    def stub_looks(*arguments: Any, **_: Any) -> Tensor | None:
+        assert torch.equal(arguments[3], alike)
+        assert len(arguments[4]) == len(scene.poisoned)
+        if resembling is None:
+            return None
+        odds = torch.full((len(scene.poisoned),), -3.0, dtype=torch.float64)
+        odds[rows[sorted(resembling)]] = 2.0
+        return odds
+
+    monkeypatch.setattr(method, "company", stub_company)
+    monkeypatch.setattr(method, "looks", stub_looks)
+    found = make(CALIBRATED).find(scene.model, scene.poisoned, scene.observation, factors=scene.factors)
+    places = {int(row): place for place, row in enumerate(rows)}
+    return found, {places[int(row)] for row in found.flagged}
+
+
+FEW, MANY = {0, 1, 2}, set(range(8))
+
+
+def test_looks_decide_where_many_look_alike_and_do_not_pull_alike(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, flagged = rest(scene, monkeypatch, pulling=FEW, resembling=MANY)
+    assert flagged == MANY
+    assert "look tuned" in found.threshold.how
+    assert found.threshold.value == 0
+    assert {"company", "looks"} <= set(found.evidence)
+    assert torch.equal(found.scores, found.evidence["looks"])
+    assert "looks" in found.seconds
+
+
+@pytest.mark.parametrize(
+    "resembling", [MANY | {8}, FEW, None], ids=["one more", "fewer", "looks say nothing"]
+)
+def test_company_decides_where_few_look_alike_without_pulling_alike(
+    scene: Any, monkeypatch: pytest.MonkeyPatch, resembling: set[int] | None
+) -> None:
+    found, flagged = rest(scene, monkeypatch, pulling=MANY, resembling=resembling)
+    assert flagged == MANY
+    assert "pull" in found.threshold.how
+    assert torch.equal(found.scores, found.evidence["company"])
+    assert ("looks" in found.evidence) == (resembling is not None)
+
+
+def test_looks_are_not_asked_for_where_those_who_pull_alike_stand_clearly_out(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, flagged = rest(scene, monkeypatch, pulling=FEW, resembling=MANY, height=3.0)
+    assert flagged == FEW
+    assert "looks" not in found.seconds
+    assert rest(scene, monkeypatch, pulling=FEW, resembling=MANY, height=0.6)[1] == MANY
+
+
+def test_where_nobody_pulls_alike_looks_decide(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rest(scene, monkeypatch, pulling=set(), resembling=MANY)[1] == MANY
+    found, flagged = rest(scene, monkeypatch, pulling=set(), resembling=None)
+    assert not flagged
+    assert not found.poison_found
+    assert found.summary.startswith("No poison found")

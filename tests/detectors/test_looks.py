@@ -1,4 +1,4 @@
-"""Looks: who looks tuned as the surest do, and when that decides."""
+"""Looks: who looks tuned as the surest do."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
-from unpoison.detectors import Findings, NullDistribution, Observation, Threshold
-from unpoison.detectors._company import Company
-from unpoison.detectors._looks import Looks, looks, two_groups
-from unpoison.detectors.delta_influence import _with_company
+from unpoison.detectors._looks import looks, two_groups
 
-OBSERVATION = Observation(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), 0)
 TUNED = tuple(range(0, 96, 8))  # twelve of the 96 of class 0
 
 
@@ -49,6 +45,20 @@ def network(channels: int = 3) -> nn.Sequential:
         ).eval()
 
 
+def ask(
+    examples: TrainingSet,
+    surest: list[int],
+    *,
+    channels: int = 3,
+    blamed: list[int] | None = None,
+    size: int = 64,
+) -> tuple[Tensor | None, Tensor]:
+    """What looks say, and Bool[n] of the labels that the surest bear."""
+    alike = torch.isin(examples.labels, examples.labels[surest])
+    excess = blame(surest if blamed is None else blamed, len(examples))
+    return looks(network(channels), examples, torch.tensor(surest), alike, excess, batch_size=size), alike
+
+
 def blame(surest: list[int], count: int = 144) -> Tensor:
     values = torch.randn(count, generator=torch.Generator().manual_seed(2))
     values[surest] = torch.linspace(9, 6, len(surest))
@@ -57,31 +67,24 @@ def blame(surest: list[int], count: int = 144) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 2, 3], ids=["grey", "no jpeg", "colour"])
 def test_the_rest_of_the_tuned_is_found_from_a_few(channels: int) -> None:
-    surest = list(TUNED[:5])
-    seen = looks(
-        network(channels),
-        scene(channels=channels),
-        torch.tensor(surest),
-        blame(surest),
-        batch_size=50,
-    )
-    assert seen is not None
-    assert seen.alike.tolist() == [True] * 96 + [False] * 48
-    named = set((seen.scores > 0).nonzero()[:, 0].tolist())
+    odds, _ = ask(scene(channels=channels), list(TUNED[:5]), channels=channels, size=50)
+    assert odds is not None
+    named = set((odds > 0).nonzero()[:, 0].tolist())
     assert named >= set(TUNED)
     assert len(named) <= len(TUNED) + 2
-    # Whoever bears another label comes after all who bear it.
-    assert float(seen.scores[96:].max()) < float(seen.scores[:96].min())
-    assert bool(seen.scores.isfinite().all())
+    # Whoever bears another label comes after all who bear it, those blamed most first.
+    assert float(odds[96:].max()) < float(odds[:96].min())
+    assert torch.equal(odds[96:].argsort(), blame(list(TUNED[:5]))[96:].argsort())
+    assert bool(odds.isfinite().all())
 
 
 def test_fewer_than_five_are_joined_by_those_blamed_next() -> None:
     surest = list(TUNED[:5])
-    whole = looks(network(), scene(), torch.tensor(surest), blame(surest), batch_size=64)
-    few = looks(network(), scene(), torch.tensor(surest[:2]), blame(surest), batch_size=7)
+    whole, _ = ask(scene(), surest)
+    few, _ = ask(scene(), surest[:2], blamed=surest, size=7)
     assert whole is not None
     assert few is not None
-    assert torch.allclose(whole.scores, few.scores, atol=1e-4)
+    assert torch.allclose(whole, few, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +99,7 @@ def test_fewer_than_five_are_joined_by_those_blamed_next() -> None:
     ids=["surest not tuned", "nobody tuned", "few", "most", "tiny images"],
 )
 def test_it_is_silent_where_looks_say_nothing(examples: TrainingSet, surest: list[int]) -> None:
-    found = looks(network(), examples, torch.tensor(surest), blame(surest, len(examples)), batch_size=64)
-    assert found is None
+    assert ask(examples, surest)[0] is None
 
 
 def test_each_label_has_its_own_standard() -> None:
@@ -108,10 +110,10 @@ def test_each_label_has_its_own_standard() -> None:
     loud[96:] += 16 * signs[96:]
     examples = replace(examples, images=loud.clamp(0, 255).to(torch.uint8))
     surest = [*TUNED[:7], 100]
-    seen = looks(network(), examples, torch.tensor(surest), blame(surest), batch_size=64)
-    assert seen is not None
-    assert bool(seen.alike.all())
-    named = set((seen.scores > 0).nonzero()[:, 0].tolist())
+    odds, alike = ask(examples, surest)
+    assert odds is not None
+    assert bool(alike.all())
+    named = set((odds > 0).nonzero()[:, 0].tolist())
     assert named >= set(TUNED)
     assert sum(index >= 96 for index in named) <= 10
 
@@ -162,56 +164,3 @@ def test_the_groups_are_those_of_the_slow_way(seed: int) -> None:
     assert torch.allclose(found.odds, torch.tensor(slow, dtype=torch.float64), atol=1e-3)
     # The slow way has the constant of the normal density, too.
     assert found.likelihood == pytest.approx(slow_likelihood + 24 * math.log(2 * math.pi), abs=1e-3)
-
-
-def decide(pull: set[int], resembling: set[int], *, height: float = 1.0) -> Findings:
-    """What is flagged of twenty, all of one label, of whom some pull the same way, and how clearly."""
-
-    def scores(chosen: set[int]) -> Tensor:
-        return torch.tensor([1.0 if index in chosen else -1.0 for index in range(20)]).double()
-
-    findings = Findings(
-        method="delta-influence",
-        configuration={},
-        fingerprint="",
-        labels=torch.zeros(20, dtype=torch.int64),
-        class_names=("a", "b"),
-        scores=torch.zeros(20),
-        flagged=torch.empty(0, dtype=torch.int64),
-        threshold=Threshold(0.0, "blamed"),
-        poison_found=True,
-        p_value=0.01,
-        summary="",
-        observation=OBSERVATION,
-    )
-    alike = torch.ones(20, dtype=torch.bool)
-    company = torch.linspace(-0.5, 0.5, 20).double()
-    return _with_company(
-        findings,
-        NullDistribution(),
-        Company(torch.where(scores(pull) > 0, height, company), 0.5, alike),
-        Looks(scores(resembling), alike) if resembling else None,
-    )
-
-
-def test_looks_decide_where_many_look_alike_and_do_not_pull_alike() -> None:
-    few, many = {0, 1, 2}, set(range(8))
-    assert set(decide(few, many).flagged.tolist()) == many
-    assert "look tuned" in decide(few, many).threshold.how
-    # A look-alike or two that do not pull the same way are innocent.
-    assert set(decide(many, many | {8}).flagged.tolist()) == many
-    assert set(decide(many, few).flagged.tolist()) == many
-    assert set(decide(many, set()).flagged.tolist()) == many
-    assert "pull" in decide(many, set()).threshold.how
-
-
-def test_looks_have_no_say_where_those_who_pull_alike_stand_clearly_out() -> None:
-    few, many = {0, 1, 2}, set(range(8))
-    assert set(decide(few, many, height=3.0).flagged.tolist()) == few
-    assert set(decide(few, many, height=0.6).flagged.tolist()) == many
-
-
-def test_both_scores_are_kept_as_evidence() -> None:
-    found = decide({0, 1}, {0, 1, 2, 3})
-    assert {"company", "looks"} <= set(found.evidence)
-    assert "looks" not in decide({0, 1}, set()).evidence

@@ -20,6 +20,7 @@ Cost: one pass over the training set. Memory: as many queries as there are sures
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -44,6 +45,25 @@ class Company:
     scores: Tensor
     threshold: float
     alike: Tensor
+
+    @property
+    def pulling(self) -> Tensor:
+        """Bool[n]: who pulls the same way."""
+        return self.alike & (self.scores > self.threshold)
+
+    @property
+    def standing_out(self) -> float:
+        """How far nine in ten of those who pull the same way lie from the median of the others like them.
+
+        In units of how far these others' ninety-ninth percentile lies from it; infinite where there are no
+        others, minus infinity where nobody pulls.
+        """
+        pulling, others = self.scores[self.pulling], self.scores[self.alike & ~self.pulling]
+        if not len(pulling) or not len(others):
+            return math.inf if len(pulling) else -math.inf
+        middle = others.median()
+        unit = (others.quantile(0.99) - middle).clamp(min=torch.finfo(others.dtype).tiny)
+        return float((pulling.quantile(0.1) - middle) / unit)
 
 
 @final

@@ -44,41 +44,31 @@ _FARTHEST: Final = 6.0  # deviations from the median; farther says nothing more
 _RIDGE: Final = 0.1
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Looks:
-    """Float64[n] log odds of looking as the surest do, the lowest for those with other labels, and who does.
-
-    `alike`, Bool[n], are the examples with a label that at least a tenth of the surest carry.
-    """
-
-    scores: Tensor
-    alike: Tensor
-
-
 def looks(
     model: nn.Module,
     training_set: TrainingSet,
     surest: Tensor,
+    alike: Tensor,
     excess: Tensor,
     *,
     batch_size: int,
     progress: Progress | None = None,
-) -> Looks | None:
-    """Score every example by its looks; None where the surest do not look tuned.
+) -> Tensor | None:
+    """Float64[n]: the log odds of looking as the surest do; None where the surest do not look tuned.
+
+    Who is not alike comes after all who are, in the order of the excess.
 
     Arguments:
         model: that was trained on the set.
         training_set: what to look at.
         surest: Int64[k], the surest first. Where they are fewer than five, those follow that are blamed most.
+        alike: Bool[n], the examples that are looked at, those labelled like the surest.
         excess: Float[n], how much each is blamed.
         batch_size: images of a forward pass.
         progress: called with "features", examples done and examples to do.
     """
-    labels = training_set.labels.cpu()
-    counts = torch.bincount(labels[surest], minlength=training_set.num_classes)
-    alike = (counts >= 0.1 * len(surest))[labels]
     rows = alike.nonzero()[:, 0]
+    labels = training_set.labels.cpu()[rows]
     if len(rows) < 4 * _FEWEST:
         return None
     known = torch.zeros(len(rows), dtype=torch.bool)
@@ -88,8 +78,8 @@ def looks(
         return None
 
     tuned, blame = _tuned(model, training_set.subset(rows), batch_size, progress), excess[rows].double()
-    for label in torch.unique(labels[rows]):
-        group = (labels[rows] == label).nonzero()[:, 0]
+    for label in torch.unique(labels):
+        group = labels == label
         tuned[group] = _standardised(tuned[group])
         blame[group] = _normal_scores(blame[group])
     # Grain, and half of each of the two displacements, which tell nearly the same.
@@ -103,7 +93,7 @@ def looks(
         return None
     scores = groups.odds.min() - 2 + _normal_scores(excess).mul(0.1).tanh()
     scores[rows] = groups.odds
-    return Looks(scores, alike)
+    return scores
 
 
 @final

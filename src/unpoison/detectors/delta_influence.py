@@ -44,10 +44,10 @@ from torch import Tensor, nn
 from unpoison._memory import peak_bytes
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
-from unpoison.detectors._company import Company, company
+from unpoison.detectors._company import company
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Draw, Findings, Threshold
-from unpoison.detectors._looks import Looks, looks
+from unpoison.detectors._looks import looks
 from unpoison.detectors._null_distribution import compare
 from unpoison.detectors._observation import Observation
 from unpoison.detectors._transforms import TRANSFORMS
@@ -68,10 +68,10 @@ Labels = Literal["uniform", "distinct"]
 Space = Literal["pixels", "normalized"]
 
 _DAMPING = RelativeDamping(0.1)
+# How far those who pull the same way must stand out for their looks not to be asked for.
+_CLEARLY = 3.0
 # The share of those who look alike that must not pull the same way, for the looks to decide.
 _APART = 0.25
-# How far those who pull the same way must stand out for the looks to have no say.
-_CLEARLY = 3.0
 
 
 class Rule(ABC):  # noqa: B024 (what a rule needs to see differs from one to the next)
@@ -291,28 +291,9 @@ class DeltaInfluence(Detector):
             collapses = -torch.cat([differences.mean(0, keepdim=True), values[1 + draws :]])
             findings, surest = _by_null(findings, self.rule, collapses, own, innocent)
             if findings.poison_found:
-                clock = time.perf_counter()
-                kept = company(
-                    model,
-                    factors,
-                    training_set,
-                    surest,
-                    damping=self.damping,
-                    batch_size=self.batch_size,
-                    progress=progress,
+                findings = self._with_the_rest(
+                    findings, model, factors, training_set, surest, seconds, progress
                 )
-                seconds["company"] = time.perf_counter() - clock
-                clock = time.perf_counter()
-                seen = looks(
-                    model,
-                    training_set,
-                    surest,
-                    findings.scores,
-                    batch_size=self.batch_size,
-                    progress=progress,
-                )
-                seconds["looks"] = time.perf_counter() - clock
-                findings = _with_company(findings, self.rule, kept, seen)
         return replace(findings, seconds=seconds, peak_bytes=peak_bytes(values.device))
 
     def configuration(self) -> dict[str, Any]:
@@ -328,6 +309,58 @@ class DeltaInfluence(Detector):
             "batch_size": self.batch_size,
             "seed": self.seed,
         }
+
+    def _with_the_rest(
+        self,
+        findings: Findings,
+        model: nn.Module,
+        factors: Factors,
+        training_set: TrainingSet,
+        surest: Tensor,
+        seconds: dict[str, float],
+        progress: Progress | None,
+    ) -> Findings:
+        """What pulls the model the same way as the surest, or, where that hardly stands out, looks like them.
+
+        Poison that was tuned image by image has little company, and much of it looks as the surest do without
+        pulling the same way. Where only a few look so, these are innocent.
+        """
+        clock = time.perf_counter()
+        kept = company(
+            model,
+            factors,
+            training_set,
+            surest,
+            damping=self.damping,
+            batch_size=self.batch_size,
+            progress=progress,
+        )
+        seconds["company"] = time.perf_counter() - clock
+        blamed = replace(findings, evidence={**findings.evidence, "company": kept.scores})
+        how = "pull the model the same way as those, cut at the gap that parts them from other examples"
+        decided = _completed(blamed, kept.scores, kept.threshold, kept.pulling, how)
+        if kept.standing_out >= _CLEARLY:
+            return decided
+
+        clock = time.perf_counter()
+        odds = looks(
+            model,
+            training_set,
+            surest,
+            kept.alike,
+            findings.scores,
+            batch_size=self.batch_size,
+            progress=progress,
+        )
+        seconds["looks"] = time.perf_counter() - clock
+        if odds is None:
+            return decided
+        evidence = {**blamed.evidence, "looks": odds}
+        resembling = kept.alike & (odds > 0)
+        if int((resembling & ~kept.pulling).sum()) <= _APART * int(resembling.sum()):
+            return replace(decided, evidence=evidence)
+        how = "look tuned as those do, by their grain and by what recompression and a shift do to them"
+        return _completed(replace(blamed, evidence=evidence), odds, 0.0, resembling, how)
 
     def _questions(self, images: Tensor, label: int, training_set: TrainingSet, name: str) -> _Questions:
         """UInt8[m c h w] images as they are, and n draws of each."""
@@ -541,46 +574,19 @@ def _by_null(
     ), surest
 
 
-def _with_company(findings: Findings, rule: NullDistribution, kept: Company, seen: Looks | None) -> Findings:
-    """The rest of the poison: what pulls the same way as the surest, or, where that is a part, looks alike.
-
-    Poison that was tuned image by image has little company; then those who pull the same way hardly stand
-    out, and many look as the surest do without. A few that do so are innocent, and all are where those who
-    pull the same way clearly stand out.
-    """
-    scores, value = kept.scores, kept.threshold
-    chosen = kept.alike & (scores > value)
-    alike = "pull the model the same way as those, cut at the gap that parts them from other examples"
-    evidence = {**findings.evidence, "company": kept.scores}
-    if seen is not None:
-        evidence["looks"] = seen.scores
-        resembling = seen.alike & (seen.scores > 0)
-        apart = int((resembling & ~chosen).sum()) > _APART * int(resembling.sum())
-        if apart and _standing_out(kept.scores[chosen], kept.scores[kept.alike & ~chosen]) < _CLEARLY:
-            scores, value, chosen = seen.scores, 0.0, resembling
-            alike = "look tuned as those do, by their grain and by what recompression and a shift do to them"
+def _completed(findings: Findings, scores: Tensor, threshold: float, chosen: Tensor, how: str) -> Findings:
+    """The findings with all of Bool[n] `chosen` flagged, the highest of Float[n] `scores` first."""
     flagged = chosen.nonzero()[:, 0]
     flagged = flagged[scores[flagged].argsort(descending=True, stable=True)]
-    how = f"{findings.threshold.how}; then all of the same label that {alike}"
+    told = f"{findings.threshold.how}; then all of the same label that {how}"
     return replace(
         findings,
         scores=scores,
         flagged=flagged,
-        threshold=Threshold(value, how, rule.false_alarm_level),
+        threshold=replace(findings.threshold, value=threshold, how=told),
         poison_found=bool(len(flagged)),
         summary=_summary(findings, len(flagged)),
-        evidence=evidence,
     )
-
-
-def _standing_out(above: Tensor, rest: Tensor) -> float:
-    """How far nine in ten of Float[k] `above` lie from the median of Float[m] `rest`, in units of how far
-    its ninety-ninth percentile does."""
-    if not len(above) or not len(rest):
-        return math.inf
-    middle = rest.median()
-    unit = (rest.quantile(0.99) - middle).clamp(min=torch.finfo(rest.dtype).tiny)
-    return float((above.quantile(0.1) - middle) / unit)
 
 
 def _summary(findings: Findings, flagged: int) -> str:
