@@ -243,7 +243,13 @@ def defended(defense: str) -> Callable[[Record], str]:
 def concentrated(record: Record) -> str:
     """Both ways to place the poisons; only the first looks ahead less often than the port."""
     spread, dense = ratio("port, to spread")(record), ratio("port, to concentrated")(record)
-    return f"{dense} concentrated (5 looks ahead an epoch for 29); {spread} spread as in the port"
+    looks = record.get("work", {}).get("looks_ahead")
+    if looks is None:
+        return NOT_MEASURED
+    return (
+        f"{dense} concentrated ({looks['concentrated']} looks ahead an epoch for "
+        f"{looks['spread and port']}); {spread} spread as in the port"
+    )
 
 
 def metapoison_success(budget: float) -> Callable[[Record], str]:

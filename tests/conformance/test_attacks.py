@@ -307,6 +307,7 @@ def test_it_is_a_final_frozen_dataclass_described_by_a_card(name: str) -> None:
     assert set(card.goals) <= set(GOALS)
     told = json.loads(json.dumps(card.to_dict()))
     assert told.pop("surrogates") >= 0
+    assert told.pop("takes_trigger") == card.takes_trigger
     assert all(told.values())
 
 

@@ -37,6 +37,13 @@ class AttackCard:
     """Where the class is: its module, a colon, its name."""
     surrogates: int = 0
     """On how many networks of the adversary's own it crafts by default; 0 where it needs none."""
+    makes_trigger: bool = False
+    """Whether it makes its trigger itself, whatever picture the goal has."""
+
+    @property
+    def takes_trigger(self) -> bool:
+        """Whether the trigger that it is given matters."""
+        return "backdoor" in self.goals and not self.makes_trigger
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON and for tables: everything but where the code is."""
@@ -50,6 +57,7 @@ class AttackCard:
             "paper": self.paper,
             "cost": self.cost,
             "surrogates": self.surrogates,
+            "takes_trigger": self.takes_trigger,
         }
 
 
@@ -77,6 +85,7 @@ _CARDS = {
             paper="Chen, Liu, Li, Lu and Song 2017, arXiv 1712.05526",
             cost="none: one copy of the stamped images",
             implementation="unpoison.attacks.blended:Blended",
+            makes_trigger=True,
         ),
         AttackCard(
             name="bullseye-polytope",
@@ -182,6 +191,7 @@ _CARDS = {
             paper="Barni, Kallas and Tondi 2019, ICIP, arXiv 1902.11237",
             cost="none: one copy of the stamped images",
             implementation="unpoison.attacks.sig:Sig",
+            makes_trigger=True,
         ),
         AttackCard(
             name="sleeper-agent",
@@ -205,6 +215,7 @@ _CARDS = {
             paper="Zeng, Park, Mao and Jia 2021, ICCV, arXiv 2104.03413",
             cost="some hundred backward passes over 100 images; none where the trigger is given",
             implementation="unpoison.attacks.smooth_trigger:SmoothTrigger",
+            makes_trigger=True,
             surrogates=1,
         ),
         AttackCard(
@@ -217,6 +228,7 @@ _CARDS = {
             paper="Nguyen and Tran 2021, ICLR, arXiv 2102.10369",
             cost="none: two copies of the bent images",
             implementation="unpoison.attacks.wanet:WaNet",
+            makes_trigger=True,
         ),
     )
 }

@@ -31,8 +31,6 @@ from unpoison.training import train
 
 _DEFAULT_SHARE = 0.01
 _DEFAULT_TRIGGER = "white-corner"
-TRIGGERS_OF_THEIR_OWN = ("blended", "sig", "smooth-trigger", "wanet")
-"""The backdoors that make their trigger themselves, whatever picture they are given."""
 
 
 def craft(options: Craft, console: Console, interrupts: Interrupts) -> int:
@@ -43,7 +41,7 @@ def craft(options: Craft, console: Console, interrupts: Interrupts) -> int:
     attack = _attack(options)
     _check_surrogates(options, card)
     _check_unused(options, card)
-    if options.trigger is None and _takes_trigger(card):
+    if options.trigger is None and card.takes_trigger:
         options = replace(options, trigger=_DEFAULT_TRIGGER)
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
@@ -111,8 +109,8 @@ def _check_surrogates(options: Craft, card: attacks.AttackCard) -> None:
 
 def _check_unused(options: Craft, card: attacks.AttackCard) -> None:
     """That no option is given which this attack would pass over in silence."""
-    if options.trigger is not None and not _takes_trigger(card):
-        why = "it makes its own" if card.name in TRIGGERS_OF_THEIR_OWN else "it is no backdoor"
+    if options.trigger is not None and not card.takes_trigger:
+        why = "it makes its own" if card.makes_trigger else "it is no backdoor"
         raise InputError(f"--trigger: {card.name} takes no trigger; {why}")
     if not card.surrogates:
         training = {one.name: getattr(options.training, one.name) for one in fields(options.training)}
@@ -122,10 +120,6 @@ def _check_unused(options: Craft, card: attacks.AttackCard) -> None:
                     f"--{name.replace('_', '-')}: {card.name} makes no use of it; it is for attacks that "
                     "have surrogates trained"
                 )
-
-
-def _takes_trigger(card: attacks.AttackCard) -> bool:
-    return "backdoor" in card.goals and card.name not in TRIGGERS_OF_THEIR_OWN
 
 
 def _goal(options: Craft, card: attacks.AttackCard, splits: Splits) -> tuple[Goal, int | None, int]:
