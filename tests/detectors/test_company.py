@@ -184,5 +184,10 @@ def test_how_far_those_who_pull_the_same_way_stand_out() -> None:
     assert found.pulling.nonzero()[:, 0].tolist() == list(range(101, 112))
     # A tenth of eleven from 3 to 5 lies below 3.2; of the others a hundredth above 0.98.
     assert found.standing_out == pytest.approx(3.2 / 0.98)
+    assert found.stands_apart
+    # Where most pull, and the least of those who do not are left behind, nobody is a group of its own.
+    assert Company(scores, -0.97, alike).standing_out > 3
+    assert not Company(scores, -0.97, alike).stands_apart
+    assert not Company(scores, 9.0, alike).stands_apart
     assert Company(scores, 9.0, alike).standing_out == -math.inf
     assert Company(scores, -2.0, alike).standing_out == math.inf

@@ -24,6 +24,7 @@ from unpoison.detectors import (
 )
 from unpoison.detectors import delta_influence as method
 from unpoison.detectors._company import Company
+from unpoison.detectors._null_distribution import compare
 from unpoison.detectors.delta_influence import _other_labels
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import (
@@ -449,3 +450,37 @@ def test_where_nobody_pulls_alike_looks_decide(scene: Any, monkeypatch: pytest.M
     assert not flagged
     assert not found.poison_found
     assert found.summary.startswith("No poison found")
+
+
+@pytest.mark.parametrize(
+    ("p_value", "group", "height", "guilty"),
+    [(0.4, 8, 3.0, True), (0.4, 8, 1.0, False), (0.4, 5, 3.0, False), (0.6, 8, 3.0, False)],
+    ids=["a group of its own", "not clearly apart", "not most of the blamed", "no doubt"],
+)
+def test_in_doubt_a_group_of_its_own_is_poison(
+    scene: Any, monkeypatch: pytest.MonkeyPatch, *, p_value: float, group: int, height: float, guilty: bool
+) -> None:
+    blamed: list[int] = []
+
+    def stub_compare(*arguments: Any, **options: Any) -> Any:
+        outcome = replace(compare(*arguments, **options), p_value=p_value)
+        ranking = outcome.excess.argsort(descending=True, stable=True).tolist()
+        blamed.extend([row for row in ranking if bool(options["likely"][row])][:10])
+        return outcome
+
+    def stub_company(*arguments: Any, **_: Any) -> Company:
+        assert p_value <= 10 * CALIBRATED.false_alarm_level
+        assert arguments[3].tolist() == blamed
+        alike = scene.poisoned.labels == 0
+        scores = torch.linspace(-0.5, 0.5, len(alike), dtype=torch.float64)
+        scores[blamed[:group]] = height
+        return Company(scores, 0.55, alike)
+
+    monkeypatch.setattr(method, "compare", stub_compare)
+    monkeypatch.setattr(method, "company", stub_company)
+    found = make(CALIBRATED).find(scene.model, scene.poisoned, scene.observation, factors=scene.factors)
+    assert found.p_value == p_value
+    assert found.poison_found == guilty
+    assert sorted(found.flagged.tolist()) == (sorted(blamed[:group]) if guilty else [])
+    assert ("company" in found.evidence) == guilty
+    assert found.summary.startswith("Poison found" if guilty else "No poison found")

@@ -32,6 +32,8 @@ from unpoison.detectors._detector import Progress
 from unpoison.influence import Batch, ClassificationTask, Damping, Factors, Task, precondition, score
 
 _MOST = 64
+# How far those who pull the same way must stand out to be a group of their own.
+_CLEARLY = 3.0
 
 
 @final
@@ -64,6 +66,14 @@ class Company:
         middle = others.median()
         unit = (others.quantile(0.99) - middle).clamp(min=torch.finfo(others.dtype).tiny)
         return float((pulling.quantile(0.1) - middle) / unit)
+
+    @property
+    def stands_apart(self) -> bool:
+        """Whether those who pull the same way are a minority that stands clearly out.
+
+        Of a clean class a tail that pulls the same way stands out by no more than 2.5.
+        """
+        return 2 * int(self.pulling.sum()) <= int(self.alike.sum()) and self.standing_out >= _CLEARLY
 
 
 @final

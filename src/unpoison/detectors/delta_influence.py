@@ -20,13 +20,15 @@ self-influence, so that a few examples with huge gradients do not drown the rest
 innocent inputs, which says "no poison found" when the prediction is wrong for no other reason than being
 hard. From what it is sure of it then finds the rest: by company (`_company`), since poison that shares a
 cause shares a gradient direction, in the metric of the curvature; or, where poison was tuned image by image
-and has little company, by what tuned images look like (`_looks`).
+and has little company, by what tuned images look like (`_looks`). Company also decides where the innocent
+inputs leave doubt, for some of them may blame the same poison: if what is blamed most is a group of its own
+within its class, it is poison.
 
 Cost: two passes over the training set for the factors (they can be reused), one for the scores; `calibrated`
-takes one more where it found poison, and three forward passes of one class. Memory: the queries, n + 1
-numbers a tracked parameter (the null distribution adds one for each innocent input), beside what
-`unpoison.influence` states. Limits: it must be one cause that the flagged share; a poison that made a single
-training example decisive cannot be told from an ordinary hard example.
+takes one more where it found poison or is in doubt, and three forward passes of one class. Memory: the
+queries, n + 1 numbers a tracked parameter (the null distribution adds one for each innocent input), beside
+what `unpoison.influence` states. Limits: it must be one cause that the flagged share; a poison that made a
+single training example decisive cannot be told from an ordinary hard example.
 """
 
 from __future__ import annotations
@@ -68,8 +70,10 @@ Labels = Literal["uniform", "distinct"]
 Space = Literal["pixels", "normalized"]
 
 _DAMPING = RelativeDamping(0.1)
-# How far those who pull the same way must stand out for their looks not to be asked for.
-_CLEARLY = 3.0
+# An answer is suspicious up to so many times the false alarm level,
+_SUSPICIOUS = 10
+# and then so many examples are asked for company: those with its label that are blamed most.
+_ASKED = 10
 # The share of those who look alike that must not pull the same way, for the looks to decide.
 _APART = 0.25
 
@@ -103,7 +107,8 @@ class NullDistribution(Rule):
 
     Arguments:
         false_alarm_level: the probability that a wrong prediction without poison is called poisoned. It takes
-            2 / level - 1 innocent inputs (at least 3), of which the suspect must beat all but one.
+            2 / level - 1 innocent inputs (at least 3), of which the suspect must beat all but one; or all but
+            twenty, if those that it blames most are a group of their own among the examples of its label.
         false_discoveries: the share of what is blamed most that may be innocent, among the examples that
             bear the suspect's label; a tenth of it among the others. The rest is found from the upper half.
     """
@@ -290,7 +295,7 @@ class DeltaInfluence(Detector):
             own = scores.self_influence.cpu().clamp(min=0).sqrt()
             collapses = -torch.cat([differences.mean(0, keepdim=True), values[1 + draws :]])
             findings, surest = _by_null(findings, self.rule, collapses, own, innocent)
-            if findings.poison_found:
+            if len(surest):
                 findings = self._with_the_rest(
                     findings, model, factors, training_set, surest, seconds, progress
                 )
@@ -322,6 +327,9 @@ class DeltaInfluence(Detector):
     ) -> Findings:
         """What pulls the model the same way as the surest, or, where that hardly stands out, looks like them.
 
+        Where the answer is merely suspicious, only a group of its own is called poison: most of the surest
+        must belong to it, and it must stand clearly apart from the others of its label.
+
         Poison that was tuned image by image has little company, and much of it looks as the surest do without
         pulling the same way. Where only a few look so, these are innocent.
         """
@@ -336,10 +344,14 @@ class DeltaInfluence(Detector):
             progress=progress,
         )
         seconds["company"] = time.perf_counter() - clock
+        if not findings.poison_found and not (
+            kept.stands_apart and 2 * int(kept.pulling[surest].sum()) > len(surest)
+        ):
+            return findings
         blamed = replace(findings, evidence={**findings.evidence, "company": kept.scores})
         how = "pull the model the same way as those, cut at the gap that parts them from other examples"
         decided = _completed(blamed, kept.scores, kept.threshold, kept.pulling, how)
-        if kept.standing_out >= _CLEARLY:
+        if kept.stands_apart:
             return decided
 
         clock = time.perf_counter()
@@ -532,7 +544,7 @@ def _by_votes(findings: Findings, rule: Votes, differences: Tensor) -> Findings:
 def _by_null(
     findings: Findings, rule: NullDistribution, collapses: Tensor, own: Tensor, innocent: _Innocent
 ) -> tuple[Findings, Tensor]:
-    """The verdict, and Int64[k] the examples it is surest of.
+    """The verdict, and Int64[k] the examples it is surest of, or where it is in doubt, those blamed most.
 
     Influence is divided by the root of self-influence.
 
@@ -542,18 +554,20 @@ def _by_null(
     relative = collapses / length
     relative = relative / relative.std(1, keepdim=True).clamp(min=torch.finfo(relative.dtype).tiny)
     assert findings.observation is not None
+    likely = findings.labels == findings.observation.predicted
     outcome = compare(
         relative[0],
         relative[1:],
         false_discoveries=rule.false_discoveries,
         ignore=innocent.indices,
-        likely=findings.labels == findings.observation.predicted,
+        likely=likely,
     )
     # Float division may put 1 / 100 a hair above .01.
     found = outcome.p_value <= rule.false_alarm_level + 1e-9 and bool(outcome.blamed.any())
+    suspicious = outcome.p_value <= _SUSPICIOUS * rule.false_alarm_level + 1e-9
     ranking = outcome.excess.argsort(descending=True, stable=True)
-    ranking = ranking[outcome.blamed[ranking]]
-    surest = ranking[: max(1, len(ranking) // 2)] if found else ranking[:0]
+    blamed = ranking[outcome.blamed[ranking]]
+    surest = blamed[: max(1, len(blamed) // 2)] if found else ranking[likely[ranking]][: _ASKED * suspicious]
     where = "a trusted reference" if innocent.trusted else "the training set"
     how = f"blamed for this answer more than for {rule.inputs} innocent inputs from {where}"
     return replace(
