@@ -23,7 +23,7 @@ from unpoison.detectors import (
     Votes,
 )
 from unpoison.detectors import delta_influence as method
-from unpoison.detectors._company import Company
+from unpoison.detectors._company import Company, company
 from unpoison.detectors._null_distribution import compare
 from unpoison.detectors.delta_influence import _other_labels
 from unpoison.errors import InputError, MismatchError
@@ -375,7 +375,7 @@ def rest(
     *,
     pulling: set[int],
     resembling: set[int] | None,
-    height: float = 1.0,
+    height: float = 0.9,
 ) -> tuple[Findings, set[int]]:
     """The findings where these pull the same way, at such a height, and those look alike; and who is flagged.
 
@@ -454,7 +454,7 @@ def test_where_nobody_pulls_alike_looks_decide(scene: Any, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("p_value", "group", "height", "guilty"),
-    [(0.4, 8, 3.0, True), (0.4, 8, 1.0, False), (0.4, 5, 3.0, False), (0.6, 8, 3.0, False)],
+    [(0.5, 8, 3.0, True), (0.5, 8, 0.9, False), (0.5, 5, 3.0, False), (0.51, 8, 3.0, False)],
     ids=["a group of its own", "not clearly apart", "not most of the blamed", "no doubt"],
 )
 def test_in_doubt_a_group_of_its_own_is_poison(
@@ -463,13 +463,13 @@ def test_in_doubt_a_group_of_its_own_is_poison(
     blamed: list[int] = []
 
     def stub_compare(*arguments: Any, **options: Any) -> Any:
-        outcome = replace(compare(*arguments, **options), p_value=p_value)
+        outcome = replace(compare(*arguments, **options), p_value=p_value, p_value_of_likely=p_value)
         ranking = outcome.excess.argsort(descending=True, stable=True).tolist()
         blamed.extend([row for row in ranking if bool(options["likely"][row])][:10])
         return outcome
 
     def stub_company(*arguments: Any, **_: Any) -> Company:
-        assert p_value <= 10 * CALIBRATED.false_alarm_level
+        assert p_value <= 0.5
         assert arguments[3].tolist() == blamed
         alike = scene.poisoned.labels == 0
         scores = torch.linspace(-0.5, 0.5, len(alike), dtype=torch.float64)
@@ -484,3 +484,29 @@ def test_in_doubt_a_group_of_its_own_is_poison(
     assert sorted(found.flagged.tolist()) == (sorted(blamed[:group]) if guilty else [])
     assert ("company" in found.evidence) == guilty
     assert found.summary.startswith("Poison found" if guilty else "No poison found")
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["to blame on their own", "only with the others"])
+def test_others_are_among_the_surest_only_where_those_of_the_label_are_not_to_blame_on_their_own(
+    scene: Any, monkeypatch: pytest.MonkeyPatch, *, alone: bool
+) -> None:
+    labels = scene.poisoned.labels
+    bearing, others = (labels == 0).nonzero()[:6, 0], (labels == 2).nonzero()[:20, 0]
+
+    def stub_compare(*arguments: Any, **options: Any) -> Any:
+        outcome = compare(*arguments, **options)
+        blamed, excess = torch.zeros_like(outcome.blamed), outcome.excess.clone()
+        blamed[torch.cat([bearing, others])] = True
+        excess[bearing], excess[others] = 50.0, 60.0
+        likely = 0.05 if alone else 0.06
+        return replace(outcome, excess=excess, blamed=blamed, p_value=0.05, p_value_of_likely=likely)
+
+    def stub_company(*arguments: Any, **options: Any) -> Company:
+        surest.extend(arguments[3].tolist())
+        return company(*arguments, **options)
+
+    surest: list[int] = []
+    monkeypatch.setattr(method, "compare", stub_compare)
+    monkeypatch.setattr(method, "company", stub_company)
+    make(CALIBRATED).find(scene.model, scene.poisoned, scene.observation, factors=scene.factors)
+    assert surest == (bearing[:3] if alone else others[:13]).tolist()

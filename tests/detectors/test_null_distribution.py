@@ -78,6 +78,42 @@ def test_the_p_value_is_the_rank_of_the_statistic_with_each_null_left_out() -> N
     assert found.p_value == (1 + int((statistics[1:] >= statistics[0]).sum())) / (INPUTS + 1)
 
 
+def test_with_likely_examples_the_p_value_is_twice_the_smaller_of_two() -> None:
+    likely = torch.arange(EXAMPLES) % 3 == 0
+    planted = likely.nonzero()[:8, 0]
+    for seed in range(5):
+        rows = draw(INPUTS + 1, seed)
+        innocent = compare(rows[0], rows[1:], false_discoveries=0.05, likely=likely).p_value
+        every = compare(rows[0], rows[1:], false_discoveries=0.05).p_value
+        assert innocent <= min(1, 2 * every) + 1e-9
+        unit = rows[1:].std(0)
+        rows[0, planted] += 5 * unit[planted]
+        # Three null inputs that are blamed much more, on examples that are not likely.
+        for odd in (1, 2, 3):
+            others = (~likely).nonzero()[10 * odd : 10 * odd + 8, 0]
+            rows[odd, others] += 40 * unit[others]
+        assert compare(rows[0], rows[1:], false_discoveries=0.05).p_value > 3 / (INPUTS + 1)
+        found = compare(rows[0], rows[1:], false_discoveries=0.05, likely=likely)
+        assert found.p_value == pytest.approx(2 / (INPUTS + 1))
+        # Poison that does not bear the label is found by the other of the two.
+        rows = draw(INPUTS + 1, seed)
+        rows[0, others] += 12 * unit[others]
+        found = compare(rows[0], rows[1:], false_discoveries=0.05, likely=likely)
+        assert found.p_value == pytest.approx(2 / (INPUTS + 1))
+
+
+def test_the_p_value_never_is_too_small_for_innocent_suspects_with_likely_examples() -> None:
+    likely = torch.arange(EXAMPLES) % 4 == 0
+    values = []
+    for seed in range(200):
+        rows = draw(INPUTS + 1, seed)
+        values.append(compare(rows[0], rows[1:], false_discoveries=0.05, likely=likely).p_value)
+    assert max(values) <= 1
+    for level in (0.1, 0.2, 0.5):
+        low, _ = Proportion(sum(value <= level + 1e-9 for value in values), 200).interval(0.999)
+        assert low <= level
+
+
 def test_who_is_blamed_on_everybody_is_no_suspect() -> None:
     """A hard example leans on much of its class; poison is few."""
     for seed in range(5):
@@ -118,7 +154,7 @@ def test_the_likely_have_a_threshold_of_their_own_and_the_others_a_stricter_one(
     strict = compare(rows[0], rows[1:], false_discoveries=0.02)
     loose = compare(rows[0], rows[1:], false_discoveries=0.2)
     assert torch.equal(both.excess, loose.excess)
-    assert both.p_value == loose.p_value
+    assert both.p_value == 2 * loose.p_value
     assert bool((loose.blamed == (loose.excess > loose.threshold)).all())
     unlikely = compare(rows[0], rows[1:], false_discoveries=0.2, likely=torch.zeros_like(likely))
     assert torch.equal(unlikely.blamed, strict.blamed)

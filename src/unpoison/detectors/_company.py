@@ -32,8 +32,9 @@ from unpoison.detectors._detector import Progress
 from unpoison.influence import Batch, ClassificationTask, Damping, Factors, Task, precondition, score
 
 _MOST = 64
-# How far those who pull the same way must stand out to be a group of their own.
-_CLEARLY = 3.0
+# How far those who pull the same way must stand out to be a group of their own. Of 2,637 questions about
+# clean sets two gave as much and the next 1.84; gradient matching, whose poisons hardly pull alike, 1.5.
+_CLEARLY = 2.0
 
 
 @final
@@ -71,7 +72,7 @@ class Company:
     def stands_apart(self) -> bool:
         """Whether those who pull the same way are a minority that stands clearly out.
 
-        Of a clean class a tail that pulls the same way stands out by no more than 2.5.
+        Of a clean class a tail that pulls the same way stands out by less.
         """
         return 2 * int(self.pulling.sum()) <= int(self.alike.sum()) and self.standing_out >= _CLEARLY
 

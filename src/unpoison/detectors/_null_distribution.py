@@ -11,9 +11,11 @@ same question about m innocent inputs, the null distribution, and compares:
                 the other m - 1, is known for several k; the statistic is the largest fall from one k to a
                 deeper one. Poison is few and stands out alone: behind the last of it the excess falls to what
                 it is for anybody. A hard example leans on much of its class, so that its excess is high at
-                every depth. The p-value is the rank among the null inputs, never below 1 / (m + 1). For an
-                exchangeable suspect it is right within the error of simulation from some twenty null inputs
-                on; with very few it is too small, as centre and spread are those of the null inputs alone.
+                every depth. The p-value is the rank among the null inputs, never below 1 / (m + 1). Asked
+                once of all examples and once of the likely, which an odd null input that is blamed on others
+                does not disturb, it is twice the smaller of the two (Bonferroni). For an exchangeable suspect
+                it is right within the error of simulation from some twenty null inputs on; with very few it
+                is too small, as centre and spread are those of the null inputs alone.
 3. flags        the lowest threshold above which the examples that a null input puts there are, on average, at
                 most a given share of those the suspect puts there: the empirical false discovery rate
                 (Storey, 2002), among the likely and, at a tenth of that share, among the others (Sun, Craiu,
@@ -46,13 +48,16 @@ class Excess:
     Arguments:
         excess: Float[n], how much more each example is blamed for the suspect than for innocent inputs.
         p_value: how often an innocent input would look at least as guilty.
-        statistic: the largest fall of the suspect, in standard deviations over the null inputs.
+        p_value_of_likely: the same, asked of the likely alone.
+        statistic: the largest fall of the suspect, in standard deviations over the null inputs; of the group
+            in which it ranks higher.
         threshold: excess above which the likely are flagged; infinite when none can be.
         blamed: Bool[n], what is above the threshold of its group.
     """
 
     excess: Tensor
     p_value: float
+    p_value_of_likely: float
     statistic: float
     threshold: float
     blamed: Tensor
@@ -95,18 +100,30 @@ def compare(
     rest_deviation = ((squares - rest.square()).clamp(min=0) * (count - 1) / (count - 2)).sqrt()
     null_excess = (null - rest) / (rest_deviation + fudge)
 
-    depths = sorted({min(max(3, round(share * examples)), examples) for share in _SHARES})
-    tops = torch.cat([excess[None], null_excess]).topk(depths[-1], dim=1).values[:, [k - 1 for k in depths]]
-    centre, spread = tops[1:].mean(0), tops[1:].std(0) + 0.05
-    statistics = _largest_fall((tops - centre) / spread)
-    p_value = (1 + int((statistics[1:] >= statistics[0]).sum())) / (count + 1)
-
+    every = torch.cat([excess[None], null_excess])
+    depths = {round(share * examples) for share in _SHARES}
+    falls = [_falls(every, depths, examples)]
     if likely is None:
         likely = torch.ones(examples, dtype=torch.bool, device=excess.device)
+    elif likely.any():
+        # Deeper than half of a group nothing stands out.
+        falls.append(_falls(every[:, likely], depths, -(-int(likely.sum()) // 2)))
+    ranks = [1 + int((fall[1:] >= fall[0]).sum()) for fall in falls]
+    p_values = [min(1.0, len(falls) * rank / (count + 1)) for rank in ranks]
+    statistic = float(falls[ranks.index(min(ranks))][0])
+
     threshold = _threshold(excess[likely], null_excess[:, likely], false_discoveries)
     of_others = _threshold(excess[~likely], null_excess[:, ~likely], false_discoveries * _OTHERS)
     blamed = excess > torch.where(likely, threshold, of_others)
-    return Excess(excess, p_value, float(statistics[0]), threshold, blamed)
+    return Excess(excess, min(p_values), p_values[-1], statistic, threshold, blamed)
+
+
+def _falls(excess: Tensor, depths: set[int], deepest: int) -> Tensor:
+    """Float[m]: the statistic of each row of Float[m n], the first of which is the suspect's."""
+    places = sorted({min(max(3, depth), deepest) for depth in depths})
+    tops = excess.topk(places[-1], dim=1).values[:, [place - 1 for place in places]]
+    centre, spread = tops[1:].mean(0), tops[1:].std(0) + 0.05
+    return _largest_fall((tops - centre) / spread)
 
 
 def _largest_fall(heights: Tensor) -> Tensor:

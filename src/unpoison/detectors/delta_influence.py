@@ -70,8 +70,8 @@ Labels = Literal["uniform", "distinct"]
 Space = Literal["pixels", "normalized"]
 
 _DAMPING = RelativeDamping(0.1)
-# An answer is suspicious up to so many times the false alarm level,
-_SUSPICIOUS = 10
+# An answer is in doubt that looks as guilty as so many innocent inputs,
+_DOUBT = 0.5
 # and then so many examples are asked for company: those with its label that are blamed most.
 _ASKED = 10
 # The share of those who look alike that must not pull the same way, for the looks to decide.
@@ -107,8 +107,8 @@ class NullDistribution(Rule):
 
     Arguments:
         false_alarm_level: the probability that a wrong prediction without poison is called poisoned. It takes
-            2 / level - 1 innocent inputs (at least 3), of which the suspect must beat all but one; or all but
-            twenty, if those that it blames most are a group of their own among the examples of its label.
+            2 / level - 1 innocent inputs (at least 3), all of which the suspect must beat; or some of them,
+            if those that it blames most are a group of their own among the examples of its label.
         false_discoveries: the share of what is blamed most that may be innocent, among the examples that
             bear the suspect's label; a tenth of it among the others. The rest is found from the upper half.
     """
@@ -327,8 +327,8 @@ class DeltaInfluence(Detector):
     ) -> Findings:
         """What pulls the model the same way as the surest, or, where that hardly stands out, looks like them.
 
-        Where the answer is merely suspicious, only a group of its own is called poison: most of the surest
-        must belong to it, and it must stand clearly apart from the others of its label.
+        Where the answer is in doubt, only a group of its own is called poison: most of the surest must belong
+        to it, and it must stand clearly apart from the others of its label.
 
         Poison that was tuned image by image has little company, and much of it looks as the surest do without
         pulling the same way. Where only a few look so, these are innocent.
@@ -563,11 +563,16 @@ def _by_null(
         likely=likely,
     )
     # Float division may put 1 / 100 a hair above .01.
-    found = outcome.p_value <= rule.false_alarm_level + 1e-9 and bool(outcome.blamed.any())
-    suspicious = outcome.p_value <= _SUSPICIOUS * rule.false_alarm_level + 1e-9
+    level = rule.false_alarm_level + 1e-9
+    blamed = outcome.blamed
+    if outcome.p_value_of_likely <= level and bool((blamed & likely).any()):
+        # Poison bears the label: others that are blamed, too, resemble the suspect.
+        blamed = blamed & likely
+    found = outcome.p_value <= level and bool(blamed.any())
+    doubt = outcome.p_value <= _DOUBT
     ranking = outcome.excess.argsort(descending=True, stable=True)
-    blamed = ranking[outcome.blamed[ranking]]
-    surest = blamed[: max(1, len(blamed) // 2)] if found else ranking[likely[ranking]][: _ASKED * suspicious]
+    blamed = ranking[blamed[ranking]]
+    surest = blamed[: max(1, len(blamed) // 2)] if found else ranking[likely[ranking]][: _ASKED * doubt]
     where = "a trusted reference" if innocent.trusted else "the training set"
     how = f"blamed for this answer more than for {rule.inputs} innocent inputs from {where}"
     return replace(
