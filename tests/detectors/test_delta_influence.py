@@ -483,6 +483,7 @@ def test_in_doubt_a_group_of_its_own_is_poison(
     assert found.poison_found == guilty
     assert sorted(found.flagged.tolist()) == (sorted(blamed[:group]) if guilty else [])
     assert ("company" in found.evidence) == guilty
+    assert ("leaves doubt (p = 0.5), but is a group of its own; then all" in found.threshold.how) == guilty
     assert found.summary.startswith("Poison found" if guilty else "No poison found")
 
 

@@ -344,10 +344,13 @@ class DeltaInfluence(Detector):
             progress=progress,
         )
         seconds["company"] = time.perf_counter() - clock
-        if not findings.poison_found and not (
-            kept.stands_apart and 2 * int(kept.pulling[surest].sum()) > len(surest)
-        ):
-            return findings
+        if not findings.poison_found:
+            if not kept.stands_apart or 2 * int(kept.pulling[surest].sum()) <= len(surest):
+                return findings
+            assert findings.p_value is not None
+            doubt = f"leaves doubt (p = {findings.p_value:.3g}), but is a group of its own"
+            told = replace(findings.threshold, how=f"what is {findings.threshold.how} {doubt}")
+            findings = replace(findings, threshold=told)
         blamed = replace(findings, evidence={**findings.evidence, "company": kept.scores})
         how = "pull the model the same way as those, cut at the gap that parts them from other examples"
         decided = _completed(blamed, kept.scores, kept.threshold, kept.pulling, how)
