@@ -179,7 +179,7 @@ class Study:
         """End where the directory belongs to a study with other options; only how much of it may grow."""
         free = {
             *("out", "minutes", "summary", "write", "threads", "device", "stack"),
-            *("budgets", "attacks", "victims", "models"),
+            *("budgets", "attacks", "victims", "models", "targets"),
         }
         fixed = {name: value for name, value in vars(self.options).items() if name not in free}
         path = self.out / "study.json"
