@@ -145,6 +145,10 @@ def test_reading_imports_no_torch() -> None:
             "badnets crafts without a network; leave out 'surrogates'",
         ),
         (
+            {"attacks": [{"name": "smooth-trigger", "budget": 0.1, "trigger": "four-pixels"}]},
+            "smooth-trigger takes no trigger; leave out 'trigger'",
+        ),
+        (
             {"targets": {"pairs": [["Bag", "Coat"]], "images": [{"test_index": 3, "target": "Bag"}]}},
             "give either 'pairs' of classes, test 'images' or",
         ),

@@ -125,7 +125,7 @@ class AttackChoice:
         name: one of `unpoison.attacks.names()`.
         budget: shares of the training set in (0, 1]; one or several.
         budget_count: counts of examples, in place of `budget`.
-        trigger: white-corner, four-pixels or an image file, for backdoors.
+        trigger: white-corner, four-pixels or an image file, for backdoors that do not make their own.
         options: the attack's own.
         surrogates: on how many clean networks the adversary crafts, for attacks that need them; the attack's
             own number when not given. Each seed has its own, and they share none with the victim.
@@ -147,6 +147,8 @@ class AttackChoice:
             if not attack_room.describe(self.name).surrogates:
                 raise InputError(f"{self.name} crafts without a network; leave out 'surrogates'")
             _within("surrogates", 1 if self.surrogates is None else self.surrogates, 1, 1000)
+        if self.trigger != "white-corner" and not attack_room.describe(self.name).takes_trigger:
+            raise InputError(f"{self.name} takes no trigger; leave out 'trigger'")
         if bool(self.budget) == bool(self.budget_count):
             raise InputError("give either 'budget' (shares of the training set) or 'budget_count'")
         for share in self.budget:
