@@ -494,7 +494,7 @@ ROWS: Final = (
         "python -m benchmarks.metapoison_success",
     ),
     Row(
-        "MetaPoison from scratch, 5 % of 5,000 CIFAR-10 images: the same (feature collision has its watermark)",
+        "MetaPoison from scratch, 5 % of 5,000 images: the same (feature collision with watermark)",
         "metapoison_success_from_scratch",
         "MetaPoison ahead",
         metapoison_success(0.05),
