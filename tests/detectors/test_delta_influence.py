@@ -461,6 +461,8 @@ def test_in_doubt_a_group_of_its_own_is_poison(
     scene: Any, monkeypatch: pytest.MonkeyPatch, *, p_value: float, group: int, height: float, guilty: bool
 ) -> None:
     blamed: list[int] = []
+    bearing = (scene.poisoned.labels == 0).nonzero()[:, 0].tolist()
+    asked: list[int] = []
 
     def stub_compare(*arguments: Any, **options: Any) -> Any:
         outcome = replace(compare(*arguments, **options), p_value=p_value, p_value_of_likely=p_value)
@@ -470,10 +472,13 @@ def test_in_doubt_a_group_of_its_own_is_poison(
 
     def stub_company(*arguments: Any, **_: Any) -> Company:
         assert p_value <= 0.5
-        assert arguments[3].tolist() == blamed
-        alike = scene.poisoned.labels == 0
+        asked.append(len(arguments[2]))
+        # First those with the label alone, at places of their own; then everybody.
+        everybody = range(len(scene.poisoned)) if len(asked) > 1 else bearing
+        assert [everybody[place] for place in arguments[3].tolist()] == blamed
+        alike = arguments[2].labels == 0
         scores = torch.linspace(-0.5, 0.5, len(alike), dtype=torch.float64)
-        scores[blamed[:group]] = height
+        scores[arguments[3][:group]] = height
         return Company(scores, 0.55, alike)
 
     monkeypatch.setattr(method, "compare", stub_compare)
@@ -481,6 +486,7 @@ def test_in_doubt_a_group_of_its_own_is_poison(
     found = make(CALIBRATED).find(scene.model, scene.poisoned, scene.observation, factors=scene.factors)
     assert found.p_value == p_value
     assert found.poison_found == guilty
+    assert asked == ([len(bearing), len(scene.poisoned)] if guilty else [len(bearing)] * (p_value <= 0.5))
     assert sorted(found.flagged.tolist()) == (sorted(blamed[:group]) if guilty else [])
     assert ("company" in found.evidence) == guilty
     assert ("leaves doubt (p = 0.5), but is a group of its own; then all" in found.threshold.how) == guilty

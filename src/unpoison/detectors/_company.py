@@ -32,8 +32,9 @@ from unpoison.detectors._detector import Progress
 from unpoison.influence import Batch, ClassificationTask, Damping, Factors, Task, precondition, score
 
 _MOST = 64
-# How far those who pull the same way must stand out to be a group of their own. Of 2,637 questions about
-# clean sets two gave as much and the next 1.84; gradient matching, whose poisons hardly pull alike, 1.5.
+# How far those who pull the same way must stand out to be a group of their own. Chosen from a trial that is
+# not kept: of 2,637 questions about two networks trained on clean data two gave as much and the next 1.84;
+# three cases of gradient matching, whose poisons hardly pull alike, about 1.5.
 _CLEARLY = 2.0
 
 

@@ -48,7 +48,7 @@ class Excess:
     Arguments:
         excess: Float[n], how much more each example is blamed for the suspect than for innocent inputs.
         p_value: how often an innocent input would look at least as guilty.
-        p_value_of_likely: the same, asked of the likely alone.
+        p_value_of_likely: the same, asked of the likely alone; `p_value` itself where there are none.
         statistic: the largest fall of the suspect, in standard deviations over the null inputs; of the group
             in which it ranks higher.
         threshold: excess above which the likely are flagged; infinite when none can be.

@@ -25,7 +25,8 @@ inputs leave doubt, for some of them may blame the same poison: if what is blame
 within its class, it is poison.
 
 Cost: two passes over the training set for the factors (they can be reused), one for the scores; `calibrated`
-takes one more where it found poison or is in doubt, and three forward passes of one class. Memory: the
+takes one more where it found poison, one over the examples with the answered label where it is in doubt, and
+three forward passes of one class. Memory: the
 queries, n + 1 numbers a tracked parameter (the null distribution adds one for each innocent input), beside
 what `unpoison.influence` states. Limits: it must be one cause that the flagged share; a poison that made a
 single training example decisive cannot be told from an ordinary hard example.
@@ -38,6 +39,7 @@ import time
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -106,9 +108,11 @@ class NullDistribution(Rule):
     like.
 
     Arguments:
-        false_alarm_level: the probability that a wrong prediction without poison is called poisoned. It takes
-            2 / level - 1 innocent inputs (at least 3), all of which the suspect must beat; or some of them,
-            if those that it blames most are a group of their own among the examples of its label.
+        false_alarm_level: the probability that a wrong prediction without poison is called poisoned, by its
+            rank among 2 / level - 1 innocent inputs (at least 3), all of which the suspect must beat. Where
+            it beats some, and those that it blames most are a group of their own among the examples of its
+            label, it is called poisoned as well; how often that adds a false alarm, no theory bounds (on
+            the sample, 0 of 40 mistakes, 22 of which were in doubt).
         false_discoveries: the share of what is blamed most that may be innocent, among the examples that
             bear the suspect's label; a tenth of it among the others. The rest is found from the upper half.
     """
@@ -334,23 +338,24 @@ class DeltaInfluence(Detector):
         pulling the same way. Where only a few look so, these are innocent.
         """
         clock = time.perf_counter()
-        kept = company(
-            model,
-            factors,
-            training_set,
-            surest,
-            damping=self.damping,
-            batch_size=self.batch_size,
-            progress=progress,
+        ask = partial(
+            company, model, factors, damping=self.damping, batch_size=self.batch_size, progress=progress
         )
-        seconds["company"] = time.perf_counter() - clock
         if not findings.poison_found:
-            if not kept.stands_apart or 2 * int(kept.pulling[surest].sum()) <= len(surest):
-                return findings
+            assert findings.observation is not None
             assert findings.p_value is not None
+            # Only those with the label decide; the others are read where there is something to tell of them.
+            likely = (findings.labels == findings.observation.predicted).nonzero()[:, 0]
+            places = torch.searchsorted(likely, surest)
+            own = ask(training_set.subset(likely), places)
+            seconds["company"] = time.perf_counter() - clock
+            if not own.stands_apart or 2 * int(own.pulling[places].sum()) <= len(places):
+                return findings
             doubt = f"leaves doubt (p = {findings.p_value:.3g}), but is a group of its own"
             told = replace(findings.threshold, how=f"what is {findings.threshold.how} {doubt}")
             findings = replace(findings, threshold=told)
+        kept = ask(training_set, surest)
+        seconds["company"] = time.perf_counter() - clock
         blamed = replace(findings, evidence={**findings.evidence, "company": kept.scores})
         how = "pull the model the same way as those, cut at the gap that parts them from other examples"
         decided = _completed(blamed, kept.scores, kept.threshold, kept.pulling, how)
@@ -572,10 +577,14 @@ def _by_null(
         # Poison bears the label: others that are blamed, too, resemble the suspect.
         blamed = blamed & likely
     found = outcome.p_value <= level and bool(blamed.any())
-    doubt = outcome.p_value <= _DOUBT
     ranking = outcome.excess.argsort(descending=True, stable=True)
     blamed = ranking[blamed[ranking]]
-    surest = blamed[: max(1, len(blamed) // 2)] if found else ranking[likely[ranking]][: _ASKED * doubt]
+    if found:
+        surest = blamed[: max(1, len(blamed) // 2)]
+    elif outcome.p_value <= _DOUBT:
+        surest = ranking[likely[ranking]][:_ASKED]
+    else:
+        surest = blamed[:0]
     where = "a trusted reference" if innocent.trusted else "the training set"
     how = f"blamed for this answer more than for {rule.inputs} innocent inputs from {where}"
     return replace(

@@ -147,7 +147,7 @@ class AttackChoice:
             if not attack_room.describe(self.name).surrogates:
                 raise InputError(f"{self.name} crafts without a network; leave out 'surrogates'")
             _within("surrogates", 1 if self.surrogates is None else self.surrogates, 1, 1000)
-        if self.trigger != "white-corner" and not attack_room.describe(self.name).takes_trigger:
+        if self.trigger != type(self).trigger and not attack_room.describe(self.name).takes_trigger:
             raise InputError(f"{self.name} takes no trigger; leave out 'trigger'")
         if bool(self.budget) == bool(self.budget_count):
             raise InputError("give either 'budget' (shares of the training set) or 'budget_count'")
