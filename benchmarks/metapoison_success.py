@@ -119,7 +119,8 @@ class Pieces:
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n" * (file.tell() > 0 and not self._whole()) + json.dumps(piece) + "\n")
         self.done[key] = piece
-        say(f"{key}: { ({name: value for name, value in piece.items() if name not in ('key', 'right')}) }")
+        told = {name: value for name, value in piece.items() if name != "key" and not isinstance(value, dict)}
+        say(f"{key}: {told}")
         self.end_in_time()
         return piece
 
