@@ -6,6 +6,9 @@ wrong, where, and what to do about it; the command prints that line and ends wit
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UnpoisonError(Exception):
     """Base class of every error that unpoison raises on purpose."""
@@ -25,3 +28,18 @@ class TrainingDivergedError(UnpoisonError, ArithmeticError):
 
 class MissingExtraError(UnpoisonError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The hint that follows a word nobody knows.
+
+    >>> nearest("bugdet", ["budget", "trigger"])
+    "did you mean 'budget'?"
+    >>> nearest("x", ["budget", "trigger"])
+    'there are budget, trigger'
+    """
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"there are {', '.join(names)}" if names else "there are none"

@@ -25,7 +25,7 @@ from unpoison.cli._measuring import epochs
 from unpoison.cli._options import Craft, ModelOptions
 from unpoison.cli._session import session
 from unpoison.data import Splits, TrainingSet
-from unpoison.errors import InputError
+from unpoison.errors import InputError, nearest
 from unpoison.threats import Backdoor, Budget, Goal, Mistakes, TargetedMisclassification
 from unpoison.training import train
 
@@ -90,7 +90,7 @@ def _attack(options: Craft) -> attacks.Attack:
     known = [one.name for one in fields(kind)]
     for key in changes:
         if key not in known:
-            raise InputError(f"--option {key}: {options.attack} has {', '.join(known) or 'no options'}")
+            raise InputError(f"--option {key}: {options.attack} has no such option; {nearest(key, known)}")
     try:
         attack: attacks.Attack = kind(**changes)
     except TypeError as error:

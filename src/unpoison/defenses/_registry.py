@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, final
 
-from unpoison.errors import InputError
+from unpoison.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from unpoison.training import Defense
@@ -228,9 +227,7 @@ def get(name: str, *, preset: str | None = None, seed: int = 0, **options: Any) 
     accepted = [field.name for field in fields(defense) if field.init]
     for option in options:
         if option not in accepted:
-            near = difflib.get_close_matches(option, accepted, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(accepted) or 'none'}"
-            raise InputError(f"{name}: there is no option {option!r}; {hint}")
+            raise InputError(f"{name}: there is no option {option!r}; {nearest(option, accepted)}")
     if "seed" in accepted:
         options = {"seed": seed, **options}
     try:

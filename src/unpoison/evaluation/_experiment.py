@@ -34,7 +34,6 @@ An unknown key or a value out of range is an error in one line that names the pl
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tomllib
@@ -47,7 +46,7 @@ from typing import Any, Self, TypeVar, Union, final, get_args, get_origin, get_t
 from unpoison import attacks as attack_room
 from unpoison import defenses as defense_room
 from unpoison import unlearners as unlearner_room
-from unpoison.errors import InputError
+from unpoison.errors import InputError, nearest
 from unpoison.training import Recipe
 
 DETECTORS = {
@@ -495,21 +494,6 @@ class Experiment:
     def from_dict(cls, values: Mapping[str, Any], place: str = "recipe") -> Self:
         """The experiment from plain values; errors as `read`."""
         return _read(cls, values, place)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The hint that follows a word nobody knows.
-
-    >>> nearest("bugdet", ["budget", "trigger"])
-    "did you mean 'budget'?"
-    >>> nearest("x", ["budget", "trigger"])
-    'there are budget, trigger'
-    """
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"there are {', '.join(names)}" if names else "there are none yet"
 
 
 def _recipe(changes: Mapping[str, Any]) -> Recipe:

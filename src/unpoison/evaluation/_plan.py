@@ -17,14 +17,13 @@ from unpoison import data
 from unpoison._artefacts import digest
 from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
-from unpoison.errors import InputError
+from unpoison.errors import InputError, nearest
 from unpoison.evaluation._experiment import (
     TRIGGERS,
     AttackChoice,
     DefenseChoice,
     Experiment,
     Target,
-    nearest,
 )
 from unpoison.evaluation._stages import (
     attack_of,

@@ -22,13 +22,12 @@ from unpoison._artefacts import read_json, write_json
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors import Detector, Findings, Observation, Threshold
-from unpoison.errors import InputError, MismatchError
+from unpoison.errors import InputError, MismatchError, nearest
 from unpoison.evaluation._experiment import (
     AttackChoice,
     DefenseChoice,
     DetectorChoice,
     UnlearnerChoice,
-    nearest,
 )
 from unpoison.evaluation._measure import measure as measured
 from unpoison.evaluation._results import ROW

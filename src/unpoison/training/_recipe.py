@@ -15,7 +15,6 @@ The presets carry published recipes to the letter, and ours beside them under th
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Self, final
 
 from unpoison._artefacts import canonical_json, digest
-from unpoison.errors import InputError
+from unpoison.errors import InputError, nearest
 from unpoison.models import architecture
 
 Schedule = Literal["constant", "multistep", "cosine", "one-cycle"]
@@ -202,9 +201,7 @@ class Recipe:
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise InputError(f"recipe: unknown field {key!r}; {hint}")
+                raise InputError(f"recipe: unknown field {key!r}; {nearest(key, known)}")
         milestones = values.get("milestones", ())
         if not isinstance(milestones, (list, tuple)):
             raise InputError(f"recipe: milestones must be a list of whole numbers, found {milestones!r}")
