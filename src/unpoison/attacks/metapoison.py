@@ -174,8 +174,9 @@ class MetaPoison(Attack):
             is used when no surrogate is given.
         start: surrogates start from "scratch", or each life from the given network's parameters
             ("pretrained", for fine-tuning).
-        pretraining: how the ensemble reaches its staggered ages: "separate" trains, or as checkpoints of one
-            "shared" train, which is M / 2 times cheaper.
+        pretraining: how the ensemble reaches its staggered ages: in "separate" trainings, as published, or as
+            checkpoints of one "shared" training, which is M / 2 times cheaper. All but one are then the same
+            network at different ages until they start again, and from scratch poisons first fit that one.
         together: surrogates worked on at once by `vmap`; bounds the memory. More than 1 pays on a GPU alone.
         patience: stop when the mean loss of so many steps is not below that of as many before; 0 never stops.
 
@@ -216,7 +217,7 @@ class MetaPoison(Attack):
         warmup_epochs=2,
     )
     start: Literal["scratch", "pretrained"] = "scratch"
-    pretraining: Literal["separate", "shared"] = "shared"
+    pretraining: Literal["separate", "shared"] = "separate"
     together: int = 1
     patience: int = 0
 
@@ -780,7 +781,6 @@ _PUBLISHED: Final = MetaPoison(
     drop_factor=0.1,
     recipe=_PUBLISHED_RECIPE,
     start="scratch",
-    pretraining="separate",
 )
 _SMALL: Final = MetaPoison()
 
