@@ -177,12 +177,18 @@ class Study:
         self.pieces = Pieces(self.out / "pieces.jsonl", options.minutes)
 
     def keep_to_the_same_study(self) -> None:
-        """End where the directory belongs to a study with other options; only how much of it may grow."""
+        """End where the directory belongs to a study with other options; only how much of it may grow.
+
+        What MetaPoison crafts with counts whole, so that a default that has changed since is not passed over.
+        """
         free = {
             *("out", "minutes", "summary", "write", "threads", "device", "stack"),
             *("budgets", "attacks", "victims", "models", "targets"),
         }
         fixed = {name: value for name, value in vars(self.options).items() if name not in free}
+        metapoison = self.attack("metapoison").configuration()
+        del metapoison["together"]  # --stack
+        fixed = json.loads(json.dumps(fixed | {"metapoison": metapoison}))
         path = self.out / "study.json"
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -280,14 +286,17 @@ class Study:
         return self.out / "poisons" / f"{name}-{budget:g}-{target}"
 
     def craft(self, name: str, budget: float, targets: list[int]) -> None:
-        """Craft for those targets that have no poison yet."""
+        """Craft for those targets that have no poison yet; those added later share no ensemble with them."""
         attack, options = self.attack(name), self.options
         size = options.together if isinstance(attack, MetaPoison) else 1
-        for first in range(0, len(targets), size):
-            group = targets[first : first + size]
-            key = f"craft/{name}/{budget:g}/{'+'.join(map(str, group))}"
-            if key in self.pieces.done:
-                continue
+        kind = f"craft/{name}/{budget:g}/"
+        groups = [key.removeprefix(kind).split("+") for key in self.pieces.done if key.startswith(kind)]
+        crafted = set(itertools.chain.from_iterable(groups))
+        left = [target for target in targets if str(target) not in crafted]
+        for place in range(0, len(left), size):
+            group = left[place : place + size]
+            first = targets.index(group[0])
+            key = kind + "+".join(map(str, group))
             goals = [self.goal(target) for target in group]
             start = time.perf_counter()
             if isinstance(attack, MetaPoison):
@@ -392,7 +401,8 @@ class Study:
                     all(piece["hit"] for piece in pieces if piece["target"] == target)
                     for target in {piece["target"] for piece in pieces}
                 ),
-                "accuracy": sum(piece["accuracy"] for piece in pieces) / len(pieces),
+                "margin": mean(piece["margin"] for piece in pieces),
+                "accuracy": mean(piece["accuracy"] for piece in pieces),
             }
             for (name, budget, model), pieces in sorted(groups.items())
         ]

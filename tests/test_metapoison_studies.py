@@ -56,6 +56,8 @@ def test_a_study_goes_on_and_sums_up(studies: ModuleType, options: list[str]) ->
     assert {row["success"]["trials"] for row in summary["rows"]} == {1}
     assert [row["victim"] for row in summary["control"]] == ["same", "same,batch_size=12"]
     assert summary["metapoison"]["start"] == "pretrained"
+    margins = [piece["margin"] for key, piece in study.pieces.done.items() if key.startswith("victim/metap")]
+    assert [row["margin"] for row in summary["rows"][2:]] == margins
     assert json.loads(json.dumps(summary)) == summary
 
 
@@ -64,6 +66,35 @@ def test_a_directory_keeps_to_its_study(studies: ModuleType, options: list[str])
     studies.Study(studies.parse([*options, "--victims", "3"]))
     with pytest.raises(SystemExit, match="another eps"):
         studies.Study(studies.parse([*options, "--eps", "8"]))
+
+
+def test_a_directory_keeps_to_what_it_crafts_with(
+    studies: ModuleType, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies.Study(studies.parse(options))
+    studies.Study(studies.parse([*options, "--stack", "2"]))
+    # The same command line after a default has changed.
+    small = studies.MetaPoison.preset
+
+    def preset(name: str, **changes: object) -> object:
+        return small(name, **(changes | {"pretraining": "shared"}))
+
+    monkeypatch.setattr(studies.MetaPoison, "preset", preset)
+    with pytest.raises(SystemExit, match="another metapoison"):
+        studies.Study(studies.parse(options))
+
+
+def test_a_study_grows_in_targets(studies: ModuleType, options: list[str]) -> None:
+    first = studies.Study(studies.parse(options))
+    first.run()
+    lines = first.pieces.path.read_text(encoding="utf-8").splitlines()
+    poison = first.poison("metapoison", 0.1, first.targets()[0])
+    before = {path: path.stat().st_mtime_ns for path in poison.iterdir()}
+    grown = studies.Study(studies.parse([*options, "--targets", "2"]))
+    grown.run()
+    assert grown.pieces.path.read_text(encoding="utf-8").splitlines()[: len(lines)] == lines
+    assert {path: path.stat().st_mtime_ns for path in poison.iterdir()} == before
+    assert {row["success"]["trials"] for row in grown.summary()["rows"]} == {2}
 
 
 def test_victims_start_from_the_earlier_examples(studies: ModuleType, options: list[str]) -> None:

@@ -149,6 +149,20 @@ def test_cosines_are_those_of_the_explicit_metric(twins: tuple[nn.Module, Traini
     assert torch.allclose(scores, expected, atol=1e-4)
 
 
+def test_of_those_with_the_label_alone_company_says_the_same(
+    twins: tuple[nn.Module, TrainingSet, Factors],
+) -> None:
+    model, training_set, factors = twins
+    scores, threshold, alike = ask(twins, PLANTED[:4])
+    rows = alike.nonzero()[:, 0]
+    places = torch.searchsorted(rows, torch.tensor(PLANTED[:4])).tolist()
+    own_scores, own_threshold, own_alike = ask((model, training_set.subset(rows), factors), places)
+    assert len(rows) < len(training_set)
+    assert torch.allclose(own_scores, scores[rows], atol=1e-5)
+    assert own_threshold == pytest.approx(threshold, abs=1e-5)
+    assert bool(own_alike.all())
+
+
 def test_one_surest_finds_its_duplicates(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
     scores, threshold, alike = ask(twins, [PLANTED[2]])
     assert set((alike & (scores > threshold)).nonzero()[:, 0].tolist()) == set(PLANTED) - {PLANTED[2]}

@@ -26,10 +26,10 @@ within its class, it is poison.
 
 Cost: two passes over the training set for the factors (they can be reused), one for the scores; `calibrated`
 takes one more where it found poison, one over the examples with the answered label where it is in doubt, and
-three forward passes of one class. Memory: the
-queries, n + 1 numbers a tracked parameter (the null distribution adds one for each innocent input), beside
-what `unpoison.influence` states. Limits: it must be one cause that the flagged share; a poison that made a
-single training example decisive cannot be told from an ordinary hard example.
+three forward passes of one class. Memory: the queries, n + 1 numbers a tracked parameter (the null
+distribution adds one for each innocent input), beside what `unpoison.influence` states. Limits: it must be
+one cause that the flagged share; a poison that made a single training example decisive cannot be told from an
+ordinary hard example.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class NullDistribution(Rule):
         false_alarm_level: the probability that a wrong prediction without poison is called poisoned, by its
             rank among 2 / level - 1 innocent inputs (at least 3), all of which the suspect must beat. Where
             it beats some, and those that it blames most are a group of their own among the examples of its
-            label, it is called poisoned as well; how often that adds a false alarm, no theory bounds (on
-            the sample, 0 of 40 mistakes, 22 of which were in doubt).
+            label, it is called poisoned as well: no theory bounds how often that adds a false alarm
+            (`benchmarks.false_alarms` counts them).
         false_discoveries: the share of what is blamed most that may be innocent, among the examples that
             bear the suspect's label; a tenth of it among the others. The rest is found from the upper half.
     """
