@@ -14,9 +14,9 @@ What is done, each piece once, its result a line of DIR/pieces.jsonl and its art
 1. `--choosing` clean networks, with seeds of their own, say which test images of the source class are right;
    the first `--targets` that all of them get right are the targets. The choice sees no poison;
 2. clean victims, with the seeds of the poisoned ones: the control;
-3. poisons for every attack, budget and target. MetaPoison crafts `--together` targets on one ensemble and
-   goes on after the last craft step that was done; other attacks craft on choosing networks, under the same
-   eps, and on the network that victims start from, if there is one;
+3. poisons for every attack, budget and target. MetaPoison crafts `--together` targets on one ensemble (on a
+   poisoned trajectory each on its own) and goes on after the last craft step that was done; other attacks
+   craft on choosing networks, under the same eps, and on the one victims start from, if there is one;
 4. victims, each with its own seed, for every poison, architecture and seed. A hit is the target predicted as
    the adversary wants, on the poison as loaded from disk, with the victim in evaluation mode.
 
@@ -288,7 +288,8 @@ class Study:
     def craft(self, name: str, budget: float, targets: list[int]) -> None:
         """Craft for those targets that have no poison yet; those added later share no ensemble with them."""
         attack, options = self.attack(name), self.options
-        size = options.together if isinstance(attack, MetaPoison) else 1
+        shared = isinstance(attack, MetaPoison) and attack.trajectory == "clean"
+        size = options.together if shared else 1
         kind = f"craft/{name}/{budget:g}/"
         groups = [key.removeprefix(kind).split("+") for key in self.pieces.done if key.startswith(kind)]
         crafted = set(itertools.chain.from_iterable(groups))

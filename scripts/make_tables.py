@@ -501,6 +501,13 @@ ROWS: Final = (
         "python -m benchmarks.metapoison_success",
     ),
     Row(
+        "MetaPoison, a third class, 10 % of a fine-tuning set: victims hit",
+        "metapoison_success_third_class_10",
+        "more than half",
+        metapoison_success(0.1),
+        "python -m benchmarks.metapoison_success",
+    ),
+    Row(
         "feature collision, convex polytope, Bullseye on published transfer set-ups, fitted layer",
         "transfer",
         "the published order: 22, 33, 85 %",

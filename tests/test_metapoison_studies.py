@@ -97,6 +97,16 @@ def test_a_study_grows_in_targets(studies: ModuleType, options: list[str]) -> No
     assert {row["success"]["trials"] for row in grown.summary()["rows"]} == {2}
 
 
+def test_on_a_poisoned_trajectory_each_target_is_crafted_alone(
+    studies: ModuleType, options: list[str]
+) -> None:
+    more = ["--targets", "2", "--options", '{"trajectory": "poisoned"}', "--attacks", "metapoison"]
+    study = studies.Study(studies.parse([*options, *more]))
+    study.run()
+    crafted = [key for key in study.pieces.done if key.startswith("craft/")]
+    assert crafted == [f"craft/metapoison/0.1/{target}" for target in study.targets()]
+
+
 def test_victims_start_from_the_earlier_examples(studies: ModuleType, options: list[str]) -> None:
     study = studies.Study(studies.parse(options))
     start = study.start("convnet-bn", 2)

@@ -153,7 +153,9 @@ class MetaPoison(Attack):
         objective: "carlini-wagner", the goal's margin; "carlini-wagner-zeroed", the public code's form of it,
             in which zero is a rival too; "cross-entropy", the goal's own loss.
         confidence: the margin is not driven below minus this.
-        trajectory: surrogates train on "clean" data, as the public code does, or on the "poisoned" set.
+        trajectory: surrogates train on "clean" data, as the public code does, or on the "poisoned" set, which
+            they then know as a victim of their age does: much better for a third class, but each goal needs
+            an ensemble of its own.
         target_in_batch: the targets share the batch statistics of every unrolled step, as the public code has
             it; otherwise the surrogates look at them in evaluation mode, as a victim will.
         concentrate: poisons in each batch that has any, the batches spread evenly over the epoch; 0 leaves
