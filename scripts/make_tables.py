@@ -488,7 +488,7 @@ ROWS: Final = (
     ),
     Row(
         "MetaPoison, 2 % of a fine-tuning set: victims hit; others",
-        "metapoison_success_fine_tuning",
+        "metapoison_success_fine_tuning_poisoned_trajectory",
         "more than half; MetaPoison ahead",
         metapoison_success(0.02),
         "python -m benchmarks.metapoison_success",

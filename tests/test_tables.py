@@ -149,7 +149,7 @@ RESULTS: dict[str, Mapping[str, Any]] = {
             line("gradient-matching", defense="random-drop like epic (b)", hits=0, control="random drop"),
         ]
     },
-    "metapoison_success_fine_tuning": {
+    "metapoison_success_fine_tuning_poisoned_trajectory": {
         "rows": [
             {"attack": attack, "budget": 0.02, "victim": victim, "success": success}
             for attack, victim, success in (
