@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ RESULTS: Final = ("benchmarks/results", "recipes/results")
 BEGIN: Final = "<!-- numbers -->"
 END: Final = "<!-- /numbers -->"
 NOT_MEASURED: Final = "not measured"
+LONGEST: Final = 200
+"""Characters of a command in a table; longer ones stand in full only beside their results."""
 
 Record = Mapping[str, Any]
 
@@ -48,12 +51,22 @@ class Row:
         record = results.get(self.source)
         value = NOT_MEASURED if record is None else self.value(record)
         command = self.command if record is None else command_of(record, self.command)
-        return [self.what, value, self.wanted, f"`{command}`" if command else ""]
+        return [self.what, value, self.wanted, f"`{short(command)}`" if command else ""]
 
 
 def command_of(record: Record, otherwise: str = "") -> str:
     """The command that made a result."""
     return str(record.get("command", otherwise)).strip()
+
+
+def short(command: str) -> str:
+    """A command that fits into a table: of a long one what is run and the name its result is kept under."""
+    if len(command) <= LONGEST:
+        return command
+    words = shlex.split(command)
+    if "--write" not in words:
+        return command
+    return f"{' '.join(words[:3])} … --write {words[words.index('--write') + 1]}"
 
 
 def outcome(record: Record) -> Record:

@@ -208,6 +208,14 @@ def test_the_tables_are_up_to_date(tables: ModuleType) -> None:
         )
 
 
+def test_a_long_command_is_told_by_the_name_of_its_result(tables: ModuleType) -> None:
+    long = f"python -m benchmarks.crafting --recipe '{'x ' * 200}' --write from_scratch"
+    assert tables.short(long) == "python -m benchmarks.crafting … --write from_scratch"
+    unnamed = long.replace(" --write from_scratch", "")
+    for command in ("make demo", "python -m benchmarks.crafting --write quick", unnamed):
+        assert tables.short(command) == command
+
+
 def test_every_known_result_is_told(tables: ModuleType) -> None:
     told = tables.numbers(RESULTS)
     for words in (
