@@ -54,6 +54,10 @@ def test_a_study_goes_on_and_sums_up(studies: ModuleType, options: list[str]) ->
         ("metapoison", "same,batch_size=12"),
     ]
     assert {row["success"]["trials"] for row in summary["rows"]} == {1}
+    assert [(row["of"], row["victim"], row["interval"]) for row in summary["ahead"]] == [
+        ("feature-collision", "same", None),
+        ("feature-collision", "same,batch_size=12", None),
+    ]
     assert [row["victim"] for row in summary["control"]] == ["same", "same,batch_size=12"]
     assert summary["metapoison"]["start"] == "pretrained"
     margins = [piece["margin"] for key, piece in study.pieces.done.items() if key.startswith("victim/metap")]
@@ -122,3 +126,26 @@ def test_the_command_names_no_place(studies: ModuleType, monkeypatch: pytest.Mon
     arguments = ["x", "--out", "/some/where/study", "--minutes", "5", "--budgets", "0.01", "--summary"]
     monkeypatch.setattr("sys.argv", arguments)
     assert studies.command() == "python -m benchmarks.metapoison_success --out DIR/study --budgets 0.01"
+
+
+def test_attacks_are_compared_on_the_same_targets_and_seeds(studies: ModuleType) -> None:
+    def pieces(**hits: str) -> list[dict[str, object]]:
+        return [
+            {"target": target, "seed": str(seed), "hit": hit == "x"}
+            for target, marks in hits.items()
+            for seed, hit in enumerate(marks)
+        ]
+
+    groups = {
+        ("metapoison", 0.1, "same"): pieces(a="xx", b="x.", c="xx", d="xx"),
+        # Of c there is one victim yet, of d none.
+        ("gradient-matching", 0.1, "same"): pieces(a=".x", b="x.", c="."),
+        ("feature-collision", 0.1, "same"): pieces(a="..", b=".x"),
+        ("feature-collision", 0.2, "same"): pieces(a="..", b=".x"),
+    }
+    collision, matching = studies.ahead(groups)
+    assert (collision["of"], collision["targets"], collision["difference"]) == ("feature-collision", 2, 0.5)
+    assert (matching["of"], matching["targets"], matching["difference"]) == ("gradient-matching", 3, 0.5)
+    # By hand: differences 1/2, 0 and 1, deviation 1/2, and 4.303 is Student's quantile for two degrees; no
+    # difference of rates is above 1.
+    assert matching["interval"] == pytest.approx([0.5 - 4.303 * 0.5 / 3**0.5, 1], abs=1e-3)
