@@ -161,7 +161,16 @@ RESULTS: dict[str, Mapping[str, Any]] = {
                 ("metapoison", "vgg11", {"rate": 0.0, "successes": 0, "trials": 20, "interval": [0.0, 0.2]}),
                 ("gradient-matching", "same", {"rate": 0.7, "successes": 14, "trials": 20}),
             )
-        ]
+        ],
+        "ahead": [
+            {
+                "of": "gradient-matching",
+                "budget": 0.02,
+                "victim": "same",
+                "difference": 0.05,
+                "interval": [-0.1, 0.2],
+            }
+        ],
     },
     "transfer": {
         "rows": [
@@ -232,7 +241,7 @@ def test_every_known_result_is_told(tables: ModuleType) -> None:
         "0.990 (n = 4); trak: 0.700",
         "10.0 % (1 of 10), 1.8 to 40.4 %; accuracy 66.0 %",
         "95.0 % (95 of 100): wanet, of 2",
-        "75.0 % (15 of 20), 53.0 to 89.0 %; gradient matching: 70.0 % (14 of 20)",
+        "75.0 % (15 of 20), 53.0 to 89.0 %; gradient matching: 70.0 % (14 of 20), -5 points (-20 to 10)",
         "15 %, 35 %, 100 % (n = 20; feature collision as released)",
     ):
         assert words in told, words
