@@ -164,7 +164,8 @@ def draw_budget(options: argparse.Namespace) -> None:
     axes.set(xlabel="budget, % of the training set", ylabel="success, %", ylim=(-3, 103), xscale="log")
     axes.set_xticks(sorted(budgets), [f"{budget:g}" for budget in sorted(budgets)])
     axes.set_xticks([], minor=True)
-    axes.legend(frameon=False, fontsize="small")
+    # Above the axes, where it crosses neither the control's line nor an interval.
+    figure.legend(frameon=False, fontsize="small", loc="outside upper center", ncols=3)
     figure.savefig(options.out)
 
 

@@ -407,8 +407,8 @@ class Study:
                     all(piece["hit"] for piece in pieces if piece["target"] == target)
                     for target in {piece["target"] for piece in pieces}
                 ),
-                "margin": mean(piece["margin"] for piece in pieces),
-                "accuracy": mean(piece["accuracy"] for piece in pieces),
+                "margin": statistics.fmean(piece["margin"] for piece in pieces),
+                "accuracy": statistics.fmean(piece["accuracy"] for piece in pieces),
             }
             for (name, budget, model), pieces in sorted(groups.items())
         ]
@@ -416,7 +416,7 @@ class Study:
             {
                 "victim": model,
                 "success": proportion(hits.values()),
-                "accuracy": mean(
+                "accuracy": statistics.fmean(
                     piece["accuracy"]
                     for key, piece in self.pieces.done.items()
                     if key.startswith(f"control/{model}/")
@@ -456,20 +456,23 @@ def ahead(groups: Mapping[tuple[str, float, str], Sequence[Mapping[str, Any]]]) 
     """By how much more victims fall to MetaPoison than to another attack, paired by target and seed.
 
     Victims of one target are not independent, targets are: the interval is Student's, over the targets' own
-    differences. It is left out for fewer than two targets and where all of them agree.
+    differences, as a bootstrap of so few would be too narrow. It is left out for fewer than two targets and
+    where all of them agree.
     """
     found = []
     for (name, budget, model), pieces in sorted(groups.items()):
+        if name == "metapoison":
+            continue
         hits = {(piece["target"], piece["seed"]): piece["hit"] for piece in pieces}
         by_target: dict[str, list[int]] = {}
         for piece in groups.get(("metapoison", budget, model), ()):
             place = piece["target"], piece["seed"]
-            if name != "metapoison" and place in hits:
+            if place in hits:
                 by_target.setdefault(piece["target"], []).append(piece["hit"] - hits[place])
-        differences = [mean(of_target) for of_target in by_target.values()]
+        differences = [statistics.fmean(of_target) for of_target in by_target.values()]
         if not differences:
             continue
-        middle, interval = mean(differences), None
+        middle, interval = statistics.fmean(differences), None
         if len(set(differences)) > 1:
             error = statistics.stdev(differences) / math.sqrt(len(differences))
             half = float(student_t.ppf(0.975, len(differences) - 1)) * error
@@ -491,12 +494,6 @@ def proportion(hits: Iterable[bool]) -> dict[str, Any]:
     """How many of the trials, with the interval."""
     hits = list(hits)
     return Proportion(sum(hits), len(hits)).to_dict()
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean."""
-    values = list(values)
-    return sum(values) / len(values)
 
 
 def command() -> str:

@@ -278,8 +278,8 @@ def metapoison_success(budget: float) -> Callable[[Record], str]:
             return NOT_MEASURED
         for row in record.get("ahead", []):
             if row["budget"] == budget and row["victim"] == "same" and row["interval"]:
-                points = [f"{-100 * value:.0f}" for value in (row["difference"], *row["interval"][::-1])]
-                found[row["of"]] += ", {} points ({} to {})".format(*points)
+                points = [f"{100 * value:.0f}" for value in (row["difference"], *row["interval"])]
+                found[row["of"]] += ", MetaPoison ahead by {} points ({} to {})".format(*points)
         told = [
             found.pop("metapoison"),
             *(f"{name.replace('-', ' ')}: {rate}" for name, rate in found.items()),
@@ -956,7 +956,7 @@ def found_by(record: Record | None) -> str:
 
 
 def generic(record: Record) -> Iterator[str]:
-    """Any record: what is flat as one table, each nested part as another."""
+    """Any record: what is flat as one table, each nested part as another, a configuration as one line."""
     hidden = ("machine", "device", "versions", "date", "started", "command", "schema")
     flat = [
         [name.replace("_", " "), text(value)]
@@ -968,7 +968,9 @@ def generic(record: Record) -> Iterator[str]:
     for name, value in record.items():
         if name in hidden or not value:
             continue
-        if isinstance(value, Mapping):
+        if name in ("recipe", "metapoison"):
+            yield f"{name}: {text(value)}"
+        elif isinstance(value, Mapping):
             rows = [[str(key).replace("_", " "), text(inner)] for key, inner in value.items()]
             yield table((name.replace("_", " "), "value"), rows)
         elif isinstance(value, list) and all(isinstance(one, Mapping) for one in value):

@@ -241,7 +241,8 @@ def test_every_known_result_is_told(tables: ModuleType) -> None:
         "0.990 (n = 4); trak: 0.700",
         "10.0 % (1 of 10), 1.8 to 40.4 %; accuracy 66.0 %",
         "95.0 % (95 of 100): wanet, of 2",
-        "75.0 % (15 of 20), 53.0 to 89.0 %; gradient matching: 70.0 % (14 of 20), -5 points (-20 to 10)",
+        "75.0 % (15 of 20), 53.0 to 89.0 %; gradient matching: 70.0 % (14 of 20), "
+        "MetaPoison ahead by 5 points (-10 to 20)",
         "15 %, 35 %, 100 % (n = 20; feature collision as released)",
     ):
         assert words in told, words
