@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from unpoison import attacks, data, evaluation, threats, training, unlearners
+from unpoison import attacks, data, detectors, evaluation, threats, training, unlearners
 from unpoison._memory import peak_bytes
-from unpoison.detectors import DeltaInfluence, Observation
+from unpoison.detectors import Observation
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -92,7 +92,9 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for preset in options.presets:
         start = time.perf_counter()
-        findings = DeltaInfluence.preset(preset, seed=options.seed).find(victim.model, poisoned, observation)
+        findings = detectors.get("delta-influence", preset=preset, seed=options.seed).find(
+            victim.model, poisoned, observation
+        )
         elapsed = time.perf_counter() - start
         judgement = findings.judge(poison)
         say(f"{preset}: {elapsed:.0f} s, precision {judgement.precision}, recall {judgement.recall}")

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 import unpoison.detectors.delta_influence as method
 from benchmarks.influence import machine, say
-from unpoison import attacks, data
+from unpoison import attacks, data, detectors
 from unpoison._artefacts import read_json, write_json
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
@@ -83,7 +83,7 @@ class Settings:
     """What the studies try."""
 
     calibrated: DeltaInfluence = dataclasses.field(
-        default_factory=lambda: DeltaInfluence.preset("calibrated")
+        default_factory=lambda: detectors.get("delta-influence", preset="calibrated")
     )
     draws: tuple[int, ...] = (1, 5, 10, 25, 50)
     observations: tuple[int, ...] = (1, 2, 4, 8)
@@ -417,7 +417,7 @@ def trigger_scene(attack: str, number: int) -> Scene:
         test=test,
         recipe=recipe,
         poison=poison,
-        published=DeltaInfluence.preset(ATTACKS[attack], seed=number),
+        published=detectors.get("delta-influence", preset=ATTACKS[attack], seed=number),
         train_seed=derive_seed(seed, "train"),
         heal_seed=derive_seed(seed, "heal"),
     )
@@ -472,7 +472,7 @@ def matching_scene(number: int) -> Scene:
         test=test,
         recipe=experiment.recipe,
         poison=poison,
-        published=DeltaInfluence.preset(ATTACKS[choice.name], seed=number),
+        published=detectors.get("delta-influence", preset=ATTACKS[choice.name], seed=number),
         start=start,
         train_seed=derive_seed(seed, "train"),
         heal_seed=derive_seed(seed, "heal"),

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from unpoison import data, training
+from unpoison import data, detectors, training
 from unpoison._statistics import Proportion
-from unpoison.detectors import DeltaInfluence, NullDistribution, Observation
+from unpoison.detectors import NullDistribution, Observation
 from unpoison.influence import ClassificationTask, fit_factors
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     recipe = training.Recipe.preset("sample")
     start = time.perf_counter()
     trained = training.train(splits.train, recipe, seed=options.seed)
-    detector = DeltaInfluence.preset("calibrated", seed=options.seed)
+    detector = detectors.get("delta-influence", preset="calibrated", seed=options.seed)
     assert isinstance(detector.rule, NullDistribution)
     factors = fit_factors(trained.model, splits.train, ClassificationTask(), seed=options.seed)
     answers = training.predict(trained.model, test.images).argmax(1)

@@ -50,7 +50,7 @@ import torch
 from scipy.stats import t as student_t  # type: ignore[import-untyped]
 from torch import nn
 
-from unpoison import data, training
+from unpoison import attacks, data, training
 from unpoison._statistics import Proportion
 from unpoison.attacks import Attack, MetaPoison
 from unpoison.attacks import get as get_attack
@@ -169,7 +169,7 @@ class Study:
         self.clean = train.to(options.device)
         self.published = options.preset not in ("small", "sample")
         if self.published:
-            recipe = MetaPoison.preset(options.preset).recipe
+            recipe = attacks.get("metapoison", preset=options.preset).recipe
         elif options.data == "sample":
             recipe = Recipe.preset("sample")
         else:
@@ -283,7 +283,7 @@ class Study:
             changes |= {"start": "pretrained"}
         if options.goal == "third-class":
             changes |= {"poison_classes": (options.third,)}
-        return MetaPoison.preset(options.preset, **(changes | json.loads(options.options)))
+        return attacks.get("metapoison", preset=options.preset, **(changes | json.loads(options.options)))
 
     def poison(self, name: str, budget: float, target: int) -> Path:
         """Where the poison for a target is kept."""

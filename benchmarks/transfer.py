@@ -54,11 +54,11 @@ from torch import Tensor, nn
 
 from benchmarks.influence import machine
 from benchmarks.metapoison_success import Pieces
-from unpoison import data, training
+from unpoison import attacks, data, training
 from unpoison._artefacts import atomic_file
 from unpoison._seeds import derive_seed, generator
 from unpoison._statistics import Proportion
-from unpoison.attacks import Attack, BullseyePolytope, ConvexPolytope, FeatureCollision
+from unpoison.attacks import Attack
 from unpoison.data import TrainingSet, augment
 from unpoison.models import features
 from unpoison.threats import PoisonSet, Setup, read_setups
@@ -92,13 +92,21 @@ def attack_named(name: str, steps: int, bases: Sequence[int]) -> Attack:
     """One of the attacks with the benchmark's settings; `steps` are those of the two polytopes."""
     match name:
         case "feature-collision-released":
-            return dataclasses.replace(FeatureCollision.released(), bases=tuple(bases))
+            return dataclasses.replace(
+                attacks.get("feature-collision", preset="released"), bases=tuple(bases)
+            )
         case "feature-collision":
-            return dataclasses.replace(FeatureCollision.benchmark(), bases=tuple(bases))
+            return dataclasses.replace(
+                attacks.get("feature-collision", preset="benchmark"), bases=tuple(bases)
+            )
         case "convex-polytope":
-            return dataclasses.replace(ConvexPolytope.benchmark(), steps=steps, bases=tuple(bases))
+            return dataclasses.replace(
+                attacks.get("convex-polytope", preset="benchmark"), steps=steps, bases=tuple(bases)
+            )
         case _:
-            return dataclasses.replace(BullseyePolytope.benchmark(), steps=steps, bases=tuple(bases))
+            return dataclasses.replace(
+                attacks.get("bullseye-polytope", preset="benchmark"), steps=steps, bases=tuple(bases)
+            )
 
 
 def pretraining(model: str, width: int, epochs: int) -> Recipe:
@@ -452,7 +460,7 @@ class Study:
                 "examples": self.per_class * self.clean.num_classes,
                 "eps": 8,
                 "polytope_steps": self.steps,
-                "collision_steps": FeatureCollision.benchmark().steps,
+                "collision_steps": attacks.get("feature-collision", preset="benchmark").steps,
                 "epochs": self.epochs,
                 "distance_of_mean_before": mean([one["before"]["mean"] for one in crafts]),
                 "distance_of_each_before": mean([one["before"]["each"] for one in crafts]),

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from benchmarks.influence import machine, say
-from unpoison import attacks, data
+from unpoison import attacks, data, unlearners
 from unpoison.data import TrainingSet
 from unpoison.errors import UnpoisonError
 from unpoison.evaluation import measure
@@ -55,24 +55,24 @@ PAIRS = (("Sneaker", "Pullover"), ("Bag", "Sandal"), ("Trouser", "Shirt"))
 METHODS: dict[str, Unlearner] = {
     "retrain": Retrain(),
     "fine-tune": FineTune(),
-    "fine-tune, as compared": FineTune.published(),
+    "fine-tune, as compared": unlearners.get("fine-tune", preset="published"),
     "recant (ours)": Recant(),
     "potion": Potion(),
-    "potion, as published": Potion.published(),
+    "potion, as published": unlearners.get("potion", preset="published"),
     "ssd": SSD(),
     "ssd, chosen on kept examples": SSD(selection=None),
-    "ssd, as compared": SSD.published(),
+    "ssd, as compared": unlearners.get("ssd", preset="published"),
     "scrub": SCRUB(),
-    "scrub, small scale": SCRUB.small_scale(),
+    "scrub, small scale": unlearners.get("scrub", preset="small-scale"),
     "scrub, learning rate chosen": BestOf(
         candidates=tuple(SCRUB(learning_rate=rate) for rate in (5e-4, 1e-3, 2e-3, 4e-3))
     ),
-    "scrub, as compared": SCRUB.published(),
+    "scrub, as compared": unlearners.get("scrub", preset="published"),
     "bad-teaching": BadTeaching(),
     "bad-teaching, learning rate chosen": BestOf(
         candidates=tuple(BadTeaching(learning_rate=rate) for rate in (1e-4, 3e-4, 6e-4, 1e-3))
     ),
-    "bad-teaching, as compared": BadTeaching.published(),
+    "bad-teaching, as compared": unlearners.get("bad-teaching", preset="published"),
 }
 IN_CONDITION = {
     "exact": tuple(METHODS),

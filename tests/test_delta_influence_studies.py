@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from unpoison import detectors
 from unpoison.attacks import BadNets
 from unpoison.data import TrainingSet
 from unpoison.detectors import DeltaInfluence, NullDistribution, Observation, Votes
@@ -51,7 +52,7 @@ def scene(studies: ModuleType) -> Any:
         test=some_set(30, seed=1),
         recipe=RECIPE,
         poison=BadNets().craft(goal, clean, budget=Budget(count=12), seed=0),
-        published=replace(DeltaInfluence.preset("published"), draws=4, rule=Votes(0.0, 1)),
+        published=replace(detectors.get("delta-influence", preset="published"), draws=4, rule=Votes(0.0, 1)),
         train_seed=1000,
         heal_seed=1001,
     )
@@ -130,7 +131,7 @@ def test_draws_change_the_image_or_the_label_alone(studies: ModuleType) -> None:
 
 
 def test_the_tolerance_of_votes_goes_with_the_draws(studies: ModuleType) -> None:
-    published = DeltaInfluence.preset("published")
+    published = detectors.get("delta-influence", preset="published")
     assert studies.with_draws(published, 25).rule == Votes(0.0, 1)
     assert studies.with_draws(published, 50) == published
     assert studies.with_draws(published, 1).rule == Votes(0.0, 0)

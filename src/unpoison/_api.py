@@ -152,7 +152,7 @@ def heal(
 
     Cost: of one training for "retrain", of half a training for "fine-tune".
     """
-    unlearner = unlearners.get(method)()
+    unlearner = unlearners.get(method)
     examples = _examples(training_set, normalization)
     if findings.fingerprint != examples.fingerprint:
         raise MismatchError(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unpoison import attacks
 from unpoison.attacks import HiddenTrigger, LabelConsistent, adversarially_trained
 from unpoison.attacks._surrogates import reborn
 from unpoison.attacks.hidden_trigger import _matched
@@ -72,8 +73,10 @@ def test_label_consistent_stamps_what_it_moved(clean: TrainingSet) -> None:
 
 
 def test_the_benchmarks_variant_cuts_the_patch_too(clean: TrainingSet) -> None:
-    assert LabelConsistent.benchmark() == LabelConsistent(eps=8, step=2, steps=20, within_eps=True)
-    made = LabelConsistent.benchmark().craft(
+    assert attacks.get("label-consistent", preset="benchmark") == LabelConsistent(
+        eps=8, step=2, steps=20, within_eps=True
+    )
+    made = attacks.get("label-consistent", preset="benchmark").craft(
         goal(), clean, budget=Budget(share=0.1), surrogate=network(), seed=0
     )
     assert float(made.linf.max()) == 8
@@ -113,7 +116,7 @@ def test_hidden_triggers_published_settings() -> None:
     assert HiddenTrigger() == HiddenTrigger(
         eps=16, steps=5000, learning_rate=0.01, decay=0.95, batch_size=100
     )
-    assert HiddenTrigger.benchmark() == HiddenTrigger(eps=8, learning_rate=0.001)
+    assert attacks.get("hidden-trigger", preset="benchmark") == HiddenTrigger(eps=8, learning_rate=0.001)
 
 
 def test_partners_have_the_least_total_distance() -> None:

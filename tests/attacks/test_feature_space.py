@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unpoison import attacks
 from unpoison.attacks import Attack, BullseyePolytope, ConvexPolytope, FeatureCollision
 from unpoison.attacks._feature_space import Reader
 from unpoison.attacks._stamping import frozen
@@ -128,7 +129,7 @@ def test_a_step_judged_late_stops_a_poison_that_rises(clean: TrainingSet) -> Non
                 moved = (poison.detach() - step * slope - image).clamp(-4 / 255, 4 / 255)
                 poison = (image + moved).clamp(0, 1)
             assert torch.allclose(one, poison.detach()[0], atol=1e-5)
-    assert FeatureCollision.released() == FeatureCollision(late=True)
+    assert attacks.get("feature-collision", preset="released") == FeatureCollision(late=True)
 
 
 def test_a_pull_keeps_poisons_at_their_bases(clean: TrainingSet) -> None:
@@ -204,13 +205,21 @@ def test_draws_average_dropout_and_leave_generators_alone(clean: TrainingSet) ->
 
 
 def test_published_settings() -> None:
-    assert FeatureCollision.benchmark() == FeatureCollision(eps=8, steps=120, step_size=0.001, watermark=0.3)
-    assert FeatureCollision.published() == FeatureCollision(eps=255, pull=0.25)
-    assert ConvexPolytope.published() == ConvexPolytope(eps=25.5, steps=4000, step_size=0.04)
-    assert ConvexPolytope.benchmark() == ConvexPolytope(eps=8, steps=1200)
-    assert BullseyePolytope.published() == BullseyePolytope(eps=25.5, steps=800, step_size=0.04)
-    assert BullseyePolytope.published(end_to_end=("0",)) == BullseyePolytope(steps=1500, layers=("0",))
-    assert BullseyePolytope.benchmark() == BullseyePolytope(eps=8, steps=1200)
+    assert attacks.get("feature-collision", preset="benchmark") == FeatureCollision(
+        eps=8, steps=120, step_size=0.001, watermark=0.3
+    )
+    assert attacks.get("feature-collision", preset="published") == FeatureCollision(eps=255, pull=0.25)
+    assert attacks.get("convex-polytope", preset="published") == ConvexPolytope(
+        eps=25.5, steps=4000, step_size=0.04
+    )
+    assert attacks.get("convex-polytope", preset="benchmark") == ConvexPolytope(eps=8, steps=1200)
+    assert attacks.get("bullseye-polytope", preset="published") == BullseyePolytope(
+        eps=25.5, steps=800, step_size=0.04
+    )
+    assert attacks.get("bullseye-polytope", preset="published", end_to_end=("0",)) == BullseyePolytope(
+        steps=1500, layers=("0",)
+    )
+    assert attacks.get("bullseye-polytope", preset="benchmark") == BullseyePolytope(eps=8, steps=1200)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unpoison import attacks
 from unpoison.attacks import metapoison
 from unpoison.attacks._surrogates import Epoch, Surrogates, Upbringing, ensemble
 from unpoison.attacks._unrolled import look_ahead
@@ -330,7 +331,7 @@ def test_grey_images_and_a_batch_larger_than_the_set() -> None:
     attack = options(recipe=dataclasses.replace(RECIPE, batch_size=500), steps=1)
     assert len(attack.craft(goal, grey, budget=Budget(count=4), seed=0)) == 4
     with pytest.raises(InputError, match="use LInf alone"):
-        MetaPoison.preset("published").craft(goal, grey, budget=Budget(count=4), seed=0)
+        attacks.get("metapoison", preset="published").craft(goal, grey, budget=Budget(count=4), seed=0)
 
 
 # What is refused.
@@ -372,7 +373,7 @@ def test_what_cannot_be_crafted_is_refused() -> None:
     with pytest.raises(InputError, match="needs a surrogate to start from"):
         craft(options(start="pretrained"))
     with pytest.raises(InputError, match="there is no preset 'best'; choose one of fine-tuning"):
-        MetaPoison.preset("best")
+        attacks.get("metapoison", preset="best")
 
 
 def test_a_diverging_surrogate_is_named() -> None:
@@ -382,13 +383,13 @@ def test_a_diverging_surrogate_is_named() -> None:
 
 
 def test_the_published_preset_is_the_paper_s() -> None:
-    published = MetaPoison.preset("published")
+    published = attacks.get("metapoison", preset="published")
     assert (published.surrogates, published.lifetime, published.steps, published.unroll) == (24, 24, 61, 2)
     assert published.perturbation == ColorGrid(0.04, 10, 1.0) + LInf(8)
     rates = [published.rate_at(step) for step in (0, 1, 4, 19, 20, 39, 40, 60)]
     assert rates == pytest.approx([8, 32, 200, 200, 20, 20, 2, 0.2])
-    assert MetaPoison.preset("fine-tuning").unroll == 4
-    assert MetaPoison.preset("small", steps=5).steps == 5
+    assert attacks.get("metapoison", preset="fine-tuning").unroll == 4
+    assert attacks.get("metapoison", preset="small", steps=5).steps == 5
     assert all(math.isfinite(preset.rate_at(0)) for preset in metapoison.PRESETS.values())
 
 

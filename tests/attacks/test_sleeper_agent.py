@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unpoison import attacks
 from unpoison.attacks import SleeperAgent, sleeper_agent
 from unpoison.attacks.sleeper_agent import gradient_norms
 from unpoison.data import TrainingSet
@@ -110,7 +111,7 @@ def test_surrogates_are_retrained_on_the_poisons_as_they_are(
 
 
 def test_the_published_settings() -> None:
-    assert SleeperAgent.published() == SleeperAgent(
+    assert attacks.get("sleeper-agent", preset="published") == SleeperAgent(
         eps=16, steps=250, retrainings=4, step_size=0.1, choice="gradient-norm", sources=5000
     )
 

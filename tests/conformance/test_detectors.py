@@ -18,7 +18,6 @@ from unpoison import detectors
 from unpoison.data import TrainingSet
 from unpoison.detectors import (
     TRAK,
-    ActivationClustering,
     DeepKNN,
     DeltaInfluence,
     Detector,
@@ -37,18 +36,22 @@ from unpoison.training import predict
 # What a detector needs to be quick on tiny sets; everything else is its default.
 QUICK: dict[str, Detector] = {
     **{
-        f"delta-influence {name}": dataclasses.replace(DeltaInfluence.preset(name, seed=3), draws=6)
+        f"delta-influence {name}": dataclasses.replace(
+            detectors.get("delta-influence", preset=name, seed=3), draws=6
+        )
         for name in DeltaInfluence.presets()
         if name != "calibrated"
     },
     "delta-influence calibrated": dataclasses.replace(
-        DeltaInfluence.preset("calibrated", seed=3), draws=6, rule=NullDistribution(false_alarm_level=0.25)
+        detectors.get("delta-influence", preset="calibrated", seed=3),
+        draws=6,
+        rule=NullDistribution(false_alarm_level=0.25),
     ),
     "ek-fac": EKFACThreshold(seed=3),
-    "ek-fac published": EKFACThreshold.published(seed=3),
+    "ek-fac published": detectors.get("ek-fac", preset="published", seed=3),
     "trak": TRAK(seed=3, threshold=1.0),
     **{
-        f"activation-clustering {name}": ActivationClustering.preset(name)
+        f"activation-clustering {name}": detectors.get("activation-clustering", preset=name)
         for name in ("original", "relative-size", "smaller-cluster", "comparison")
     },
     "spectral-signatures original": SpectralSignatures(expected_share=0.1),
@@ -57,7 +60,9 @@ QUICK: dict[str, Detector] = {
     "statistical-contamination": StatisticalContamination(),
     "deep-knn": DeepKNN(expected_share=0.05),
     "frequency": Frequency(rounds=1, seed=3),
-    "frequency comparison": dataclasses.replace(Frequency.preset("comparison"), epochs=1, seed=3),
+    "frequency comparison": dataclasses.replace(
+        detectors.get("frequency", preset="comparison"), epochs=1, seed=3
+    ),
 }
 
 

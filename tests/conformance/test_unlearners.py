@@ -18,7 +18,7 @@ from unpoison.cli._options import Heal
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import EpochRecord, Recipe, Trained, train
-from unpoison.unlearners import SCRUB, SSD, BadTeaching, FineTune, Potion, Recant, Unlearner
+from unpoison.unlearners import SCRUB, SSD, FineTune, Potion, Recant, Unlearner
 
 CASES = [
     pytest.param(kind, id=name)
@@ -26,18 +26,18 @@ CASES = [
         **{name: unlearners.get(name)() for name in unlearners.names()},
         # With its own alpha so little is dampened on this data that nothing would be seen of it.
         "ssd": SSD(selection=1.0, dampening=0.5),
-        "ssd published": SSD.published(selection=2.0, dampening=0.2),
+        "ssd published": unlearners.get("ssd", preset="published", selection=2.0, dampening=0.2),
         # Longer strides, so that the search is short.
         "potion": Potion(step=10.0),
-        "potion published": dataclasses.replace(Potion.published(), step=10.0),
+        "potion published": dataclasses.replace(unlearners.get("potion", preset="published"), step=10.0),
         "potion assd": Potion(importance="assd", step=10.0),
-        "scrub small scale": SCRUB.small_scale(),
+        "scrub small scale": unlearners.get("scrub", preset="small-scale"),
         # With all its steps it climbs out of sight on so little data.
-        "scrub published": dataclasses.replace(SCRUB.published(), steps=3),
+        "scrub published": dataclasses.replace(unlearners.get("scrub", preset="published"), steps=3),
         "scrub rewound": SCRUB(rewind=True),
-        "bad-teaching published": BadTeaching.published(),
+        "bad-teaching published": unlearners.get("bad-teaching", preset="published"),
         "recant gently": Recant(insist=False),
-        "fine-tune published": FineTune.published(),
+        "fine-tune published": unlearners.get("fine-tune", preset="published"),
         "fine-tune last layer": FineTune(layers=1),
     }.items()
 ]

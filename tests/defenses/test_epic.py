@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unpoison import defenses
 from unpoison.data import TrainingSet
 from unpoison.defenses import EPIC, isolated
 from unpoison.defenses._gradients import logit_gradients, training_logits
@@ -143,16 +144,18 @@ def test_presets() -> None:
         "paper-200-0.3": range(30, 151, 10),
     }
     for name, epochs in rounds.items():
-        defense = EPIC.preset(name)
+        defense = defenses.get("epic", preset=name)
         assert [epoch for epoch in range(300) if defense.is_round(epoch)] == list(epochs)
-    assert EPIC.preset("released-fine-tune", seed=4).seed == 4
+    assert defenses.get("epic", preset="released-fine-tune", seed=4).seed == 4
     with pytest.raises(InputError, match="released-transfer"):
-        EPIC.preset("published")
+        defenses.get("epic", preset="published")
 
 
 def test_the_schedule_follows_the_recipe() -> None:
     recipe = Recipe.preset("resnet18-200")
-    assert EPIC.for_recipe(recipe, preset="released-200-0.2") == EPIC.preset("released-200-0.2")
+    assert EPIC.for_recipe(recipe, preset="released-200-0.2") == defenses.get(
+        "epic", preset="released-200-0.2"
+    )
     assert EPIC.for_recipe(Recipe(epochs=20)).last_epoch == 18
     defense = EPIC(interval=5, warm_up=0)
     defense.begin(make_set(), recipe, seed=0)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unpoison import defenses
 from unpoison.defenses import FriendlyNoise
 from unpoison.errors import InputError
 from unpoison.models import build
@@ -115,7 +116,9 @@ def test_how_many_images_at_once_changes_nothing() -> None:
 @pytest.mark.parametrize("preset", ["friends-b", "friends-g"])
 @pytest.mark.parametrize("begin_epoch", [1, 2])
 def test_it_defends_a_run(preset: str, begin_epoch: int, tmp_path: Path) -> None:
-    trained = check_run(lambda: FriendlyNoise.preset(preset, begin_epoch=begin_epoch, steps=3), tmp_path)
+    trained = check_run(
+        lambda: defenses.get("friendly-noise", preset=preset, begin_epoch=begin_epoch, steps=3), tmp_path
+    )
     assert trained.defense is not None
     told = trained.defense["friendly_noise"]
     assert 0 < told["mean_size"] <= 16
@@ -142,4 +145,4 @@ def test_it_refuses(options: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         FriendlyNoise(**options)
     with pytest.raises(InputError, match="no preset"):
-        FriendlyNoise.preset("friends")
+        defenses.get("friendly-noise", preset="friends")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unpoison import defenses
 from unpoison.data import TrainingSet
 from unpoison.defenses import JPEG
 from unpoison.errors import InputError
@@ -41,7 +42,10 @@ def test_it_is_what_pillow_does(channels: int, mode: str, quality: int) -> None:
 def test_less_quality_is_further_away() -> None:
     training_set = some_set()
     far, near = (
-        (JPEG.preset(name).begin(training_set, RECIPE, seed=0).images.int() - training_set.images.int()).abs()
+        (
+            defenses.get("jpeg", preset=name).begin(training_set, RECIPE, seed=0).images.int()
+            - training_set.images.int()
+        ).abs()
         for name in ("quality-25", "quality-75")
     )
     assert float(far.float().mean()) > float(near.float().mean()) > 0
@@ -59,4 +63,4 @@ def test_it_refuses() -> None:
         with pytest.raises(InputError, match=r"a whole number in 1\.\.95"):
             JPEG(quality=quality)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no preset"):
-        JPEG.preset("quality-50")
+        defenses.get("jpeg", preset="quality-50")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unpoison import defenses
 from unpoison.defenses import DPSGD, NoisyGradient
 from unpoison.defenses.dp_sgd import gaussian_epsilon
 from unpoison.errors import InputError, MissingExtraError
@@ -171,7 +172,7 @@ def test_the_batchs_gradient_is_clipped_and_noisy(tmp_path: Path) -> None:
     torch.testing.assert_close(flat(clipped), flat(plain) * 0.01 / flat(plain).norm(), rtol=1e-3, atol=1e-7)
     _, noisy = gradients(NoisyGradient(clip=0.01, noise=2), model)
     assert float((flat(noisy) - flat(clipped)).std()) == pytest.approx(0.02, rel=0.1)
-    assert NoisyGradient.preset("sleeper-agent") == NoisyGradient(clip=1.0, noise=0.01)
+    assert defenses.get("noisy-gradient", preset="sleeper-agent") == NoisyGradient(clip=1.0, noise=0.01)
     check_run(lambda: NoisyGradient(clip=0.1, noise=0.1), tmp_path)
 
 
@@ -181,7 +182,7 @@ def test_the_batchs_gradient_is_clipped_and_noisy(tmp_path: Path) -> None:
         (lambda: DPSGD(clip=0), "dp-sgd: clip must be a number"),
         (lambda: DPSGD(delta=1), "dp-sgd: delta must be a number"),
         (lambda: NoisyGradient(noise=-1), "noisy-gradient: noise must be a number"),
-        (lambda: NoisyGradient.preset("wb"), "no preset 'wb'"),
+        (lambda: defenses.get("noisy-gradient", preset="wb"), "no preset 'wb'"),
     ],
 )
 def test_it_refuses(make: Any, said: str) -> None:

@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import FastICA
 from sklearn.metrics import silhouette_score
 
+from unpoison import detectors
 from unpoison.detectors import ActivationClustering
 from unpoison.detectors._two_means import silhouette, two_means
 from unpoison.errors import InputError
@@ -100,9 +101,9 @@ def test_the_adversarial_robustness_toolbox_agrees(reduction: str, monkeypatch: 
 def test_planted_poison_is_found_and_the_other_classes_are_left_alone(planted: Any) -> None:
     scene = planted()
     for preset in ("original", "relative-size"):
-        found = ActivationClustering.preset(preset).find(scene.model, scene.training_set)
+        found = detectors.get("activation-clustering", preset=preset).find(scene.model, scene.training_set)
         assert scene.poison <= set(found.flagged.tolist())
-    found = ActivationClustering.preset("original").find(scene.model, scene.training_set)
+    found = detectors.get("activation-clustering", preset="original").find(scene.model, scene.training_set)
     assert set(found.flagged.tolist()) == scene.poison
     assert "target" in found.summary
     first = found.evidence["silhouette"][min(scene.poison)]
@@ -112,7 +113,7 @@ def test_planted_poison_is_found_and_the_other_classes_are_left_alone(planted: A
 def test_the_smaller_cluster_rule_takes_from_every_class(planted: Any) -> None:
     scene = planted()
     for preset in ("smaller-cluster", "comparison"):
-        found = ActivationClustering.preset(preset).find(scene.model, scene.training_set)
+        found = detectors.get("activation-clustering", preset=preset).find(scene.model, scene.training_set)
         assert set(scene.training_set.labels[found.flagged].tolist()) == {0, 1, 2}
 
 

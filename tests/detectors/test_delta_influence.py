@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unpoison import detectors
 from unpoison.data import TrainingSet
 from unpoison.detectors import (
     DeltaInfluence,
@@ -294,17 +295,17 @@ def test_presets_are_the_published_numbers() -> None:
     }
     numbers = {"published": (0.0, 2), "published-smooth": (-40.0, 0), "published-matching": (0.0, 1)}
     for name, (threshold, tolerance) in numbers.items():
-        preset = DeltaInfluence.preset(name, seed=7)
+        preset = detectors.get("delta-influence", preset=name, seed=7)
         assert preset.rule == Votes(threshold, tolerance)
         assert preset.damping == AbsoluteDamping(1e-8)
         assert (preset.draws, preset.space, preset.seed) == (50, "normalized", 7)
         assert preset.labels == ("distinct" if name == "published-smooth" else "uniform")
-    ours = DeltaInfluence.preset("calibrated")
+    ours = detectors.get("delta-influence", preset="calibrated")
     assert (ours.rule, ours.damping, ours.space) == (NullDistribution(), RelativeDamping(0.1), "pixels")
-    baseline = EKFACThreshold.published(seed=2)
+    baseline = detectors.get("ek-fac", preset="published", seed=2)
     assert (baseline.threshold, baseline.damping, baseline.seed) == (10.0, AbsoluteDamping(1e-8), 2)
     with pytest.raises(InputError, match="no preset is called 'magic'; there are calibrated"):
-        DeltaInfluence.preset("magic")
+        detectors.get("delta-influence", preset="magic")
 
 
 def test_settings_that_cannot_be_are_refused() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from unpoison import detectors
 from unpoison.data import TrainingSet
 from unpoison.detectors import SpectralSignatures, average_precision
 from unpoison.detectors._representations import Reader, principal
@@ -69,7 +70,7 @@ def test_planted_poison_is_found(planted: Any) -> None:
 
 def test_the_whole_set_rule_is_the_notebooks(planted: Any) -> None:
     scene = planted()
-    found = SpectralSignatures.preset("comparison").find(scene.model, scene.training_set)
+    found = detectors.get("spectral-signatures", preset="comparison").find(scene.model, scene.training_set)
     rows = Reader(scene.model, scene.training_set, module=None, batch_size=64).all().double().numpy()
     _, values, directions = np.linalg.svd(rows, full_matrices=False)
     kept = directions[values > 7]

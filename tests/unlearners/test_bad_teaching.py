@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from unpoison import unlearners
 from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
@@ -78,7 +79,7 @@ def test_it_ends_with_its_steps(network: nn.Module) -> None:
 def test_the_settings_of_the_paper_and_of_the_comparison() -> None:
     paper = BadTeaching()
     assert (paper.optimizer, paper.learning_rate, paper.epochs, paper.batch_size) == ("adam", 1e-4, 1, 256)
-    compared = BadTeaching.published()
+    compared = unlearners.get("bad-teaching", preset="published")
     assert (compared.optimizer, compared.learning_rate, compared.steps) == ("sgd", 0.025, 40)
 
 

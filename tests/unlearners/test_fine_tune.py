@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unpoison import unlearners
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import Recipe, train
@@ -101,7 +102,7 @@ def test_all_layers_change_also_those_that_required_no_gradient(network: Deep) -
 def test_it_is_training_on_from_the_victim() -> None:
     clean = make_set()
     victim = train(clean, RECIPE, seed=0)
-    healed = FineTune.published().heal(victim, clean, [1, 2], seed=5)
+    healed = unlearners.get("fine-tune", preset="published").heal(victim, clean, [1, 2], seed=5)
     expected = train(clean.without([1, 2]), RECIPE, seed=5, model=victim.model)
     assert not changed(expected.model, healed.model)
     assert not healed.own_model
@@ -121,7 +122,7 @@ def test_the_schedule_is_shortened() -> None:
     assert (short.epochs, short.schedule, short.milestones, short.warmup_epochs) == (4, "cosine", (), 0.0)
     assert short.learning_rate == pytest.approx(0.02)
     assert FineTune(epochs=0.01).recipe_from(recipe).epochs == 1
-    assert FineTune.published().recipe_from(recipe) == recipe
+    assert unlearners.get("fine-tune", preset="published").recipe_from(recipe) == recipe
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from unpoison import unlearners
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import Recipe, accuracy, train
@@ -77,7 +78,7 @@ def test_percentiles_are_those_of_numpy(percent: float) -> None:
 
 
 def test_as_published() -> None:
-    preset = Potion.published(stop_at=0.1)
+    preset = unlearners.get("potion", preset="published", stop_at=0.1)
     assert (preset.stop_at, preset.per_example, preset.batch_size) == (0.1, False, 512)
 
 

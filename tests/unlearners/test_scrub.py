@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unpoison import unlearners
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
 from unpoison.training import EpochRecord, Recipe
@@ -134,8 +135,11 @@ def test_the_error_to_compare_with_is_of_the_same_labels() -> None:
 
 def test_the_settings_of_the_paper_and_of_the_comparison() -> None:
     assert (SCRUB().learning_rate, SCRUB().ascent_epochs, SCRUB().epochs) == (5e-4, 2, 3)
-    assert (SCRUB.small_scale().epochs, SCRUB.small_scale().alpha) == (10, 0.5)
-    compared = SCRUB.published()
+    assert (
+        unlearners.get("scrub", preset="small-scale").epochs,
+        unlearners.get("scrub", preset="small-scale").alpha,
+    ) == (10, 0.5)
+    compared = unlearners.get("scrub", preset="published")
     assert (compared.steps, compared.ascent, compared.learning_rate) == (40, "loss", 0.025)
 
 

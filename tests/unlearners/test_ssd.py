@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from unpoison import unlearners
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
 from unpoison.training import Recipe, accuracy
@@ -81,7 +82,7 @@ def test_chosen_on_held_out_examples_it_forgets_without_losing_accuracy(network:
 
 
 def test_as_compared() -> None:
-    preset = SSD.published(selection=50, dampening=0.5)
+    preset = unlearners.get("ssd", preset="published", selection=50, dampening=0.5)
     assert (preset.selection, preset.dampening) == (50, 0.5)
     assert (preset.reference, preset.per_example, preset.batch_size) == ("kept", False, 512)
 

@@ -1,9 +1,10 @@
 from ._adversarial_training import adversarially_trained as adversarially_trained
 from ._attack import Attack as Attack
-from ._registry import AttackCard as AttackCard
-from ._registry import describe as describe
-from ._registry import get as get
-from ._registry import names as names
+from ._methods import METHODS as METHODS
+from ._methods import describe as describe
+from ._methods import get as get
+from ._methods import names as names
+from ._methods import register as register
 from .badnets import BadNets as BadNets
 from .blended import Blended as Blended
 from .bullseye_polytope import BullseyePolytope as BullseyePolytope
@@ -21,8 +22,8 @@ from .smooth_trigger import SmoothTrigger as SmoothTrigger
 from .wanet import WaNet as WaNet
 
 __all__ = [
+    "METHODS",
     "Attack",
-    "AttackCard",
     "BadNets",
     "Blended",
     "BullseyePolytope",
@@ -42,4 +43,5 @@ __all__ = [
     "describe",
     "get",
     "names",
+    "register",
 ]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import nn
 
 from unpoison.data import TrainingSet
+from unpoison.registry import Method
 from unpoison.threats import Budget, Goal, PoisonSet
 
 
@@ -19,9 +21,11 @@ class Attack(ABC):
     """A way to craft poison; its options are the fields of a frozen dataclass.
 
     What the conformance tests ask of every attack: it keeps the budget, changes nothing that it does not
-    list, gives the labels its card promises, gives the same poisons for the same seed, leaves the training
+    list, gives the labels its declaration promises, gives the same poisons for the same seed, leaves the training
     set and the surrogate as they were, and refuses goals and sets it cannot serve with one clear line.
     """
+
+    method: ClassVar[Method]
 
     @abstractmethod
     def craft(

@@ -22,12 +22,23 @@ from torch import nn
 
 from unpoison._seeds import generator
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
 
 
 @final
+@register(
+    name="badnets",
+    title="BadNets",
+    summary="Stamps a patch on examples of the source class and labels them as the target class.",
+    paper="Gu, Dolan-Gavitt and Garg 2017, arXiv 1708.06733",
+    cost="none: one copy of the stamped images",
+    labels="dirty",
+    goals=("backdoor",),
+    knowledge="a share of the training set, with its labels; no model",
+)
 @dataclass(frozen=True, kw_only=True)
 class BadNets(Attack):
     """The dirty-label backdoor.

@@ -24,6 +24,7 @@ from typing import final
 from torch import nn
 
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import as_backdoor, relabelled
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
@@ -33,6 +34,17 @@ _NAME = "blended"
 
 
 @final
+@register(
+    name="blended",
+    title="Blended",
+    summary="Mixes a picture faintly into examples of the source class, labelled as the target.",
+    paper="Chen, Liu, Li, Lu and Song 2017, arXiv 1712.05526",
+    cost="none: one copy of the stamped images",
+    labels="dirty",
+    goals=("backdoor",),
+    knowledge="a share of the training set, with its labels; no model",
+    makes_trigger=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class Blended(Attack):
     """The blended backdoor.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,30 @@ from torch import Tensor, nn
 from unpoison._seeds import derive_seed
 from unpoison.attacks._attack import Attack
 from unpoison.attacks._feature_space import Reader, Scene
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import frozen
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 from unpoison.threats import Budget, Goal, PoisonSet
 
 _NAME = "bullseye-polytope"
 
 
 @final
+@register(
+    name="bullseye-polytope",
+    title="Bullseye Polytope",
+    summary="Moves images so that the mean of their features is that of the target image.",
+    paper="Aghakhani et al. 2021, EuroS&P, arXiv 2005.00191",
+    cost="800 forward and backward passes over the poisons",
+    presets=("published", "published-end-to-end", "benchmark"),
+    labels="clean",
+    goals=("targeted-misclassification",),
+    knowledge="the network whose features the victim uses, or several like it",
+    surrogates=1,
+    accepts_surrogates=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class BullseyePolytope(Attack):
     """The clean-label attack by the mean of the poisons' features.
@@ -50,6 +65,12 @@ class BullseyePolytope(Attack):
         bases: draw poisons from these examples, in this order; empty for the target class.
         layers: modules whose outputs are matched, each apart; empty for the input of the last linear layer.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "published": {},
+        "published-end-to-end": {"steps": 1500},
+        "benchmark": {"eps": 8.0, "steps": 1200},
+    }
 
     eps: float = 25.5
     steps: int = 800
@@ -68,16 +89,6 @@ class BullseyePolytope(Attack):
             )
         object.__setattr__(self, "bases", tuple(self.bases))
         object.__setattr__(self, "layers", tuple(self.layers))
-
-    @classmethod
-    def benchmark(cls) -> BullseyePolytope:
-        """As in the poisoning benchmark: eps 8/255, 1,200 steps."""
-        return cls(eps=8.0, steps=1200)
-
-    @classmethod
-    def published(cls, *, end_to_end: tuple[str, ...] = ()) -> BullseyePolytope:
-        """As in the paper: 800 steps on the last features, 1,500 on the outputs of the blocks named."""
-        return cls(steps=1500, layers=end_to_end) if end_to_end else cls()
 
     def craft(
         self,

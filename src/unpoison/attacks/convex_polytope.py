@@ -26,22 +26,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison.attacks._attack import Attack
 from unpoison.attacks._feature_space import Reader, Scene
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import frozen
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 from unpoison.threats import Budget, Goal, PoisonSet
 
 _NAME = "convex-polytope"
 
 
 @final
+@register(
+    name="convex-polytope",
+    title="Convex polytope",
+    summary="Moves images so that their features enclose those of the target image.",
+    paper="Zhu et al. 2019, ICML, arXiv 1905.05897",
+    cost="4,000 forward and backward passes over the poisons",
+    presets=("published", "benchmark"),
+    labels="clean",
+    goals=("targeted-misclassification",),
+    knowledge="the network whose features the victim uses, or several like it",
+    surrogates=1,
+    accepts_surrogates=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class ConvexPolytope(Attack):
     """The clean-label attack by a polytope of poisons around the target.
@@ -54,6 +69,11 @@ class ConvexPolytope(Attack):
         bases: draw poisons from these examples, in this order; empty for the target class.
         layers: modules whose outputs are matched, each apart; empty for the input of the last linear layer.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "published": {},
+        "benchmark": {"eps": 8.0, "steps": 1200},
+    }
 
     eps: float = 25.5
     steps: int = 4000
@@ -72,16 +92,6 @@ class ConvexPolytope(Attack):
             )
         object.__setattr__(self, "bases", tuple(self.bases))
         object.__setattr__(self, "layers", tuple(self.layers))
-
-    @classmethod
-    def benchmark(cls) -> ConvexPolytope:
-        """As in the poisoning benchmark: eps 8/255, 1,200 steps."""
-        return cls(eps=8.0, steps=1200)
-
-    @classmethod
-    def published(cls) -> ConvexPolytope:
-        """As in the paper: eps 0.1 of the range, 4,000 steps."""
-        return cls()
 
     def craft(
         self,

@@ -28,22 +28,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison.attacks._attack import Attack
 from unpoison.attacks._feature_space import Reader, Scene, within
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import frozen
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 from unpoison.threats import Budget, Goal, PoisonSet
 
 _NAME = "feature-collision"
 
 
 @final
+@register(
+    name="feature-collision",
+    title="Feature collision (Poison Frogs)",
+    summary="Moves each image to where the network sees the target image.",
+    paper="Shafahi et al. 2018, NeurIPS, arXiv 1804.00792",
+    cost="120 steps of two forward and one backward pass over the poisons",
+    presets=("benchmark", "released", "published"),
+    labels="clean",
+    goals=("targeted-misclassification",),
+    knowledge="the network whose features the victim uses",
+    surrogates=1,
+    accepts_surrogates=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class FeatureCollision(Attack):
     """The clean-label attack by colliding features, one poison a base.
@@ -61,6 +76,12 @@ class FeatureCollision(Attack):
         late: judge each step by the objective before it, as the benchmark's public code does; a poison whose
             objective rises then moves no more.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "benchmark": {},
+        "released": {"late": True},
+        "published": {"eps": 255.0, "pull": 0.25},
+    }
 
     eps: float = 8.0
     steps: int = 120
@@ -83,21 +104,6 @@ class FeatureCollision(Attack):
             )
         object.__setattr__(self, "bases", tuple(self.bases))
         object.__setattr__(self, "layers", tuple(self.layers))
-
-    @classmethod
-    def benchmark(cls) -> FeatureCollision:
-        """With the poisoning benchmark's settings; steps that raise the objective are taken back."""
-        return cls()
-
-    @classmethod
-    def released(cls) -> FeatureCollision:
-        """As the poisoning benchmark's public code runs."""
-        return cls(late=True)
-
-    @classmethod
-    def published(cls) -> FeatureCollision:
-        """The paper's objective: no bound, but a pull towards the base; all else is the benchmark's."""
-        return cls(eps=255.0, pull=0.25)
 
     def craft(
         self,

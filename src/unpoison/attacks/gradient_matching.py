@@ -27,7 +27,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -36,17 +36,32 @@ from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._alignment import Alignment, Gradient, gradient_of
 from unpoison.attacks._attack import Attack
 from unpoison.attacks._feature_space import as_targeted
+from unpoison.attacks._methods import register
 from unpoison.attacks._signed_descent import Augmentation, SignedDescent, view_of_step
 from unpoison.attacks._stamping import device_of, networks
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import preserved
+from unpoison.registry import Presets
 from unpoison.threats import Budget, Goal, PoisonSet, TargetedMisclassification
 
 _NAME = "gradient-matching"
 
 
 @final
+@register(
+    name="gradient-matching",
+    title="Gradient matching (Witches' Brew)",
+    summary="Bends rightly labelled images until training on them descends the adversary's loss.",
+    paper="Geiping et al. 2021, ICLR, arXiv 2009.02276",
+    cost="restarts x steps x (a training step and a double backward pass over the poisons)",
+    presets=("published",),
+    labels="clean",
+    goals=("targeted-misclassification",),
+    knowledge="the training set, and networks trained as the victim will be",
+    surrogates=1,
+    accepts_surrogates=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class GradientMatching(Attack):
     """The clean-label attack by gradient matching.
@@ -79,6 +94,10 @@ class GradientMatching(Attack):
     Raises:
         InputError: a value is out of its range.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "published": {},
+    }
 
     eps: float = 16.0
     steps: int = 250
@@ -117,11 +136,6 @@ class GradientMatching(Attack):
                     f"found {getattr(self, name)!r}"
                 )
         object.__setattr__(self, "bases", tuple(self.bases))
-
-    @classmethod
-    def published(cls, *, eps: float = 16.0, bases: tuple[int, ...] = ()) -> GradientMatching:
-        """As published for CIFAR-10: eps 16 (the paper), or 8 (the poisoning benchmark)."""
-        return cls(eps=eps, bases=bases)
 
     def craft(
         self,

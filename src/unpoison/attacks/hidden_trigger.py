@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison._seeds import generator
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import (
     as_backdoor,
     chosen,
@@ -45,12 +46,26 @@ from unpoison.attacks._stamping import (
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import FeatureTap
+from unpoison.registry import Presets
 from unpoison.threats import Budget, Goal, PoisonSet
 
 _NAME = "hidden-trigger"
 
 
 @final
+@register(
+    name="hidden-trigger",
+    title="Hidden-trigger backdoor",
+    summary="Moves images of the target class to where a network sees patched images of the source.",
+    paper="Saha, Subramanya and Pirsiavash 2020, AAAI, arXiv 1910.00033",
+    cost="5,000 forward and backward passes over the poisons",
+    presets=("published", "benchmark"),
+    labels="clean",
+    goals=("backdoor",),
+    knowledge="the training set and the network that the victim fine-tunes",
+    surrogates=1,
+    accepts_surrogates=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class HiddenTrigger(Attack):
     """The clean-label backdoor by feature collision with patched sources.
@@ -64,6 +79,11 @@ class HiddenTrigger(Attack):
         batch_size: poisons that are moved, and matched, together.
         layer: the module whose output is matched; None is the input of the last linear layer.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "published": {},
+        "benchmark": {"eps": 8.0, "learning_rate": 0.001},
+    }
 
     eps: float = 16.0
     steps: int = 5000
@@ -84,11 +104,6 @@ class HiddenTrigger(Attack):
                 f"hidden-trigger: learning_rate {self.learning_rate} must be above 0, "
                 f"decay {self.decay} in (0, 1]"
             )
-
-    @classmethod
-    def benchmark(cls) -> HiddenTrigger:
-        """As in the poisoning benchmark: rate 0.001, within 8/255."""
-        return cls(eps=8.0, learning_rate=0.001)
 
     def craft(
         self,

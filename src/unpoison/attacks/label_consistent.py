@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +33,30 @@ from torch import Tensor, nn
 
 from unpoison._seeds import generator
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import as_backdoor, chosen, device_of, frozen, networks, rounded, targets
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 from unpoison.threats import Budget, Goal, PoisonSet
 
 _NAME = "label-consistent"
 
 
 @final
+@register(
+    name="label-consistent",
+    title="Label-consistent backdoor",
+    summary="Makes images of the target class hard to recognise and stamps them; labels stay.",
+    paper="Turner, Tsipras and Madry 2019, arXiv 1912.02771",
+    cost="20 forward and backward passes over the poisons",
+    presets=("published", "benchmark"),
+    labels="clean",
+    goals=("backdoor",),
+    knowledge="the training set and a network like the victim, best an adversarially trained one",
+    surrogates=1,
+    accepts_surrogates=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class LabelConsistent(Attack):
     """The clean-label backdoor by adversarial examples.
@@ -53,6 +68,11 @@ class LabelConsistent(Attack):
         within_eps: cut the patch to eps too, so that no value changes by more.
         batch_size: images a pass.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "published": {},
+        "benchmark": {"within_eps": True},
+    }
 
     eps: float = 8.0
     step: float = 2.0
@@ -69,11 +89,6 @@ class LabelConsistent(Attack):
             raise InputError(
                 f"label-consistent: steps {self.steps} and batch_size {self.batch_size}: from 1 on"
             )
-
-    @classmethod
-    def benchmark(cls) -> LabelConsistent:
-        """As in the poisoning benchmark: everything within 8/255, the patch too."""
-        return cls(within_eps=True)
 
     def craft(
         self,

@@ -21,6 +21,7 @@ from torch import nn
 
 from unpoison._seeds import generator
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import chosen
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
@@ -30,6 +31,16 @@ _NAME = "label-flip"
 
 
 @final
+@register(
+    name="label-flip",
+    title="Label flips",
+    summary="Gives images of one class, or of all, wrong labels: mistakes that nobody meant.",
+    paper="Zhang et al. 2017, arXiv 1611.03530; Patrini et al. 2017, arXiv 1609.03683",
+    cost="none",
+    labels="dirty",
+    goals=("mistakes",),
+    knowledge="a share of the training set, with its labels; no model",
+)
 @dataclass(frozen=True, kw_only=True)
 class LabelFlip(Attack):
     """Wrong labels: from the source class to the target, or uniformly to any other class.

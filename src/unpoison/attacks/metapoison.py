@@ -48,7 +48,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self, cast, final
+from typing import Any, ClassVar, Final, Literal, Self, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +58,13 @@ from unpoison._checkpoints import CRAFTING, Checkpoint, Checkpoints
 from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.attacks._outer_optimizer import OuterOptimizer
 from unpoison.attacks._surrogates import Epoch, Surrogates, Upbringing, ensemble
 from unpoison.attacks._unrolled import look_ahead
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
+from unpoison.registry import Presets
 from unpoison.threats import (
     Budget,
     ColorGrid,
@@ -135,12 +137,82 @@ class CraftStep:
         return cls(**{**value, "losses": tuple(value["losses"])})
 
 
+_PUBLISHED: Final[Mapping[str, Any]] = {
+    "surrogates": 24,
+    "lifetime": 24,
+    "steps": 61,
+    "unroll": 2,
+    "depths": "all",
+    "objective": "carlini-wagner-zeroed",
+    "confidence": 100,
+    "trajectory": "clean",
+    "target_in_batch": True,
+    "concentrate": 0,
+    "selection": "first",
+    "perturbation": ColorGrid(eps=0.04, resolution=10, smoothness=1) + LInf(8),
+    "optimizer": "adam",
+    "rate": 200,
+    "warmup": 5,
+    "drop_every": 20,
+    "drop_factor": 0.1,
+    "recipe": Recipe(
+        model="convnet-bn",
+        epochs=200,
+        batch_size=125,
+        learning_rate=0.1,
+        momentum=0,
+        nesterov=False,
+        weight_decay=0,
+        schedule="multistep",
+        milestones=(100, 150),
+        warmup_epochs=5,
+    ),
+    "start": "scratch",
+}
+_FINE_TUNING: Final[Mapping[str, Any]] = {
+    **_PUBLISHED,
+    "steps": 101,
+    "unroll": 4,
+    "perturbation": LInf(8),
+    "recipe": Recipe(
+        model="convnet",
+        epochs=200,
+        batch_size=125,
+        learning_rate=0.01,
+        momentum=0,
+        nesterov=False,
+        weight_decay=0,
+    ),
+    "start": "pretrained",
+}
+
+
 @final
+@register(
+    name="metapoison",
+    title="MetaPoison",
+    summary="Learns changes of rightly labelled images by looking ahead through steps of training.",
+    paper="Huang, Geiping, Fowl, Taylor and Goldstein 2020, NeurIPS, arXiv 2004.00225",
+    cost="hundreds of epochs of training, and second derivatives wherever there are poisons",
+    presets=("small", "sample", "published", "quick-start", "fine-tuning"),
+    labels="clean",
+    goals=("self-concealment", "targeted-misclassification"),
+    knowledge="the training set, and the victim's architecture and training roughly",
+    accepts_surrogates=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class MetaPoison(Attack):
     """Clean-label poisons for targeted misclassification and self-concealment, learned through training.
 
-    The defaults are ours for small sets on a CPU; `MetaPoison.preset("published")` is the paper's attack. The
+    The presets are
+
+    - "published": from scratch, 24 surrogates, 61 steps, colour grid and eps 8 (the paper's figure 4);
+    - "quick-start": the same; the paper gives it 5,000 images of CIFAR-10 and 50 poisons;
+    - "fine-tuning": of a pretrained ConvNet, K = 4, 101 steps, no colour (the paper's figure 3);
+    - "small": ours for 5,000 images on one CPU core: 8 surrogates, concentrated poisons, signed steps;
+    - "sample": "small" for the bundled sample and its training recipe.
+
+    The
     history of the losses is kept in the poison set's configuration, under "history".
 
     Arguments:
@@ -185,9 +257,18 @@ class MetaPoison(Attack):
     Raises:
         InputError: an option is out of range.
 
-    >>> MetaPoison.preset("published", steps=10).surrogates
+    >>> from unpoison import attacks
+    >>> attacks.get("metapoison", preset="published", steps=10).surrogates
     24
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "small": {},
+        "sample": {"lifetime": 15, "recipe": Recipe.preset("sample")},
+        "published": _PUBLISHED,
+        "quick-start": _PUBLISHED,
+        "fine-tuning": _FINE_TUNING,
+    }
 
     surrogates: int = 8
     lifetime: int = 16
@@ -261,25 +342,6 @@ class MetaPoison(Attack):
             object.__setattr__(self, "perturbation", LInf(perturbation))
         elif isinstance(perturbation, Mapping):
             object.__setattr__(self, "perturbation", Perturbation.from_json(perturbation, {}))
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> MetaPoison:
-        """The preset called `name`, with some options changed.
-
-        - "published": from scratch, 24 surrogates, 61 steps, colour grid and eps 8 (the paper's figure 4);
-        - "quick-start": the same; the paper gives it 5,000 images of CIFAR-10 and 50 poisons;
-        - "fine-tuning": of a pretrained ConvNet, K = 4, 101 steps, no colour (the paper's figure 3);
-        - "small": ours for 5,000 images on one CPU core: 8 surrogates, concentrated poisons, signed steps;
-        - "sample": "small" for the bundled sample and its training recipe.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        if name not in PRESETS:
-            raise InputError(
-                f"metapoison: there is no preset {name!r}; choose one of {', '.join(sorted(PRESETS))}"
-            )
-        return dataclasses.replace(PRESETS[name], **changes)
 
     def craft(
         self,
@@ -434,7 +496,8 @@ class MetaPoison(Attack):
     def rate_at(self, step: int) -> float:
         """The rate of the outer optimiser at craft step `step`.
 
-        >>> [round(MetaPoison.preset("published").rate_at(step), 4) for step in (0, 4, 19, 20, 40)]
+        >>> from unpoison import attacks
+        >>> [round(attacks.get("metapoison", preset="published").rate_at(step), 4) for step in (0, 4, 19, 20, 40)]
         [8.0, 200.0, 200.0, 20.0, 2.0]
         """
         rate = self.rate
@@ -749,68 +812,3 @@ def _fingerprint(template: nn.Module) -> str:
         *(name for name in state),
         *(value.detach().cpu().contiguous().numpy().tobytes() for value in state.values()),
     )
-
-
-_PUBLISHED_RECIPE: Final = Recipe(
-    model="convnet-bn",
-    epochs=200,
-    batch_size=125,
-    learning_rate=0.1,
-    momentum=0,
-    nesterov=False,
-    weight_decay=0,
-    schedule="multistep",
-    milestones=(100, 150),
-    warmup_epochs=5,
-)
-_PUBLISHED: Final = MetaPoison(
-    surrogates=24,
-    lifetime=24,
-    steps=61,
-    unroll=2,
-    depths="all",
-    objective="carlini-wagner-zeroed",
-    confidence=100,
-    trajectory="clean",
-    target_in_batch=True,
-    concentrate=0,
-    selection="first",
-    perturbation=ColorGrid(eps=0.04, resolution=10, smoothness=1) + LInf(8),
-    optimizer="adam",
-    rate=200,
-    warmup=5,
-    drop_every=20,
-    drop_factor=0.1,
-    recipe=_PUBLISHED_RECIPE,
-    start="scratch",
-)
-_SMALL: Final = MetaPoison()
-
-PRESETS: Final[Mapping[str, MetaPoison]] = MappingProxyType(
-    {
-        "published": _PUBLISHED,
-        "quick-start": _PUBLISHED,
-        "fine-tuning": dataclasses.replace(
-            _PUBLISHED,
-            steps=101,
-            unroll=4,
-            perturbation=LInf(8),
-            recipe=Recipe(
-                model="convnet",
-                epochs=200,
-                batch_size=125,
-                learning_rate=0.01,
-                momentum=0,
-                nesterov=False,
-                weight_decay=0,
-            ),
-            start="pretrained",
-        ),
-        "small": _SMALL,
-        "sample": dataclasses.replace(
-            _SMALL,
-            lifetime=15,
-            recipe=Recipe.preset("sample"),
-        ),
-    }
-)

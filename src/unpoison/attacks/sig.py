@@ -25,6 +25,7 @@ from typing import final
 from torch import nn
 
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import as_backdoor, chosen, targets
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
@@ -34,6 +35,17 @@ _NAME = "sig"
 
 
 @final
+@register(
+    name="sig",
+    title="SIG",
+    summary="Adds a sine along the columns to some images of the target class; labels stay.",
+    paper="Barni, Kallas and Tondi 2019, ICIP, arXiv 1902.11237",
+    cost="none: one copy of the stamped images",
+    labels="clean",
+    goals=("backdoor",),
+    knowledge="a share of the target class; no model",
+    makes_trigger=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class Sig(Attack):
     """The clean-label sinusoid backdoor.

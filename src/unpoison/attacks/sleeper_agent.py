@@ -29,7 +29,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +38,14 @@ from torch import Tensor, nn
 from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._alignment import Alignment, Gradient, gradient_of, trained_parameters
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.attacks._signed_descent import Augmentation, SignedDescent, view_of_step
 from unpoison.attacks._stamping import as_backdoor, chosen, device_of, networks, sources, targets
 from unpoison.attacks._surrogates import reborn
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import preserved
+from unpoison.registry import Presets
 from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
 from unpoison.training import Recipe, train
 
@@ -51,6 +53,19 @@ _NAME = "sleeper-agent"
 
 
 @final
+@register(
+    name="sleeper-agent",
+    title="Sleeper Agent",
+    summary="Moves images of the target class so that training on them teaches a trigger they lack.",
+    paper="Souri et al. 2022, NeurIPS, arXiv 2106.08970",
+    cost="250 double backward passes over the poisons and 4 trainings of each surrogate",
+    presets=("published",),
+    labels="clean",
+    goals=("backdoor",),
+    knowledge="the training set and a network trained as the victim will be",
+    surrogates=1,
+    accepts_surrogates=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class SleeperAgent(Attack):
     """The clean-label backdoor with a hidden trigger, for victims trained from scratch.
@@ -74,6 +89,10 @@ class SleeperAgent(Attack):
     Raises:
         InputError: a value is out of its range.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "published": {},
+    }
 
     eps: float = 16.0
     steps: int = 250
@@ -115,11 +134,6 @@ class SleeperAgent(Attack):
                     f"{_NAME}: {name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}"
                 )
         _recipe(self.recipe)
-
-    @classmethod
-    def published(cls) -> SleeperAgent:
-        """As published for CIFAR-10 and ResNet-18."""
-        return cls()
 
     def craft(
         self,

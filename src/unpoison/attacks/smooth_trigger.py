@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from unpoison._seeds import generator
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import as_backdoor, device_of, frozen, networks, relabelled
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
@@ -43,6 +44,19 @@ _PUBLISHED_SIDE = 32
 
 
 @final
+@register(
+    name="smooth-trigger",
+    title="Smooth trigger",
+    summary="Adds a pattern without high frequencies, made from a network, and labels as the target.",
+    paper="Zeng, Park, Mao and Jia 2021, ICCV, arXiv 2104.03413",
+    cost="some hundred backward passes over 100 images; none where the trigger is given",
+    labels="dirty",
+    goals=("backdoor",),
+    knowledge="a share of the training set, with its labels, and a network like the victim",
+    surrogates=1,
+    accepts_surrogates=True,
+    makes_trigger=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class SmoothTrigger(Attack):
     """The smooth additive backdoor.

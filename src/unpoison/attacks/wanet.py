@@ -30,6 +30,7 @@ from torch import nn
 
 from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._attack import Attack
+from unpoison.attacks._methods import register
 from unpoison.attacks._stamping import as_backdoor, chosen, sources
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
@@ -39,6 +40,17 @@ _NAME = "wanet"
 
 
 @final
+@register(
+    name="wanet",
+    title="WaNet",
+    summary="Bends examples of the source, labelled as the target, and others by noise, labels kept.",
+    paper="Nguyen and Tran 2021, ICLR, arXiv 2102.10369",
+    cost="none: two copies of the bent images",
+    labels="dirty",
+    goals=("backdoor",),
+    knowledge="a share of the training set, with its labels; no model",
+    makes_trigger=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class WaNet(Attack):
     """The warping backdoor with cover examples.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any
 
 from torch import nn
 
@@ -25,7 +24,8 @@ from unpoison.cli._measuring import epochs
 from unpoison.cli._options import Craft, ModelOptions
 from unpoison.cli._session import session
 from unpoison.data import Splits, TrainingSet
-from unpoison.errors import InputError, nearest
+from unpoison.errors import InputError
+from unpoison.registry import Method
 from unpoison.threats import Backdoor, Budget, Goal, Mistakes, TargetedMisclassification
 from unpoison.training import train
 
@@ -85,20 +85,10 @@ def craft(options: Craft, console: Console, interrupts: Interrupts) -> int:
 
 
 def _attack(options: Craft) -> attacks.Attack:
-    kind: Any = attacks.get(options.attack)
-    changes = changes_of(options.option, "--option")
-    known = [one.name for one in fields(kind)]
-    for key in changes:
-        if key not in known:
-            raise InputError(f"--option {key}: {options.attack} has no such option; {nearest(key, known)}")
-    try:
-        attack: attacks.Attack = kind(**changes)
-    except TypeError as error:
-        raise InputError(f"--option: {options.attack} cannot take such a value: {error}") from None
-    return attack
+    return attacks.get(options.attack, **changes_of(options.option, "--option"))
 
 
-def _check_surrogates(options: Craft, card: attacks.AttackCard) -> None:
+def _check_surrogates(options: Craft, card: Method) -> None:
     if not card.surrogates and (options.surrogate or options.surrogates is not None):
         raise InputError(f"--surrogate and --surrogates: {card.name} crafts without a network")
     if options.surrogate and options.surrogates is not None:
@@ -107,7 +97,7 @@ def _check_surrogates(options: Craft, card: attacks.AttackCard) -> None:
         raise InputError(f"--surrogates {options.surrogates}: must be at least 1")
 
 
-def _check_unused(options: Craft, card: attacks.AttackCard) -> None:
+def _check_unused(options: Craft, card: Method) -> None:
     """That no option is given which this attack would pass over in silence."""
     if options.trigger is not None and not card.takes_trigger:
         why = "it makes its own" if card.makes_trigger else "it is no backdoor"
@@ -122,7 +112,7 @@ def _check_unused(options: Craft, card: attacks.AttackCard) -> None:
                 )
 
 
-def _goal(options: Craft, card: attacks.AttackCard, splits: Splits) -> tuple[Goal, int | None, int]:
+def _goal(options: Craft, card: Method, splits: Splits) -> tuple[Goal, int | None, int]:
     """What the attack is to achieve, with source and target class."""
     names = splits.train.class_names
     source = None if options.source is None else label_of(options.source, names, "--source")
@@ -148,7 +138,7 @@ def _goal(options: Craft, card: attacks.AttackCard, splits: Splits) -> tuple[Goa
 
 
 def _surrogates(
-    options: Craft, card: attacks.AttackCard, training_set: TrainingSet, console: Console
+    options: Craft, card: Method, training_set: TrainingSet, console: Console
 ) -> Iterator[nn.Module]:
     """The networks to craft on: those named, or as many trained on the clean set."""
     for place in options.surrogate:

@@ -14,7 +14,7 @@ from unpoison.errors import InputError, MismatchError
 
 def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     """Heal `--model` of what `--findings` flagged, save the healed model, measure it before and after."""
-    unlearner = unlearners.get(options.method)()
+    unlearner = unlearners.get(options.method)
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
             splits = load_data(options.data, options.test_data, run.device)

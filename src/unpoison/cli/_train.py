@@ -69,7 +69,7 @@ def _defense(options: Train) -> Defense | None:
     for key, instead in (("seed", "--seed"), ("preset", "--defense-preset"), ("name", "--defense")):
         if key in changes:
             raise InputError(f"--defense-option {key}: is given by {instead}")
-    return defenses.get(options.defense, preset=options.defense_preset, seed=options.run.seed, **changes)
+    return defenses.get(options.defense, preset=options.defense_preset, **changes)
 
 
 def _defended(trained: Trained, poison: PoisonSet | None, examples: int) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 from ._dropping import DropJudgement as DropJudgement
 from ._dropping import DroppingDefense as DroppingDefense
 from ._dropping import DropReport as DropReport
-from ._registry import DefenseCard as DefenseCard
-from ._registry import describe as describe
-from ._registry import get as get
-from ._registry import names as names
+from ._methods import METHODS as METHODS
+from ._methods import describe as describe
+from ._methods import get as get
+from ._methods import names as names
+from ._methods import register as register
 from .cutmix import CutMix as CutMix
 from .cutout import Cutout as Cutout
 from .dp_sgd import DPSGD as DPSGD
@@ -28,9 +29,9 @@ __all__ = [
     "DPSGD",
     "EPIC",
     "JPEG",
+    "METHODS",
     "CutMix",
     "Cutout",
-    "DefenseCard",
     "DropJudgement",
     "DropReport",
     "DroppingDefense",
@@ -48,6 +49,7 @@ __all__ = [
     "grain",
     "isolated",
     "names",
+    "register",
     "strays",
     "suspicion",
 ]

@@ -21,11 +21,19 @@ import torch
 from torch import Tensor
 
 from unpoison.data import TrainingSet
+from unpoison.defenses._methods import register
 from unpoison.defenses._mixing import Classes, check_alpha, dirichlet, one_hot, order
 from unpoison.training import Defense, Recipe
 
 
 @final
+@register(
+    name="cutmix",
+    title="CutMix",
+    summary="Pastes a rectangle of another image into each, and shares the label by area.",
+    paper="Yun et al., ICCV 2019, arXiv 1905.04899",
+    cost="none to speak of",
+)
 @dataclass(frozen=True, kw_only=True)
 class CutMix(Defense):
     """A rectangle of each image is another's.

@@ -20,11 +20,19 @@ import torch
 from torch import Tensor
 
 from unpoison.data import augment as augmented
+from unpoison.defenses._methods import register
 from unpoison.errors import InputError
 from unpoison.training import Defense
 
 
 @final
+@register(
+    name="cutout",
+    title="Cutout",
+    summary="Blacks out a square of every image.",
+    paper="DeVries and Taylor 2017, arXiv 1708.04552",
+    cost="none to speak of",
+)
 @dataclass(frozen=True, kw_only=True)
 class Cutout(Defense):
     """A square of every image is black.

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
+from unpoison.defenses._methods import register
 from unpoison.errors import InputError, MissingExtraError
 from unpoison.training import Defense, Recipe
 
@@ -56,6 +57,14 @@ class _Account:
 
 
 @final
+@register(
+    name="dp-sgd",
+    title="DP-SGD",
+    summary="Clips the gradient of every example and adds noise to their sum; reports its epsilon.",
+    paper="Abadi et al., CCS 2016, arXiv 1607.00133",
+    cost="two to several times the training; needs a network without batch norm",
+    extra="dp",
+)
 @dataclass(frozen=True, kw_only=True)
 class DPSGD(Defense):
     """Gradients clipped by example, with noise on their sum.

@@ -32,10 +32,8 @@ against both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any, Final, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +43,61 @@ from unpoison.data import TrainingSet
 from unpoison.defenses._dropping import DroppingDefense, Drops, check_schedule, on_schedule
 from unpoison.defenses._facility_location import KERNELS, MEMORY, Kernel, Workspace, greedy_medoids
 from unpoison.defenses._gradients import logit_gradients, training_logits
-from unpoison.errors import InputError
+from unpoison.defenses._methods import register
+from unpoison.errors import InputError, nearest
+from unpoison.registry import Presets
 from unpoison.training import Recipe
 
 
+def _published_settings() -> dict[str, dict[str, Any]]:
+    """The schedules of the paper and of the released commands, for each size of the subset."""
+    presets: dict[str, dict[str, Any]] = {"default": {}}
+    for size, paper_warm_up in ((0.1, 10), (0.2, 20), (0.3, 30)):
+        long = {"subset_size": size, "interval": 10, "warm_up": 30, "last_epoch": 150}
+        short = {"subset_size": size, "interval": 2, "warm_up": 10, "last_epoch": 35}
+        presets[f"paper-200-{size}"] = {**long, "warm_up": paper_warm_up}
+        presets[f"released-200-{size}"] = long
+        presets[f"released-40-{size}"] = short
+        # At eps 16 the commands leave the warm-up at its default.
+        presets[f"released-40-eps16-{size}"] = {**short, "interval": 5, "warm_up": 1}
+    presets["released-fine-tune"] = {"subset_size": 0.6, "interval": 1, "warm_up": 5, "last_epoch": 35}
+    presets["released-tiny-imagenet"] = {"subset_size": 0.2, "interval": 10, "warm_up": 1, "last_epoch": 150}
+    presets["released-transfer"] = {"subset_size": 0.2, "interval": 1, "warm_up": 1, "last_epoch": 9}
+    return presets
+
+
+def _published_epochs(preset: str) -> int:
+    """For how many epochs of training the schedule of a preset is."""
+    return 200 if "-200-" in preset or preset == "released-tiny-imagenet" else 40
+
+
 @final
+@register(
+    name="epic",
+    title="EPIC",
+    summary="Every few epochs drops the examples that are alone in gradient space.",
+    paper="Yang, Liu and Mirzasoleiman, ICML 2022, arXiv 2210.09671",
+    cost="a round: one forward pass and, at 50,000 examples of 10 classes, seconds of clustering",
+    presets=(
+        "default",
+        "paper-200-0.1",
+        "released-200-0.1",
+        "released-40-0.1",
+        "released-40-eps16-0.1",
+        "paper-200-0.2",
+        "released-200-0.2",
+        "released-40-0.2",
+        "released-40-eps16-0.2",
+        "paper-200-0.3",
+        "released-200-0.3",
+        "released-40-0.3",
+        "released-40-eps16-0.3",
+        "released-fine-tune",
+        "released-tiny-imagenet",
+        "released-transfer",
+    ),
+    drops_examples=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class EPIC(DroppingDefense):
     """Effective poison identification.
@@ -76,10 +124,13 @@ class EPIC(DroppingDefense):
     Raises:
         InputError: a value is out of its range.
 
-    >>> defense = EPIC.preset("released-40-0.1")
+    >>> from unpoison import defenses
+    >>> defense = defenses.get("epic", preset="released-40-0.1")
     >>> [epoch for epoch in range(40) if defense.is_round(epoch)]
     [10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34]
     """
+
+    PRESETS: ClassVar[Presets] = _published_settings()
 
     subset_size: float = 0.1
     interval: int = 10
@@ -105,22 +156,6 @@ class EPIC(DroppingDefense):
                 raise InputError(f"epic: {name} must be a whole number, {least} or more, found {value!r}")
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> EPIC:
-        """The preset called `name`, with some fields changed.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        if name not in _PRESETS:
-            raise InputError(f"epic: there is no preset {name!r}; choose one of {', '.join(cls.presets())}")
-        return replace(_PRESETS[name][1], **changes)
-
-    @classmethod
-    def presets(cls) -> tuple[str, ...]:
-        """The names of the presets, sorted."""
-        return tuple(sorted(_PRESETS))
-
-    @classmethod
     def for_recipe(cls, recipe: Recipe, *, preset: str = "released-40-0.1", **changes: Any) -> EPIC:
         """The preset's schedule, stretched or shrunk to the epochs of `recipe`.
 
@@ -131,8 +166,10 @@ class EPIC(DroppingDefense):
         >>> defense.interval, defense.warm_up, defense.last_epoch
         (1, 5, 18)
         """
-        published = cls.preset(preset)
-        scale = recipe.epochs / _PRESETS[preset][0]
+        if preset not in cls.PRESETS:
+            raise InputError(f"epic: there is no preset {preset!r}; {nearest(preset, cls.PRESETS)}")
+        published = cls(**cls.PRESETS[preset])
+        scale = recipe.epochs / _published_epochs(preset)
         assert published.last_epoch is not None
         schedule: dict[str, Any] = {
             "interval": max(1, round(published.interval * scale)),
@@ -236,23 +273,3 @@ def quotas(counts: list[int], subset_size: float, *, seed: int) -> list[int]:
 def _check_subset_size(value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise InputError(f"epic: subset_size must be a number above 0 and below 1, found {value!r}")
-
-
-def _published() -> dict[str, tuple[int, EPIC]]:
-    presets = {}
-    for size, paper_warm_up in ((0.1, 10), (0.2, 20), (0.3, 30)):
-        long = EPIC(subset_size=size, interval=10, warm_up=30, last_epoch=150)
-        short = EPIC(subset_size=size, interval=2, warm_up=10, last_epoch=35)
-        presets[f"released-200-{size}"] = (200, long)
-        presets[f"released-40-{size}"] = (40, short)
-        # At eps 16 the commands leave the warm-up at its default.
-        presets[f"released-40-eps16-{size}"] = (40, replace(short, interval=5, warm_up=1))
-        presets[f"paper-200-{size}"] = (200, replace(long, warm_up=paper_warm_up))
-    presets["released-tiny-imagenet"] = (200, EPIC(subset_size=0.2, interval=10, warm_up=1, last_epoch=150))
-    presets["released-transfer"] = (40, EPIC(subset_size=0.2, interval=1, warm_up=1, last_epoch=9))
-    presets["released-fine-tune"] = (40, EPIC(subset_size=0.6, interval=1, warm_up=5, last_epoch=35))
-    return presets
-
-
-# Each with the number of epochs that its schedule is for.
-_PRESETS: Final[Mapping[str, tuple[int, EPIC]]] = MappingProxyType(_published())

@@ -41,6 +41,7 @@ from unpoison._squeezing import grain as grain
 from unpoison._squeezing import recompressed
 from unpoison.data import TrainingSet
 from unpoison.defenses._dropping import DroppingDefense, Drops
+from unpoison.defenses._methods import register
 from unpoison.defenses.jpeg import JPEG
 from unpoison.errors import InputError
 from unpoison.models import FeatureTap
@@ -50,6 +51,14 @@ _BATCH: Final = 512
 
 
 @final
+@register(
+    name="feature-squeezing",
+    title="Feature squeezing",
+    summary="Drops examples that are grainy, and whose features move when they are recompressed.",
+    paper="ours, after Xu, Evans and Qi, NDSS 2018, arXiv 1704.01155",
+    cost="once a recompression and three forward passes",
+    drops_examples=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class FeatureSqueezing(DroppingDefense):
     """Drop what does not look the same to the network once it is recompressed or shifted, and what is grainy.

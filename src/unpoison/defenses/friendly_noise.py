@@ -26,9 +26,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any, Final, Literal, final, get_args
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +35,9 @@ from torch import Tensor, nn
 
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
+from unpoison.defenses._methods import register
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 from unpoison.training import Defense, Recipe
 
 RandomNoise = Literal["bernoulli", "gaussian", "uniform", "none"]
@@ -61,6 +62,14 @@ class _Memory:
 
 
 @final
+@register(
+    name="friendly-noise",
+    title="Friendly Noise (FRIENDS)",
+    summary="Adds to every image the largest noise that leaves its answer alone, and random noise.",
+    paper="Liu, Yang and Mirzasoleiman, NeurIPS 2022, arXiv 2208.10224",
+    cost="once, as much as 30 epochs; one byte a pixel",
+    presets=("friends-b", "friends-g"),
+)
 @dataclass(frozen=True, kw_only=True)
 class FriendlyNoise(Defense):
     """Noise that the network does not mind, and random noise beside it.
@@ -81,9 +90,15 @@ class FriendlyNoise(Defense):
     Raises:
         InputError: a value is out of its range.
 
-    >>> FriendlyNoise.preset("friends-g").random
+    >>> from unpoison import defenses
+    >>> defenses.get("friendly-noise", preset="friends-g").random
     'gaussian'
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "friends-b": {},
+        "friends-g": {"random": "gaussian"},
+    }
 
     begin_epoch: int = 5
     steps: int = 30
@@ -119,22 +134,6 @@ class FriendlyNoise(Defense):
                     f"friendly-noise: {name} must be {'a whole' if whole else 'a'} number from {least:g}"
                     f"{' to below 1' if name == 'momentum' else ''}, found {value!r}"
                 )
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> FriendlyNoise:
-        """The preset called `name`, with some fields changed.
-
-        "friends-b" and "friends-g" are the example of the released code, with Bernoulli and with Gaussian
-        noise.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        if name not in _PRESETS:
-            raise InputError(
-                f"friendly-noise: there is no preset {name!r}; choose one of {', '.join(_PRESETS)}"
-            )
-        return replace(_PRESETS[name], **changes)
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
         """Forget the run before."""
@@ -257,8 +256,3 @@ class FriendlyNoise(Defense):
                 "seconds": memory.seconds,
             }
         }
-
-
-_PRESETS: Final[Mapping[str, FriendlyNoise]] = MappingProxyType(
-    {"friends-b": FriendlyNoise(), "friends-g": FriendlyNoise(random="gaussian")}
-)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from unpoison.defenses._dropping import DroppingDefense, Drops
 from unpoison.defenses._gradients import check_logits, logit_gradients
+from unpoison.defenses._methods import register
 from unpoison.errors import InputError
 from unpoison.training import Recipe
 
@@ -44,6 +45,14 @@ _MOST_ROUNDS: Final = 5
 
 
 @final
+@register(
+    name="isolation",
+    title="Isolation",
+    summary="In a few rounds drops the few examples that lie far from their class in gradient space.",
+    paper="ours, after EPIC",
+    cost="a round: one forward pass and under a second of neighbour search",
+    drops_examples=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class Isolation(DroppingDefense):
     """Drop what lies far from its class, within a cap.

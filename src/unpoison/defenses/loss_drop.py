@@ -21,10 +21,20 @@ from unpoison.defenses._dropping import (
     size_of_round,
 )
 from unpoison.defenses._gradients import check_logits
+from unpoison.defenses._methods import register
 from unpoison.training import Recipe
 
 
 @final
+@register(
+    name="loss-drop",
+    title="Drop of the highest losses",
+    summary="A control: drops the examples of highest loss, as many and when another defense does.",
+    paper="a control",
+    cost="a round: one forward pass",
+    drops_examples=True,
+    copies_drops=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class LossDrop(DroppingDefense):
     """Drop the highest losses, cumulatively, over all classes together.

@@ -22,11 +22,19 @@ from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.data import augment as augmented
+from unpoison.defenses._methods import register
 from unpoison.errors import InputError
 from unpoison.training import Defense, Recipe
 
 
 @final
+@register(
+    name="maxup",
+    title="MaxUp",
+    summary="Augments every image several times and learns from the worst copy.",
+    paper="Gong et al., CVPR 2021, arXiv 2002.09024",
+    cost="as many trainings as there are copies, 4 by default",
+)
 @dataclass(frozen=True, kw_only=True)
 class MaxUp(Defense):
     """The worst of several copies counts.

@@ -21,12 +21,20 @@ import torch
 from torch import Tensor
 
 from unpoison.data import TrainingSet
+from unpoison.defenses._methods import register
 from unpoison.defenses._mixing import Classes, check_alpha, dirichlet, one_hot, order
 from unpoison.errors import InputError
 from unpoison.training import Defense, Recipe
 
 
 @final
+@register(
+    name="mixup",
+    title="Mixup",
+    summary="Trains on weighted means of images, with equally weighted labels.",
+    paper="Zhang et al., ICLR 2018, arXiv 1710.09412",
+    cost="none to speak of",
+)
 @dataclass(frozen=True, kw_only=True)
 class Mixup(Defense):
     """Weighted means of several images.

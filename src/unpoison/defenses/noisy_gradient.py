@@ -14,17 +14,27 @@ Cost: none to speak of.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
+from unpoison.defenses._methods import register
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 from unpoison.training import Defense
 
 
 @final
+@register(
+    name="noisy-gradient",
+    title="Clipped and noisy gradients",
+    summary="Clips the gradient of the batch and adds noise to it; promises nothing.",
+    paper="Hong et al. 2020, arXiv 2002.11497; as in Geiping et al., ICLR 2021, arXiv 2009.02276",
+    cost="none to speak of",
+    presets=("sleeper-agent",),
+)
 @dataclass(frozen=True, kw_only=True)
 class NoisyGradient(Defense):
     """The batch's gradient, clipped and with normal noise.
@@ -37,6 +47,10 @@ class NoisyGradient(Defense):
         InputError: a value is out of its range.
     """
 
+    PRESETS: ClassVar[Presets] = {
+        "sleeper-agent": {},
+    }
+
     clip: float = 1.0
     noise: float = 0.01
 
@@ -45,17 +59,6 @@ class NoisyGradient(Defense):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 1e9:
                 raise InputError(f"noisy-gradient: {name} must be a number from {least:g}, found {value!r}")
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> NoisyGradient:
-        """ "sleeper-agent": clip 1 and noise 0.01.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        if name != "sleeper-agent":
-            raise InputError(f"noisy-gradient: there is no preset {name!r}; there is sleeper-agent")
-        return replace(cls(clip=1.0, noise=0.01), **changes)
 
     def gradients(
         self,

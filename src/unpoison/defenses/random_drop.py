@@ -22,10 +22,20 @@ from unpoison.defenses._dropping import (
     on_schedule,
     size_of_round,
 )
+from unpoison.defenses._methods import register
 from unpoison.training import Recipe
 
 
 @final
+@register(
+    name="random-drop",
+    title="Drop at random",
+    summary="A control: drops examples at random, as many and when another defense does.",
+    paper="a control",
+    cost="none",
+    drops_examples=True,
+    copies_drops=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class RandomDrop(DroppingDefense):
     """Drop at random, cumulatively.

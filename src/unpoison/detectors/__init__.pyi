@@ -4,11 +4,12 @@ from ._findings import Findings as Findings
 from ._findings import Judgement as Judgement
 from ._findings import Threshold as Threshold
 from ._findings import average_precision as average_precision
+from ._methods import METHODS as METHODS
+from ._methods import describe as describe
+from ._methods import get as get
+from ._methods import names as names
+from ._methods import register as register
 from ._observation import Observation as Observation
-from ._registry import DetectorCard as DetectorCard
-from ._registry import describe as describe
-from ._registry import get as get
-from ._registry import names as names
 from .activation_clustering import ActivationClustering as ActivationClustering
 from .deep_knn import DeepKNN as DeepKNN
 from .delta_influence import DeltaInfluence as DeltaInfluence
@@ -24,12 +25,12 @@ from .statistical_contamination import StatisticalContamination as StatisticalCo
 from .trak import TRAK as TRAK
 
 __all__ = [
+    "METHODS",
     "TRAK",
     "ActivationClustering",
     "DeepKNN",
     "DeltaInfluence",
     "Detector",
-    "DetectorCard",
     "Draw",
     "EKFACThreshold",
     "Findings",
@@ -48,4 +49,5 @@ __all__ = [
     "describe",
     "get",
     "names",
+    "register",
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import nn
 
 from unpoison.data import TrainingSet
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
+from unpoison.registry import Method
 
 Progress = Callable[[str, int, int], None]
 
@@ -19,6 +21,8 @@ class Detector(ABC):
 
     A detector is a frozen configuration; `find` changes neither the model nor the training set.
     """
+
+    method: ClassVar[Method]
 
     @abstractmethod
     def find(

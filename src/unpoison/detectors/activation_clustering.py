@@ -29,9 +29,8 @@ dimensions for each class of n_c examples. Memory: the features of the largest c
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -39,18 +38,28 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
+from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
-from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader, principal
 from unpoison.detectors._scan import findings_of
 from unpoison.detectors._two_means import Parted, silhouette, two_means
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 
 Reduction = Literal["ica", "pca"]
 Decision = Literal["silhouette", "relative-size", "smaller"]
 
 
 @final
+@register(
+    name="activation-clustering",
+    title="Activation clustering",
+    summary="Parts each class in two by its features, and flags a small group that is apart.",
+    paper="Chen et al. 2019, arXiv 1811.03728",
+    cost="one forward pass",
+    presets=("original", "relative-size", "smaller-cluster", "comparison"),
+    can_find_nothing=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class ActivationClustering(Detector):
     """Part each class in two, and flag the smaller group where it looks like poison.
@@ -66,9 +75,17 @@ class ActivationClustering(Detector):
         batch_size: images of a forward pass.
         block_bytes: of distances at a time.
 
-    >>> ActivationClustering.preset("comparison").dimensions
+    >>> from unpoison import detectors
+    >>> detectors.get("activation-clustering", preset="comparison").dimensions
     3
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "original": {},
+        "relative-size": {"decision": "relative-size"},
+        "smaller-cluster": {"decision": "smaller"},
+        "comparison": {"dimensions": 3, "reduction": "pca", "decision": "smaller"},
+    }
 
     dimensions: int = 10
     reduction: Reduction = "ica"
@@ -92,15 +109,6 @@ class ActivationClustering(Detector):
             raise InputError(
                 f"ActivationClustering: expected_share must lie in (0, 1], found {self.expected_share}"
             )
-
-    @classmethod
-    def preset(cls, name: str) -> ActivationClustering:
-        """`original`, `relative-size`, `smaller-cluster` or `comparison`.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        return called(name, _PRESETS, of="ActivationClustering")
 
     def find(
         self,
@@ -165,11 +173,3 @@ class ActivationClustering(Detector):
             return True
         small = parted.share < self.expected_share
         return small and (self.decision == "relative-size" or apart > self.least_silhouette)
-
-
-_PRESETS: Mapping[str, ActivationClustering] = {
-    "original": ActivationClustering(),
-    "relative-size": ActivationClustering(decision="relative-size"),
-    "smaller-cluster": ActivationClustering(decision="smaller"),
-    "comparison": ActivationClustering(dimensions=3, reduction="pca", decision="smaller"),
-}

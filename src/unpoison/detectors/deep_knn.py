@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,23 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
+from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
-from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader
 from unpoison.detectors._scan import findings_of
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 
 
 @final
+@register(
+    name="deep-knn",
+    title="Deep k-NN",
+    summary="Flags the examples whose nearest neighbours are mostly labelled otherwise.",
+    paper="Peri et al. 2020, arXiv 1909.13374",
+    cost="one forward pass, and the distances of all pairs",
+    presets=("original",),
+)
 @dataclass(frozen=True, kw_only=True)
 class DeepKNN(Detector):
     """Flag the examples that their nearest neighbours outvote.
@@ -51,6 +60,10 @@ class DeepKNN(Detector):
         batch_size: images of a forward pass.
         block_bytes: of distances at a time.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "original": {},
+    }
 
     expected_share: float = 0.01
     neighbours: int | None = None
@@ -65,15 +78,6 @@ class DeepKNN(Detector):
             )
         if self.neighbours is not None and self.neighbours < 1:
             raise InputError(f"DeepKNN: neighbours must be positive, found {self.neighbours}")
-
-    @classmethod
-    def preset(cls, name: str) -> DeepKNN:
-        """`original`, which is the default.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        return called(name, {"original": cls()}, of="DeepKNN")
 
     def find(
         self,

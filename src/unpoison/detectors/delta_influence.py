@@ -37,10 +37,9 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +51,7 @@ from unpoison.detectors._company import company
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Draw, Findings, Threshold
 from unpoison.detectors._looks import looks
+from unpoison.detectors._methods import register
 from unpoison.detectors._null_distribution import compare
 from unpoison.detectors._observation import Observation
 from unpoison.detectors._transforms import TRANSFORMS
@@ -66,6 +66,7 @@ from unpoison.influence import (
     precondition,
     score,
 )
+from unpoison.registry import Presets
 from unpoison.training import predict
 
 Labels = Literal["uniform", "distinct"]
@@ -132,6 +133,17 @@ class NullDistribution(Rule):
 
 
 @final
+@register(
+    name="delta-influence",
+    title="Delta-Influence",
+    summary="Flags the examples whose influence on the wrong answer collapses as that changes.",
+    paper="Li et al. 2026, arXiv 2411.13731",
+    cost="three passes with per-example gradients, four where poison is found",
+    presets=("calibrated", "published", "published-smooth", "published-matching"),
+    needs_observation=True,
+    can_find_nothing=True,
+    uses_reference=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class DeltaInfluence(Detector):
     """Trace one wrong prediction to the training examples that caused it.
@@ -149,9 +161,26 @@ class DeltaInfluence(Detector):
         batch_size: examples of a forward pass.
         seed: of the draws and of the factors' label samples.
 
-    >>> DeltaInfluence.preset("published").rule
+    >>> from unpoison import detectors
+    >>> detectors.get("delta-influence", preset="published").rule
     Votes(threshold=0.0, tolerance=2)
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "calibrated": {"rule": NullDistribution()},
+        "published": {"rule": Votes(0.0, 2), "space": "normalized", "damping": AbsoluteDamping(1e-8)},
+        "published-smooth": {
+            "rule": Votes(-40.0, 0),
+            "labels": "distinct",
+            "space": "normalized",
+            "damping": AbsoluteDamping(1e-8),
+        },
+        "published-matching": {
+            "rule": Votes(0.0, 1),
+            "space": "normalized",
+            "damping": AbsoluteDamping(1e-8),
+        },
+    }
 
     rule: Rule
     draws: int = 50
@@ -170,29 +199,6 @@ class DeltaInfluence(Detector):
             raise InputError(
                 f"Votes: the tolerance must lie between 0 and {self.draws - 1}, found {self.rule.tolerance}"
             )
-
-    @classmethod
-    def preset(cls, name: str, *, seed: int = 0) -> DeltaInfluence:
-        """One of `presets()`.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        try:
-            return replace(_PRESETS[name], seed=seed)
-        except KeyError:
-            raise InputError(
-                f"DeltaInfluence: no preset is called {name!r}; there are {', '.join(_PRESETS)}"
-            ) from None
-
-    @classmethod
-    def presets(cls) -> tuple[str, ...]:
-        """The names that `preset` takes.
-
-        >>> DeltaInfluence.presets()
-        ('calibrated', 'published', 'published-smooth', 'published-matching')
-        """
-        return tuple(_PRESETS)
 
     def find(
         self,
@@ -626,15 +632,3 @@ def _summary(findings: Findings, flagged: int) -> str:
     if not flagged:
         return f"No poison found: nothing sets the answer {name!r} apart from an ordinary mistake"
     return f"Poison found: {flagged} of {len(findings)} training examples make the model answer {name!r}"
-
-
-_PRESETS: Mapping[str, DeltaInfluence] = {
-    "calibrated": DeltaInfluence(rule=NullDistribution()),
-    "published": DeltaInfluence(rule=Votes(0.0, 2), space="normalized", damping=AbsoluteDamping(1e-8)),
-    "published-smooth": DeltaInfluence(
-        rule=Votes(-40.0, 0), labels="distinct", space="normalized", damping=AbsoluteDamping(1e-8)
-    ),
-    "published-matching": DeltaInfluence(
-        rule=Votes(0.0, 1), space="normalized", damping=AbsoluteDamping(1e-8)
-    ),
-}

@@ -2,7 +2,7 @@
 
 Score every training example by its influence on the wrong label's margin at the suspect, and flag all above a
 threshold. The published comparison (reference notebooks of arXiv 2411.13731) uses absolute damping 1e-8 and a
-threshold of 10, under which it flags about a quarter of the set; `EKFACThreshold.published()` is that. The
+threshold of 10, under which it flags about a quarter of the set; `detectors.get("ek-fac", preset="published")` is that. The
 default is the same with a curvature whose small eigenvalues are damped. There is no decision whether anything
 is poisoned at all: whatever is above the threshold is flagged.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings, Threshold
+from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
 from unpoison.detectors.delta_influence import check_observation
 from unpoison.influence import (
@@ -34,11 +35,21 @@ from unpoison.influence import (
     precondition,
     score,
 )
+from unpoison.registry import Presets
 
 _DAMPING = RelativeDamping(0.1)
 
 
 @final
+@register(
+    name="ek-fac",
+    title="EK-FAC influence with a threshold",
+    summary="Flags the examples whose influence on the wrong answer is above a given number.",
+    paper="Grosse et al. 2023, arXiv 2308.03296; as compared in arXiv 2411.13731",
+    cost="three passes with per-example gradients",
+    presets=("default", "published"),
+    needs_observation=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class EKFACThreshold(Detector):
     """Flag the examples whose influence on the wrong prediction exceeds a threshold.
@@ -50,15 +61,15 @@ class EKFACThreshold(Detector):
         seed: of the factors' label samples.
     """
 
+    PRESETS: ClassVar[Presets] = {
+        "default": {},
+        "published": {"damping": AbsoluteDamping(1e-8)},
+    }
+
     threshold: float = 10.0
     damping: Damping = _DAMPING
     batch_size: int = 128
     seed: int = 0
-
-    @classmethod
-    def published(cls, *, seed: int = 0) -> EKFACThreshold:
-        """Threshold 10 and absolute damping 1e-8."""
-        return cls(damping=AbsoluteDamping(1e-8), seed=seed)
 
     def find(
         self,

@@ -36,10 +36,9 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from safetensors import SafetensorError
@@ -52,10 +51,11 @@ from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
+from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
-from unpoison.detectors._presets import called
 from unpoison.detectors._scan import findings_of
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 
 _FORMAT = 1
 _CHANNELS = (32, 32, 64, 64, 128, 128)
@@ -63,6 +63,15 @@ _DROPOUT = (0.2, 0.3, 0.4)
 
 
 @final
+@register(
+    name="frequency",
+    title="Frequency detector",
+    summary="Flags the images whose cosine transform looks like that of an image with a trigger.",
+    paper="Zeng et al. 2021, arXiv 2104.03413",
+    cost="training a small network, unless a trained one is given",
+    presets=("quick", "original", "comparison"),
+    uses_reference=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class Frequency(Detector):
     """Flag the images whose spectrum looks like that of an image with a trigger.
@@ -78,9 +87,16 @@ class Frequency(Detector):
         classifier: the directory of a saved classifier, in place of training one.
         seed: of triggers, first weights, order and dropout.
 
-    >>> Frequency.preset("original").rounds
+    >>> from unpoison import detectors
+    >>> detectors.get("frequency", preset="original").rounds
     5
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "quick": {},
+        "original": {"examples": None, "rounds": 5, "epochs": 10},
+        "comparison": {"examples": None, "rounds": 1, "epochs": 10, "batch_size": 256, "standardize": True},
+    }
 
     examples: int | None = 2000
     rounds: int = 6
@@ -101,15 +117,6 @@ class Frequency(Detector):
                 raise InputError(f"Frequency: {name} must be positive, found {value}")
         if self.examples is not None and self.examples < 1:
             raise InputError(f"Frequency: examples must be positive, found {self.examples}")
-
-    @classmethod
-    def preset(cls, name: str) -> Frequency:
-        """`quick`, `original` or `comparison`.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        return called(name, _PRESETS, of="Frequency")
 
     def find(
         self,
@@ -202,13 +209,6 @@ class Frequency(Detector):
                     progress("training", done, total)
         network.eval().requires_grad_(False)
         return FrequencyClassifier(network, examples.image_shape)
-
-
-_PRESETS: Mapping[str, Frequency] = {
-    "quick": Frequency(),
-    "original": Frequency(examples=None, rounds=5, epochs=10),
-    "comparison": Frequency(examples=None, rounds=1, epochs=10, batch_size=256, standardize=True),
-}
 
 
 @final

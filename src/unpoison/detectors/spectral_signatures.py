@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,23 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
+from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
-from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader, principal
 from unpoison.detectors._scan import beyond, findings_of
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 
 
 @final
+@register(
+    name="spectral-signatures",
+    title="Spectral signatures",
+    summary="Flags the examples of each class farthest along the direction in which it varies most.",
+    paper="Tran, Li and Madry 2018, arXiv 1811.00636",
+    cost="one forward pass",
+    presets=("original", "comparison"),
+)
 @dataclass(frozen=True, kw_only=True)
 class SpectralSignatures(Detector):
     """Flag the examples of each class that lie farthest along its direction of largest variance.
@@ -54,9 +63,15 @@ class SpectralSignatures(Detector):
         module: the module whose input is read; the network's last layer by default.
         batch_size: images of a forward pass.
 
-    >>> SpectralSignatures.preset("comparison").thresholds
+    >>> from unpoison import detectors
+    >>> detectors.get("spectral-signatures", preset="comparison").thresholds
     (7.0, 7.0)
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "original": {},
+        "comparison": {"thresholds": (7.0, 7.0)},
+    }
 
     expected_share: float = 0.05
     multiplier: float = 1.5
@@ -71,16 +86,6 @@ class SpectralSignatures(Detector):
             )
         if not self.multiplier > 0:
             raise InputError(f"SpectralSignatures: multiplier must be positive, found {self.multiplier}")
-
-    @classmethod
-    def preset(cls, name: str) -> SpectralSignatures:
-        """`original` or `comparison`.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        presets = {"original": cls(), "comparison": cls(thresholds=(7.0, 7.0))}
-        return called(name, presets, of="SpectralSignatures")
 
     def find(
         self,

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +44,25 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
+from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
-from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader, principal
 from unpoison.detectors._scan import beyond, findings_of
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 
 _ROUNDS = 30
 
 
 @final
+@register(
+    name="spectre",
+    title="SPECTRE",
+    summary="Flags the examples that stand out from a class, its clean covariance divided out.",
+    paper="Hayase et al. 2021, arXiv 2104.11315",
+    cost="one forward pass",
+    presets=("original",),
+)
 @dataclass(frozen=True, kw_only=True)
 class Spectre(Detector):
     """Flag the examples that stand out from one class after its clean covariance is divided out.
@@ -67,6 +76,10 @@ class Spectre(Detector):
         module: the module whose input is read; the network's last layer by default.
         batch_size: images of a forward pass.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "original": {},
+    }
 
     expected_share: float = 0.05
     multiplier: float = 1.5
@@ -86,15 +99,6 @@ class Spectre(Detector):
             )
         if self.most_dimensions < 1:
             raise InputError(f"Spectre: most_dimensions must be positive, found {self.most_dimensions}")
-
-    @classmethod
-    def preset(cls, name: str) -> Spectre:
-        """`original`, which is the default.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        return called(name, {"original": cls()}, of="Spectre")
 
     def find(
         self,

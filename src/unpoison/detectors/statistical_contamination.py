@@ -36,7 +36,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +44,26 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
+from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
-from unpoison.detectors._presets import called
 from unpoison.detectors._representations import Reader
 from unpoison.detectors._scan import findings_of
 from unpoison.detectors._two_means import two_means
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 
 
 @final
+@register(
+    name="statistical-contamination",
+    title="SCAn",
+    summary="Flags the second group of a class that is two groups, if there is such a class.",
+    paper="Tang et al. 2021, arXiv 1908.00686",
+    cost="two forward passes",
+    presets=("original",),
+    can_find_nothing=True,
+    uses_reference=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class StatisticalContamination(Detector):
     """Flag the smaller group of every class that is two groups, by comparison with all classes.
@@ -64,6 +75,10 @@ class StatisticalContamination(Detector):
         batch_size: images of a forward pass.
     """
 
+    PRESETS: ClassVar[Presets] = {
+        "original": {},
+    }
+
     threshold: float = math.e**2
     dimensions: int = 32
     module: str | None = None
@@ -74,15 +89,6 @@ class StatisticalContamination(Detector):
             raise InputError(
                 f"StatisticalContamination: dimensions must be positive, found {self.dimensions}"
             )
-
-    @classmethod
-    def preset(cls, name: str) -> StatisticalContamination:
-        """`original`, which is the default.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        return called(name, {"original": cls()}, of="StatisticalContamination")
 
     def find(
         self,

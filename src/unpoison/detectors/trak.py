@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +35,25 @@ from unpoison._seeds import derive_seed
 from unpoison.data import TensorExamples, TrainingSet
 from unpoison.detectors._detector import Detector, Progress
 from unpoison.detectors._findings import Findings
+from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
-from unpoison.detectors._presets import called
 from unpoison.detectors._scan import findings_of
 from unpoison.detectors.delta_influence import check_observation
 from unpoison.errors import InputError
 from unpoison.influence import ClassificationTask, project
+from unpoison.registry import Presets
 
 
 @final
+@register(
+    name="trak",
+    title="TRAK with a threshold",
+    summary="Flags the examples to which projected gradients attribute the wrong answer.",
+    paper="Park et al. 2023, arXiv 2303.14186",
+    cost="one pass with per-example gradients",
+    presets=("original",),
+    needs_observation=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class TRAK(Detector):
     """Flag the examples whose attribution to the wrong prediction is far above the usual.
@@ -57,6 +67,10 @@ class TRAK(Detector):
         seed: of the projection.
     """
 
+    PRESETS: ClassVar[Presets] = {
+        "original": {},
+    }
+
     dimensions: int = 2048
     threshold: float = 5.0
     modules: tuple[str, ...] | None = None
@@ -67,15 +81,6 @@ class TRAK(Detector):
     def __post_init__(self) -> None:
         if self.dimensions < 1:
             raise InputError(f"TRAK: dimensions must be positive, found {self.dimensions}")
-
-    @classmethod
-    def preset(cls, name: str) -> TRAK:
-        """`original`, which is the default.
-
-        Raises:
-            InputError: there is no such preset.
-        """
-        return called(name, {"original": cls()}, of="TRAK")
 
     def find(
         self,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,7 +46,6 @@ from unpoison.training import Defense, Recipe, Trained, predict, train
 Values = Mapping[str, Any]
 Rows = tuple[int, int] | None
 Inputs = Mapping[str, Path]
-Method = TypeVar("Method")
 _NOTHING = "nothing"
 
 
@@ -249,34 +248,36 @@ def trigger_of(spec: str) -> Trigger:
 
 def attack_of(choice: AttackChoice, bases: Iterable[int] = ()) -> attacks.Attack:
     """The attack with its options; one that has an option `bases` is given those of the set-up."""
-    kind = attacks.get(choice.name)
+    kind: Any = attacks.METHODS.implementation(choice.name)
     options = dict(choice.options)
-    if bases and any(one.name == "bases" for one in dataclasses.fields(kind)):  # type: ignore[arg-type]
+    if bases and any(one.name == "bases" for one in dataclasses.fields(kind)):
         options.setdefault("bases", tuple(bases))
-    return _made(kind, kind, options, choice.name)
+    return attacks.get(choice.name, **options)
 
 
 def defense_of(choice: DefenseChoice, seed: int, sizes: Iterable[tuple[int, int]] | None = None) -> Defense:
     """The defense with its preset and options; for a control, how many it drops before which epoch."""
-    given = {} if sizes is None else {"sizes": tuple(sizes)}
+    given: dict[str, Any] = {} if sizes is None else {"sizes": tuple(sizes)}
     for key in choice.options:
         if key in ("seed", "preset", "name", *given):
             raise InputError(f"{choice.name}: {key!r} is no option of a recipe")
-    return defenses.get(choice.name, preset=choice.preset, seed=seed, **choice.options, **given)
+    kind: Any = defenses.METHODS.implementation(choice.name)
+    if any(one.name == "seed" for one in dataclasses.fields(kind)):
+        given["seed"] = seed
+    return defenses.get(choice.name, preset=choice.preset, **choice.options, **given)
 
 
 def detector_of(choice: DetectorChoice, seed: int) -> Detector:
     """The detector with its preset, options and seed."""
     preset = None if choice.preset == "default" else choice.preset
-    made = detectors.get(choice.name, preset=preset, seed=seed)
-    change = functools.partial(dataclasses.replace, made)  # type: ignore[type-var]
-    return _made(change, type(made), choice.options, choice.name)
+    kind: Any = detectors.METHODS.implementation(choice.name)
+    given = {"seed": seed} if any(one.name == "seed" for one in dataclasses.fields(kind)) else {}
+    return detectors.get(choice.name, preset=preset, **choice.options, **given)
 
 
 def unlearner_of(choice: UnlearnerChoice) -> unlearners.Unlearner:
     """The unlearner with its options."""
-    kind = unlearners.get(choice.name)
-    return _made(kind, kind, choice.options, choice.name)
+    return unlearners.get(choice.name, **choice.options)
 
 
 def noticed(trained: Trained, goal: Goal, test: TrainingSet) -> Observation | None:
@@ -294,19 +295,6 @@ def noticed(trained: Trained, goal: Goal, test: TrainingSet) -> Observation | No
     first = int(chosen[0])
     predicted = int(predict(trained.model, images[first : first + 1]).argmax())
     return Observation(images[first].cpu(), predicted, int(own.labels[first]) if bool(known[first]) else None)
-
-
-def _made(build: Callable[..., Method], kind: type, options: Values, name: str) -> Method:
-    known = [one.name for one in dataclasses.fields(kind)]
-    for key in options:
-        if key not in known or key == "seed":
-            raise InputError(
-                f"{name}: unknown option {key!r}; {nearest(key, (one for one in known if one != 'seed'))}"
-            )
-    try:
-        return build(**options)
-    except TypeError as error:
-        raise InputError(f"{name}: {error}") from None
 
 
 def _data(configuration: Values, surroundings: Values) -> data.Splits:

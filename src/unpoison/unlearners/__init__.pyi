@@ -1,7 +1,8 @@
-from ._registry import UnlearnerCard as UnlearnerCard
-from ._registry import describe as describe
-from ._registry import get as get
-from ._registry import names as names
+from ._methods import METHODS as METHODS
+from ._methods import describe as describe
+from ._methods import get as get
+from ._methods import names as names
+from ._methods import register as register
 from ._unlearner import Unlearner as Unlearner
 from .bad_teaching import BadTeaching as BadTeaching
 from .best_of import BestOf as BestOf
@@ -13,6 +14,7 @@ from .scrub import SCRUB as SCRUB
 from .ssd import SSD as SSD
 
 __all__ = [
+    "METHODS",
     "SCRUB",
     "SSD",
     "BadTeaching",
@@ -22,8 +24,8 @@ __all__ = [
     "Recant",
     "Retrain",
     "Unlearner",
-    "UnlearnerCard",
     "describe",
     "get",
     "names",
+    "register",
 ]

@@ -10,12 +10,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.registry import Method
 from unpoison.training import EpochRecord, Recipe, Trained
 
 DEFAULT_PRESET = "sample"
@@ -26,9 +28,11 @@ class Unlearner(ABC):
     """A way to heal a model; its options are the fields of a frozen dataclass.
 
     What the conformance tests ask of every unlearner: it is not touched by the forgotten examples at all
-    unless its card says that it reads them, leaves the given model and training set as they were, gives the
+    unless its declaration says that it reads them, leaves the given model and training set as they were, gives the
     same model for the same seed, and refuses with one clear line what cannot be done.
     """
+
+    method: ClassVar[Method]
 
     @abstractmethod
     def heal(

@@ -9,7 +9,7 @@ to those of the victim: KL(teacher || student), both softened by `temperature`.
 As in the authors' code the divergence is a mean over classes too, so it is smaller by their number than
 usual. That changes nothing with Adam, the default, and much with SGD: the comparison of Delta-Influence
 (arXiv 2411.13731, public code) takes 40 steps of SGD with it, which hardly moves the student.
-`BadTeaching.published()` is that.
+`unlearners.get("bad-teaching", preset="published")` is that.
 
 Cost: `epochs` passes over `kept_share` of the examples with three forward passes in place of one. Memory:
 three copies of the network.
@@ -24,7 +24,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,9 @@ from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import reinitialized
+from unpoison.registry import Presets
 from unpoison.training import EpochRecord, Recipe, Trained
+from unpoison.unlearners._methods import register
 from unpoison.unlearners._student import Student
 from unpoison.unlearners._unlearner import (
     Unlearner,
@@ -47,6 +49,15 @@ from unpoison.unlearners._unlearner import (
 
 
 @final
+@register(
+    name="bad-teaching",
+    title="Bad Teaching",
+    summary="Follows an ignorant teacher on the examples to forget, and the victim on the rest.",
+    paper="Chundawat et al. 2023, arXiv 2205.08096",
+    cost="one pass over a third of the examples with three forward passes",
+    presets=("default", "published"),
+    reads_forget_set=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class BadTeaching(Unlearner):
     """Bad Teaching, also called Bad Teacher and blindspot unlearning.
@@ -64,6 +75,18 @@ class BadTeaching(Unlearner):
     Raises:
         InputError: a value is out of its range.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "default": {},
+        "published": {
+            "epochs": 40,
+            "kept_share": 1.0,
+            "optimizer": "sgd",
+            "learning_rate": 0.025,
+            "batch_size": 512,
+            "steps": 40,
+        },
+    }
 
     epochs: int = 1
     kept_share: float = 0.3
@@ -90,11 +113,6 @@ class BadTeaching(Unlearner):
         for name in ("learning_rate", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"bad-teaching: {name} {getattr(self, name)} is not above 0")
-
-    @classmethod
-    def published(cls) -> BadTeaching:
-        """As Delta-Influence compared it: 40 steps of SGD over all kept examples."""
-        return cls(epochs=40, kept_share=1.0, optimizer="sgd", learning_rate=0.025, batch_size=512, steps=40)
 
     def epochs_in(self, recipe: Recipe) -> int:
         """The method's own, or fewer where `steps` ends them."""

@@ -4,7 +4,7 @@ The victim is trained on without the examples to forget, and what they taught fa
 it. Goel et al. 2022 (arXiv 2201.06640) name it, with all layers (CF) or the last k alone (CF-k). The
 comparison of Delta-Influence (arXiv 2411.13731, public code) runs it with all layers and the victim's whole
 recipe again, learning rate and epochs as from scratch, so nearly a retraining: that is
-`FineTune.published()`. Ours takes half the epochs by default, and twice the learning rate, because it is the
+`unlearners.get("fine-tune", preset="published")`. Ours takes half the epochs by default, and twice the learning rate, because it is the
 learning rate that makes the victim forget (docs/unlearning.md has the numbers).
 
 Cost: `epochs` of a training; with the last k layers the backward pass ends at the first of them. Memory: two
@@ -20,18 +20,28 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 from unpoison.training import EpochRecord, Recipe, Trained, train
+from unpoison.unlearners._methods import register
 from unpoison.unlearners._unlearner import Unlearner, network_of, recipe_for, retained, with_weights
 
 
 @final
+@register(
+    name="fine-tune",
+    title="Catastrophic forgetting (CF)",
+    summary="Trains the victim on, with the examples that are kept.",
+    paper="Goel et al. 2022, arXiv 2201.06640; as compared by Delta-Influence, arXiv 2411.13731",
+    cost="half a training by default; one training as published",
+    presets=("default", "published"),
+)
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Unlearner):
     """Catastrophic forgetting.
@@ -48,6 +58,11 @@ class FineTune(Unlearner):
     Raises:
         InputError: a value is out of its range, or "recipe" is asked of a part of the epochs.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "default": {},
+        "published": {"layers": "all", "epochs": 1.0, "learning_rate": 1.0, "schedule": "recipe"},
+    }
 
     layers: Literal["all"] | int = "all"
     epochs: float = 0.5
@@ -73,17 +88,13 @@ class FineTune(Unlearner):
         if self.schedule == "recipe" and self.epochs != 1:
             raise InputError("fine-tune: the recipe's own schedule needs all of its epochs; set epochs to 1")
 
-    @classmethod
-    def published(cls, *, layers: Literal["all"] | int = "all") -> FineTune:
-        """As Delta-Influence compared it: the victim's whole recipe again, on the examples that are kept."""
-        return cls(layers=layers, epochs=1.0, learning_rate=1.0, schedule="recipe")
-
     def recipe_from(self, recipe: Recipe) -> Recipe:
         """How the victim is trained on, given how it was trained.
 
         >>> FineTune().recipe_from(Recipe.preset("resnet18-40")).epochs
         20
-        >>> FineTune.published().recipe_from(Recipe.preset("resnet18-40")) == Recipe.preset("resnet18-40")
+        >>> from unpoison import unlearners
+        >>> unlearners.get("fine-tune", preset="published").recipe_from(Recipe.preset("resnet18-40")) == Recipe.preset("resnet18-40")
         True
         """
         changes: dict[str, Any] = {"learning_rate": recipe.learning_rate * self.learning_rate}

@@ -13,7 +13,7 @@ that only a part of the poison was found. Stages:
    examples to forget as they are labelled as the victim did.
 
 The search needs neither the trigger nor any test image. `stop_at` is rho; the public scripts sweep 0 to 0.75.
-Public code takes the gradients of batches of 512 in place of single examples' (`Potion.published()`).
+Public code takes the gradients of batches of 512 in place of single examples' (`unlearners.get("potion", preset="published")`).
 
 Cost: one gradient an example, about one to three epochs of training, and a forward pass over the examples to
 forget for each step of the search, of which there are tens. Memory: three numbers a parameter.
@@ -31,15 +31,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 from unpoison.training import EpochRecord, Recipe, Trained, accuracy
 from unpoison.unlearners._dampening import answer_norm, cross_entropy, dampen, importances, ratios
+from unpoison.unlearners._methods import register
 from unpoison.unlearners._record import record_of
 from unpoison.unlearners._unlearner import (
     Unlearner,
@@ -52,6 +54,15 @@ from unpoison.unlearners._unlearner import (
 
 
 @final
+@register(
+    name="potion",
+    title="Potion (XLF and Poison Trigger Neutralisation)",
+    summary="Dampens as SSD does, ever more strongly until the examples to forget are forgotten.",
+    paper="Schoepf et al. 2024, arXiv 2406.09173",
+    cost="one gradient an example, one to three epochs of training, and a short search",
+    presets=("default", "published"),
+    reads_forget_set=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class Potion(Unlearner):
     """Potion: XLF importances and the search for the strength (PTN).
@@ -71,6 +82,11 @@ class Potion(Unlearner):
     Raises:
         InputError: a value is out of its range.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "default": {},
+        "published": {"per_example": False, "batch_size": 512},
+    }
 
     importance: Literal["xlf", "assd"] = "xlf"
     stop_at: float = 0.2
@@ -94,11 +110,6 @@ class Potion(Unlearner):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"potion: {name} must be a whole number of 1 or more, found {value!r}")
-
-    @classmethod
-    def published(cls, *, stop_at: float = 0.2) -> Potion:
-        """As the authors' code computes it: gradients of batches of 512."""
-        return cls(stop_at=stop_at, per_example=False, batch_size=512)
 
     def epochs_in(self, recipe: Recipe) -> int:
         """One record, of all of it."""

@@ -40,6 +40,7 @@ from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import EpochRecord, Recipe, Trained, predict, train
+from unpoison.unlearners._methods import register
 from unpoison.unlearners._unlearner import (
     Unlearner,
     forgotten,
@@ -53,6 +54,14 @@ _LEAST_EPOCHS = 2
 
 
 @final
+@register(
+    name="recant",
+    title="Recanting (ours)",
+    summary="Trains the victim on, with its own second-best answers for the examples to forget.",
+    paper="of this project; compare Boundary Shrink, Chen et al. 2023, arXiv 2303.11570",
+    cost="about an eighth of a training",
+    reads_forget_set=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class Recant(Unlearner):
     """Fine-tuning in which the examples to forget are labelled by the model's own second-best answers.

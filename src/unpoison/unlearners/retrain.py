@@ -18,10 +18,18 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.models import reinitialized
 from unpoison.training import EpochRecord, Recipe, Trained, train
+from unpoison.unlearners._methods import register
 from unpoison.unlearners._unlearner import Unlearner, network_of, recipe_of, retained
 
 
 @final
+@register(
+    name="retrain",
+    title="Exact unlearning (EU)",
+    summary="Trains from scratch on the examples that are kept.",
+    paper="the reference of every comparison, e.g. Goel et al. 2024, arXiv 2402.14015",
+    cost="one training",
+)
 @dataclass(frozen=True, kw_only=True)
 class Retrain(Unlearner):
     """Exact unlearning (EU).

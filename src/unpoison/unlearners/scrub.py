@@ -13,10 +13,10 @@ forget is nearest to the last one's error on held-out examples of the same label
 thoroughly that forgetting shows. That is meant for privacy; for poison, whose labels are wrong, it goes back
 to where the poison still works.
 
-The default is the paper's large-scale setting, `SCRUB.small_scale()` the other. The comparison of
+The default is the paper's large-scale setting, `unlearners.get("scrub", preset="small-scale")` the other. The comparison of
 Delta-Influence (arXiv 2411.13731, public code) turns the whole loss around on the examples to forget instead
 of the divergence alone, at fifty times the learning rate, and stops after 40 steps, ascent included:
-`SCRUB.published()`.
+`unlearners.get("scrub", preset="published")`.
 
 Cost: `epochs` of training with one more forward pass, the teacher's. Memory: two copies of the network, with
 `rewind` one more an epoch.
@@ -35,7 +35,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,9 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import preserved
+from unpoison.registry import Presets
 from unpoison.training import EpochRecord, Recipe, Trained, accuracy
+from unpoison.unlearners._methods import register
 from unpoison.unlearners._record import record_of
 from unpoison.unlearners._student import Student
 from unpoison.unlearners._unlearner import (
@@ -59,6 +61,15 @@ from unpoison.unlearners._validation import held_out
 
 
 @final
+@register(
+    name="scrub",
+    title="SCRUB",
+    summary="Leads the model away from itself on the examples to forget, and back to it on the rest.",
+    paper="Kurmanji et al. 2023, arXiv 2302.09880",
+    cost="three epochs with two forward passes",
+    presets=("default", "small-scale", "published"),
+    reads_forget_set=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class SCRUB(Unlearner):
     """SCRUB, and with `rewind` SCRUB+R.
@@ -83,6 +94,21 @@ class SCRUB(Unlearner):
     Raises:
         InputError: a value is out of its range.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "default": {},
+        "small-scale": {"epochs": 10, "ascent_epochs": 3, "gamma": 1.0, "alpha": 0.5, "temperature": 2.0},
+        "published": {
+            "epochs": 40,
+            "ascent_epochs": 40,
+            "learning_rate": 0.025,
+            "gamma": 1.0,
+            "batch_size": 512,
+            "forget_batch_size": 512,
+            "ascent": "loss",
+            "steps": 40,
+        },
+    }
 
     epochs: int = 3
     ascent_epochs: int = 2
@@ -117,25 +143,6 @@ class SCRUB(Unlearner):
             raise InputError(f"scrub: momentum {self.momentum} is outside [0, 1)")
         if self.ascent not in ("divergence", "loss"):
             raise InputError(f"scrub: ascent must be 'divergence' or 'loss', found {self.ascent!r}")
-
-    @classmethod
-    def small_scale(cls) -> SCRUB:
-        """The paper's setting for small data sets."""
-        return cls(epochs=10, ascent_epochs=3, gamma=1.0, alpha=0.5, temperature=2.0)
-
-    @classmethod
-    def published(cls) -> SCRUB:
-        """As Delta-Influence compared it: 40 steps in all, the whole loss turned around."""
-        return cls(
-            epochs=40,
-            ascent_epochs=40,
-            learning_rate=0.025,
-            gamma=1.0,
-            batch_size=512,
-            forget_batch_size=512,
-            ascent="loss",
-            steps=40,
-        )
 
     def epochs_in(self, recipe: Recipe) -> int:
         """The method's own, or fewer where `steps` ends them."""

@@ -15,7 +15,7 @@ held-out kept examples stays.
 
 The comparison of Delta-Influence (arXiv 2411.13731, public code) takes batch-mean gradients of 512 examples,
 the kept examples as "all", and picks from its grid by the attack's success on test images, which nobody who
-heals knows: `SSD.published(selection, dampening)` is one point of that grid.
+heals knows: `unlearners.get("ssd", preset="published", selection, dampening)` is one point of that grid.
 
 Cost: one gradient an example, about one to three epochs of training, and with `selection=None` a look at the
 examples to forget and the held-out ones for each value tried. Memory: two numbers a
@@ -32,15 +32,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, final
+from typing import ClassVar, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.registry import Presets
 from unpoison.training import EpochRecord, Recipe, Trained
 from unpoison.unlearners._dampening import dampen, importances
+from unpoison.unlearners._methods import register
 from unpoison.unlearners._record import record_of
 from unpoison.unlearners._unlearner import (
     Unlearner,
@@ -57,6 +59,15 @@ GRID: Final = tuple(10 ** (half / 2) for half in range(6, -9, -1))
 
 
 @final
+@register(
+    name="ssd",
+    title="Selective Synaptic Dampening (SSD)",
+    summary="Shrinks the parameters that matter to the examples to forget alone; trains nothing.",
+    paper="Foster et al. 2024, arXiv 2308.07707",
+    cost="one gradient an example, one to three epochs of training",
+    presets=("default", "published"),
+    reads_forget_set=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class SSD(Unlearner):
     """Selective Synaptic Dampening.
@@ -75,6 +86,17 @@ class SSD(Unlearner):
     Raises:
         InputError: a value is out of its range.
     """
+
+    PRESETS: ClassVar[Presets] = {
+        "default": {},
+        "published": {
+            "selection": 10.0,
+            "dampening": 1.0,
+            "reference": "kept",
+            "per_example": False,
+            "batch_size": 512,
+        },
+    }
 
     selection: float | None = 10.0
     dampening: float = 1.0
@@ -96,13 +118,6 @@ class SSD(Unlearner):
             )
         if not 0 <= self.tolerance <= 1:
             raise InputError(f"ssd: tolerance {self.tolerance} is outside [0, 1]")
-
-    @classmethod
-    def published(cls, *, selection: float = 10.0, dampening: float = 1.0) -> SSD:
-        """As Delta-Influence compared it: one point of its grid, {2, 10, 50} x selection * {.01, .1, 1}."""
-        return cls(
-            selection=selection, dampening=dampening, reference="kept", per_example=False, batch_size=512
-        )
 
     def epochs_in(self, recipe: Recipe) -> int:
         """One record, of all of it."""

@@ -1,0 +1,13 @@
+"""The defenses by name; see `unpoison.registry`. This module does not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unpoison.registry import Registry
+
+if TYPE_CHECKING:
+    from unpoison.training import Defense
+
+METHODS: Registry[Defense] = Registry("defense", "unpoison.defenses")
+register, names, describe, get = METHODS.register, METHODS.names, METHODS.describe, METHODS.get
