@@ -4,9 +4,9 @@
     findings = unpoison.trace(model, training_set, unpoison.Observation(image, predicted=5))
     healed = unpoison.heal(model, training_set, findings)
 
-The nouns live here; the methods live in the rooms: `unpoison.attacks`, `unpoison.defenses`,
-`unpoison.detectors`, `unpoison.unlearners`. Names are imported when they are first used, so `import unpoison`
-costs nothing.
+The verbs are those of `unpoison.workflow`; the methods are in the packages `unpoison.attacks`,
+`unpoison.defenses`, `unpoison.detectors` and `unpoison.unlearners`. Names are imported when they are first
+used, so `import unpoison` costs nothing.
 """
 
 import lazy_loader as _lazy

@@ -6,17 +6,15 @@ from . import errors as errors
 from . import evaluation as evaluation
 from . import influence as influence
 from . import models as models
+from . import registry as registry
 from . import report as report
+from . import runs as runs
 from . import threats as threats
 from . import training as training
 from . import unlearners as unlearners
-from ._api import heal as heal
-from ._api import scan as scan
-from ._api import trace as trace
 from .data import TrainingSet as TrainingSet
 from .detectors import Findings as Findings
 from .detectors import Observation as Observation
-from .evaluation import measure as measure
 from .threats import Backdoor as Backdoor
 from .threats import Budget as Budget
 from .threats import Goal as Goal
@@ -24,13 +22,21 @@ from .threats import PoisonSet as PoisonSet
 from .threats import Trigger as Trigger
 from .training import Recipe as Recipe
 from .training import Trained as Trained
-from .training import train as train
+from .workflow import Measurement as Measurement
+from .workflow import craft as craft
+from .workflow import heal as heal
+from .workflow import measure as measure
+from .workflow import observe as observe
+from .workflow import scan as scan
+from .workflow import trace as trace
+from .workflow import train as train
 
 __all__ = [
     "Backdoor",
     "Budget",
     "Findings",
     "Goal",
+    "Measurement",
     "Observation",
     "PoisonSet",
     "Recipe",
@@ -38,6 +44,7 @@ __all__ = [
     "TrainingSet",
     "Trigger",
     "attacks",
+    "craft",
     "data",
     "defenses",
     "detectors",
@@ -47,7 +54,10 @@ __all__ = [
     "influence",
     "measure",
     "models",
+    "observe",
+    "registry",
     "report",
+    "runs",
     "scan",
     "threats",
     "trace",

@@ -20,7 +20,6 @@ from unpoison._artefacts import write_json
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._options import Bench, configuration
-from unpoison.cli._run import Recorder, RunRecord
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.evaluation import (
     Executor,
@@ -31,6 +30,7 @@ from unpoison.evaluation import (
     Standing,
     leaderboard,
 )
+from unpoison.runs import Recorder, RunRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,9 +53,9 @@ def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
     out = options.out
     if out.exists() and not (out.is_dir() and ((out / "recipes").is_dir() or not any(out.iterdir()))):
         raise InputError(f"--out {out}: is neither empty nor a store of results; name another directory")
-    recorder = Recorder("bench", configuration(options), options.run.seed, console)
+    recorder = Recorder("bench", configuration(options), options.run.seed, console.since)
     try:
-        results, standing = _sweep(options, experiment, recorder)
+        results, standing = _sweep(options, experiment, recorder, console)
     except _NoTargetsError as error:
         console.say(f"unpoison: error: {error}; {out / LOG} has more, and the same command tries again")
         return FAILED
@@ -113,7 +113,9 @@ def _experiment(options: Bench) -> Experiment:
     return experiment
 
 
-def _sweep(options: Bench, experiment: Experiment, recorder: Recorder) -> tuple[Results, Standing]:
+def _sweep(
+    options: Bench, experiment: Experiment, recorder: Recorder, console: Console
+) -> tuple[Results, Standing]:
     with recorder.stage("start"):
         import torch
 
@@ -133,7 +135,7 @@ def _sweep(options: Bench, experiment: Experiment, recorder: Recorder) -> tuple[
         log = options.out / LOG
         if work is None:
             what = f"{experiment.name}: clean networks, by which targets are chosen"
-            with recorder.stage("targets"), _view(recorder.console, log, what) as show:
+            with recorder.stage("targets"), _view(console, log, what) as show:
                 try:
                     experiment = choose_targets(experiment, options.out, executor, device=device, watch=show)
                 except InputError:
@@ -142,7 +144,7 @@ def _sweep(options: Bench, experiment: Experiment, recorder: Recorder) -> tuple[
                     raise _NoTargetsError(str(error)) from error
             work = plan(experiment, device=device)
         what = f"{experiment.name}: {len(work.rows)} trials"
-        with recorder.stage("sweep"), _view(recorder.console, log, what) as show:
+        with recorder.stage("sweep"), _view(console, log, what) as show:
 
             def watch(now: Standing, line: str) -> None:
                 nonlocal standing

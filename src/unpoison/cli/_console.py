@@ -1,28 +1,24 @@
-"""What the command says while it works: bars on a terminal, plain lines elsewhere, always on standard error.
+"""What the command prints while it works: bars on a terminal, plain lines elsewhere.
 
-Standard output carries results alone, so that `--json` can be piped.
+All of it goes to standard error; standard output carries results alone, so that `--json` can be piped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
+
+from unpoison._progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 _SECONDS_BETWEEN_LINES = 5.0
-
-
-class Progress(Protocol):
-    """Called with how much is done so far, a few words about it, and how much there is if that changes."""
-
-    def __call__(self, done: float, words: str = "", total: float | None = None) -> None:
-        """Show it."""
 
 
 @final
@@ -53,56 +49,57 @@ class Console:
             output.print(*renderables, sep="\n", markup=False, highlight=False, soft_wrap=False)
 
     @contextlib.contextmanager
-    def progress(self, what: str, total: float | None, unit: str) -> Iterator[Progress]:
-        """Show how far the block has come: a bar on a terminal, elsewhere a line now and then.
+    def progress(self, what: str) -> Iterator[Progress]:
+        """Yield a `Progress` that shows how far `what` has come.
 
-        A `total` of None means that nobody knows how long it takes.
+        A bar on a terminal, a line now and then elsewhere.
         """
-        if self._error.is_terminal:
-            with self._bar(what, total, unit) as step:
-                yield step
-        else:
-            with self._lines(what, total, unit) as step:
-                yield step
+        with self._bar(what) if self._error.is_terminal else self._lines(what) as report:
+            yield report
 
     @contextlib.contextmanager
-    def _bar(self, what: str, total: float | None, unit: str) -> Iterator[Progress]:
+    def _bar(self, what: str) -> Iterator[Progress]:
         from rich import progress as rich
 
         columns = (
             rich.TextColumn("{task.description}", markup=False),
             rich.BarColumn(),
             rich.MofNCompleteColumn(),
-            rich.TextColumn(unit),
             rich.TimeElapsedColumn(),
-            rich.TextColumn("{task.fields[words]}", markup=False),
+            rich.TextColumn("{task.fields[metrics]}", markup=False),
         )
         # Redirection would send what others print on standard output into the bar's own stream.
         bar = rich.Progress(*columns, console=self._error, redirect_stdout=False, redirect_stderr=False)
         with bar:
-            task = bar.add_task(what, total=total, words="")
+            task = bar.add_task(what, total=None, metrics="")
 
-            def step(done: float, words: str = "", total: float | None = None) -> None:
-                bar.update(task, total=total, completed=done, words=words)
+            def report(stage: str, done: int, total: int, /, **metrics: float) -> None:
+                bar.update(
+                    task,
+                    description=f"{what}: {stage}",
+                    total=total,
+                    completed=done,
+                    metrics=_shown(metrics),
+                )
 
-            yield step
+            yield report
             if (end := bar.tasks[0].total) is not None:
                 bar.update(task, completed=end)
 
     @contextlib.contextmanager
-    def _lines(self, what: str, total: float | None, unit: str) -> Iterator[Progress]:
+    def _lines(self, what: str) -> Iterator[Progress]:
         started = last = time.monotonic()
         self.say(f"{what} ...")
 
-        def step(done: float, words: str = "", total: float | None = total) -> None:
+        def report(stage: str, done: int, total: int, /, **metrics: float) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= _SECONDS_BETWEEN_LINES:
                 last = now
-                of = f" of {total:g}" if total is not None else ""
-                self.say(f"{what}: {done:g}{of} {unit}, {now - started:.0f} s{', ' + words if words else ''}")
+                numbers = f", {_shown(metrics)}" if metrics else ""
+                self.say(f"{what}: {stage}, {done} of {total}, {now - started:.0f} s{numbers}")
 
-        yield step
+        yield report
         self.say(f"{what}: done in {time.monotonic() - started:.1f} s")
 
     @property
@@ -114,3 +111,16 @@ class Console:
             self._cache.update(file=sys.stderr, console=RichConsole(file=sys.stderr))
         console: RichConsole = self._cache["console"]
         return console
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def per_cent(rate: float | None) -> str:
+    """A rate for people.
+
+    >>> per_cent(0.915), per_cent(None), per_cent(float("nan"))
+    ('91.5 %', '-', '-')
+    """
+    return "-" if rate is None or math.isnan(rate) else f"{100 * rate:.1f} %"

@@ -1,9 +1,9 @@
-"""`unpoison demo`: the whole story on the bundled sample, told by the public API alone.
+"""`unpoison demo`: the whole workflow on the bundled sample.
 
-An adversary stamps a small white square on 75 of 5,000 pictures, sneakers all, and calls them pullovers.
-A model trained on them is as accurate as one that was not, but takes any sneaker with the square for a
-pullover. Somebody notices one such answer. From that one picture the training examples behind it are found,
-removed, and the model is trained again.
+A small white square is stamped on 75 of 5,000 training images, all of them sneakers, and they are labelled
+as pullovers. A model trained on them is as accurate as one that was not, but takes any sneaker with the
+square for a pullover. From one such answer the training examples behind it are found and removed, and the
+model is trained again.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import torch
-
-from unpoison import attacks, data, detectors, report, unlearners
+from unpoison import data, report, workflow
 from unpoison._artefacts import atomic_file
-from unpoison.cli._console import Console
+from unpoison.cli._console import Console, per_cent
 from unpoison.cli._interrupts import Interrupts
-from unpoison.cli._measuring import epochs, per_cent
 from unpoison.cli._options import Demo
+from unpoison.cli._search import keep_findings
 from unpoison.cli._session import Session, session
-from unpoison.cli._tracing import keep_findings, observe, stages
 from unpoison.data import TrainingSet
+from unpoison.detectors import Detector
 from unpoison.errors import UnpoisonError
-from unpoison.evaluation import measure
 from unpoison.threats import Backdoor, Budget, PatchTrigger
-from unpoison.training import Recipe, Trained, predict, train
+from unpoison.training import Recipe, Trained
 
 SOURCE, TARGET = "Sneaker", "Pullover"
 _BUDGET = Budget(count=75)
@@ -33,22 +30,23 @@ PAGE = "report.html"
 
 
 def demo(options: Demo, console: Console, interrupts: Interrupts) -> int:
-    """Tell the story and keep all of it: poison/, model/, control/, findings/, healed/, the page."""
+    """Run it and keep everything: poison/, model/, control/, findings/, healed/ and the report."""
     with session(options, options.out, console, interrupts) as run:
-        tell(run, seed=options.run.seed)
+        play(run, seed=options.run.seed)
         with run.stage("report"):
             _write_page(run)
     _show(run, console, options.out)
     return 0
 
 
-def tell(
+def play(
     run: Session,
     *,
     seed: int,
     recipe: Recipe | None = None,
     splits: data.Splits | None = None,
     budget: Budget = _BUDGET,
+    method: str | Detector = "calibrated",
 ) -> None:
     """Poison, train, look for a wrong prediction, trace it, heal, measure.
 
@@ -56,8 +54,9 @@ def tell(
         run: where artefacts and results go.
         seed: of everything.
         recipe: how every model is trained; the preset `sample` when None.
-        splits: the data, with the two classes of the story; the bundled sample when None.
+        splits: data with the two classes of the demo; the bundled sample when None.
         budget: how much is poisoned.
+        method: the detector.
     """
     recipe = Recipe.preset("sample") if recipe is None else recipe
     with run.stage("data"):
@@ -67,17 +66,17 @@ def tell(
         clean, test, names = splits.train, splits.test, splits.train.class_names
 
     with run.stage("craft"):
-        backdoor = Backdoor(PatchTrigger.white_corner(), names.index(SOURCE), names.index(TARGET))
-        poison = attacks.BadNets().craft(backdoor, clean, budget=budget, seed=seed)
+        goal = Backdoor(PatchTrigger.white_corner(), names.index(SOURCE), names.index(TARGET))
+        poison = workflow.craft("badnets", goal, clean, budget=budget, seed=seed)
         poison.save(run.artefact("poison", "poison"))
         poisoned = poison.apply(clean)
     run.console.say(
-        f"{len(poison)} of {len(clean)} training images: {SOURCE} with a white corner, called {TARGET}"
+        f"{len(poison)} of {len(clean)} training images: {SOURCE} with a white corner, labelled {TARGET}"
     )
 
     def trained(stage: str, what: str, training_set: TrainingSet, place: str) -> Trained:
-        with run.stage(stage), epochs(run.console, what, recipe) as on_epoch:
-            model = train(training_set, recipe, seed=seed, on_epoch=on_epoch)
+        with run.stage(stage), run.console.progress(what) as progress:
+            model = workflow.train(training_set, recipe, seed=seed, progress=progress)
             model.save(run.artefact(place, place))
         return model
 
@@ -85,39 +84,26 @@ def tell(
     control = trained("control", "training on the clean set, to compare", clean, "control")
 
     with run.stage("observe"):
-        index = _wrong_prediction(victim, backdoor, test)
-        image = backdoor.trigger.stamp(test.images[index : index + 1])[0]
-        observation = observe(
-            victim.model,
-            poisoned,
-            image,
-            words=f"test image {index}",
-            predicted=backdoor.target,
-            true_label=backdoor.source,
-        )
-    run.console.say(
-        f"somebody notices: test image {index}, a {SOURCE} with a white corner, is called {TARGET}"
-    )
+        observation = workflow.observe(victim, goal, test)
+        if observation is None:
+            raise UnpoisonError("demo: the poison had no effect with this seed; try another --seed")
+        index = observation.indices[0]
+    run.console.say(f"observed: test image {index}, a {SOURCE} with a white corner, is called {TARGET}")
 
-    with run.stage("trace"), stages(run.console, "tracing that one answer") as progress:
-        detector = detectors.get("delta-influence", preset="calibrated", seed=seed)
-        findings = detector.find(victim.model, poisoned, observation, progress=progress)
+    with run.stage("trace"), run.console.progress("tracing that one answer") as progress:
+        findings = workflow.trace(victim, poisoned, observation, method=method, seed=seed, progress=progress)
         keep_findings(run, findings, poisoned, poison)
     run.console.say(findings.summary)
 
     healed = victim
     if len(findings.flagged):
-        with run.stage("heal"), epochs(run.console, "healing by retraining", recipe) as on_epoch:
-            healed = unlearners.Retrain().heal(
-                victim, poisoned, findings.flagged, seed=seed, on_epoch=on_epoch
-            )
+        with run.stage("heal"), run.console.progress("healing by retraining") as progress:
+            healed = workflow.heal(victim, poisoned, findings, seed=seed, progress=progress)
             healed.save(run.artefact("healed", "healed"))
 
     with run.stage("measure"):
-        for name, model in (("before", victim), ("after", healed), ("control", control)):
-            measurement = measure(model, test, backdoor)
-            run.rate(f"clean_accuracy_{name}", measurement.clean_accuracy)
-            run.rate(f"attack_success_{name}", measurement.attack_success)
+        for when, model in (("before", victim), ("after", healed), ("control", control)):
+            run.measure(model, test, poison, when=when)
     run.results.update(
         poisons=len(poison),
         examples=len(clean),
@@ -127,17 +113,6 @@ def tell(
         recipe=recipe.to_dict(),
         fingerprint=poisoned.fingerprint,
     )
-
-
-def _wrong_prediction(victim: Trained, backdoor: Backdoor, test: TrainingSet) -> int:
-    """The first test image that the victim gets right, and wrong in the adversary's sense once stamped."""
-    images, indices = backdoor.victims(test)
-    right = predict(victim.model, test.images[indices]).argmax(1) == test.labels[indices]
-    fooled = predict(victim.model, images).argmax(1) == backdoor.target
-    found = indices[torch.logical_and(right, fooled)]
-    if not len(found):
-        raise UnpoisonError("demo: the poison had no effect with this seed; try another --seed")
-    return int(found[0])
 
 
 def _write_page(run: Session) -> None:

@@ -2,72 +2,59 @@
 
 from __future__ import annotations
 
-from unpoison import unlearners
-from unpoison.cli._console import Console
-from unpoison.cli._inputs import load_data, load_findings, load_model, load_poison, recipe_of
+from dataclasses import fields
+
+from unpoison import unlearners, workflow
+from unpoison.cli._console import Console, per_cent
+from unpoison.cli._inputs import load_findings, load_model, load_set, options_of, recipe_of
 from unpoison.cli._interrupts import Interrupts
-from unpoison.cli._measuring import measured, per_cent
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
-from unpoison.errors import InputError, MismatchError
+from unpoison.errors import InputError
+from unpoison.training import Trained
 
 
 def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     """Heal `--model` of what `--findings` flagged, save the healed model, measure it before and after."""
-    unlearner = unlearners.get(options.method)
+    unlearner = unlearners.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
-            splits = load_data(options.data, options.test_data, run.device)
-            poison = load_poison(options.poison)
-            training_set = splits.train if poison is None else poison.apply(splits.train)
+            splits, training_set, poison = load_set(options, run.device)
             findings = load_findings(options.findings)
-            if findings.fingerprint != training_set.fingerprint:
-                raise MismatchError(
-                    f"--findings {options.findings}: they are of another training set than --data"
-                    + (
-                        f" {options.data}"
-                        if poison is None
-                        else f" {options.data} with --poison {options.poison}"
-                    )
-                    + "; give the data and the poison that they were made with"
-                )
-            if not len(findings.flagged):
-                raise InputError(
-                    f"--findings {options.findings}: nothing is flagged, so there is nothing to heal"
-                )
+            try:
+                workflow.check_findings(findings, training_set)
+            except InputError as error:
+                raise type(error)(f"--findings {options.findings}: {error}") from None
             subject = load_model(options.model, options.architecture, training_set)
-            recipe = recipe_of(
-                options.training, base=None if subject.trained is None else subject.trained.recipe
-            )
-        with (
-            run.stage("heal"),
-            console.progress(f"healing by {options.method}", unlearner.epochs_in(recipe), "epochs") as step,
-        ):
-            healed = unlearner.heal(
-                subject.for_healing,
+            trained = subject.model if isinstance(subject.model, Trained) else None
+            recipe = None
+            if trained is not None or any(
+                getattr(options.training, one.name) is not None for one in fields(options.training)
+            ):
+                recipe = recipe_of(options.training, base=None if trained is None else trained.recipe)
+        with run.stage("heal"), console.progress(f"healing by {options.method}") as progress:
+            healed = workflow.heal(
+                subject.model,
                 training_set,
-                findings.flagged,
+                findings,
+                method=unlearner,
                 recipe=recipe,
+                start=subject.build() if subject.build is not None and options.method == "retrain" else None,
                 seed=options.run.seed,
-                on_epoch=lambda record: step(record.epoch + 1, f"loss {record.loss:.3f}"),
+                progress=progress,
             )
             healed.save(run.artefact("model", "model"))
         with run.stage("measure"):
-            measurements = {
-                "before": measured(subject.module, splits.test, poison),
-                "after": measured(healed, splits.test, poison),
-            }
-        for when, measurement in measurements.items():
-            run.rate(f"clean_accuracy_{when}", None if measurement is None else measurement.clean_accuracy)
-            run.rate(f"attack_success_{when}", None if measurement is None else measurement.attack_success)
+            run.measure(subject.model, splits.test, poison, when="before")
+            run.measure(healed, splits.test, poison, when="after")
         run.results.update(
             method=options.method,
             removed=len(findings.flagged),
             examples=len(training_set),
-            recipe=healed.recipe.to_dict(),
+            recipe=None if healed.recipe is None else healed.recipe.to_dict(),
             fingerprint=training_set.fingerprint,
             healing_seconds=healed.seconds,
-            training_seconds=None if subject.trained is None else subject.trained.seconds,
+            training_seconds=None if trained is None else trained.seconds,
         )
     results = run.results
     console.show(
@@ -79,7 +66,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             if results[f"{name}_before"] is not None
         ),
         f"healing took {healed.seconds:.1f} s"
-        + ("" if subject.trained is None else f"; training the model took {subject.trained.seconds:.1f} s"),
+        + ("" if trained is None else f"; training the model took {trained.seconds:.1f} s"),
         f"the healed model is {options.out / 'model'}",
     )
     return 0

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
-from unpoison import data as data_room
+from unpoison import data
 from unpoison._artefacts import read_json
-from unpoison.cli._options import ModelOptions, RecipeOptions
+from unpoison.cli._options import Heal, ModelOptions, RecipeOptions, Scan, Trace, Train
 from unpoison.detectors import Findings
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.models import Normalized
@@ -30,9 +30,15 @@ if TYPE_CHECKING:
     from unpoison.data import Splits, TrainingSet
 
 
-def load_data(spec: str, test: str | None, device: torch.device) -> Splits:
-    """The data that `--data` and `--test-data` name, on the device."""
-    return data_room.load(spec, test=test).to(device)
+def load_set(
+    options: Train | Trace | Scan | Heal, device: torch.device
+) -> tuple[Splits, TrainingSet, PoisonSet | None]:
+    """The data that a verb names, the training set with the poison in it, and the poison if there is any."""
+    splits = data.load(options.data, test=options.test_data).to(device)
+    poison = None
+    if options.poison is not None:
+        poison = PoisonSet.load(_part(options.poison, "poison", "poison.json", "--poison"))
+    return splits, splits.train if poison is None else poison.apply(splits.train), poison
 
 
 def label_of(text: str, class_names: tuple[str, ...], option: str) -> int:
@@ -77,14 +83,14 @@ def trigger_of(text: str) -> Trigger:
     return PatchTrigger.from_image(text, row=-height, column=-width)
 
 
-def changes_of(texts: Sequence[str], option: str) -> dict[str, Any]:
+def options_of(texts: Sequence[str], option: str = "--option") -> dict[str, Any]:
     """The KEY=VALUE words of an option; a value is read as TOML has it, and else as text.
 
     Raises:
         InputError: one of them is not of that form.
 
-    >>> changes_of(["eps=16", "flip=true", "milestones=[1, 2]", "preset=published"], "--option")
-    {'eps': 16, 'flip': True, 'milestones': [1, 2], 'preset': 'published'}
+    >>> options_of(["eps=16", "flip=true", "milestones=[1, 2]", "mode=linear"])
+    {'eps': 16, 'flip': True, 'milestones': [1, 2], 'mode': 'linear'}
     """
     changes: dict[str, Any] = {}
     for text in texts:
@@ -153,13 +159,6 @@ def recipe_of(
     return Recipe.from_dict(values)
 
 
-def load_poison(directory: Path | None) -> PoisonSet | None:
-    """The poison set of a run directory of craft (or demo), or of the poison/ in it."""
-    return (
-        None if directory is None else PoisonSet.load(_part(directory, "poison", "poison.json", "--poison"))
-    )
-
-
 def load_findings(directory: Path) -> Findings:
     """The findings of a run directory of trace (or demo), or of the findings/ in it."""
     return Findings.load(_part(directory, "findings", "findings.json", "--findings"))
@@ -177,15 +176,15 @@ def _part(directory: Path, name: str, file: str, option: str) -> Path:
 @final
 @dataclass(frozen=True)
 class Subject:
-    """The model that `--model` names, on the device, and how we trained it if we did."""
+    """The model that `--model` names, in eval mode and on the device.
 
-    module: nn.Module
-    trained: Trained | None
+    Arguments:
+        model: as trained.
+        build: makes it anew, untrained, where it is not built by a recipe.
+    """
 
-    @property
-    def for_healing(self) -> Trained | nn.Module:
-        """What unlearners take."""
-        return self.module if self.trained is None else self.trained
+    model: Trained | nn.Module
+    build: Callable[[], nn.Module] | None = None
 
 
 def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> Subject:
@@ -204,12 +203,21 @@ def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> S
         if options.weights is not None or options.normalization is not None:
             raise InputError(f"--model {spec}: a directory of ours brings its own weights and normalization")
         trained = _load_trained(_part(folder, "model", "trained.json", "--model"), training_set.device)
-        module = trained.model
-    else:
-        trained, module = None, _from_factory(spec, options).to(training_set.device)
-    module.eval()
-    _check_fit(spec, module, training_set)
-    return Subject(module, trained)
+        _check_fit(spec, trained.model.eval(), training_set)
+        return Subject(trained)
+    factory = _factory(spec)
+    normalization = None if options.normalization is None else _normalization(options.normalization)
+    module = _made(spec, factory)
+    whole = module if normalization is None else Normalized(module, *normalization)
+    if options.weights is not None:
+        _load_weights(module, whole, options.weights)
+    _check_fit(spec, whole.to(training_set.device).eval(), training_set)
+
+    def build() -> nn.Module:
+        fresh = _made(spec, factory)
+        return fresh if normalization is None else Normalized(fresh, *normalization)
+
+    return Subject(whole, build)
 
 
 def _load_trained(folder: Path, device: torch.device) -> Trained:
@@ -222,7 +230,8 @@ def _load_trained(folder: Path, device: torch.device) -> Trained:
     return Trained.load(folder, device=device)
 
 
-def _from_factory(spec: str, options: ModelOptions) -> nn.Module:
+def _factory(spec: str) -> Callable[[], Any]:
+    """The function that `package.module:factory` names."""
     place, _, name = spec.partition(":")
     if not name or not all(part.isidentifier() for part in place.split(".")):
         raise InputError(f"--model {spec}: neither a directory that is there nor package.module:factory")
@@ -241,31 +250,31 @@ def _from_factory(spec: str, options: ModelOptions) -> nn.Module:
             raise InputError(
                 f"--model {spec}: importing {place} failed ({type(error).__name__}: {error})"
             ) from error
-        for part in name.split("."):
-            try:
-                found = getattr(found, part)
-            except AttributeError:
-                raise InputError(f"--model {spec}: module {place} has no {name!r}") from None
-        if not callable(found):
-            raise InputError(
-                f"--model {spec}: {name} is {type(found).__name__}, not a function that makes a network"
-            )
+    for part in name.split("."):
         try:
-            # What a network draws for its first weights is nobody else's randomness.
-            with torch.random.fork_rng():
-                module = found()
-        except UnpoisonError:
-            raise
-        except Exception as error:
-            raise InputError(f"--model {spec}: {name}() failed ({type(error).__name__}: {error})") from error
+            found = getattr(found, part)
+        except AttributeError:
+            raise InputError(f"--model {spec}: module {place} has no {name!r}") from None
+    if not callable(found):
+        raise InputError(
+            f"--model {spec}: {name} is {type(found).__name__}, not a function that makes a network"
+        )
+    factory: Callable[[], Any] = found
+    return factory
+
+
+def _made(spec: str, factory: Callable[[], Any]) -> nn.Module:
+    """The network that the factory makes; the global random state is left as it was."""
+    try:
+        with _current_directory_importable(), torch.random.fork_rng():
+            module = factory()
+    except UnpoisonError:
+        raise
+    except Exception as error:
+        raise InputError(f"--model {spec}: the factory failed ({type(error).__name__}: {error})") from error
     if not isinstance(module, nn.Module):
-        raise InputError(f"--model {spec}: {name}() gives {type(module).__name__}, not a torch.nn.Module")
-    whole = module
-    if options.normalization is not None:
-        whole = Normalized(module, *_normalization(options.normalization))
-    if options.weights is not None:
-        _load_weights(module, whole, options.weights)
-    return whole
+        raise InputError(f"--model {spec}: the factory gives {type(module).__name__}, not a torch.nn.Module")
+    return module
 
 
 @contextmanager
@@ -363,7 +372,7 @@ def suspect_of(text: str, splits: Splits, poison: PoisonSet | None) -> Suspect:
     """
     kind, colon, number = text.partition(":")
     if not colon or kind not in ("test", "triggered"):
-        image = _fitting(data_room.read_image(text), splits.train, text)
+        image = _fitting(data.read_image(text), splits.train, text)
         return Suspect(image, None, Path(text).name)
     if splits.test is None:
         raise InputError(f"--suspect {text}: there is no test set; name one with --test-data")

@@ -84,7 +84,8 @@ def _run(arguments: Sequence[str], interrupts: Interrupts) -> int:
         return DONE
     verb = type(options).__name__.lower()
     # The verb's body is what imports torch; until here nothing has.
-    body = cast("_Body", getattr(importlib.import_module(f"unpoison.cli._{verb}"), verb))
+    module = "search" if verb in ("trace", "scan") else verb
+    body = cast("_Body", getattr(importlib.import_module(f"unpoison.cli._{module}"), verb))
     return body(options, Console(results=not options.run.json, since=began), interrupts)
 
 
@@ -93,12 +94,13 @@ def _list_of_attacks() -> str:
     from unpoison import attacks
 
     return "\n".join(
-        f"{card.name}: {card.title} ({card.paper})\n"
-        f"    labels     {card.labels}\n"
-        f"    goals      {', '.join(card.goals)}\n"
-        f"    knowledge  {card.knowledge}\n"
-        f"    cost       {card.cost}"
-        for card in map(attacks.describe, attacks.names())
+        f"{method.name}: {method.title} ({method.paper})\n"
+        f"    labels     {method.labels}\n"
+        f"    goals      {', '.join(method.goals)}\n"
+        f"    presets    {', '.join(method.presets)}\n"
+        f"    knowledge  {method.knowledge}\n"
+        f"    cost       {method.cost}"
+        for method in map(attacks.describe, attacks.names())
     )
 
 

@@ -12,19 +12,68 @@ from typing import Annotated, Any, Literal, final
 
 from tyro.conf import Positional, arg, subcommand
 
-from unpoison.cli._run import json_value
+from unpoison import attacks, defenses, detectors, unlearners
+from unpoison.registry import Registry
+from unpoison.runs import json_value
 
 Class = Annotated[str, arg(metavar="CLASS")]
 MaybeClass = Annotated[str | None, arg(metavar="CLASS", help_behavior_hint="")]
 MaybeDirectory = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
 MaybeCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 MaybeNumber = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
-Changes = Annotated[tuple[str, ...], arg(metavar="KEY=VALUE...", help_behavior_hint="")]
 MaybeText = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Directory = Annotated[Path, arg(metavar="DIR")]
 Data = Annotated[str, arg(metavar="DATA")]
 MaybeData = Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")]
 Model = Annotated[str, arg(metavar="MODEL")]
+
+
+def _listed(registry: Registry[Any], **wanted: bool) -> str:
+    """The methods whose declarations have the wanted values, with their presets."""
+    listed = []
+    for method in map(registry.describe, registry.names()):
+        if all(getattr(method, name) == value for name, value in wanted.items()):
+            presets = "" if method.presets == ("default",) else f" ({', '.join(method.presets)})"
+            listed.append(f"{method.name}{presets}")
+    return ", ".join(listed)
+
+
+_PRESETS = "presets in parentheses, the default first"
+Attack = Annotated[str, arg(metavar="ATTACK", help=f"The attack; {_PRESETS}: {_listed(attacks.METHODS)}.")]
+Defense = Annotated[
+    str | None,
+    arg(
+        metavar="DEFENSE",
+        help_behavior_hint="",
+        help=f"Train with this defense; {_PRESETS}: {_listed(defenses.METHODS)}.",
+    ),
+]
+Tracer = Annotated[
+    str,
+    arg(
+        metavar="METHOD",
+        help=f"The detector; {_PRESETS}: {_listed(detectors.METHODS, needs_observation=True)}.",
+    ),
+]
+Scanner = Annotated[
+    str,
+    arg(
+        metavar="METHOD",
+        help=f"The detector; {_PRESETS}: {_listed(detectors.METHODS, needs_observation=False)}. Only "
+        f"{_listed(detectors.METHODS, needs_observation=False, can_find_nothing=True)} can find nothing; the "
+        "others flag a share of any set.",
+    ),
+]
+Unlearner = Annotated[
+    str, arg(metavar="METHOD", help=f"The unlearner; {_PRESETS}: {_listed(unlearners.METHODS)}.")
+]
+Options = Annotated[
+    tuple[str, ...],
+    arg(metavar="KEY=VALUE...", help_behavior_hint="", help="Options of the method, values as in TOML."),
+]
+Preset = Annotated[
+    str | None, arg(metavar="PRESET", help_behavior_hint="", help="The settings of the method.")
+]
 
 
 @final
@@ -61,8 +110,8 @@ class RecipeOptions:
     """How to train: a preset, and what to change in it."""
 
     recipe: Annotated[str | None, arg(metavar="PRESET", help_behavior_hint="")] = None
-    """The preset to start from: sample (2 cores, a minute), resnet18-40, resnet18-200, fast. Sample when
-    not given; for heal, the recipe that the model was trained with."""
+    """The preset to start from: sample (2 cores, a minute), cifar10-small, resnet18-40, resnet18-200,
+    benchmark-200, fast. Sample when not given, but for heal the recipe that the model was trained with."""
     epochs: MaybeCount = None
     """Passes over the training set."""
     batch_size: MaybeCount = None
@@ -86,40 +135,43 @@ class Demo:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Craft:
-    """Poison a training set. Writes the poison set to DIR/poison; `craft --list` names the attacks."""
+    """Poison a training set. Writes the poison set to DIR/poison; `craft --list` describes the attacks."""
 
-    attack: Positional[Annotated[str, arg(metavar="ATTACK")]]
-    """The attack, e.g. badnets."""
+    attack: Positional[Attack]
     data: Data
     """sample, a folder of class folders, .npz, .parquet, or an extracted CIFAR archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    goal: MaybeText = None
+    """What the adversary wants: backdoor, targeted-misclassification, self-concealment or label-noise; the
+    first that the attack serves when not given."""
     source: MaybeClass = None
     """The class whose images bear the trigger; every class but the target when not given."""
-    target: Class
+    target: MaybeClass = None
     """The class that the trigger, or --target-image, is to be answered with. Classes go by name or number."""
-    target_image: MaybeText = None
-    """test:INDEX, the test image that is to be taken for --target; for attacks on single images."""
+    target_image: Annotated[tuple[str, ...], arg(metavar="test:INDEX...", help_behavior_hint="")] = ()
+    """Test images, of one class, that are to be taken for --target (or, for self-concealment, for any class
+    but their own)."""
     budget: MaybeNumber = None
     """How much to poison, as a share of the training set (.01 when neither budget is given)."""
     budget_count: MaybeCount = None
     """How many examples to poison."""
     trigger: Annotated[str | None, arg(metavar="TRIGGER", help_behavior_hint="")] = None
     """white-corner (3x3; when not given), four-pixels (black), or an image file to stamp into the corner."""
-    option: Changes = ()
-    """Options of the attack, e.g. least_visible=0.1."""
+    preset: Preset = None
+    option: Options = ()
     surrogate: Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")] = ()
-    """Run directories of train: the networks to craft on, for attacks that need some; trained here, on the
+    """Run directories of train: the networks to craft on, for attacks that use some; trained here, on the
     clean set, when not given."""
     surrogates: MaybeCount = None
-    """How many of those to train; as many as the attack likes when not given."""
+    """How many of those to train; the attack's own number when not given."""
     model: MaybeText = None
-    """Their network, by its name in unpoison.models, in place of the preset's."""
+    """The network of surrogates, by its name in unpoison.models, in place of the preset's."""
     width: MaybeCount = None
     """Its width."""
     training: RecipeOptions
     list: bool = False
-    """Name the attacks, and do nothing else."""
+    """Describe the attacks, and do nothing else."""
     out: Directory
     """The run directory to write."""
     run: RunOptions
@@ -136,12 +188,9 @@ class Train:
     """The test set, where it does not come with --data."""
     poison: MaybeDirectory = None
     """A run directory of craft (or its poison/): put this poison into the training set."""
-    defense: MaybeText = None
-    """Train with this defense, by its name in unpoison.defenses, e.g. epic."""
-    defense_preset: MaybeText = None
-    """Its settings, e.g. released-40-0.2; its default when not given."""
-    defense_option: Changes = ()
-    """Options of the defense, e.g. quality=50."""
+    defense: Defense = None
+    preset: Preset = None
+    option: Options = ()
     checkpoints: MaybeDirectory = None
     """Keep checkpoints here; the same command, given again after Ctrl-C or a crash, goes on from them."""
     model: MaybeText = None
@@ -174,16 +223,11 @@ class Trace:
     """The wrong label; what the model says when not given."""
     true: MaybeClass = None
     """What it ought to be; shown in the report, never used to trace. Known for test: and triggered:."""
-    method: Literal["delta-influence", "ek-fac", "trak"] = "delta-influence"
-    """How to trace."""
-    preset: MaybeText = None
-    """The settings: for delta-influence calibrated (when not given), published, published-smooth or
-    published-matching; for ek-fac published; for trak original."""
+    method: Tracer = "calibrated"
+    preset: Preset = None
+    option: Options = ()
     reference: MaybeData = None
-    """Labelled images that are known to be clean and were not trained on, for calibrated to compare with."""
-    false_alarm_level: MaybeNumber = None
-    """For calibrated: how often an answer that no poison caused may be called poisoned; 0.01 when not given.
-    It takes 2 / level - 1 innocent inputs to compare with."""
+    """Labelled examples that are known to be clean and were not trained on, for calibrated."""
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
     architecture: ModelOptions
@@ -206,20 +250,11 @@ class Scan:
     """The test set, where it does not come with --data; it is not looked at."""
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known; findings are held against it."""
-    method: Literal[
-        "activation-clustering",
-        "spectral-signatures",
-        "spectre",
-        "statistical-contamination",
-        "deep-knn",
-        "frequency",
-    ] = "statistical-contamination"
-    """How to search. Only activation-clustering and statistical-contamination can find nothing; the others
-    flag a share of any set."""
-    preset: MaybeText = None
-    """The settings; the method's original ones when not given. docs/detectors.md lists them."""
+    method: Scanner = "statistical-contamination"
+    preset: Preset = None
+    option: Options = ()
     reference: MaybeData = None
-    """Images that are known to be clean, for frequency and statistical-contamination to learn from."""
+    """Images that are known to be clean, for detectors that make use of some."""
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
     architecture: ModelOptions
@@ -243,8 +278,9 @@ class Heal:
     """The poison that was put into the training set, where it is known: attack success is then measured."""
     findings: Directory
     """A run directory of trace (or its findings/)."""
-    method: Literal["retrain", "fine-tune", "recant", "ssd", "potion", "scrub", "bad-teaching"] = "retrain"
-    """How to heal."""
+    method: Unlearner = "retrain"
+    preset: Preset = None
+    option: Options = ()
     training: RecipeOptions
     architecture: ModelOptions
     out: Directory

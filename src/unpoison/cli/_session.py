@@ -1,7 +1,8 @@
 """`session`: what every verb does around its work.
 
 It refuses a bad `--out` first, then imports torch and chooses device and threads, opens the run directory,
-and in the end writes `run.json` into it, renames it into place and prints the record under `--json`.
+and in the end writes `run.json` into it, renames it into place and prints the record under `--json`. The run
+directory gets its final name when the verb is done, and is removed when it is not.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from unpoison._artefacts import atomic_directory
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Verb, configuration
-from unpoison.cli._run import Recorder, check_out, run_directory
 from unpoison.errors import InputError
+from unpoison.runs import Recorder, check_out
 
 if TYPE_CHECKING:
     import torch
 
     from unpoison._statistics import Proportion
+    from unpoison.data import TrainingSet
+    from unpoison.threats import PoisonSet
+    from unpoison.workflow import Model
 
 
 @final
@@ -65,6 +70,26 @@ class Session:
         if proportion is not None:
             self.results.setdefault("measured", {})[name] = proportion.to_dict()
 
+    def measure(
+        self, model: Model, test_set: TrainingSet | None, poison: PoisonSet | None, *, when: str = ""
+    ) -> None:
+        """Note accuracy, and attack success where the poison is known; null without a test set.
+
+        Arguments:
+            model: what to measure.
+            test_set: clean test images.
+            poison: what was put into the training set.
+            when: "before" or "after" healing, to tell the numbers apart.
+        """
+        from unpoison import workflow
+
+        measured = None
+        if test_set is not None:
+            measured = workflow.measure(model, test_set, None if poison is None else poison.goal)
+        suffix = f"_{when}" if when else ""
+        self.rate(f"clean_accuracy{suffix}", None if measured is None else measured.clean_accuracy)
+        self.rate(f"attack_success{suffix}", None if measured is None else measured.attack_success)
+
 
 @contextlib.contextmanager
 def session(options: Verb, out: Path | None, console: Console, interrupts: Interrupts) -> Iterator[Session]:
@@ -75,7 +100,7 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
     """
     run = options.run
     target = None if out is None else check_out(out, run.overwrite)
-    recorder = Recorder(type(options).__name__.lower(), configuration(options), run.seed, console)
+    recorder = Recorder(type(options).__name__.lower(), configuration(options), run.seed, console.since)
     if run.threads is not None and run.threads < 1:
         raise InputError(f"--threads {run.threads}: must be at least 1")
     with contextlib.ExitStack() as stack:
@@ -94,7 +119,7 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
             yield Session(recorder, Path(), Path(), device, console)
             record = recorder.record()
         else:
-            with run_directory(target, interrupts) as staging:
+            with _run_directory(target, interrupts) as staging:
                 yield Session(recorder, staging, target, device, console)
                 record = recorder.record()
                 record.save(staging)
@@ -110,3 +135,15 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def _run_directory(out: Path, interrupts: Interrupts) -> Iterator[Path]:
+    """Yield a directory that becomes `out` when the block ends without an error, else is removed."""
+    with contextlib.ExitStack() as stack:
+        with interrupts.shielded():
+            staging = stack.enter_context(atomic_directory(out))
+        yield staging
+        # All the work is done: a Ctrl-C that comes while the directory is renamed comes too late.
+        with interrupts.shielded(forget=True):
+            stack.close()

@@ -1,8 +1,8 @@
-"""The run directory and its `run.json`: what was run, on what, how long it took and what came of it.
+"""`run.json`: what was run, with which code, on what, how long it took and what came of it.
 
-A verb works inside `run_directory`, which becomes the directory named by `--out` when the verb is done and
-vanishes when it is not. What a verb finds out goes through a `Recorder`; the record that it makes is
-`RunRecord`, and `run.schema.json` beside this file says what may stand in it.
+`RunRecord` reads and writes the file; nothing else does. A `Recorder` collects what a run finds out and makes
+the record. `run.schema.json` beside this file is the schema of what may stand in it. This module does not
+import torch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, final
 
-from unpoison._artefacts import atomic_directory, read_json, write_json
-from unpoison.cli._console import Console
-from unpoison.cli._interrupts import Interrupts
+from unpoison._artefacts import read_json, write_json
+from unpoison._code import code_digest, commit
 from unpoison.errors import InputError
 
 SCHEMA = 1
@@ -39,6 +38,7 @@ class RunRecord:
     configuration: Mapping[str, Any]
     seed: int
     versions: Mapping[str, str | None]
+    code: Mapping[str, str | None]
     device: Mapping[str, Any]
     started: str
     seconds: Mapping[str, float]
@@ -82,7 +82,7 @@ def run_schema() -> dict[str, Any]:
     >>> run_schema()["properties"]["schema"]
     {'const': 1, ...}
     """
-    text = resources.files("unpoison.cli").joinpath("run.schema.json").read_text(encoding="utf-8")
+    text = resources.files("unpoison").joinpath("run.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 
@@ -110,17 +110,20 @@ def json_value(value: Any) -> Any:
 
 @final
 class Recorder:
-    """Collects what one run of a verb finds out.
+    """Collects the results of one run.
 
     Arguments:
         verb: its name.
         configuration: all of its options.
         seed: the one that everything random is derived from.
-        console: what its stages are announced on.
+        since: when the run began, by `time.perf_counter`; now when None.
     """
 
-    def __init__(self, verb: str, configuration: Mapping[str, Any], seed: int, console: Console) -> None:
-        self.verb, self.configuration, self.seed, self.console = verb, configuration, seed, console
+    def __init__(
+        self, verb: str, configuration: Mapping[str, Any], seed: int, since: float | None = None
+    ) -> None:
+        self.verb, self.configuration, self.seed = verb, configuration, seed
+        self.since = time.perf_counter() if since is None else since
         self.started = datetime.now(UTC)
         self.seconds: dict[str, float] = {}
         self.results: dict[str, Any] = {}
@@ -143,9 +146,10 @@ class Recorder:
             configuration=self.configuration,
             seed=self.seed,
             versions=versions(),
+            code={"digest": code_digest(), "commit": commit()},
             device=device_facts(),
             started=self.started.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            seconds={**seconds, "total": round(time.perf_counter() - self.console.since, 4)},
+            seconds={**seconds, "total": round(time.perf_counter() - self.since, 4)},
             peak_memory_bytes=peak_memory_bytes(),
             results=dict(self.results),
             artefacts=dict(self.artefacts),
@@ -156,8 +160,8 @@ def check_out(out: Path, overwrite: bool) -> Path:
     """The absolute path of a run directory that may be written; asked before hours of work, not after.
 
     Raises:
-        InputError: it exists and is not empty (and `overwrite` was not asked for), it is no run directory
-            of ours, or the work would go on inside it.
+        InputError: it exists and is not empty (and `overwrite` was not asked for), it is not a run
+            directory, or it is the current directory or contains it.
     """
     target = out.absolute()
     here = Path.cwd()
@@ -179,18 +183,6 @@ def check_out(out: Path, overwrite: bool) -> Path:
                 f"--out {out}: holds no {RECORD}, so it is no run directory and is not overwritten"
             )
     return target
-
-
-@contextlib.contextmanager
-def run_directory(out: Path, interrupts: Interrupts) -> Iterator[Path]:
-    """Yield a directory that becomes `out` when the block ends without an error, else vanishes."""
-    with contextlib.ExitStack() as stack:
-        with interrupts.shielded():
-            staging = stack.enter_context(atomic_directory(out))
-        yield staging
-        # All the work is done: a Ctrl-C that comes while the directory is renamed comes too late.
-        with interrupts.shielded(forget=True):
-            stack.close()
 
 
 def versions() -> dict[str, str | None]:

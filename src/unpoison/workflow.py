@@ -1,0 +1,486 @@
+"""The one path through unpoison: craft, train, observe, trace or scan, heal, measure.
+
+    poison_set = craft("badnets", goal, training_set, budget=Budget(share=0.01))
+    victim = train(training_set, recipe, poison=poison_set)
+    observation = observe(victim, goal, test_set)
+    findings = trace(victim, poison_set.apply(training_set), observation)
+    healed = heal(victim, poison_set.apply(training_set), findings)
+    measurement = measure(healed, test_set, goal)
+
+The command, the demo, every stage of an evaluation and every benchmark call these functions, and so do users:
+they are the top-level functions of the package. What is written here once: the choice of a method by name or
+instance, datasets and networks of the user's own, normalisation, defaults, the checks that what is given
+belongs together, and the derivation of seeds. Everything else is the methods' own.
+
+A model is a `Trained` or any `nn.Module` that takes Float[b c h w] images in [0, 1] (or standardised ones,
+see `normalization`) and returns Float[b classes] logits. A training set is a `TrainingSet` or any map-style
+dataset of (image, label) pairs. Neither is ever changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import training as trainer
+from unpoison._progress import Progress
+from unpoison._seeds import derive_seed
+from unpoison._statistics import Proportion
+from unpoison.attacks import Attack
+from unpoison.data import MapStyle, TrainingSet, as_training_set, from_dataset
+from unpoison.detectors import Detector, Findings, Observation
+from unpoison.errors import InputError, MismatchError
+from unpoison.models import Normalized
+from unpoison.registry import Method, Registry
+from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
+from unpoison.training import Defense, Recipe, Trained, predict
+from unpoison.unlearners import Unlearner
+
+Model = Trained | nn.Module
+Dataset = TrainingSet | MapStyle
+Normalization = tuple[Sequence[float], Sequence[float]]
+"""Mean and standard deviation of each channel."""
+T = TypeVar("T")
+
+
+def craft(
+    attack: str | Attack,
+    goal: Goal,
+    training_set: Dataset,
+    *,
+    budget: Budget,
+    surrogates: Sequence[Model] | int | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PoisonSet:
+    """Poison a training set.
+
+    Arguments:
+        attack: its name in `attacks.names()`, or an instance with its own options.
+        goal: what the adversary wants.
+        training_set: the clean set.
+        budget: how many of its examples may be changed.
+        surrogates: the networks to craft on, for attacks that use some; or how many to train by `recipe` on
+            the clean set, the attack's own number when None.
+        recipe: how to train surrogates.
+        seed: of everything random.
+        progress: told of the training of surrogates, and of the steps of attacks that take long.
+
+    Raises:
+        InputError: there is no such attack, it cannot serve the goal or makes no use of surrogates, it needs
+            some and there is neither a network nor a recipe, or the budget does not fit the set.
+    """
+    method, chosen = _chosen(attacks.METHODS, attack)
+    examples = as_training_set(training_set)
+    networks = _surrogates(method, examples, surrogates, recipe, seed, progress)
+    return chosen.craft(
+        goal, examples, budget=budget, surrogate=networks or None, seed=seed, progress=progress
+    )
+
+
+def train(
+    training_set: Dataset,
+    recipe: Recipe,
+    *,
+    poison: PoisonSet | None = None,
+    defense: str | Defense | None = None,
+    start: Model | None = None,
+    include: Tensor | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a network, on a clean or a poisoned set, with or without a defense.
+
+    Arguments:
+        training_set: the clean set.
+        recipe: how to train.
+        poison: is applied to the set first.
+        defense: its name in `defenses.names()`, or an instance with its own options.
+        start: the network to train on from a copy of; the recipe's own, freshly initialised, when None.
+        include: Bool[n], the examples that may be learned from; all when None.
+        seed: of everything random.
+        device: where to train; where the training set lies when None.
+        checkpoints: a directory; the state is kept there after each epoch, and the same call goes on from it.
+        progress: told of every epoch, with its loss.
+
+    Raises:
+        InputError: there is no such defense, nothing to train on, or the network does not fit the set.
+        MismatchError: the poison or the checkpoints belong to something else.
+        TrainingDivergedError: the loss is no longer finite.
+    """
+    examples = as_training_set(training_set)
+    return trainer.train(
+        examples if poison is None else poison.apply(examples),
+        recipe,
+        seed=seed,
+        defense=None if defense is None else _chosen(defenses.METHODS, defense)[1],
+        include=include,
+        start=None if start is None else network_of(start),
+        device=device,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+
+
+def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) -> Observation | None:
+    """The first of the adversary's inputs that are answered as the adversary wants; None if there are none.
+
+    Of a backdoor's inputs only those count that are answered rightly without the trigger.
+
+    Arguments:
+        model: the victim.
+        goal: what the adversary wants.
+        test_set: clean images.
+        count: how many inputs to observe, at most; all get the label that the first one gets.
+    """
+    network = network_of(model)
+    images, indices = goal.victims(test_set)
+    images, indices = images.cpu(), indices.cpu()
+    answers = predict(network, images).argmax(1).cpu()
+    hits = goal.achieved(answers)
+    known = indices >= 0
+    own = test_set.to("cpu").subset(indices.clamp(min=0))
+    if isinstance(goal, Backdoor):
+        hits = hits & (predict(network, own.images).argmax(1).cpu() == own.labels)
+    chosen = hits.nonzero().reshape(-1)
+    if not len(chosen):
+        return None
+    first = int(chosen[0])
+    same = (answers == answers[first]) & (own.labels == own.labels[first]) & (known == known[first])
+    chosen = chosen[same[chosen]][:count]
+    return Observation(
+        images[chosen],
+        int(answers[first]),
+        int(own.labels[first]) if bool(known[first]) else None,
+        indices=tuple(indices[chosen].tolist()) if bool(known[first]) else (),
+    )
+
+
+def trace(
+    model: Model,
+    training_set: Dataset,
+    observation: Observation,
+    *,
+    method: str | Detector = "calibrated",
+    reference: Dataset | None = None,
+    normalization: Normalization | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Findings:
+    """Find the training examples that a wrong prediction goes back to.
+
+    Arguments:
+        model: what was trained.
+        training_set: what it was trained on, in the order whose indices are wanted, without random
+            transforms.
+        observation: the input that the model answers wrongly.
+        method: the name of a detector, or an instance with its own options. "calibrated" can find nothing;
+            "delta-influence" (arXiv 2411.13731) is as published; "ek-fac" and "trak" threshold influence.
+        reference: labelled examples that are known to be clean and were not trained on, for detectors that
+            make use of some.
+        normalization: mean and standard deviation of each channel that the network expects its input to be
+            standardised with (a `Trained` standardises by itself). A dataset that gives float images is then
+            taken to be standardised so as well, and is read back to 8 bits.
+        seed: of everything random.
+        progress: told the stage, the examples done and the examples to do.
+
+    Returns:
+        A score for every training example, the flagged ones, and whether poison was found at all.
+
+    Raises:
+        InputError: there is no such detector or it starts from no observation; the observation does not fit
+            the model or the set; the model gives another answer than the observation says, or the right one;
+            or the dataset cannot be read.
+
+    Cost: `detectors.describe(method).cost`.
+    """
+    declared, detector = _chosen(detectors.METHODS, method)
+    if declared is not None and not declared.needs_observation:
+        raise InputError(
+            f"trace: {declared.name} searches the training set without an observation; give it to scan, or "
+            f"trace with {_listed(_detectors(needs_observation=True))}"
+        )
+    return _find(detector, model, training_set, observation, reference, normalization, seed, progress)
+
+
+def scan(
+    model: Model,
+    training_set: Dataset,
+    *,
+    method: str | Detector = "statistical-contamination",
+    reference: Dataset | None = None,
+    normalization: Normalization | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Findings:
+    """Find training examples that look like poison, without a wrong prediction to start from.
+
+    Arguments:
+        model: as for `trace`.
+        training_set: as for `trace`.
+        method: the name of a detector, or an instance with its own options. Those that can find nothing say
+            so (`detectors.describe(method).can_find_nothing`); the others flag a share of any set.
+        reference: as for `trace`.
+        normalization: as for `trace`.
+        seed: of everything random.
+        progress: as for `trace`.
+
+    Returns:
+        A score for every training example, the flagged ones, and whether anything was flagged.
+
+    Raises:
+        InputError: there is no such detector, it starts from a wrong prediction, a feature of an example is
+            not a finite number, or the dataset cannot be read.
+
+    Cost: `detectors.describe(method).cost`.
+    """
+    declared, detector = _chosen(detectors.METHODS, method)
+    if declared is not None and declared.needs_observation:
+        raise InputError(
+            f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
+            f"{_listed(_detectors(needs_observation=False))}"
+        )
+    return _find(detector, model, training_set, None, reference, normalization, seed, progress)
+
+
+def heal(
+    model: Model,
+    training_set: Dataset,
+    findings: Findings | Sequence[int] | Tensor,
+    *,
+    method: str | Unlearner = "retrain",
+    recipe: Recipe | None = None,
+    start: Model | None = None,
+    normalization: Normalization | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Make a model that has forgotten what the findings flagged.
+
+    Arguments:
+        model: as for `trace`; the healed one is a new one.
+        training_set: as for `trace`; the very set that the findings are of.
+        findings: from `trace` or `scan`, or loaded with `Findings.load`; or the indices of the examples to
+            forget.
+        method: the name of an unlearner, or an instance with its own options.
+        recipe: how to train; a `Trained` brings its own, for another network most methods need one.
+        start: a freshly built network, or the pretrained one that training began with, for "retrain" where
+            the network is not built by a recipe.
+        normalization: as for `trace`.
+        seed: of everything random.
+        device: where to train; where the training set lies when None.
+        progress: told of every epoch, with its loss.
+
+    Returns:
+        The healed model in eval mode, with its history. Its network takes the same input and has the same
+        `state_dict` keys as the one that was given.
+
+    Raises:
+        MismatchError: the findings are of another training set.
+        InputError: nothing is flagged, there is no such unlearner, the recipe is missing, or as
+            `Unlearner.heal`.
+
+    Cost: `unlearners.describe(method).cost`.
+    """
+    unlearner = _chosen(unlearners.METHODS, method)[1]
+    examples = _examples(training_set, normalization)
+    if isinstance(findings, Findings):
+        check_findings(findings, examples)
+        forget: Tensor | Sequence[int] = findings.flagged
+    else:
+        forget = findings
+    healed = unlearner.heal(
+        _accepting_pixels(model, normalization),
+        examples,
+        forget,
+        recipe=recipe,
+        start=None if start is None else network_of(_accepting_pixels(start, normalization)),
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    if normalization is not None and not isinstance(model, Trained):
+        healed = replace(healed, model=cast("Normalized", healed.model).network)
+    return healed
+
+
+def check_findings(findings: Findings, training_set: TrainingSet) -> None:
+    """That there is something to heal, in this training set.
+
+    Raises:
+        MismatchError: the findings are of another set.
+        InputError: nothing is flagged.
+    """
+    if findings.fingerprint != training_set.fingerprint:
+        raise MismatchError(
+            f"heal: the findings are of another training set than {training_set.name}; give the very set "
+            "that was searched, with the same poison and in the same order"
+        )
+    if not len(findings.flagged):
+        raise InputError(f"heal: nothing is flagged, so there is nothing to heal ({findings.summary})")
+
+
+@final
+@dataclass(frozen=True)
+class Measurement:
+    """Accuracy on clean test images, in all and by class; success of the attack if there is a goal."""
+
+    clean_accuracy: Proportion
+    per_class: tuple[Proportion, ...]
+    attack_success: Proportion | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a class without test images has the rate None."""
+        return {
+            "clean_accuracy": self.clean_accuracy.to_dict(),
+            "per_class": [proportion.to_dict() for proportion in self.per_class],
+            "attack_success": None if self.attack_success is None else self.attack_success.to_dict(),
+        }
+
+
+def measure(
+    model: Model,
+    test_set: Dataset,
+    goal: Goal | None = None,
+    *,
+    normalization: Normalization | None = None,
+    batch_size: int = 512,
+) -> Measurement:
+    """Accuracy and attack success, on 8-bit test images with the model in eval mode.
+
+    Arguments:
+        model: left as it was.
+        test_set: clean images, none of which was trained on.
+        goal: what the adversary wants; None where no attack is known of.
+        normalization: as for `trace`.
+        batch_size: images of a forward pass, which bounds memory.
+
+    Raises:
+        InputError: the test set is empty, the model has fewer outputs than the set has classes, or the goal
+            finds no inputs in it.
+    """
+    examples = _examples(test_set, normalization)
+    if not len(examples):
+        raise InputError(f"{examples.name}: no test images to measure on")
+    network = network_of(_accepting_pixels(model, normalization))
+    logits = predict(network, examples.images, batch_size=batch_size)
+    if logits.ndim != 2 or logits.shape[1] < examples.num_classes:
+        raise InputError(
+            f"{examples.name}: the model gives outputs of shape {tuple(logits.shape[1:])}, but the set has "
+            f"{examples.num_classes} classes"
+        )
+    labels = examples.labels.cpu()
+    right = logits.argmax(1).cpu() == labels
+    hits = torch.bincount(labels[right], minlength=examples.num_classes).tolist()
+    counts = examples.class_counts().tolist()
+    return Measurement(
+        clean_accuracy=Proportion(sum(hits), len(labels)),
+        per_class=tuple(Proportion(hit, count) for hit, count in zip(hits, counts, strict=True)),
+        attack_success=None if goal is None else goal.success(network, examples, batch_size=batch_size),
+    )
+
+
+def network_of(model: Model) -> nn.Module:
+    """The network itself."""
+    return model.model if isinstance(model, Trained) else model
+
+
+def _chosen(registry: Registry[T], method: str | T) -> tuple[Method | None, T]:
+    """What is declared of the method (nothing where its class is not registered), and the method."""
+    if isinstance(method, str):
+        return registry.describe(method), registry.get(method)
+    declared: Method | None = getattr(method, "method", None)
+    if isinstance(method, type) or (declared is not None and declared.kind != registry.kind):
+        raise InputError(
+            f"expected the name or an instance of one {registry.kind}, found {method!r}; there are "
+            f"{', '.join(registry.names())}"
+        )
+    return declared, method
+
+
+def _surrogates(
+    method: Method | None,
+    training_set: TrainingSet,
+    surrogates: Sequence[Model] | int | None,
+    recipe: Recipe | None,
+    seed: int,
+    progress: Progress | None,
+) -> list[nn.Module]:
+    """The networks to craft on: those given, or as many trained on the clean set."""
+    if surrogates is not None and method is not None and not method.accepts_surrogates:
+        raise InputError(f"craft: {method.name} crafts without a network; leave out the surrogates")
+    if surrogates is not None and not isinstance(surrogates, int):
+        return [network_of(one).to(training_set.device) for one in surrogates]
+    default = 0 if method is None else method.surrogates
+    count = default if surrogates is None else surrogates
+    if surrogates is not None and count < 1:
+        raise InputError(f"craft: needs at least 1 surrogate, found {count}")
+    if not count:
+        return []
+    if recipe is None:
+        raise InputError(
+            "craft: the attack needs networks; give some as surrogates, or a recipe to train them by"
+        )
+    return [
+        trainer.train(
+            training_set, recipe, seed=derive_seed(seed, "surrogate", number), progress=progress
+        ).model
+        for number in range(count)
+    ]
+
+
+def _find(
+    detector: Detector,
+    model: Model,
+    training_set: Dataset,
+    observation: Observation | None,
+    reference: Dataset | None,
+    normalization: Normalization | None,
+    seed: int,
+    progress: Progress | None,
+) -> Findings:
+    return detector.find(
+        network_of(_accepting_pixels(model, normalization)),
+        _examples(training_set, normalization),
+        observation,
+        reference=None if reference is None else _examples(reference, normalization),
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _examples(dataset: Dataset, normalization: Normalization | None) -> TrainingSet:
+    if normalization is None or isinstance(dataset, TrainingSet):
+        return as_training_set(dataset)
+    mean, std = normalization
+    return from_dataset(dataset, mean=mean, std=std)
+
+
+def _accepting_pixels(model: Model, normalization: Normalization | None) -> Model:
+    """A network behind its normalisation, on its own device; anything else as it is."""
+    if normalization is None or isinstance(model, Trained):
+        return model
+    device = next((parameter.device for parameter in model.parameters()), None)
+    wrapped = Normalized(model, *normalization)
+    wrapped.training = model.training  # without `train()`, which would change the caller's network
+    return wrapped.to(device)
+
+
+def _detectors(*, needs_observation: bool) -> list[str]:
+    return [
+        name for name in detectors.names() if detectors.describe(name).needs_observation == needs_observation
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
