@@ -39,6 +39,7 @@ class CornerDetector(Detector):
         observation: Observation | None = None,
         *,
         reference: TrainingSet | None = None,
+        seed: int = 0,
         progress: Any = None,
     ) -> Findings:
         assert observation is not None
@@ -71,10 +72,18 @@ class CornerDetector(Detector):
 
 @pytest.fixture
 def corner_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(name: str, **options: object) -> Detector:
-        return CornerDetector()
-
-    monkeypatch.setattr(detectors, "get", fake)
+    """Registers the detector as `corner`, which `Story.trace` asks for, as a plug-in would."""
+    for table in ("_classes", "_methods"):
+        monkeypatch.setattr(detectors.METHODS, table, dict(getattr(detectors.METHODS, table)))
+    detectors.register(
+        name="corner",
+        title="White corners",
+        summary="Blames every example with a white corner and the predicted label.",
+        paper="ours",
+        cost="none",
+        needs_observation=True,
+        can_find_nothing=True,
+    )(CornerDetector)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +112,7 @@ class Story:
     def trace(self, out: Path | str, *more: str) -> list[str]:
         return [
             *("trace", "--model", self.place("model"), "--data", self.data, "--poison", self.place("poison")),
-            *("--suspect", "triggered:0", "--out", str(out), *more),
+            *("--suspect", "triggered:0", "--method", "corner", "--out", str(out), *more),
         ]
 
     def heal(self, out: Path | str, findings: Path | str, *more: str) -> list[str]:

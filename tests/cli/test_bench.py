@@ -15,8 +15,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from unpoison.cli import main, run_schema
-from unpoison.cli._run import RunRecord
+from unpoison.cli import main
+from unpoison.runs import RunRecord, run_schema
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from unpoison.cli import main, run_schema
+from unpoison.cli import main
+from unpoison.runs import run_schema
 from unpoison.threats import PoisonSet, TargetedMisclassification
 from unpoison.training import Trained
 
@@ -27,7 +28,7 @@ def read(story: Any, place: Path) -> dict[str, Any]:
 
 
 def test_train_with_a_defense(story: Any, tmp_path: Path) -> None:
-    drop = ("--defense", "random-drop", "--defense-option", "sizes=[[1, 50]]")
+    drop = ("--defense", "random-drop", "--option", "sizes=[[1, 50]]")
     assert main(story.train(tmp_path / "out", "--poison", story.place("poison"), *drop)) == 0
     results = read(story, tmp_path / "out")["results"]
     trained = Trained.load(tmp_path / "out" / "model")
@@ -43,13 +44,13 @@ def test_train_with_a_defense(story: Any, tmp_path: Path) -> None:
     ("more", "said"),
     [
         (("--defense", "epix"), "there is no defense 'epix'"),
-        (("--defense-preset", "x"), "name the --defense that they are for"),
-        (("--defense-option", "x=1"), "name the --defense that they are for"),
-        (("--defense", "epic", "--defense-preset", "x"), "epic: there is no preset 'x'"),
-        (("--defense", "epic", "--defense-option", "warmup=1"), "did you mean 'warm_up'?"),
-        (("--defense", "epic", "--defense-option", "warm_up"), "expected KEY=VALUE"),
-        (("--defense", "epic", "--defense-option", "seed=3"), "--defense-option seed: is given by --seed"),
-        (("--defense", "epic", "--defense-option", "subset_size=abc"), "epic: "),
+        (("--preset", "x"), "name the --defense that they are for"),
+        (("--option", "x=1"), "name the --defense that they are for"),
+        (("--defense", "epic", "--preset", "x"), "epic: there is no preset 'x'"),
+        (("--defense", "epic", "--option", "warmup=1"), "did you mean 'warm_up'?"),
+        (("--defense", "epic", "--option", "warm_up"), "expected KEY=VALUE"),
+        (("--defense", "epic", "--option", "seed=3"), "epic: there is no option 'seed'"),
+        (("--defense", "epic", "--option", "subset_size=abc"), "epic: "),
     ],
 )
 def test_train_refuses(more: tuple[str, ...], said: str, story: Any, fails: Fails, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 
 from unpoison import data
-from unpoison.cli import _demo, main, run_schema
+from unpoison.cli import _demo, main
 from unpoison.detectors import Findings
+from unpoison.runs import run_schema
 from unpoison.threats import Budget, PoisonSet
 from unpoison.training import Recipe, Trained
 
@@ -26,13 +27,14 @@ def tiny(story: Any, corner_detector: None, monkeypatch: pytest.MonkeyPatch) -> 
         dataclasses.replace(loaded.train, class_names=names),
         dataclasses.replace(loaded.test, class_names=names),
     )
-    tell = functools.partial(
-        _demo.tell,
+    play = functools.partial(
+        _demo.play,
         recipe=Recipe.preset("sample", model="resnet9", width=4, epochs=6, warmup_epochs=1, flip=False),
         splits=splits,
         budget=Budget(count=30),
+        method="corner",
     )
-    monkeypatch.setattr(_demo, "tell", tell)
+    monkeypatch.setattr(_demo, "play", play)
 
 
 @pytest.mark.usefixtures("tiny")

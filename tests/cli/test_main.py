@@ -16,6 +16,7 @@ from unpoison.cli._main import parse
 from unpoison.cli._options import VERBS, configuration
 
 NAMES = [verb.__name__.lower() for verb in VERBS]
+HEAL = ["--model", "m", "--data", "d", "--findings", "f", "--out", "o"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -57,7 +58,10 @@ def test_a_missing_parser_is_one_line(monkeypatch: pytest.MonkeyPatch, fails: Ca
         (["craft"], "missing from unpoison craft: ATTACK, --data DATA, --target CLASS, --out DIR"),
         (["train", "--data", "d", "--out", "o", "--epochs", "1.5"], "--epochs"),
         (["demo", "--sed", "3"], "--sed"),
-        (["heal", "--method", "pray"], "invalid choice 'pray'"),
+        (
+            ["heal", "--method", "pray", *["--model", "m", "--data", "d", "--findings", "f", "--out", "o"]],
+            "no unlearner 'pray'",
+        ),
         (["report"], "name at least one run directory"),
     ],
 )
@@ -82,7 +86,7 @@ def test_a_bug_is_neither_bad_input_nor_poison(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("unpoison.cli._train.train_model", broken)
+    monkeypatch.setattr("unpoison.workflow.train", broken)
     assert main(["train", "--data", "sample", "--out", str(tmp_path / "out")]) == 70
     assert "ZeroDivisionError: by zero" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

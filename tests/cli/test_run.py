@@ -9,11 +9,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from unpoison.cli import RunRecord, run_schema
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
-from unpoison.cli._run import Recorder, check_out, json_value, run_directory
 from unpoison.errors import InputError
+from unpoison.runs import Recorder, RunRecord, check_out, json_value, run_schema
 
 VERBS = ("craft", "train", "trace", "heal", "bench", "report", "demo")
 

@@ -8,8 +8,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from unpoison.cli import main, run_schema
+from unpoison.cli import main
 from unpoison.detectors import Findings
+from unpoison.runs import run_schema
 
 
 def scan(story: Any, out: Path, *more: str) -> list[str]:
@@ -52,8 +53,8 @@ def test_findings_can_fail_the_run_and_be_healed(story: Any, tmp_path: Path) -> 
 
 def test_scan_refuses(story: Any, fails: Any, tmp_path: Path) -> None:
     said = fails(scan(story, tmp_path / "out", "--method", "deep-knn", "--preset", "comparison"))
-    assert said == "deep-knn: no preset is called 'comparison'; there is original"
-    assert "--method" in fails(scan(story, tmp_path / "out", "--method", "ek-fac"))
+    assert said == "deep-knn: there is no preset 'comparison'; there are original"
+    assert "starts from a wrong prediction" in fails(scan(story, tmp_path / "out", "--method", "ek-fac"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -119,7 +119,7 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
             yield Session(recorder, Path(), Path(), device, console)
             record = recorder.record()
         else:
-            with _run_directory(target, interrupts) as staging:
+            with run_directory(target, interrupts) as staging:
                 yield Session(recorder, staging, target, device, console)
                 record = recorder.record()
                 record.save(staging)
@@ -138,7 +138,7 @@ def _device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def _run_directory(out: Path, interrupts: Interrupts) -> Iterator[Path]:
+def run_directory(out: Path, interrupts: Interrupts) -> Iterator[Path]:
     """Yield a directory that becomes `out` when the block ends without an error, else is removed."""
     with contextlib.ExitStack() as stack:
         with interrupts.shielded():
