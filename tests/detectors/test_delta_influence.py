@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison import detectors
+from unpoison._progress import Progress
 from unpoison.data import TrainingSet
 from unpoison.detectors import (
     DeltaInfluence,
@@ -42,13 +43,13 @@ CALIBRATED = NullDistribution(false_alarm_level=0.05)
 
 
 def make(rule: Rule, **settings: Any) -> DeltaInfluence:
-    return DeltaInfluence(**{"rule": rule, "draws": 8, "seed": 3, **settings})
+    return DeltaInfluence(**{"rule": rule, "draws": 8, **settings})
 
 
 def one_by_one(detector: DeltaInfluence, scene: Any, observation: Observation) -> tuple[Tensor, Tensor]:
     """Float[m, n] of the observation's images and Float[m, draws, n], each input scored by itself."""
     asked = detector._questions(
-        observation.images, observation.predicted, scene.poisoned, "suspect"
+        observation.images, observation.predicted, scene.poisoned, 3, "suspect"
     )  # the draws before they are rounded to pictures
     task, rows = ClassificationTask(), []
     for image, label in zip(asked.inputs, asked.labels, strict=True):
@@ -69,7 +70,7 @@ def test_collapses_are_differences_of_scores_made_apart(scene: Any, which: str) 
     observation = getattr(scene, which)
     detector = make(Votes(tolerance=1))
     before, after = one_by_one(detector, scene, observation)
-    found = detector.find(scene.model, scene.poisoned, observation, factors=scene.factors)
+    found = detector.find(scene.model, scene.poisoned, observation, factors=scene.factors, seed=3)
     assert close(found.evidence["influence_before"], before.mean(0))
     differences = (after - before[:, None]).flatten(0, 1)
     change = found.evidence["influence_after"] - found.evidence["influence_before"]
@@ -84,7 +85,7 @@ def test_votes_by_brute_force(scene: Any, threshold: float, tolerance: int) -> N
     detector = make(Votes(threshold, tolerance))
     before, after = one_by_one(detector, scene, scene.observation)
     differences = after[0] - before
-    found = detector.find(scene.model, scene.poisoned, scene.observation, factors=scene.factors)
+    found = detector.find(scene.model, scene.poisoned, scene.observation, factors=scene.factors, seed=3)
     sure = ((differences - threshold).abs() > 1e-4 * differences.abs().max()).all(0)
     expected = [
         index
@@ -129,7 +130,7 @@ def test_normalized_space_differs_only_by_mean_and_deviation(scene: Any) -> None
     mean, std = (torch.tensor(part)[:, None, None] for part in scene.poisoned.channel_statistics)
     pixels, scores = (
         make(Votes(), draws=40, space=space)._questions(
-            scene.observation.images, 0, scene.poisoned, "suspect"
+            scene.observation.images, 0, scene.poisoned, 3, "suspect"
         )
         for space in ("pixels", "normalized")
     )
@@ -157,7 +158,7 @@ def test_the_seed_decides(scene: Any) -> None:
     assert torch.equal(first.scores, second.scores)
     assert torch.equal(first.flagged, second.flagged)
     assert first.draws == second.draws
-    other = replace(detector, seed=4).find(scene.model, scene.poisoned, scene.observation)
+    other = detector.find(scene.model, scene.poisoned, scene.observation, seed=4)
     assert other.draws != first.draws
     assert not torch.equal(other.scores, first.scores)
 
@@ -178,8 +179,8 @@ class Stop(Exception):
     pass
 
 
-def stop_at(stage: str) -> Callable[[str, int, int], None]:
-    def progress(name: str, done: int, total: int) -> None:
+def stop_at(stage: str) -> Progress:
+    def progress(name: str, done: int, total: int, /, **metrics: float) -> None:
         assert 0 < done <= total
         if name == stage:
             raise Stop
@@ -246,7 +247,7 @@ def test_factors_are_used_again_and_checked(scene: Any) -> None:
         scene.poisoned,
         scene.observation,
         factors=scene.factors,
-        progress=lambda stage, done, total: stages.append(stage),
+        progress=lambda stage, done, total, **_: stages.append(stage),
     )
     assert set(stages) == {"scores"}
     assert reused.fingerprint == scene.poisoned.fingerprint
@@ -287,7 +288,7 @@ def test_a_reference_must_be_of_the_same_kind(scene: Any) -> None:
 
 
 def test_presets_are_the_published_numbers() -> None:
-    assert set(DeltaInfluence.presets()) == {
+    assert set(detectors.describe("delta-influence").presets) == {
         "calibrated",
         "published",
         "published-smooth",
@@ -295,16 +296,16 @@ def test_presets_are_the_published_numbers() -> None:
     }
     numbers = {"published": (0.0, 2), "published-smooth": (-40.0, 0), "published-matching": (0.0, 1)}
     for name, (threshold, tolerance) in numbers.items():
-        preset = detectors.get("delta-influence", preset=name, seed=7)
+        preset = detectors.get("delta-influence", preset=name)
         assert preset.rule == Votes(threshold, tolerance)
         assert preset.damping == AbsoluteDamping(1e-8)
-        assert (preset.draws, preset.space, preset.seed) == (50, "normalized", 7)
+        assert (preset.draws, preset.space) == (50, "normalized")
         assert preset.labels == ("distinct" if name == "published-smooth" else "uniform")
     ours = detectors.get("delta-influence", preset="calibrated")
     assert (ours.rule, ours.damping, ours.space) == (NullDistribution(), RelativeDamping(0.1), "pixels")
-    baseline = detectors.get("ek-fac", preset="published", seed=2)
-    assert (baseline.threshold, baseline.damping, baseline.seed) == (10.0, AbsoluteDamping(1e-8), 2)
-    with pytest.raises(InputError, match="no preset is called 'magic'; there are calibrated"):
+    baseline = detectors.get("ek-fac", preset="published")
+    assert (baseline.threshold, baseline.damping) == (10.0, AbsoluteDamping(1e-8))
+    with pytest.raises(InputError, match="delta-influence: there is no preset 'magic'"):
         detectors.get("delta-influence", preset="magic")
 
 
@@ -336,7 +337,7 @@ def test_the_baseline_flags_what_pushes_beyond_its_threshold(scene: Any) -> None
 @pytest.mark.parametrize("seed", [0, 2])
 def test_calibrated_finds_the_poison(make_scenes: Callable[[int], Any], seed: int) -> None:
     scene = make_scenes(seed)
-    detector = make(CALIBRATED, draws=20, seed=0)
+    detector = make(CALIBRATED, draws=20)
     for reference in (None, scene.clean):
         found: Findings = detector.find(
             scene.model, scene.poisoned, scene.observation, reference=reference, factors=scene.factors
@@ -361,7 +362,7 @@ def test_natural_errors_are_not_called_poison(natural: Any) -> None:
     alarms = 0
     for row in wrong:
         observation = Observation(fresh.images[row], int(answers[row]), int(fresh.labels[row]))
-        found = make(CALIBRATED, draws=20, seed=0).find(model, training_set, observation, factors=factors)
+        found = make(CALIBRATED, draws=20).find(model, training_set, observation, factors=factors)
         alarms += found.poison_found
         if not found.poison_found:
             assert not len(found.flagged)
@@ -403,7 +404,9 @@ def rest(
 
     monkeypatch.setattr(method, "company", stub_company)
     monkeypatch.setattr(method, "looks", stub_looks)
-    found = make(CALIBRATED).find(scene.model, scene.poisoned, scene.observation, factors=scene.factors)
+    found = make(CALIBRATED).find(
+        scene.model, scene.poisoned, scene.observation, factors=scene.factors, seed=3
+    )
     places = {int(row): place for place, row in enumerate(rows)}
     return found, {places[int(row)] for row in found.flagged}
 
@@ -484,7 +487,9 @@ def test_in_doubt_a_group_of_its_own_is_poison(
 
     monkeypatch.setattr(method, "compare", stub_compare)
     monkeypatch.setattr(method, "company", stub_company)
-    found = make(CALIBRATED).find(scene.model, scene.poisoned, scene.observation, factors=scene.factors)
+    found = make(CALIBRATED).find(
+        scene.model, scene.poisoned, scene.observation, factors=scene.factors, seed=3
+    )
     assert found.p_value == p_value
     assert found.poison_found == guilty
     rounds = [len(bearing), len(scene.poisoned)]
@@ -517,5 +522,5 @@ def test_others_are_among_the_surest_only_where_those_of_the_label_are_not_to_bl
     surest: list[int] = []
     monkeypatch.setattr(method, "compare", stub_compare)
     monkeypatch.setattr(method, "company", stub_company)
-    make(CALIBRATED).find(scene.model, scene.poisoned, scene.observation, factors=scene.factors)
+    make(CALIBRATED).find(scene.model, scene.poisoned, scene.observation, factors=scene.factors, seed=3)
     assert surest == (bearing[:3] if alone else others[:13]).tolist()

@@ -27,8 +27,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Progress
 from unpoison.influence import Batch, ClassificationTask, Damping, Factors, Task, precondition, score
 
 _MOST = 64

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 from torch import nn
 
+from unpoison._progress import Progress
 from unpoison.data import TrainingSet
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
 from unpoison.registry import Method
-
-Progress = Callable[[str, int, int], None]
 
 
 class Detector(ABC):
@@ -32,6 +30,7 @@ class Detector(ABC):
         observation: Observation | None = None,
         *,
         reference: TrainingSet | None = None,
+        seed: int = 0,
         progress: Progress | None = None,
     ) -> Findings:
         """Score every training example and flag those to blame.
@@ -43,6 +42,7 @@ class Detector(ABC):
                 none.
             reference: labelled images that the model was not trained on and that are trusted to be clean, for
                 detectors that compare with innocent inputs; the training set itself stands in for it.
+            seed: of everything random.
             progress: called with the stage, examples done and examples to do.
 
         Raises:

@@ -30,9 +30,9 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
 from unpoison._squeezing import grain, recompressed
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Progress
 from unpoison.detectors._representations import Reader
 
 _FEWEST: Final = 5  # that a group can be learnt from

@@ -14,8 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Progress
 from unpoison.errors import InputError
 from unpoison.models import features, preserved
 

@@ -35,8 +35,9 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector, Progress
+from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
@@ -117,6 +118,7 @@ class ActivationClustering(Detector):
         observation: Observation | None = None,
         *,
         reference: TrainingSet | None = None,
+        seed: int = 0,
         progress: Progress | None = None,
     ) -> Findings:
         """See `Detector.find`; neither `observation` nor `reference` is used."""

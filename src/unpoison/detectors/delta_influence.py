@@ -45,10 +45,11 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._memory import peak_bytes
+from unpoison._progress import Progress
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
 from unpoison.detectors._company import company
-from unpoison.detectors._detector import Detector, Progress
+from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Draw, Findings, Threshold
 from unpoison.detectors._looks import looks
 from unpoison.detectors._methods import register
@@ -159,7 +160,6 @@ class DeltaInfluence(Detector):
         modules: which modules' parameters to track; all Linear and Conv2d by default.
         covariance_examples: fit the covariances to this many examples only.
         batch_size: examples of a forward pass.
-        seed: of the draws and of the factors' label samples.
 
     >>> from unpoison import detectors
     >>> detectors.get("delta-influence", preset="published").rule
@@ -190,7 +190,6 @@ class DeltaInfluence(Detector):
     modules: tuple[str, ...] | None = None
     covariance_examples: int | None = None
     batch_size: int = 128
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.draws < 1:
@@ -207,6 +206,7 @@ class DeltaInfluence(Detector):
         observation: Observation | None = None,
         *,
         reference: TrainingSet | None = None,
+        seed: int = 0,
         progress: Progress | None = None,
         factors: Factors | None = None,
     ) -> Findings:
@@ -223,7 +223,7 @@ class DeltaInfluence(Detector):
                 model,
                 training_set,
                 task,
-                seed=derive_seed(self.seed, "factors"),
+                seed=derive_seed(seed, "factors"),
                 modules=self.modules,
                 covariance_examples=self.covariance_examples,
                 batch_size=self.batch_size,
@@ -234,13 +234,13 @@ class DeltaInfluence(Detector):
         seconds["factors"] = time.perf_counter() - clock
 
         clock = time.perf_counter()
-        suspect = self._questions(observation.images, observation.predicted, training_set, "suspect")
+        suspect = self._questions(observation.images, observation.predicted, training_set, seed, "suspect")
         inputs, labels, combine = suspect.inputs, suspect.labels, suspect.every_difference()
         innocent: _Innocent | None = None
         if isinstance(self.rule, NullDistribution):
             innocent = self._innocent(model, training_set, observation, reference, self.rule)
             asked = [
-                self._questions(image[None], observation.predicted, training_set, f"innocent {place}")
+                self._questions(image[None], observation.predicted, training_set, seed, f"innocent {place}")
                 for place, image in enumerate(innocent.images)
             ]
             inputs = torch.cat([inputs, *(questions.inputs for questions in asked)])
@@ -281,7 +281,7 @@ class DeltaInfluence(Detector):
         }
         findings = Findings(
             method="delta-influence",
-            configuration=self.configuration(),
+            configuration=self.configuration() | {"seed": seed},
             fingerprint=training_set.fingerprint,
             labels=training_set.labels.cpu(),
             class_names=training_set.class_names,
@@ -322,7 +322,6 @@ class DeltaInfluence(Detector):
             "modules": None if self.modules is None else list(self.modules),
             "covariance_examples": self.covariance_examples,
             "batch_size": self.batch_size,
-            "seed": self.seed,
         }
 
     def _with_the_rest(
@@ -388,9 +387,11 @@ class DeltaInfluence(Detector):
         how = "look tuned as those do, by their grain and by what recompression and a shift do to them"
         return _completed(replace(blamed, evidence=evidence), odds, 0.0, resembling, how)
 
-    def _questions(self, images: Tensor, label: int, training_set: TrainingSet, name: str) -> _Questions:
+    def _questions(
+        self, images: Tensor, label: int, training_set: TrainingSet, seed: int, name: str
+    ) -> _Questions:
         """UInt8[m c h w] images as they are, and n draws of each."""
-        randomness = generator(self.seed, "draws", name)
+        randomness = generator(seed, "draws", name)
         mean, std = (torch.tensor(part)[:, None, None] for part in training_set.channel_statistics)
         pixels = images.cpu().float() / 255
         inputs, labels, draws = [pixels], [torch.full((len(images),), label)], []

@@ -2,7 +2,7 @@
 
 Score every training example by its influence on the wrong label's margin at the suspect, and flag all above a
 threshold. The published comparison (reference notebooks of arXiv 2411.13731) uses absolute damping 1e-8 and a
-threshold of 10, under which it flags about a quarter of the set; `detectors.get("ek-fac", preset="published")` is that. The
+threshold of 10, under which it flags about a quarter of the set; the preset `published` is that. The
 default is the same with a curvature whose small eigenvalues are damped. There is no decision whether anything
 is poisoned at all: whatever is above the threshold is flagged.
 
@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from unpoison._memory import peak_bytes
+from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector, Progress
+from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
@@ -58,7 +59,6 @@ class EKFACThreshold(Detector):
         threshold: in the unit of the scores, which depends on the model, the data and the damping.
         damping: of the curvature.
         batch_size: examples of a forward pass.
-        seed: of the factors' label samples.
     """
 
     PRESETS: ClassVar[Presets] = {
@@ -69,7 +69,6 @@ class EKFACThreshold(Detector):
     threshold: float = 10.0
     damping: Damping = _DAMPING
     batch_size: int = 128
-    seed: int = 0
 
     def find(
         self,
@@ -78,6 +77,7 @@ class EKFACThreshold(Detector):
         observation: Observation | None = None,
         *,
         reference: TrainingSet | None = None,
+        seed: int = 0,
         progress: Progress | None = None,
     ) -> Findings:
         """See `Detector.find`; `reference` is not used."""
@@ -88,7 +88,7 @@ class EKFACThreshold(Detector):
             model,
             training_set,
             task,
-            seed=derive_seed(self.seed, "factors"),
+            seed=derive_seed(seed, "factors"),
             batch_size=self.batch_size,
             progress=progress,
         )
@@ -111,7 +111,7 @@ class EKFACThreshold(Detector):
                 "threshold": self.threshold,
                 "damping": {"name": type(self.damping).__name__, **asdict(self.damping)},  # type: ignore[call-overload]
                 "batch_size": self.batch_size,
-                "seed": self.seed,
+                "seed": seed,
             },
             fingerprint=training_set.fingerprint,
             labels=training_set.labels.cpu(),

@@ -47,9 +47,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unpoison._artefacts import atomic_directory, read_json, write_json
+from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector, Progress
+from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
@@ -85,7 +86,6 @@ class Frequency(Detector):
             fault of the published comparison.
         threshold: the probability above which an example is flagged.
         classifier: the directory of a saved classifier, in place of training one.
-        seed: of triggers, first weights, order and dropout.
 
     >>> from unpoison import detectors
     >>> detectors.get("frequency", preset="original").rounds
@@ -105,7 +105,6 @@ class Frequency(Detector):
     standardize: bool = False
     threshold: float = 0.5
     classifier: str | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -125,6 +124,7 @@ class Frequency(Detector):
         observation: Observation | None = None,
         *,
         reference: TrainingSet | None = None,
+        seed: int = 0,
         progress: Progress | None = None,
         classifier: FrequencyClassifier | None = None,
     ) -> Findings:
@@ -141,7 +141,10 @@ class Frequency(Detector):
             classifier = FrequencyClassifier.load(self.classifier)
         if classifier is None:
             classifier = self.fit_classifier(
-                training_set if reference is None else reference, device=device, progress=progress
+                training_set if reference is None else reference,
+                seed=seed,
+                device=device,
+                progress=progress,
             )
         trained = time.perf_counter()
         scores = classifier.to(device).probabilities(
@@ -167,6 +170,7 @@ class Frequency(Detector):
         self,
         examples: TrainingSet,
         *,
+        seed: int = 0,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> FrequencyClassifier:
@@ -174,6 +178,7 @@ class Frequency(Detector):
 
         Arguments:
             examples: whose images to learn from; the labels are not looked at.
+            seed: of triggers, first weights, order and dropout.
             device: where to train.
             progress: called with "training", steps done and steps to do.
 
@@ -182,12 +187,12 @@ class Frequency(Detector):
         """
         if not len(examples):
             raise InputError(f"{examples.name}: there are no images to learn from")
-        order = generator(self.seed, "frequency", "order")
+        order = generator(seed, "frequency", "order")
         chosen = torch.randperm(len(examples), generator=order)[: self.examples]
         images = examples.images[chosen.to(examples.device)].to(device).float().div_(255)
-        network = _Network(examples.image_shape, generator(self.seed, "frequency", "weights")).to(device)
+        network = _Network(examples.image_shape, generator(seed, "frequency", "weights")).to(device)
         optimizer = torch.optim.Adadelta(network.parameters(), lr=0.05, weight_decay=1e-4)
-        randomness = generator(self.seed, "frequency", "triggers", device=device)
+        randomness = generator(seed, "frequency", "triggers", device=device)
         steps = math.ceil(len(images) / self.batch_size)
         total, done = self.rounds * self.epochs * steps, 0
         triggered = images

@@ -41,8 +41,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector, Progress
+from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
@@ -107,6 +108,7 @@ class Spectre(Detector):
         observation: Observation | None = None,
         *,
         reference: TrainingSet | None = None,
+        seed: int = 0,
         progress: Progress | None = None,
     ) -> Findings:
         """See `Detector.find`; neither `observation` nor `reference` is used."""

@@ -31,9 +31,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison.data import TensorExamples, TrainingSet
-from unpoison.detectors._detector import Detector, Progress
+from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
@@ -64,7 +65,6 @@ class TRAK(Detector):
         modules: which modules' parameters to track; all Linear and Conv2d by default.
         batch_size: examples of a forward pass.
         workspace_bytes: of per-example gradients at a time; default 8 MiB, on CUDA 1 GiB.
-        seed: of the projection.
     """
 
     PRESETS: ClassVar[Presets] = {
@@ -76,7 +76,6 @@ class TRAK(Detector):
     modules: tuple[str, ...] | None = None
     batch_size: int = 128
     workspace_bytes: int | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.dimensions < 1:
@@ -89,6 +88,7 @@ class TRAK(Detector):
         observation: Observation | None = None,
         *,
         reference: TrainingSet | None = None,
+        seed: int = 0,
         progress: Progress | None = None,
     ) -> Findings:
         """See `Detector.find`; `reference` is not used."""
@@ -101,7 +101,7 @@ class TRAK(Detector):
             training_set,
             suspects,
             dimensions=min(self.dimensions, max(1, len(training_set) // 4)),
-            seed=derive_seed(self.seed, "trak"),
+            seed=derive_seed(seed, "trak"),
             modules=self.modules,
             batch_size=self.batch_size,
             workspace_bytes=self.workspace_bytes,

@@ -35,12 +35,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence._layers import Layer, Scratch, outer, tracked_layers
 from unpoison.influence._shards import Shard
-from unpoison.influence._sweep import Progress, Sweeper, Visitor
+from unpoison.influence._sweep import Sweeper, Visitor
 from unpoison.influence._task import Batch, Task
 
 _SCHEMA = 1

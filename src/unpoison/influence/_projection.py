@@ -23,11 +23,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import Examples
 from unpoison.errors import InputError
 from unpoison.influence._layers import Layer, outer, tracked_layers
-from unpoison.influence._sweep import Progress, Sweeper, Visitor
+from unpoison.influence._sweep import Sweeper, Visitor
 from unpoison.influence._task import Batch
 
 

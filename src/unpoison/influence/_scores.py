@@ -21,6 +21,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
 from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence._factors import model_fingerprint, rotated
@@ -28,7 +29,7 @@ from unpoison.influence._layers import Layer, outer, tracked_layers
 from unpoison.influence._products import products
 from unpoison.influence._queries import PreconditionedQueries, inverse
 from unpoison.influence._shards import Shard
-from unpoison.influence._sweep import Progress, Sweeper, Visitor
+from unpoison.influence._sweep import Sweeper, Visitor
 from unpoison.influence._task import Task
 
 

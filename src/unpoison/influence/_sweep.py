@@ -26,7 +26,6 @@ from unpoison.influence._layers import DiagonalLayer, KroneckerLayer, Layer, Scr
 from unpoison.influence._task import Batch
 from unpoison.models import fastest_layout, preserved
 
-Progress = Callable[[str, int, int], None]
 Function = Callable[[nn.Module, Batch], Tensor]
 
 
