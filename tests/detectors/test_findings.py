@@ -27,7 +27,7 @@ def make_findings(scores: list[float] | None = None, flagged: list[int] | None =
     values = torch.tensor([0.5, 3.0, -1.0, 3.0, 2.0] if scores is None else scores, dtype=torch.float64)
     return Findings(
         method="delta-influence",
-        configuration={"draws": 2, "rule": {"name": "Votes"}, "modules": None},
+        configuration={"draws": 2, "damping": {"name": "AbsoluteDamping"}, "modules": None},
         fingerprint="abc",
         labels=torch.arange(len(values)) % 2,
         class_names=("cat", "<dog>"),
@@ -38,7 +38,7 @@ def make_findings(scores: list[float] | None = None, flagged: list[int] | None =
         p_value=0.005,
         summary="Poison found: 2 of 5",
         evidence={"influence_before": values * 2, "collapses": values.abs().floor()},
-        observation=Observation(torch.full((2, 1, 2, 3), 7, dtype=torch.uint8), 1, 0),
+        observation=Observation(torch.full((2, 1, 2, 3), 7, dtype=torch.uint8), 1, 0, indices=(4, 9)),
         draws=(Draw("flip", 0), Draw("colour jitter", 0)),
         draw_images=torch.arange(12, dtype=torch.uint8).view(2, 1, 2, 3),
         seconds={"factors": 1.5},
@@ -72,6 +72,7 @@ def assert_same(one: Findings, other: Findings) -> None:
         assert torch.equal(one.observation.images, other.observation.images)
         assert one.observation.predicted == other.observation.predicted
         assert one.observation.true_label == other.observation.true_label
+        assert one.observation.indices == other.observation.indices
     if one.draw_images is None or other.draw_images is None:
         assert one.draw_images is other.draw_images
     else:
@@ -219,7 +220,7 @@ def test_judged_by_hand() -> None:
     judgement = make_findings().judge(poison_at([1, 4], 5))
     assert (judgement.precision.successes, judgement.precision.trials) == (1, 2)
     assert (judgement.recall.successes, judgement.recall.trials) == (1, 2)
-    assert (judgement.clean_lost.successes, judgement.clean_lost.trials) == (1, 3)
+    assert (judgement.false_positives.successes, judgement.false_positives.trials) == (1, 3)
     # Scores 3, 3 (one of them poison), then 2 (poison): half the recall at 1/2, the other half at 2/3.
     assert judgement.average_precision == pytest.approx(0.5 * 1 / 2 + 0.5 * 2 / 3)
     assert json.loads(json.dumps(judgement.to_dict(), allow_nan=False))["recall"]["rate"] == 0.5

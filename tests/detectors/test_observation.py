@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from unpoison.detectors import Observation
+from unpoison.data import TrainingSet
+from unpoison.detectors import Observation, check_observation
 from unpoison.errors import InputError
+from unpoison.training import predict
 
 COLOUR = torch.arange(60, dtype=torch.uint8).view(3, 4, 5)
 GREY = COLOUR[:1]
@@ -72,6 +77,42 @@ def test_what_is_no_image_is_refused_in_one_line(given: object, message: str) ->
     assert "\n" not in str(error.value)
 
 
-def test_a_label_cannot_be_wrong_and_true_at_once() -> None:
-    with pytest.raises(InputError, match="label 3 is said to be both the wrong and the true one"):
+def test_an_answer_that_is_right_cannot_be_traced() -> None:
+    with pytest.raises(InputError, match="the answer 3 is right; there is nothing to trace"):
         Observation(COLOUR, 3, 3)
+
+
+def test_without_a_predicted_label_the_answer_is_the_models(scene: Any) -> None:
+    image = scene.observation.images[0]
+    asked = Observation(image, true_label=1, indices=(7,))
+    assert asked.predicted is None
+    with pytest.raises(InputError, match="the predicted label is not known"):
+        asked.answer  # noqa: B018
+    found = check_observation(scene.model, scene.poisoned, asked)
+    assert (found.predicted, found.answer, found.true_label, found.indices) == (0, 0, 1, (7,))
+    assert torch.equal(found.images, asked.images)
+    with pytest.raises(InputError, match=r"the answer 0 \(a\) is right; there is nothing to trace"):
+        check_observation(scene.model, scene.poisoned, Observation(image, true_label=0))
+
+
+def test_observations_that_do_not_fit_are_input_errors_of_one_line(scene: Any) -> None:
+    image, model, examples = scene.observation.images[0], scene.model, scene.poisoned
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    right = examples.images[(predict(model, examples.images).argmax(1) == 2).nonzero()[0, 0]]
+    cases: list[tuple[nn.Module, TrainingSet, Observation | None, str]] = [
+        (model, examples, None, "give the input that the model classifies wrongly"),
+        (model, examples.subset([]), scene.observation, "no training examples to trace to"),
+        (model, examples, Observation(image[:, :7], 0), r"of shape \(1, 7, 8\)"),
+        (model, examples, Observation(image.repeat(3, 1, 1), 0), r"of shape \(3, 8, 8\)"),
+        (model, examples, Observation(image, 4), r"predicted label 4 is outside 0\.\.3"),
+        (model, examples, Observation(image, -1), "predicted label -1 is outside"),
+        (model, examples, Observation(image, 0, 9), "true label 9 is outside"),
+        (model, examples, Observation(image, 3), r"the model answers 0 \(a\) to image 0, not 3 \(d\)"),
+        (model, examples, Observation(torch.stack([image, right]), 0), r"answers 2 \(c\) to image 1"),
+        (model, examples, Observation(torch.stack([image, right])), r"answers 2 \(c\) to image 1, not 0"),
+        (wide, examples, Observation(image, 0), r"outputs of shape \(5,\)"),
+    ]
+    for net, training_set, observation, message in cases:
+        with pytest.raises(InputError, match=message) as error:
+            check_observation(net, training_set, observation)
+        assert "\n" not in str(error.value)

@@ -10,12 +10,12 @@ from ._methods import get as get
 from ._methods import names as names
 from ._methods import register as register
 from ._observation import Observation as Observation
+from ._observation import check_observation as check_observation
 from .activation_clustering import ActivationClustering as ActivationClustering
+from .artifact_mixture import ArtifactMixture as ArtifactMixture
+from .calibrated import Calibrated as Calibrated
 from .deep_knn import DeepKNN as DeepKNN
 from .delta_influence import DeltaInfluence as DeltaInfluence
-from .delta_influence import NullDistribution as NullDistribution
-from .delta_influence import Rule as Rule
-from .delta_influence import Votes as Votes
 from .ekfac_threshold import EKFACThreshold as EKFACThreshold
 from .frequency import Frequency as Frequency
 from .frequency import FrequencyClassifier as FrequencyClassifier
@@ -28,6 +28,8 @@ __all__ = [
     "METHODS",
     "TRAK",
     "ActivationClustering",
+    "ArtifactMixture",
+    "Calibrated",
     "DeepKNN",
     "DeltaInfluence",
     "Detector",
@@ -37,15 +39,13 @@ __all__ = [
     "Frequency",
     "FrequencyClassifier",
     "Judgement",
-    "NullDistribution",
     "Observation",
-    "Rule",
     "SpectralSignatures",
     "Spectre",
     "StatisticalContamination",
     "Threshold",
-    "Votes",
     "average_precision",
+    "check_observation",
     "describe",
     "get",
     "names",

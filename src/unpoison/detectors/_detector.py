@@ -1,9 +1,10 @@
-"""`Detector`: the one face of everything that says which training examples are to blame."""
+"""`Detector`: the interface of every method that finds the training examples responsible for something."""
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, final
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from unpoison.registry import Method
 
 
 class Detector(ABC):
-    """Finds the training examples that are to blame.
+    """Finds the training examples that are responsible for a wrong prediction, or that look like poison.
 
     A detector is a frozen configuration; `find` changes neither the model nor the training set.
     """
@@ -33,7 +34,7 @@ class Detector(ABC):
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Findings:
-        """Score every training example and flag those to blame.
+        """Score every training example and flag those that are responsible.
 
         Arguments:
             model: takes Float[b c h w] in [0, 1] and returns Float[b classes] logits.
@@ -41,7 +42,7 @@ class Detector(ABC):
             observation: the wrong prediction to trace; detectors that look at the training set alone need
                 none.
             reference: labelled images that the model was not trained on and that are trusted to be clean, for
-                detectors that compare with innocent inputs; the training set itself stands in for it.
+                detectors that calibrate on such; the training set itself is used when None.
             seed: of everything random.
             progress: called with the stage, examples done and examples to do.
 
@@ -49,3 +50,24 @@ class Detector(ABC):
             InputError: the detector needs an observation and there is none, or the model does not fit the
                 set.
         """
+
+
+@final
+class Stopwatch:
+    """Seconds by stage.
+
+    >>> watch = Stopwatch()
+    >>> watch.lap("scores")
+    >>> list(watch.seconds)
+    ['scores']
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Count what has passed since the last lap for the stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now

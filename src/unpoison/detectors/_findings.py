@@ -59,16 +59,18 @@ class Draw:
 @final
 @dataclass(frozen=True)
 class Judgement:
-    """Findings held against the truth.
+    """Findings compared with the truth.
 
-    `precision` is the share of the flagged that are poison, `recall` the share of the poison that is flagged,
-    `average_precision` the area under the precision-recall curve of the scores, `clean_lost` the share of the
-    clean examples that are flagged.
+    Arguments:
+        precision: the share of the flagged examples that are poison.
+        recall: the share of the poison that is flagged.
+        false_positives: the share of the clean examples that are flagged.
+        average_precision: the area under the precision-recall curve of the scores; NaN without poison.
     """
 
     precision: Proportion
     recall: Proportion
-    clean_lost: Proportion
+    false_positives: Proportion
     average_precision: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Judgement:
         return {
             "precision": self.precision.to_dict(),
             "recall": self.recall.to_dict(),
-            "clean_lost": self.clean_lost.to_dict(),
+            "false_positives": self.false_positives.to_dict(),
             "average_precision": None if math.isnan(self.average_precision) else self.average_precision,
         }
 
@@ -152,11 +154,11 @@ class Findings:
         truth = torch.zeros(len(self), dtype=torch.bool)
         truth[poison_set.indices.cpu()] = True
         flagged = self.mask()
-        caught = int((flagged & truth).sum())
+        true_positives = int((flagged & truth).sum())
         return Judgement(
-            precision=Proportion(caught, int(flagged.sum())),
-            recall=Proportion(caught, int(truth.sum())),
-            clean_lost=Proportion(int((flagged & ~truth).sum()), int((~truth).sum())),
+            precision=Proportion(true_positives, int(flagged.sum())),
+            recall=Proportion(true_positives, int(truth.sum())),
+            false_positives=Proportion(int((flagged & ~truth).sum()), int((~truth).sum())),
             average_precision=average_precision(self.scores, truth),
         )
 
@@ -192,7 +194,11 @@ class Findings:
             "draws": [asdict(draw) for draw in self.draws],
             "observation": None
             if self.observation is None
-            else {"predicted": self.observation.predicted, "true_label": self.observation.true_label},
+            else {
+                "predicted": self.observation.predicted,
+                "true_label": self.observation.true_label,
+                "indices": list(self.observation.indices),
+            },
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
         }

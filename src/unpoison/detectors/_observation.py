@@ -1,49 +1,122 @@
-"""`Observation`: the wrong prediction that somebody noticed, which is all that tracing starts from."""
+"""`Observation`: the wrong prediction that tracing starts from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.training import predict
 
 
 @final
 @dataclass(frozen=True, eq=False, init=False)
 class Observation:
-    """One input, or several, that a model answers with the wrong label.
+    """One input, or several with the same answer, that a model classifies wrongly.
 
     Arguments:
         images: UInt8[c h w] or UInt8[m c h w]; a float tensor in [0, 1] is rounded to 8 bits; an array or a
-            picture with the channels last is turned round.
-        predicted: the wrong label that the model gives to each of them.
-        true_label: what it ought to have said, where that is known. It is shown to people, never used to
-            trace.
+            picture with the channels last is transposed.
+        predicted: the wrong label that the model gives to each of them; None for whatever the model answers.
+        true_label: the correct label, where it is known. It is shown to people and never used to trace.
+        indices: where the images stand in their data set, where that is known.
 
     Raises:
-        InputError: the image is not one, or the two labels are the same.
+        InputError: the image is not one, or the two labels are equal.
 
     >>> Observation(torch.zeros(1, 8, 8), predicted=5).images.shape
     torch.Size([1, 1, 8, 8])
     """
 
     images: Tensor
-    predicted: int
+    predicted: int | None
     true_label: int | None
+    indices: tuple[int, ...]
 
-    def __init__(self, images: Any, predicted: int, true_label: int | None = None) -> None:
-        if true_label is not None and int(true_label) == int(predicted):
-            raise InputError(f"Observation: label {predicted} is said to be both the wrong and the true one")
+    def __init__(
+        self,
+        images: Any,
+        predicted: int | None = None,
+        true_label: int | None = None,
+        *,
+        indices: Sequence[int] = (),
+    ) -> None:
+        labels = {"predicted": predicted, "true_label": true_label}
+        for name, label in labels.items():
+            object.__setattr__(self, name, None if label is None else int(label))
+        if self.predicted is not None and self.predicted == self.true_label:
+            raise InputError(f"Observation: the answer {self.predicted} is right; there is nothing to trace")
         object.__setattr__(self, "images", _as_uint8(images))
-        object.__setattr__(self, "predicted", int(predicted))
-        object.__setattr__(self, "true_label", None if true_label is None else int(true_label))
+        object.__setattr__(self, "indices", tuple(int(index) for index in indices))
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def answer(self) -> int:
+        """The wrong label.
+
+        Raises:
+            InputError: it is not known yet; `check_observation` asks the model.
+        """
+        if self.predicted is None:
+            raise InputError(
+                "Observation: the predicted label is not known; give it or ask check_observation"
+            )
+        return self.predicted
+
+
+def check_observation(
+    model: nn.Module, training_set: TrainingSet, observation: Observation | None
+) -> Observation:
+    """The observation with the model's own answer, if it is one of this model and this training set.
+
+    Raises:
+        InputError: there is none; an image or a label does not fit the set; the model gives another label
+            than `predicted`, different labels to several images, or the true label.
+    """
+    if observation is None:
+        raise InputError(
+            "tracing starts from an Observation; give the input that the model classifies wrongly"
+        )
+    if not len(training_set):
+        raise InputError(f"{training_set.name}: there are no training examples to trace to")
+    if tuple(observation.images.shape[1:]) != training_set.image_shape:
+        raise InputError(
+            f"Observation: the image is of shape {tuple(observation.images.shape[1:])}, the training images "
+            f"are of shape {training_set.image_shape}"
+        )
+    for name, label in (("predicted", observation.predicted), ("true", observation.true_label)):
+        if label is not None and not 0 <= label < training_set.num_classes:
+            raise InputError(
+                f"Observation: {name} label {label} is outside 0..{training_set.num_classes - 1}"
+            )
+    logits = predict(model, observation.images)
+    if logits.ndim != 2 or logits.shape[1] != training_set.num_classes:
+        raise InputError(
+            f"the model gives outputs of shape {tuple(logits.shape[1:])}; for {training_set.name} it must "
+            f"give one logit for each of {training_set.num_classes} classes"
+        )
+    answers = logits.argmax(1)
+    names = training_set.class_names
+    expected = int(answers[0]) if observation.predicted is None else observation.predicted
+    for place, answer in enumerate(answers.tolist()):
+        if answer != expected:
+            raise InputError(
+                f"Observation: the model answers {answer} ({names[answer]}) to image {place}, not {expected} "
+                f"({names[expected]}); trace the label that it gives"
+            )
+    if expected == observation.true_label:
+        raise InputError(
+            f"Observation: the answer {expected} ({names[expected]}) is right; there is nothing to trace"
+        )
+    return Observation(observation.images, expected, observation.true_label, indices=observation.indices)
 
 
 def _as_uint8(value: Any) -> Tensor:

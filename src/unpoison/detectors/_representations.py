@@ -67,6 +67,10 @@ class Reader:
             last_module(model, training_set.images[:1].to(self.device)) if module is None else module
         )
 
+    def of(self, training_set: TrainingSet) -> Reader:
+        """A reader of the same features of other examples, without progress."""
+        return Reader(self.model, training_set, module=self.module, batch_size=self.batch_size)
+
     def by_class(self) -> Iterator[ClassFeatures]:
         """The classes that have examples, in order. Memory: the features of one class and a batch."""
         labels = self.training_set.labels.cpu()

@@ -28,22 +28,17 @@ dimensions for each class of n_c examples. Memory: the features of the largest c
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector
-from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation
 from unpoison.detectors._representations import Reader, principal
-from unpoison.detectors._scan import findings_of
-from unpoison.detectors._two_means import Parted, silhouette, two_means
+from unpoison.detectors._scan import Outcome, Scan
+from unpoison.detectors._two_means import silhouette, two_means
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 
@@ -62,7 +57,7 @@ Decision = Literal["silhouette", "relative-size", "smaller"]
     can_find_nothing=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class ActivationClustering(Detector):
+class ActivationClustering(Scan):
     """Part each class in two, and flag the smaller group where it looks like poison.
 
     Arguments:
@@ -111,53 +106,35 @@ class ActivationClustering(Detector):
                 f"ActivationClustering: expected_share must lie in (0, 1], found {self.expected_share}"
             )
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Findings:
-        """See `Detector.find`; neither `observation` nor `reference` is used."""
-        clock = time.perf_counter()
-        reader = Reader(
-            model, training_set, module=self.module, batch_size=self.batch_size, progress=progress
-        )
-        # Below every example of a class that is under suspicion, and below the threshold.
-        scores = torch.full((len(training_set),), -2.0, dtype=torch.float64)
+    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
+        """See the module's docstring; `reference` is not used."""
+        # Below every example of a class with a suspicious group, and below the threshold.
+        scores = torch.full((len(reader.training_set),), -2.0, dtype=torch.float64)
         sizes, silhouettes = torch.zeros_like(scores), torch.zeros_like(scores)
         for one in reader.by_class():
             points = self.reduced(one.values)
-            parted = two_means(points)
-            if parted is None:
+            clusters = two_means(points)
+            if clusters is None:
                 continue
-            apart = self._silhouette(points, parted)
-            margin = parted.margin.cpu()
-            scores[one.indices] = margin if self._suspicious(parted, apart) else margin - 2
-            sizes[one.indices], silhouettes[one.indices] = parted.share, apart
+            separation = silhouette(points, clusters.smaller, block_bytes=self.block_bytes)
+            margin = clusters.margin.cpu()
+            scores[one.indices] = margin if self._suspicious(clusters.share, separation) else margin - 2
+            sizes[one.indices], silhouettes[one.indices] = clusters.share, separation
         how = {
-            "silhouette": f"in the smaller group, where it is less than {100 * self.expected_share:g} % of "
+            "silhouette": f"in the smaller cluster, where it is less than {100 * self.expected_share:g} % of "
             f"its class and the silhouette is above {self.least_silhouette:g}",
-            "relative-size": f"in the smaller group, where it is less than {100 * self.expected_share:g} % "
+            "relative-size": f"in the smaller cluster, where it is less than {100 * self.expected_share:g} % "
             "of its class",
-            "smaller": "in the smaller group of its class, whatever its size",
+            "smaller": "in the smaller cluster of its class, whatever its size",
         }[self.decision]
-        return findings_of(
-            "activation-clustering",
-            self,
-            training_set,
+        return Outcome(
             scores=scores,
             threshold=0.0,
             how=how,
-            words="lie in a small group apart from their class"
+            words="lie in a small cluster separated from their class"
             if self.decision != "smaller"
-            else "lie in the smaller group of their class; every class has one, poisoned or not",
+            else "lie in the smaller cluster of their class; every class has one, poisoned or not",
             evidence={"relative_size": sizes, "silhouette": silhouettes},
-            seconds={"scores": time.perf_counter() - clock},
-            device=reader.device,
         )
 
     def reduced(self, features: Tensor) -> Tensor:
@@ -167,11 +144,8 @@ class ActivationClustering(Detector):
         points = centred @ directions
         return points / variances.sqrt() if self.reduction == "ica" else points
 
-    def _silhouette(self, points: Tensor, parted: Parted) -> float:
-        return silhouette(points, parted.smaller, block_bytes=self.block_bytes)
-
-    def _suspicious(self, parted: Parted, apart: float) -> bool:
+    def _suspicious(self, share: float, separation: float) -> bool:
         if self.decision == "smaller":
             return True
-        small = parted.share < self.expected_share
-        return small and (self.decision == "relative-size" or apart > self.least_silhouette)
+        small = share < self.expected_share
+        return small and (self.decision == "relative-size" or separation > self.least_silhouette)

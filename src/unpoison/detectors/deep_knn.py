@@ -22,21 +22,17 @@ Cost: one forward pass over the set, and n^2 d multiplications for d features. M
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector
-from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation
 from unpoison.detectors._representations import Reader
-from unpoison.detectors._scan import findings_of
+from unpoison.detectors._scan import Outcome, Scan
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 
@@ -51,7 +47,7 @@ from unpoison.registry import Presets
     presets=("original",),
 )
 @dataclass(frozen=True, kw_only=True)
-class DeepKNN(Detector):
+class DeepKNN(Scan):
     """Flag the examples that their nearest neighbours outvote.
 
     Arguments:
@@ -80,23 +76,9 @@ class DeepKNN(Detector):
         if self.neighbours is not None and self.neighbours < 1:
             raise InputError(f"DeepKNN: neighbours must be positive, found {self.neighbours}")
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Findings:
-        """See `Detector.find`; neither `observation` nor `reference` is used."""
-        clock = time.perf_counter()
-        reader = Reader(
-            model, training_set, module=self.module, batch_size=self.batch_size, progress=progress
-        )
-        features = reader.all()
-        read = time.perf_counter()
+    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
+        """See the module's docstring; `reference` is not used."""
+        features, training_set = reader.all(), reader.training_set
         count = self.count(len(features))
         own, other = neighbour_votes(
             features,
@@ -104,19 +86,14 @@ class DeepKNN(Detector):
             training_set.num_classes,
             count,
             block_bytes=self.block_bytes,
-            progress=progress,
+            progress=reader.progress,
         )
-        return findings_of(
-            "deep-knn",
-            self,
-            training_set,
+        return Outcome(
             scores=(other - own) / max(count, 1),
             threshold=0.0,
             how=f"another label is more frequent among the {count} nearest examples than the own one",
             words=f"are outvoted by their {count} nearest neighbours",
             evidence={"own_votes": own, "other_votes": other},
-            seconds={"features": read - clock, "neighbours": time.perf_counter() - read},
-            device=reader.device,
         )
 
     def count(self, examples: int) -> int:

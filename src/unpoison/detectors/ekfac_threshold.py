@@ -1,38 +1,36 @@
 """EK-FAC influence with a threshold: the baseline that Delta-Influence is compared with.
 
-Score every training example by its influence on the wrong label's margin at the suspect, and flag all above a
-threshold. The published comparison (reference notebooks of arXiv 2411.13731) uses absolute damping 1e-8 and a
-threshold of 10, under which it flags about a quarter of the set; the preset `published` is that. The
-default is the same with a curvature whose small eigenvalues are damped. There is no decision whether anything
-is poisoned at all: whatever is above the threshold is flagged.
+Score every training example by its influence on the margin of the wrong label at the observed input, and
+flag all above a threshold. The published comparison (reference notebooks of arXiv 2411.13731) uses absolute
+damping of 1e-8 and a threshold of 10, which flags about a quarter of the set; the preset `published` is that.
+The default is the same with a curvature whose small eigenvalues are damped. The method does not decide
+whether anything is poisoned: whatever is above the threshold is flagged.
 
 Cost: two passes over the training set for the factors, one for the scores.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import nn
 
-from unpoison._memory import peak_bytes
 from unpoison._progress import Progress
-from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector
-from unpoison.detectors._findings import Findings, Threshold
+from unpoison.detectors._detector import Detector, Stopwatch
+from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation
-from unpoison.detectors.delta_influence import check_observation
+from unpoison.detectors._observation import Observation, check_observation
+from unpoison.detectors._queries import usable_factors
+from unpoison.detectors._scan import Outcome, findings_of
 from unpoison.influence import (
     AbsoluteDamping,
     ClassificationTask,
     Damping,
+    Factors,
     RelativeDamping,
-    fit_factors,
     precondition,
     score,
 )
@@ -58,6 +56,8 @@ class EKFACThreshold(Detector):
     Arguments:
         threshold: in the unit of the scores, which depends on the model, the data and the damping.
         damping: of the curvature.
+        modules: which modules' parameters to track; all Linear and Conv2d by default.
+        covariance_examples: fit the covariances to this many examples only.
         batch_size: examples of a forward pass.
     """
 
@@ -68,6 +68,8 @@ class EKFACThreshold(Detector):
 
     threshold: float = 10.0
     damping: Damping = _DAMPING
+    modules: tuple[str, ...] | None = None
+    covariance_examples: int | None = None
     batch_size: int = 128
 
     def find(
@@ -79,52 +81,49 @@ class EKFACThreshold(Detector):
         reference: TrainingSet | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        factors: Factors | None = None,
     ) -> Findings:
-        """See `Detector.find`; `reference` is not used."""
+        """See `Detector.find`; `reference` is not used.
+
+        Arguments:
+            factors: EK-FAC factors fitted to this model and training set; they are fitted anew by default.
+        """
         observation = check_observation(model, training_set, observation)
-        task = ClassificationTask()
-        clock = time.perf_counter()
-        factors = fit_factors(
+        watch, task = Stopwatch(), ClassificationTask()
+        factors = usable_factors(
             model,
             training_set,
-            task,
-            seed=derive_seed(seed, "factors"),
+            factors,
+            seed=seed,
+            modules=self.modules,
+            covariance_examples=self.covariance_examples,
             batch_size=self.batch_size,
             progress=progress,
         )
-        fitted = time.perf_counter()
+        watch.lap("factors")
         count = len(observation)
-        batch = (observation.images.float() / 255, torch.full((count,), observation.predicted))
+        batch = (observation.images.float() / 255, torch.full((count,), observation.answer))
         mean = torch.full((1, count), 1 / count)
-        queries = precondition(model, factors, batch, task, combine=mean, damping=self.damping)
-        scores = (
-            score(model, queries, training_set, task, batch_size=self.batch_size, progress=progress)
-            .values[0]
-            .cpu()
+        queries = precondition(
+            model, factors, batch, task, combine=mean, damping=self.damping, progress=progress
         )
-        flagged = (scores > self.threshold).nonzero()[:, 0]
-        flagged = flagged[scores[flagged].argsort(descending=True, stable=True)]
-        name = training_set.class_names[observation.predicted]
-        return Findings(
-            method="ek-fac",
-            configuration={
-                "threshold": self.threshold,
-                "damping": {"name": type(self.damping).__name__, **asdict(self.damping)},  # type: ignore[call-overload]
-                "batch_size": self.batch_size,
-                "seed": seed,
-            },
-            fingerprint=training_set.fingerprint,
-            labels=training_set.labels.cpu(),
-            class_names=training_set.class_names,
+        found = score(model, queries, training_set, task, batch_size=self.batch_size, progress=progress)
+        watch.lap("scores")
+        scores = found.values[0]
+        outcome = Outcome(
             scores=scores,
-            flagged=flagged,
-            threshold=Threshold(self.threshold, "given in advance, the same for every model and attack"),
-            poison_found=bool(len(flagged)),
-            p_value=None,
-            summary=f"{len(flagged)} of {len(scores)} training examples push towards {name!r} by more than "
-            f"{self.threshold:g}",
+            threshold=self.threshold,
+            how="given in advance, the same for every model and attack",
+            words=f"have an influence above {self.threshold:g} on the answer "
+            f"{training_set.class_names[observation.answer]!r}",
             evidence={"influence_before": scores},
+        )
+        return findings_of(
+            self,
+            training_set,
+            outcome,
+            seed=seed,
+            seconds=watch.seconds,
+            device=scores.device,
             observation=observation,
-            seconds={"factors": fitted - clock, "scores": time.perf_counter() - fitted},
-            peak_bytes=peak_bytes(scores.device),
         )

@@ -35,7 +35,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
@@ -50,11 +49,11 @@ from unpoison._artefacts import atomic_directory, read_json, write_json
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector
+from unpoison.detectors._detector import Detector, Stopwatch
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation
-from unpoison.detectors._scan import findings_of
+from unpoison.detectors._scan import Outcome, findings_of
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 
@@ -136,35 +135,28 @@ class Frequency(Detector):
         if not len(training_set):
             raise InputError(f"{training_set.name}: there are no training examples to look at")
         device = next((tensor.device for tensor in model.parameters()), training_set.device)
-        clock = time.perf_counter()
+        watch = Stopwatch()
         if classifier is None and self.classifier is not None:
             classifier = FrequencyClassifier.load(self.classifier)
         if classifier is None:
             classifier = self.fit_classifier(
-                training_set if reference is None else reference,
-                seed=seed,
-                device=device,
-                progress=progress,
+                training_set if reference is None else reference, seed=seed, device=device, progress=progress
             )
-        trained = time.perf_counter()
+        watch.lap("training")
         scores = classifier.to(device).probabilities(
             training_set,
             batch_size=max(self.batch_size, 256),
             standardize=self.standardize,
             progress=progress,
         )
-        return findings_of(
-            "frequency",
-            self,
-            training_set,
+        watch.lap("scores")
+        outcome = Outcome(
             scores=scores,
             threshold=self.threshold,
             how="probability of a trigger, by a classifier of spectra; given in advance",
             words="have the spectrum of an image with a trigger",
-            evidence={},
-            seconds={"training": trained - clock, "scores": time.perf_counter() - trained},
-            device=device,
         )
+        return findings_of(self, training_set, outcome, seed=seed, seconds=watch.seconds, device=device)
 
     def fit_classifier(
         self,

@@ -24,21 +24,16 @@ the features of the largest class (a batch for `comparison`), and d^2 numbers.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector
-from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation
 from unpoison.detectors._representations import Reader, principal
-from unpoison.detectors._scan import beyond, findings_of
+from unpoison.detectors._scan import Outcome, Scan, beyond
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 
@@ -53,7 +48,7 @@ from unpoison.registry import Presets
     presets=("original", "comparison"),
 )
 @dataclass(frozen=True, kw_only=True)
-class SpectralSignatures(Detector):
+class SpectralSignatures(Scan):
     """Flag the examples of each class that lie farthest along its direction of largest variance.
 
     Arguments:
@@ -88,50 +83,31 @@ class SpectralSignatures(Detector):
         if not self.multiplier > 0:
             raise InputError(f"SpectralSignatures: multiplier must be positive, found {self.multiplier}")
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Findings:
-        """See `Detector.find`; neither `observation` nor `reference` is used."""
-        clock = time.perf_counter()
-        reader = Reader(
-            model, training_set, module=self.module, batch_size=self.batch_size, progress=progress
-        )
+    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
+        """See the module's docstring; `reference` is not used."""
         if self.thresholds is not None:
-            raw = scores = _whole(reader, self.thresholds[0])
-            threshold = self.thresholds[1]
-            how = f"norm in the span of all singular values above {self.thresholds[0]:g}; given in advance"
-            words = f"have a norm above {threshold:g} there"
-        else:
-            raw = torch.zeros(len(training_set), dtype=torch.float64)
-            scores, threshold = raw.clone(), 1.0
-            for one in reader.by_class():
-                own = spectral_scores(one.values).cpu()
-                raw[one.indices] = own
-                count = int(self.multiplier * self.expected_share * len(own))
-                scores[one.indices] = beyond(own, count)
-            how = (
-                f"the {100 * self.multiplier * self.expected_share:g} % of each class that score highest; "
-                f"{100 * self.expected_share:g} % of a class may be poison"
+            least, threshold = self.thresholds
+            norms = _norms_of_the_whole_set(reader, least)
+            return Outcome(
+                scores=norms,
+                threshold=threshold,
+                how=f"norm in the span of all singular vectors with values above {least:g}; given in advance",
+                words=f"have a norm above {threshold:g} there",
+                evidence={"signature": norms},
             )
-            words = "stand out the most in their classes; as many do where there is no poison"
-        return findings_of(
-            "spectral-signatures",
-            self,
-            training_set,
+        raw = torch.zeros(len(reader.training_set), dtype=torch.float64)
+        scores = raw.clone()
+        for one in reader.by_class():
+            own = spectral_scores(one.values).cpu()
+            raw[one.indices] = own
+            scores[one.indices] = beyond(own, int(self.multiplier * self.expected_share * len(own)))
+        return Outcome(
             scores=scores,
-            threshold=threshold,
-            how=how,
-            words=words,
+            threshold=1.0,
+            how=f"the {100 * self.multiplier * self.expected_share:g} % of each class that score highest; "
+            f"{100 * self.expected_share:g} % of a class may be poison",
+            words="score highest in their classes; as many do where there is no poison",
             evidence={"signature": raw},
-            seconds={"scores": time.perf_counter() - clock},
-            device=reader.device,
         )
 
 
@@ -146,7 +122,7 @@ def spectral_scores(features: Tensor) -> Tensor:
     return (centred @ directions).square().sum(1)
 
 
-def _whole(reader: Reader, least: float) -> Tensor:
+def _norms_of_the_whole_set(reader: Reader, least: float) -> Tensor:
     """Float64[n]: norms in the span of the uncentred set's singular vectors with values above `least`."""
     gram: Tensor | None = None
     for _, values in reader.in_order():

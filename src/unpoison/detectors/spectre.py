@@ -34,21 +34,16 @@ the features of the largest class, and d^2 numbers.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector
-from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation
 from unpoison.detectors._representations import Reader, principal
-from unpoison.detectors._scan import beyond, findings_of
+from unpoison.detectors._scan import Outcome, Scan, beyond
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 
@@ -65,7 +60,7 @@ _ROUNDS = 30
     presets=("original",),
 )
 @dataclass(frozen=True, kw_only=True)
-class Spectre(Detector):
+class Spectre(Scan):
     """Flag the examples that stand out from one class after its clean covariance is divided out.
 
     Arguments:
@@ -101,21 +96,9 @@ class Spectre(Detector):
         if self.most_dimensions < 1:
             raise InputError(f"Spectre: most_dimensions must be positive, found {self.most_dimensions}")
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Findings:
-        """See `Detector.find`; neither `observation` nor `reference` is used."""
-        clock = time.perf_counter()
-        reader = Reader(
-            model, training_set, module=self.module, batch_size=self.batch_size, progress=progress
-        )
+    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
+        """See the module's docstring; `reference` is not used."""
+        training_set = reader.training_set
         raw = torch.zeros(len(training_set), dtype=torch.float64)
         scores, strengths = raw.clone(), raw.clone()
         target, strongest = -1, 0.0
@@ -125,22 +108,17 @@ class Spectre(Detector):
             scores[one.indices] = beyond(own, self._removed(len(own))).cpu()
             if strength > strongest:
                 target, strongest = one.label, strength
-        # In all other classes nothing is above the threshold, and what stands out less counts less.
+        # In all other classes nothing is above the threshold, and weaker classes score lower.
         elsewhere = training_set.labels.cpu() != target
         scores[elsewhere] = scores[elsewhere].clamp(max=1) * (strengths / max(strongest, 1e-300))[elsewhere]
         name = training_set.class_names[target] if target >= 0 else "none"
-        return findings_of(
-            "spectre",
-            self,
-            training_set,
+        return Outcome(
             scores=scores,
             threshold=1.0,
             how=f"the {100 * self.multiplier * self.expected_share:g} % with the highest scores of the class "
-            f"that stands out most, {name}; {100 * self.expected_share:g} % of it may be poison",
-            words="stand out the most in the class that does so most; as many do where there is no poison",
+            f"with the strongest signature, {name}; {100 * self.expected_share:g} % of it may be poison",
+            words="score highest in the class with the strongest signature; as many do without poison",
             evidence={"que": raw, "class_strength": strengths},
-            seconds={"scores": time.perf_counter() - clock},
-            device=reader.device,
         )
 
     def _removed(self, examples: int) -> int:

@@ -34,21 +34,16 @@ largest class, and d^2 numbers.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector
-from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation
 from unpoison.detectors._representations import Reader
-from unpoison.detectors._scan import findings_of
+from unpoison.detectors._scan import Outcome, Scan
 from unpoison.detectors._two_means import two_means
 from unpoison.errors import InputError
 from unpoison.registry import Presets
@@ -66,7 +61,7 @@ from unpoison.registry import Presets
     uses_reference=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class StatisticalContamination(Detector):
+class StatisticalContamination(Scan):
     """Flag the smaller group of every class that is two groups, by comparison with all classes.
 
     Arguments:
@@ -91,59 +86,37 @@ class StatisticalContamination(Detector):
                 f"StatisticalContamination: dimensions must be positive, found {self.dimensions}"
             )
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Findings:
-        """See `Detector.find`; `observation` is not used."""
-        clock = time.perf_counter()
-        reader = Reader(
-            model, training_set, module=self.module, batch_size=self.batch_size, progress=progress
-        )
-        clean = reader
+    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
+        """See the module's docstring."""
+        training_set, clean = reader.training_set, reader
         if reference is not None:
             if reference.image_shape != training_set.image_shape:
                 raise InputError(
                     f"{reference.name}: a reference needs images of shape {training_set.image_shape}, "
                     f"found {reference.image_shape}"
                 )
-            clean = Reader(
-                model, reference, module=reader.module, batch_size=self.batch_size, progress=progress
-            )
+            clean = reader.of(reference)
         whiten = self._whitening(clean)
-        fitted = time.perf_counter()
-
         margins = torch.full((len(training_set),), -1.0, dtype=torch.float64)
         statistics: dict[int, float] = {}
         for one in reader.by_class():
-            parted = two_means(one.values.double() @ whiten)
-            statistics[one.label] = parted.explained / len(one.indices) if parted is not None else 0.0
-            if parted is not None:
-                margins[one.indices] = parted.margin.cpu()
-        indices = anomaly(statistics)
+            clusters = two_means(one.values.double() @ whiten)
+            statistics[one.label] = 0.0
+            if clusters is not None:
+                statistics[one.label] = clusters.explained / len(one.indices)
+                margins[one.indices] = clusters.margin.cpu()
         labels = training_set.labels.cpu()
         of_class = torch.zeros(training_set.num_classes, dtype=torch.float64)
-        for label, value in indices.items():
+        for label, value in anomaly(statistics).items():
             of_class[label] = value
         contaminated = (of_class > self.threshold)[labels]
-        return findings_of(
-            "statistical-contamination",
-            self,
-            training_set,
+        return Outcome(
             scores=torch.where(contaminated, margins, margins - 2),
             threshold=0.0,
             how="in the smaller group of a class whose likelihood ratio lies more than "
             f"{self.threshold:.2f} median absolute deviations above the median of all classes",
             words="form a second group in their class",
             evidence={"anomaly": of_class[labels]},
-            seconds={"covariance": fitted - clock, "groups": time.perf_counter() - fitted},
-            device=reader.device,
         )
 
     def _whitening(self, reader: Reader) -> Tensor:

@@ -4,19 +4,18 @@ Park, Georgiev, Ilyas, Leclerc and Madry, "TRAK: Attributing Model Behavior at S
 2303.14186). With the margin f(z) = log(p / (1 - p)) of an example's label and one trained network:
 
 1. Phi, Float[n d]: the gradients of f at all training examples, projected to d numbers by a random matrix;
-2. phi, Float[d]: the same at the suspect, for the wrong label (the mean where there are several suspects);
+2. phi, Float[d]: the same at the observed input, for the wrong label (the mean where there are several);
 3. attribution of example j: phi^T (Phi^T Phi)^-1 Phi_j (1 - p_j).
 
 A positive attribution raises the margin of the wrong label. The comparison with Delta-Influence says that it
-thresholded TRAK, but not at what. So the rule is ours and states no share: attributions are divided by their
-spread (median and median absolute deviation), and those above `threshold` such units are flagged. Like EK-FAC
-with a threshold, it names examples for any prediction, poisoned or not.
+thresholded TRAK, but not at what. The rule here is ours and states no share: attributions minus their median
+are divided by their median absolute deviation, and those above `threshold` are flagged. As EK-FAC with a
+threshold, TRAK names examples for any prediction, poisoned or not.
 
-The projection is the count-sketch of `unpoison.influence.project`, not a Gaussian matrix: as good for inner
-products, and thousands of times cheaper on a processor. d is at most a quarter of the number of examples,
-so that Phi^T Phi can be inverted; directions without any gradient are left out. Only Linear and Conv2d
-parameters are tracked by default. The paper averages over several networks; here there is the one under
-suspicion.
+The projection is the count-sketch of `unpoison.influence.project` in place of a Gaussian matrix: as good for
+inner products, and thousands of times cheaper on a processor. d is at most a quarter of the number of
+examples, so that Phi^T Phi can be inverted; directions without any gradient are left out. Only Linear and
+Conv2d parameters are tracked by default. The paper averages over several networks; here there is one.
 
 Cost: one pass over the training set, n d^2 multiplications for Phi^T Phi and d^3 / 3 to solve with it.
 Memory: n d numbers, and what `unpoison.influence.project` states.
@@ -24,7 +23,6 @@ Memory: n d numbers, and what `unpoison.influence.project` states.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -34,12 +32,11 @@ from torch import Tensor, nn
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison.data import TensorExamples, TrainingSet
-from unpoison.detectors._detector import Detector
+from unpoison.detectors._detector import Detector, Stopwatch
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation
-from unpoison.detectors._scan import findings_of
-from unpoison.detectors.delta_influence import check_observation
+from unpoison.detectors._observation import Observation, check_observation
+from unpoison.detectors._scan import Outcome, findings_of
 from unpoison.errors import InputError
 from unpoison.influence import ClassificationTask, project
 from unpoison.registry import Presets
@@ -57,11 +54,11 @@ from unpoison.registry import Presets
 )
 @dataclass(frozen=True, kw_only=True)
 class TRAK(Detector):
-    """Flag the examples whose attribution to the wrong prediction is far above the usual.
+    """Flag the examples whose attribution to the wrong prediction is an outlier.
 
     Arguments:
         dimensions: d, at most; 2048 is what the published package takes.
-        threshold: in units of the spread of the attributions.
+        threshold: in median absolute deviations (times 1.4826) above the median attribution.
         modules: which modules' parameters to track; all Linear and Conv2d by default.
         batch_size: examples of a forward pass.
         workspace_bytes: of per-example gradients at a time; default 8 MiB, on CUDA 1 GiB.
@@ -93,13 +90,12 @@ class TRAK(Detector):
     ) -> Findings:
         """See `Detector.find`; `reference` is not used."""
         observation = check_observation(model, training_set, observation)
-        clock = time.perf_counter()
-        labels = torch.full((len(observation),), observation.predicted)
-        suspects = TensorExamples(observation.images.float() / 255, labels)
+        watch = Stopwatch()
+        labels = torch.full((len(observation),), observation.answer)
         attributions = trak_scores(
             model,
             training_set,
-            suspects,
+            TensorExamples(observation.images.float() / 255, labels),
             dimensions=min(self.dimensions, max(1, len(training_set) // 4)),
             seed=derive_seed(seed, "trak"),
             modules=self.modules,
@@ -112,18 +108,22 @@ class TRAK(Detector):
         spread = 1.4826 * (raw - centre).abs().median()
         if not float(spread) > 0:  # more than half of the examples have no gradient at all
             spread = raw.std().clamp(min=1e-300)
-        name = training_set.class_names[observation.predicted]
-        return findings_of(
-            "trak",
-            self,
-            training_set,
+        watch.lap("scores")
+        outcome = Outcome(
             scores=(raw - centre) / spread,
             threshold=self.threshold,
             how=f"attribution more than {self.threshold:g} deviations above the median, by the median "
             "absolute deviation; given in advance",
-            words=f"push towards {name!r} more than others",
+            words="have an outlying attribution to the answer "
+            f"{training_set.class_names[observation.answer]!r}",
             evidence={"influence_before": raw},
-            seconds={"scores": time.perf_counter() - clock},
+        )
+        return findings_of(
+            self,
+            training_set,
+            outcome,
+            seed=seed,
+            seconds=watch.seconds,
             device=attributions.device,
             observation=observation,
         )
@@ -132,7 +132,7 @@ class TRAK(Detector):
 def trak_scores(
     model: nn.Module,
     training_set: TrainingSet,
-    suspects: TensorExamples,
+    observed: TensorExamples,
     *,
     dimensions: int,
     seed: int,
@@ -141,12 +141,12 @@ def trak_scores(
     workspace_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Float[m n]: the attribution of each suspect's margin to each training example.
+    """Float[m n]: the attribution of each observed margin to each training example.
 
     Arguments:
         model: left as it was.
         training_set: read once.
-        suspects: Float[m c h w] in [0, 1] and Int64[m] labels.
+        observed: Float[m c h w] in [0, 1] and Int64[m] labels.
         dimensions: d.
         seed: of the projection.
         modules: see `project`, like the rest.
@@ -171,29 +171,29 @@ def trak_scores(
             workspace_bytes=workspace_bytes,
             progress=told,
         )
-        for examples, told in ((training_set, progress), (suspects, None))
+        for examples, told in ((training_set, progress), (observed, None))
     ]
-    train, asked = projected
+    train, queries = projected
     if not bool(torch.stack([part.gradients.isfinite().all() for part in projected]).all()):
         raise InputError(
             f"{training_set.name}: the gradients of the model are not finite numbers; train it anew"
         )
-    doubt = train.values.sigmoid()  # 1 - p
-    solved = _solve(train.gradients, asked.gradients)
+    doubt = train.values.sigmoid()  # 1 - p, without cancellation
+    solved = _solve(train.gradients, queries.gradients)
     return (solved @ train.gradients.t()) * doubt
 
 
-def _solve(phi: Tensor, asked: Tensor) -> Tensor:
-    """Float[m d]: each row of Float[m d] `asked`, multiplied by (Phi^T Phi)^+, in float64."""
+def _solve(phi: Tensor, queries: Tensor) -> Tensor:
+    """Float[m d]: each row of Float[m d] `queries`, multiplied by (Phi^T Phi)^+, in float64."""
     gram = (phi.t() @ phi).double()
     factor, failed = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal()
     if not int(failed) and bool(pivots.amin().square() > 1e-6 * pivots.amax().square()):
-        return torch.cholesky_solve(asked.double().t(), factor).t().to(phi.dtype)
+        return torch.cholesky_solve(queries.double().t(), factor).t().to(phi.dtype)
     # Fewer gradients than dimensions: the pseudo-inverse.
     values, vectors = torch.linalg.eigh(gram)
     # Products in float32 leave about 1e-6 of the largest where there is no gradient.
     kept = values > 1e-6 * values.amax()
     basis = vectors[:, kept]
-    solved: Tensor = (asked.double() @ basis) / values[kept] @ basis.t()
+    solved: Tensor = (queries.double() @ basis) / values[kept] @ basis.t()
     return solved.to(phi.dtype)

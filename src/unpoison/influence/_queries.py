@@ -20,6 +20,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
 from unpoison.errors import InputError
 from unpoison.influence._factors import Factors, LayerFactors, rotated_matrix
 from unpoison.influence._layers import Layer, outer, tracked_layers
@@ -113,6 +114,7 @@ def precondition(
     modules: object = None,
     batch_size: int = 128,
     workspace_bytes: int | None = None,
+    progress: Progress | None = None,
 ) -> PreconditionedQueries:
     """Measurement gradients of `queries`, combined and multiplied by the inverse curvature.
 
@@ -126,6 +128,7 @@ def precondition(
         modules: which modules to track when there are no factors; all Linear and Conv2d by default.
         batch_size: queries of a forward pass.
         workspace_bytes: of per-example gradients at a time.
+        progress: called with "queries", queries done and queries to do, after each batch.
 
     Raises:
         MismatchError: the factors were fitted to another model.
@@ -150,6 +153,8 @@ def precondition(
             sweeper.batch(
                 tuple(part[start : start + batch_size] for part in queries), task.measurement, collected
             )
+            if progress is not None:
+                progress("queries", min(start + batch_size, count), count)
         device, dtype, reached = sweeper.device, sweeper.dtype, sweeper.reached
     values: dict[str, Tensor] = {}
     for index, layer in enumerate(layers):

@@ -1,4 +1,4 @@
-"""Looks: who looks tuned as the surest do."""
+"""Artifact mixture: which examples were optimised as the seeds were."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
-from unpoison.detectors._looks import looks, two_groups
+from unpoison.detectors.artifact_mixture import artifact_mixture, two_components
 
 TUNED = tuple(range(0, 96, 8))  # twelve of the 96 of class 0
 
@@ -45,80 +45,83 @@ def network(channels: int = 3) -> nn.Sequential:
         ).eval()
 
 
-def ask(
+def mixture_of(
     examples: TrainingSet,
-    surest: list[int],
+    seeds: list[int],
     *,
     channels: int = 3,
-    blamed: list[int] | None = None,
+    influential: list[int] | None = None,
     size: int = 64,
 ) -> tuple[Tensor | None, Tensor]:
-    """What looks say, and Bool[n] of the labels that the surest bear."""
-    alike = torch.isin(examples.labels, examples.labels[surest])
-    excess = blame(surest if blamed is None else blamed, len(examples))
-    return looks(network(channels), examples, torch.tensor(surest), alike, excess, batch_size=size), alike
+    """The log-odds, and Bool[n] of the examples with a label of the seeds."""
+    candidates = torch.isin(examples.labels, examples.labels[seeds])
+    influence = influence_of(seeds if influential is None else influential, len(examples))
+    log_odds = artifact_mixture(
+        network(channels), examples, torch.tensor(seeds), candidates, influence, batch_size=size
+    )
+    return log_odds, candidates
 
 
-def blame(surest: list[int], count: int = 144) -> Tensor:
+def influence_of(seeds: list[int], count: int = 144) -> Tensor:
     values = torch.randn(count, generator=torch.Generator().manual_seed(2))
-    values[surest] = torch.linspace(9, 6, len(surest))
+    values[seeds] = torch.linspace(9, 6, len(seeds))
     return values
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3], ids=["grey", "no jpeg", "colour"])
-def test_the_rest_of_the_tuned_is_found_from_a_few(channels: int) -> None:
-    odds, _ = ask(scene(channels=channels), list(TUNED[:5]), channels=channels, size=50)
+def test_the_other_optimised_examples_are_found_from_a_few(channels: int) -> None:
+    odds, _ = mixture_of(scene(channels=channels), list(TUNED[:5]), channels=channels, size=50)
     assert odds is not None
     named = set((odds > 0).nonzero()[:, 0].tolist())
     assert named >= set(TUNED)
     assert len(named) <= len(TUNED) + 2
-    # Whoever bears another label comes after all who bear it, those blamed most first.
+    # Examples of other labels come after all candidates, in the order of influence.
     assert float(odds[96:].max()) < float(odds[:96].min())
-    assert torch.equal(odds[96:].argsort(), blame(list(TUNED[:5]))[96:].argsort())
+    assert torch.equal(odds[96:].argsort(), influence_of(list(TUNED[:5]))[96:].argsort())
     assert bool(odds.isfinite().all())
 
 
-def test_fewer_than_five_are_joined_by_those_blamed_next() -> None:
-    surest = list(TUNED[:5])
-    whole, _ = ask(scene(), surest)
-    few, _ = ask(scene(), surest[:2], blamed=surest, size=7)
+def test_fewer_than_five_seeds_are_joined_by_the_next_in_influence() -> None:
+    seeds = list(TUNED[:5])
+    whole, _ = mixture_of(scene(), seeds)
+    few, _ = mixture_of(scene(), seeds[:2], influential=seeds, size=7)
     assert whole is not None
     assert few is not None
     assert torch.allclose(whole, few, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("examples", "surest"),
+    ("examples", "seeds"),
     [
         (scene(), [1, 2, 3, 4, 5]),  # as smooth as the rest
         (scene(size=0), list(TUNED[:5])),
         (scene().subset(torch.tensor([0, 8, 16, *range(96, 144)])), [0, 1, 2]),  # three of their label
         (scene(), list(range(60))),  # most of their label
-        (scene(side=2), list(TUNED[:5])),  # too small to have a grain
+        (scene(side=2), list(TUNED[:5])),  # too small to have a noise level
     ],
-    ids=["surest not tuned", "nobody tuned", "few", "most", "tiny images"],
+    ids=["no optimised seed", "no optimised example", "few candidates", "most are seeds", "tiny images"],
 )
-def test_it_is_silent_where_looks_say_nothing(examples: TrainingSet, surest: list[int]) -> None:
-    assert ask(examples, surest)[0] is None
+def test_none_where_the_artifacts_say_nothing(examples: TrainingSet, seeds: list[int]) -> None:
+    assert mixture_of(examples, seeds)[0] is None
 
 
-def test_each_label_has_its_own_standard() -> None:
-    # Class 1 is grainy by nature; the tuned of class 0 are no grainier than that.
+def test_features_are_standardised_by_label() -> None:
+    # Class 1 is noisy by nature; the optimised examples of class 0 are no noisier than that.
     examples = scene()
     loud = examples.images.int()
     signs = torch.randint(0, 2, loud.shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
     loud[96:] += 16 * signs[96:]
     examples = replace(examples, images=loud.clamp(0, 255).to(torch.uint8))
-    surest = [*TUNED[:7], 100]
-    odds, alike = ask(examples, surest)
+    seeds = [*TUNED[:7], 100]
+    odds, candidates = mixture_of(examples, seeds)
     assert odds is not None
-    assert bool(alike.all())
+    assert bool(candidates.all())
     named = set((odds > 0).nonzero()[:, 0].tolist())
     assert named >= set(TUNED)
     assert sum(index >= 96 for index in named) <= 10
 
 
-def slow_two_groups(points: list[list[float]], known: list[bool]) -> tuple[list[float], float]:
+def slow_two_components(points: list[list[float]], known: list[bool]) -> tuple[list[float], float]:
     """The same by densities, one example at a time."""
     rows = [torch.tensor(row, dtype=torch.float64) for row in points]
     belonging = [float(is_known) for is_known in known]
@@ -153,14 +156,14 @@ def slow_two_groups(points: list[list[float]], known: list[bool]) -> tuple[list[
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_groups_are_those_of_the_slow_way(seed: int) -> None:
+def test_the_mixture_is_that_of_a_slow_computation(seed: int) -> None:
     randomness = torch.Generator().manual_seed(seed)
     points = torch.randn(24, 2, generator=randomness, dtype=torch.float64)
     points[:8] += 3
     known = torch.zeros(24, dtype=torch.bool)
     known[:3] = True
-    found = two_groups(points, known, known.double())
-    slow, slow_likelihood = slow_two_groups(points.tolist(), known.tolist())
-    assert torch.allclose(found.odds, torch.tensor(slow, dtype=torch.float64), atol=1e-3)
-    # The slow way has the constant of the normal density, too.
+    found = two_components(points, known, known.double())
+    slow, slow_likelihood = slow_two_components(points.tolist(), known.tolist())
+    assert torch.allclose(found.log_odds, torch.tensor(slow, dtype=torch.float64), atol=1e-3)
+    # The slow computation includes the constant of the normal density.
     assert found.likelihood == pytest.approx(slow_likelihood + 24 * math.log(2 * math.pi), abs=1e-3)

@@ -1,4 +1,4 @@
-"""Company: cosines in the metric of the curvature, and where they are cut."""
+"""Seed expansion: cosines in the metric of the curvature, and the threshold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unpoison.data import TrainingSet
-from unpoison.detectors._company import Company, company, minimum_error_threshold, valley
+from unpoison.detectors._seed_expansion import (
+    SeedExpansion,
+    expand_seeds,
+    minimum_error_threshold,
+    valley,
+)
 from unpoison.influence import ClassificationTask, Factors, RelativeDamping, fit_factors
 
 
@@ -19,7 +24,7 @@ def normal(count: int, mean: float, deviation: float, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("many", "few", "distance"), [(500, 30, 0.6), (100, 100, 0.5), (900, 8, 0.8)])
-def test_two_groups_part_between_them(many: int, few: int, distance: float) -> None:
+def test_the_threshold_lies_between_two_groups(many: int, few: int, distance: float) -> None:
     for seed in range(5):
         low, high = normal(many, 0.0, 0.05, seed), normal(few, distance, 0.05, 99 + seed)
         for cut in (minimum_error_threshold, valley):
@@ -52,7 +57,7 @@ def test_the_threshold_is_that_of_kittler_and_illingworth(seed: int) -> None:
     assert minimum_error_threshold(values) == pytest.approx(slow_minimum_error(values.tolist()))
 
 
-def test_the_poison_that_least_resembles_the_rest_is_not_cut_off() -> None:
+def test_the_poison_that_least_resembles_the_rest_is_above_the_threshold() -> None:
     clean = normal(500, 0.0, 0.004, 1)
     stragglers = torch.tensor([0.11, 0.15, 0.19])
     poison = normal(30, 0.6, 0.05, 2)
@@ -98,29 +103,29 @@ def twins() -> tuple[nn.Module, TrainingSet, Factors]:
     return model, training_set, fit_factors(model, training_set, ClassificationTask(), seed=0)
 
 
-def ask(twins: tuple[nn.Module, TrainingSet, Factors], surest: list[int]) -> tuple[Tensor, float, Tensor]:
+def expand(twins: tuple[nn.Module, TrainingSet, Factors], seeds: list[int]) -> tuple[Tensor, float, Tensor]:
     model, training_set, factors = twins
-    found = company(
-        model, factors, training_set, torch.tensor(surest), damping=RelativeDamping(0.1), batch_size=16
+    found = expand_seeds(
+        model, factors, training_set, torch.tensor(seeds), damping=RelativeDamping(0.1), batch_size=16
     )
-    return found.scores, found.threshold, found.alike
+    return found.scores, found.threshold, found.candidates
 
 
-def test_duplicates_are_in_each_others_company(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
-    scores, threshold, alike = ask(twins, PLANTED[:4])
-    flagged = (alike & (scores > threshold)).nonzero()[:, 0].tolist()
+def test_duplicates_are_members(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
+    scores, threshold, candidates = expand(twins, PLANTED[:4])
+    flagged = (candidates & (scores > threshold)).nonzero()[:, 0].tolist()
     assert flagged == PLANTED
     assert scores[PLANTED].tolist() == pytest.approx([1.0] * len(PLANTED), abs=1e-4)
     assert float(scores.abs().max()) <= 1 + 1e-4
-    assert torch.equal(alike, twins[1].labels == 1)
+    assert torch.equal(candidates, twins[1].labels == 1)
 
 
-def test_an_innocent_among_the_surest_carries_little(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
-    scores, threshold, alike = ask(twins, [*PLANTED[:5], 1])
+def test_a_clean_seed_carries_little_weight(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
+    scores, threshold, candidates = expand(twins, [*PLANTED[:5], 1])
     others = [row for row in range(60) if row not in PLANTED]
     assert float(scores[PLANTED].min()) > 0.9
     assert float(scores[PLANTED].min()) > float(scores[others].max())
-    assert set((alike & (scores > threshold)).nonzero()[:, 0].tolist()) >= set(PLANTED)
+    assert set((candidates & (scores > threshold)).nonzero()[:, 0].tolist()) >= set(PLANTED)
 
 
 def test_cosines_are_those_of_the_explicit_metric(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
@@ -142,30 +147,30 @@ def test_cosines_are_those_of_the_explicit_metric(twins: tuple[nn.Module, Traini
             rows.append((turned / damped.sqrt()).flatten())
         flat.append(torch.stack(rows))
     unit = functional.normalize(torch.cat(flat, 1))
-    scores, _, _ = ask(twins, [7])
+    scores, _, _ = expand(twins, [7])
     expected = unit @ unit[7]
-    # The one surest is no company to itself.
+    # The cosine of the seed with itself does not count.
     expected[7] = 0
     assert torch.allclose(scores, expected, atol=1e-4)
 
 
-def test_of_those_with_the_label_alone_company_says_the_same(
+def test_candidates_alone_have_the_scores_that_they_have_among_all(
     twins: tuple[nn.Module, TrainingSet, Factors],
 ) -> None:
     model, training_set, factors = twins
-    scores, threshold, alike = ask(twins, PLANTED[:4])
-    rows = alike.nonzero()[:, 0]
+    scores, threshold, candidates = expand(twins, PLANTED[:4])
+    rows = candidates.nonzero()[:, 0]
     places = torch.searchsorted(rows, torch.tensor(PLANTED[:4])).tolist()
-    own_scores, own_threshold, own_alike = ask((model, training_set.subset(rows), factors), places)
+    own_scores, own_threshold, own_candidates = expand((model, training_set.subset(rows), factors), places)
     assert len(rows) < len(training_set)
     assert torch.allclose(own_scores, scores[rows], atol=1e-5)
     assert own_threshold == pytest.approx(threshold, abs=1e-5)
-    assert bool(own_alike.all())
+    assert bool(own_candidates.all())
 
 
-def test_one_surest_finds_its_duplicates(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
-    scores, threshold, alike = ask(twins, [PLANTED[2]])
-    assert set((alike & (scores > threshold)).nonzero()[:, 0].tolist()) == set(PLANTED) - {PLANTED[2]}
+def test_one_seed_finds_its_duplicates(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
+    scores, threshold, candidates = expand(twins, [PLANTED[2]])
+    assert set((candidates & (scores > threshold)).nonzero()[:, 0].tolist()) == set(PLANTED) - {PLANTED[2]}
 
 
 def test_an_example_without_gradient_gives_zero_not_nan() -> None:
@@ -176,32 +181,32 @@ def test_an_example_without_gradient_gives_zero_not_nan() -> None:
     training_set = TrainingSet(images, labels, ("a", "b"))
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        # Without bias a black image moves nothing.
+        # Without bias a black image has no gradient.
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False)).eval()
     factors = fit_factors(model, training_set, ClassificationTask(), seed=0)
-    for surest in ([3], [3, 5], [1, 5]):
-        found = company(
-            model, factors, training_set, torch.tensor(surest), damping=RelativeDamping(0.1), batch_size=8
+    for seeds in ([3], [3, 5], [1, 5]):
+        found = expand_seeds(
+            model, factors, training_set, torch.tensor(seeds), damping=RelativeDamping(0.1), batch_size=8
         )
         assert bool(torch.isfinite(found.scores).all())
         assert float(found.scores[3]) == 0
         assert math.isfinite(found.threshold)
 
 
-def test_how_far_those_who_pull_the_same_way_stand_out() -> None:
+def test_separation_of_members_from_other_candidates() -> None:
     others = torch.linspace(-1, 1, 101)
-    pulling = torch.linspace(3, 5, 11)
-    scores = torch.cat([others, pulling, torch.tensor([9.0])]).double()
-    alike = torch.ones(113, dtype=torch.bool)
-    alike[112] = False  # of another label: neither pulls nor counts
-    found = Company(scores, 2.0, alike)
-    assert found.pulling.nonzero()[:, 0].tolist() == list(range(101, 112))
+    members = torch.linspace(3, 5, 11)
+    scores = torch.cat([others, members, torch.tensor([9.0])]).double()
+    candidates = torch.ones(113, dtype=torch.bool)
+    candidates[112] = False  # of another label: no candidate
+    found = SeedExpansion(scores, 2.0, candidates)
+    assert found.members.nonzero()[:, 0].tolist() == list(range(101, 112))
     # A tenth of eleven from 3 to 5 lies below 3.2; of the others a hundredth above 0.98.
-    assert found.standing_out == pytest.approx(3.2 / 0.98)
-    assert found.stands_apart
-    # Where most pull, and the least of those who do not are left behind, nobody is a group of its own.
-    assert Company(scores, -0.97, alike).standing_out > 3
-    assert not Company(scores, -0.97, alike).stands_apart
-    assert not Company(scores, 9.0, alike).stands_apart
-    assert Company(scores, 9.0, alike).standing_out == -math.inf
-    assert Company(scores, -2.0, alike).standing_out == math.inf
+    assert found.separation == pytest.approx(3.2 / 0.98)
+    assert found.separated
+    # Where most candidates are members, they are no group of their own.
+    assert SeedExpansion(scores, -0.97, candidates).separation > 3
+    assert not SeedExpansion(scores, -0.97, candidates).separated
+    assert not SeedExpansion(scores, 9.0, candidates).separated
+    assert SeedExpansion(scores, 9.0, candidates).separation == -math.inf
+    assert SeedExpansion(scores, -2.0, candidates).separation == math.inf

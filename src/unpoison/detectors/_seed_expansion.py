@@ -1,28 +1,29 @@
-"""Which examples pull the model the same way as those that are surely to blame?
+"""Seed expansion: from the examples that are surely poison to the others of the same attack.
 
-One suspect blames the poisons that resemble it most. All poisons of one attack share a cause, though, and
-so a direction: in the metric of the inverse curvature P, the cosine between two training gradients
+One query finds the poisons that resemble it most. All poisons of one attack share a cause, though, and so a
+direction: in the metric of the inverse curvature P, the cosine between two training gradients
 
     cos(j, k) = g_j^T P g_k / sqrt(g_j^T P g_j  g_k^T P g_k)
 
 is high between poisons and near zero between a poison and a clean example of the same class. Stages:
 
-1. cosines of every example with at most 64 of the surest;
-2. their weights: the leading eigenvector of the cosines among the surest, so that a few innocent ones among
-   them, which have no company there, carry next to nothing;
-3. score = weighted mean cosine; the threshold is where the examples labelled like the surest part into two
-   groups: first by minimum error (Kittler and Illingworth, "Minimum error thresholding", 1986), which takes
-   both groups as normal; then, because the poison that least resembles the rest makes a long lower tail, down
-   to the widest gap, as a ratio, between that and the bulk of the clean.
+1. cosines of every example with at most 64 seeds;
+2. their weights: the leading eigenvector of the cosines among the seeds, so that a few clean ones among them,
+   which are similar to none of the others, carry next to no weight;
+3. score = weighted mean cosine. Candidates are the examples with a label of the seeds; their scores are cut
+   in two by minimum error (Kittler and Illingworth, "Minimum error thresholding", 1986), which takes both
+   groups as normal, and the threshold is then lowered to the widest gap, as a ratio, between that and the
+   bulk of the clean examples: the poison that least resembles the rest makes a long lower tail. Candidates
+   above it are members.
 
-Cost: one pass over the training set. Memory: as many queries as there are surest, at most 64.
+Cost: one pass over the training set. Memory: one query for each seed.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor, nn
@@ -31,51 +32,54 @@ from unpoison._progress import Progress
 from unpoison.data import TrainingSet
 from unpoison.influence import Batch, ClassificationTask, Damping, Factors, Task, precondition, score
 
-_MOST = 64
-# How far those who pull the same way must stand out to be a group of their own. Chosen from a trial that is
-# not kept: of 2,637 questions about two networks trained on clean data two gave as much and the next 1.84;
-# three cases of gradient matching, whose poisons hardly pull alike, about 1.5.
-_CLEARLY = 2.0
+_MOST_SEEDS: Final = 64
+# The separation from which members are a group of their own. Chosen from a trial that is not kept: of 2,637
+# queries of two networks trained on clean data two gave as much and the next 1.84; three cases of gradient
+# matching, whose poisons hardly share a direction, about 1.5.
+_SEPARATED: Final = 2.0
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Company:
-    """Float[n] weighted mean cosines with the surest, in [-1, 1], the threshold, and Bool[n] who may be it.
+class SeedExpansion:
+    """What `expand_seeds` finds.
 
-    `alike` are the examples with a label that at least a tenth of the surest carry.
+    Arguments:
+        scores: Float64[n], weighted mean cosines with the seeds, in [-1, 1].
+        threshold: the score above which a candidate is a member.
+        candidates: Bool[n], the examples with a label that at least a tenth of the seeds have.
     """
 
     scores: Tensor
     threshold: float
-    alike: Tensor
+    candidates: Tensor
 
     @property
-    def pulling(self) -> Tensor:
-        """Bool[n]: who pulls the same way."""
-        return self.alike & (self.scores > self.threshold)
+    def members(self) -> Tensor:
+        """Bool[n]: the candidates whose gradients resemble those of the seeds."""
+        return self.candidates & (self.scores > self.threshold)
 
     @property
-    def standing_out(self) -> float:
-        """How far nine in ten of those who pull the same way lie from the median of the others like them.
+    def separation(self) -> float:
+        """How far nine in ten of the members lie from the median of the other candidates.
 
-        In units of how far these others' ninety-ninth percentile lies from it; infinite where there are no
-        others, minus infinity where nobody pulls.
+        In units of the distance between that median and the ninety-ninth percentile of the other candidates;
+        infinite where there are no others, minus infinity where there are no members.
         """
-        pulling, others = self.scores[self.pulling], self.scores[self.alike & ~self.pulling]
-        if not len(pulling) or not len(others):
-            return math.inf if len(pulling) else -math.inf
+        members, others = self.scores[self.members], self.scores[self.candidates & ~self.members]
+        if not len(members) or not len(others):
+            return math.inf if len(members) else -math.inf
         middle = others.median()
         unit = (others.quantile(0.99) - middle).clamp(min=torch.finfo(others.dtype).tiny)
-        return float((pulling.quantile(0.1) - middle) / unit)
+        return float((members.quantile(0.1) - middle) / unit)
 
     @property
-    def stands_apart(self) -> bool:
-        """Whether those who pull the same way are a minority that stands clearly out.
+    def separated(self) -> bool:
+        """Whether the members are a minority that is clearly separated from the other candidates.
 
-        Of a clean class a tail that pulls the same way stands out by less.
+        The tail of a clean class that shares a direction is less separated.
         """
-        return 2 * int(self.pulling.sum()) <= int(self.alike.sum()) and self.standing_out >= _CLEARLY
+        return 2 * int(self.members.sum()) <= int(self.candidates.sum()) and self.separation >= _SEPARATED
 
 
 @final
@@ -95,21 +99,37 @@ class _OwnLoss(Task):
         return self._task.sampled_loss(model, batch, noise)
 
 
-def company(
+def expand_seeds(
     model: nn.Module,
     factors: Factors,
     training_set: TrainingSet,
-    surest: Tensor,
+    seeds: Tensor,
     *,
     damping: Damping,
     batch_size: int,
     progress: Progress | None = None,
-) -> Company:
-    """Score every example by its cosine with Int64[k] `surest`, in the metric of the inverse curvature."""
-    surest = surest[:_MOST].cpu()
-    chosen = training_set.subset(surest)
+) -> SeedExpansion:
+    """Score every example by its cosine with the seeds, in the metric of the inverse curvature.
+
+    Arguments:
+        model: that was trained on the set.
+        factors: fitted to this model.
+        training_set: the examples to score.
+        seeds: Int64[k], indices into the set; the first 64 count.
+        damping: of the curvature.
+        batch_size: examples of a forward pass.
+        progress: called with the stage, examples done and examples to do.
+    """
+    seeds = seeds[:_MOST_SEEDS].cpu()
+    chosen = training_set.subset(seeds)
     queries = precondition(
-        model, factors, chosen.batch(0, len(chosen)), _OwnLoss(), damping=damping, batch_size=batch_size
+        model,
+        factors,
+        chosen.batch(0, len(chosen)),
+        _OwnLoss(),
+        damping=damping,
+        batch_size=batch_size,
+        progress=progress,
     )
     found = score(
         model,
@@ -123,22 +143,22 @@ def company(
     assert found.self_influence is not None
     length = found.self_influence.cpu().clamp(min=0).sqrt()
     inverse = torch.where(length > 0, 1 / length, 0)
-    cosines = found.values.cpu() * inverse * inverse[surest][:, None]
-    among = cosines[:, surest].clone().fill_diagonal_(0)
+    cosines = found.values.cpu() * inverse * inverse[seeds][:, None]
+    among = cosines[:, seeds].clone().fill_diagonal_(0)
     # Perron and Frobenius: the leading eigenvector of a non-negative matrix has one sign.
     weights = torch.linalg.eigh(((among + among.t()) / 2).clamp(min=0).double()).eigenvectors[:, -1].abs()
-    if float(weights.sum()) <= 0 or len(surest) == 1:
-        weights = torch.ones(len(surest), dtype=torch.float64)
-    # An example is no company to itself.
-    present = torch.ones(len(surest), len(training_set), dtype=torch.float64)
-    present[torch.arange(len(surest)), surest] = 0
+    if float(weights.sum()) <= 0 or len(seeds) == 1:
+        weights = torch.ones(len(seeds), dtype=torch.float64)
+    # A seed's cosine with itself says nothing.
+    present = torch.ones(len(seeds), len(training_set), dtype=torch.float64)
+    present[torch.arange(len(seeds)), seeds] = 0
     weighted = weights[:, None] * present
     total = weighted.sum(0)
     scores = (weighted * cosines.double()).sum(0) / torch.where(total > 0, total, 1)
     labels = training_set.labels.cpu()
-    counts = torch.bincount(labels[surest], minlength=training_set.num_classes)
-    alike = (counts >= 0.1 * len(surest))[labels]
-    return Company(scores, valley(scores[alike]), alike)
+    counts = torch.bincount(labels[seeds], minlength=training_set.num_classes)
+    candidates = (counts >= 0.1 * len(seeds))[labels]
+    return SeedExpansion(scores, valley(scores[candidates]), candidates)
 
 
 def valley(values: Tensor) -> float:

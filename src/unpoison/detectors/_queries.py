@@ -1,0 +1,158 @@
+"""The queries of Delta-Influence: an input with its label as it is, and under random changes.
+
+A draw (x_i, y_i) = g_i(x, y) applies one of seven image transformations (`_transforms`), chosen uniformly,
+and replaces the label y by another one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from unpoison._progress import Progress
+from unpoison._seeds import derive_seed
+from unpoison.data import TrainingSet
+from unpoison.detectors._findings import Draw
+from unpoison.detectors._transforms import TRANSFORMS
+from unpoison.errors import InputError
+from unpoison.influence import ClassificationTask, Factors, fit_factors
+
+Labels = Literal["uniform", "distinct"]
+Space = Literal["pixels", "normalized"]
+Changes = Literal["both", "image", "label"]
+
+
+@final
+@dataclass(frozen=True)
+class Drawing:
+    """How queries are changed.
+
+    Arguments:
+        draws: how many changed copies of an input, at least 1.
+        labels: how other labels are drawn: `uniform`, independently (published for 10 classes), or
+            `distinct`, without repetition while there are labels left (published for 100 classes).
+        space: what the transformations work on: `pixels` in [0, 1], or, as in the published code,
+            `normalized` z-scores, on which inversion and jitter act differently.
+        changes: what a draw changes: `both`, or for ablations the `image` or the `label` alone.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    draws: int = 50
+    labels: Labels = "uniform"
+    space: Space = "pixels"
+    changes: Changes = "both"
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise InputError(f"draws: there must be at least one, found {self.draws}")
+        for name, known in (
+            ("labels", ("uniform", "distinct")),
+            ("space", ("pixels", "normalized")),
+            ("changes", ("both", "image", "label")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}: expected one of {known}, found {getattr(self, name)!r}")
+
+    def queries(
+        self, images: Tensor, label: int, training_set: TrainingSet, randomness: torch.Generator
+    ) -> Queries:
+        """UInt8[m c h w] images with their label as they are, and the draws of each."""
+        mean, std = (torch.tensor(part)[:, None, None] for part in training_set.channel_statistics)
+        pixels = images.cpu().float() / 255
+        # On grey images the exchange of red and green changes nothing, which is no draw of the image alone.
+        idle = self.changes == "image" and len(mean) == 1
+        names = [name for name in TRANSFORMS if not (idle and name == "colour switch")]
+        inputs, labels, draws = [pixels], [torch.full((len(images),), label)], []
+        for image in pixels:
+            if self.changes == "image":
+                others = torch.full((self.draws,), label)
+            else:
+                others = other_labels(self.labels, label, training_set.num_classes, self.draws, randomness)
+            for other in others.tolist():
+                name = names[int(torch.randint(len(names), (), generator=randomness))]
+                if self.changes == "label":
+                    name, changed = "none", image
+                elif self.space == "pixels":
+                    changed = TRANSFORMS[name](image, randomness)
+                else:
+                    changed = TRANSFORMS[name]((image - mean) / std, randomness) * std + mean
+                inputs.append(changed[None])
+                draws.append(Draw(name, other))
+            labels.append(others)
+        return Queries(torch.cat(inputs), torch.cat(labels), tuple(draws), len(images))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Inputs Float[q c h w] with labels Int64[q]: `originals` unchanged ones, then the draws of each."""
+
+    inputs: Tensor
+    labels: Tensor
+    draws: tuple[Draw, ...]
+    originals: int
+
+    def every_difference(self) -> Tensor:
+        """Float[1 + draws, q]: the mean of the originals, then each draw minus its original."""
+        count = len(self.draws)
+        own = torch.arange(self.originals).repeat_interleave(count // self.originals)
+        combine = torch.zeros(1 + count, self.originals + count)
+        combine[0, : self.originals] = 1 / self.originals
+        draws = torch.arange(count)
+        combine[1 + draws, self.originals + draws] = 1.0
+        combine[1 + draws, own] = -1.0
+        return combine
+
+    def mean_difference(self) -> Tensor:
+        """Float[1, q]: the mean of the draws minus the mean of the originals."""
+        return self.every_difference()[1:].mean(0, keepdim=True)
+
+    def draw_images(self) -> Tensor:
+        """UInt8[draws c h w]: the changed inputs, rounded to pictures."""
+        return (self.inputs[self.originals :].clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def other_labels(how: Labels, label: int, classes: int, count: int, randomness: torch.Generator) -> Tensor:
+    """Int64[count] of labels that are not `label`."""
+    if how == "uniform":
+        drawn = torch.randint(classes - 1, (count,), generator=randomness)
+    else:
+        rounds = -(-count // (classes - 1))
+        drawn = torch.cat([torch.randperm(classes - 1, generator=randomness) for _ in range(rounds)])[:count]
+    return drawn + (drawn >= label)
+
+
+def usable_factors(
+    model: nn.Module,
+    training_set: TrainingSet,
+    factors: Factors | None,
+    *,
+    seed: int,
+    modules: tuple[str, ...] | None,
+    covariance_examples: int | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> Factors:
+    """The factors that are given, once they are checked, or those fitted anew.
+
+    Raises:
+        MismatchError: they were fitted to another model or other examples.
+    """
+    if factors is not None:
+        factors.check(model, training_set)
+        return factors
+    return fit_factors(
+        model,
+        training_set,
+        ClassificationTask(),
+        seed=derive_seed(seed, "factors"),
+        modules=modules,
+        covariance_examples=covariance_examples,
+        batch_size=batch_size,
+        progress=progress,
+    )
