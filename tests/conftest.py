@@ -29,7 +29,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def _note(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Remember a skip and its reason; with pytest-xdist the process that started the workers has the reports."""
+    """Remember a skip; with pytest-xdist this runs in the process that started the workers."""
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if ALLOWED not in reason:
