@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unpoison.report import Case, render
+from unpoison.report import ReportData, render
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -105,7 +105,7 @@ def serve() -> Iterator[Callable[[str], Server]]:
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(
-    make_case: Callable[..., Case], tmp_path: Path, serve: Callable[[str], Server]
+    make_data: Callable[..., ReportData], tmp_path: Path, serve: Callable[[str], Server]
 ) -> None:
     mark = "document.title='owned'"
     names = (
@@ -115,8 +115,8 @@ def test_the_page_asks_for_nothing_and_runs_nothing(
         "שלום",
         '<link rel=stylesheet href=/stolen><style>@import "/stolen"</style>',
     )
-    case = make_case(500, poisons=10, names=names, draws=10)
-    page = render(replace(case, summary=f"</p><script>{mark}</script>"))
+    data = make_data(500, poisons=10, names=names, draws=10)
+    page = render(replace(data, summary=f"</p><script>{mark}</script>"))
     server = serve(page)
     dom = browse(
         tmp_path, f"http://127.0.0.1:{server.server_port}/", "--dump-dom", "--virtual-time-budget=5000"
@@ -135,9 +135,9 @@ def test_the_page_asks_for_nothing_and_runs_nothing(
 
 
 def test_were_the_escaping_to_fail_the_policy_would_hold(
-    make_case: Callable[..., Case], tmp_path: Path, serve: Callable[[str], Server]
+    make_data: Callable[..., ReportData], tmp_path: Path, serve: Callable[[str], Server]
 ) -> None:
-    page = render(make_case(300, poisons=10))
+    page = render(make_data(300, poisons=10))
     hostile = (
         "<script>document.title='owned'</script><img src=/stolen onerror=\"document.title='owned'\">"
         "<link rel=stylesheet href=/stolen><style>body { display: none }</style><iframe src=/stolen></iframe>"
@@ -152,8 +152,8 @@ def test_were_the_escaping_to_fail_the_policy_would_hold(
 
 
 @pytest.mark.parametrize("width", [500, 1280])
-def test_there_is_something_to_see(make_case: Callable[..., Case], tmp_path: Path, width: int) -> None:
-    (tmp_path / "report.html").write_text(render(make_case(2_000, poisons=40)), encoding="utf-8")
+def test_there_is_something_to_see(make_data: Callable[..., ReportData], tmp_path: Path, width: int) -> None:
+    (tmp_path / "report.html").write_text(render(make_data(2_000, poisons=40)), encoding="utf-8")
     browse(
         tmp_path,
         (tmp_path / "report.html").as_uri(),
