@@ -1,4 +1,4 @@
-"""The leaderboard: every number has its n, every cell links to its trials, no text of the data is executed."""
+"""The leaderboard: every number has its n, every cell links to its trials, no text of data is executed."""
 
 from __future__ import annotations
 
