@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "examples" / "logit_neighbours.py"
 NAME = "logit-neighbours"
 
+
 @pytest.fixture
 def plugin(tmp_path: Path) -> dict[str, str]:
     """The environment of a process that has the detector."""

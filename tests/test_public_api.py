@@ -252,3 +252,5 @@ def test_the_wheel_contains_everything(tmp_path: Path) -> None:
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert unpoison.__version__ == project["project"]["version"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {unpoison.__version__}\n" in citation
