@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
@@ -14,8 +17,9 @@ author = "The unpoison authors"
 copyright = "The unpoison authors"
 version = release = unpoison.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+extensions = ["generated", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build", "_ext"]
 source_suffix = {".md": "markdown"}
 
 myst_enable_extensions = ["dollarmath"]
@@ -35,8 +39,8 @@ html_math_renderer = "mathml"
 
 
 def math_ml(formula: str, *, as_block: bool) -> str:
-    """A formula as MathML, which browsers draw by themselves: no page of ours loads a script."""
-    # Brackets of MathML grow by themselves.
+    """A formula as MathML, which browsers draw without a script."""
+    # Brackets of MathML grow without a command.
     return tex2mathml(formula.replace(r"\big", ""), as_block=as_block)
 
 
@@ -47,7 +51,7 @@ def inline_math(translator: HTML5Translator, node: nodes.Element) -> None:
 
 
 def display_math(translator: HTML5Translator, node: nodes.Element) -> None:
-    """A formula on a line of its own."""
+    """A formula as a block."""
     translator.body.append(f'<div class="math">{math_ml(node.astext(), as_block=True)}</div>')
     raise nodes.SkipNode
 

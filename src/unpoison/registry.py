@@ -1,6 +1,6 @@
 """What is known of every method, declared on its class and found by its name.
 
-A method is one file. Its class bears a declaration, the only place that describes it:
+A method is one file. The declaration on its class is the only place that describes it::
 
     @final
     @register(

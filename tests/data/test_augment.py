@@ -132,7 +132,7 @@ def test_numbers_out_of_range_are_refused(arguments: dict[str, int], message: st
         augment(torch.zeros(2, 3, 8, 8), generator=torch.Generator(), **arguments)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_cpu_generator_gives_the_same_on_the_gpu() -> None:
     images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
     on_cpu = augment(images, flip=True, crop_padding=2, cutout=3, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""Made-up cases of a realistic look, so that the page is tested without training anything."""
+"""Synthetic report data of realistic shape, so that the page is tested without training anything."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from unpoison._statistics import Proportion
 from unpoison.detectors import Draw
-from unpoison.report import Case, Outcome, Run
+from unpoison.report import Outcome, ReportData
+from unpoison.runs import RunRecord
 
 NAMES = (
     "T-shirt/top",
@@ -40,7 +41,7 @@ def blobs(count: int, shape: tuple[int, int, int], generator: np.random.Generato
     return images.clip(0, 255).astype(np.uint8)
 
 
-def case(
+def report_data(
     n: int = 5_000,
     *,
     poisons: int = 75,
@@ -52,7 +53,7 @@ def case(
     draws: int = 50,
     images: np.ndarray | None = None,
     seed: int = 0,
-) -> Case:
+) -> ReportData:
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, len(names), n)
     poison = np.sort(generator.choice(n, poisons, replace=False))
@@ -86,12 +87,12 @@ def case(
     observation[..., -4:-1, -4:-1] = 255
     predicted, true_label = target, min(4, len(names) - 2)
     others = [label for label in range(len(names)) if label != predicted]
-    return Case(
+    return ReportData(
         method="delta-influence",
         poison_found=found,
         summary="77 examples lose their influence on the prediction when the image is changed and relabelled"
         if found
-        else "No example stands out beyond what innocent errors show",
+        else "no example has a higher score than ordinary errors give",
         class_names=names,
         labels=labels,
         scores=scores,
@@ -116,8 +117,8 @@ def case(
                 for i in range(draws)
             ]
         ),
-        blamed_indices=shown,
-        blamed_images=pictures,
+        top_indices=shown,
+        top_images=pictures,
         poison=poison if truth else None,
         poison_clean_labels=np.full(poisons, true_label) if truth else None,
         attack="badnets" if truth else None,
@@ -133,20 +134,26 @@ def case(
         seconds={"factors": 6.2, "queries": 0.4, "scores": 11.8, "null distribution": 3.1},
         peak_bytes=1_340_000_000,
         runs=(
-            Run(
-                name="demo",
-                verb="demo",
-                seed=0,
-                started="2026-11-21T10:00:00+00:00",
-                configuration={"data": "sample", "attack": "badnets", "budget": 0.015},
-                versions={"unpoison": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
-                device={"type": "cpu", "threads": 2},
-                seconds={"craft": 0.1, "train": 38.4, "trace": 21.5, "heal": 38.0},
+            (
+                "demo",
+                RunRecord(
+                    verb="demo",
+                    seed=0,
+                    started="2026-11-21T10:00:00+00:00",
+                    configuration={"data": "sample", "attack": "badnets", "budget": 0.015},
+                    versions={"unpoison": "0.2.0", "torch": "2.13.0", "python": "3.11.2"},
+                    device={"type": "cpu", "threads": 2},
+                    seconds={"craft": 0.1, "train": 38.4, "trace": 21.5, "heal": 38.0},
+                    code={"digest": "0" * 32, "commit": None},
+                    peak_memory_bytes=1_340_000_000,
+                    results={},
+                    artefacts={},
+                ),
             ),
         ),
     )
 
 
 @pytest.fixture
-def make_case() -> Callable[..., Case]:
-    return case
+def make_data() -> Callable[..., ReportData]:
+    return report_data

@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing is fetched, nothing of the data runs, and there is something to see."""
+"""The page in a real browser: nothing is fetched, no text of the data is executed, and the page is drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unpoison.report import Case, render
+from unpoison.report import ReportData, render
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -30,7 +30,7 @@ pytestmark = [
 
 
 class Elements(HTMLParser):
-    """What the browser made of the page."""
+    """The elements of the page in the browser."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,17 +64,17 @@ def browse(folder: Path, address: str, *wanted: str) -> str:
 
 
 class Server(HTTPServer):
-    """Serves one page and remembers everything that it was asked for."""
+    """Serves one page and records all requests."""
 
     page: bytes
-    asked: list[str]
+    requests: list[str]
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(self.server.page)))
@@ -91,7 +91,7 @@ def serve() -> Iterator[Callable[[str], Server]]:
 
     def start(page: str) -> Server:
         server = Server(("127.0.0.1", 0), Handler)
-        server.page, server.asked = page.encode(), []
+        server.page, server.requests = page.encode(), []
         thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.05), daemon=True)
         thread.start()
         running.append((server, thread))
@@ -104,8 +104,8 @@ def serve() -> Iterator[Callable[[str], Server]]:
         server.server_close()
 
 
-def test_the_page_asks_for_nothing_and_runs_nothing(
-    make_case: Callable[..., Case], tmp_path: Path, serve: Callable[[str], Server]
+def test_the_page_requests_nothing_and_executes_nothing(
+    make_data: Callable[..., ReportData], tmp_path: Path, serve: Callable[[str], Server]
 ) -> None:
     mark = "document.title='owned'"
     names = (
@@ -115,13 +115,13 @@ def test_the_page_asks_for_nothing_and_runs_nothing(
         "שלום",
         '<link rel=stylesheet href=/stolen><style>@import "/stolen"</style>',
     )
-    case = make_case(500, poisons=10, names=names, draws=10)
-    page = render(replace(case, summary=f"</p><script>{mark}</script>"))
+    data = make_data(500, poisons=10, names=names, draws=10)
+    page = render(replace(data, summary=f"</p><script>{mark}</script>"))
     server = serve(page)
     dom = browse(
         tmp_path, f"http://127.0.0.1:{server.server_port}/", "--dump-dom", "--virtual-time-budget=5000"
     )
-    assert server.asked == ["/"]
+    assert server.requests == ["/"]
     assert "<title>owned" not in dom
     found = Elements()
     found.feed(dom)
@@ -134,10 +134,10 @@ def test_the_page_asks_for_nothing_and_runs_nothing(
     assert "98.0 % → 1.0 %" in dom
 
 
-def test_were_the_escaping_to_fail_the_policy_would_hold(
-    make_case: Callable[..., Case], tmp_path: Path, serve: Callable[[str], Server]
+def test_the_policy_holds_where_the_escaping_fails(
+    make_data: Callable[..., ReportData], tmp_path: Path, serve: Callable[[str], Server]
 ) -> None:
-    page = render(make_case(300, poisons=10))
+    page = render(make_data(300, poisons=10))
     hostile = (
         "<script>document.title='owned'</script><img src=/stolen onerror=\"document.title='owned'\">"
         "<link rel=stylesheet href=/stolen><style>body { display: none }</style><iframe src=/stolen></iframe>"
@@ -147,13 +147,13 @@ def test_were_the_escaping_to_fail_the_policy_would_hold(
         tmp_path, f"http://127.0.0.1:{server.server_port}/", "--dump-dom", "--virtual-time-budget=5000"
     )
     assert "/stolen" in dom
-    assert server.asked == ["/"]
+    assert server.requests == ["/"]
     assert "<title>owned" not in dom
 
 
 @pytest.mark.parametrize("width", [500, 1280])
-def test_there_is_something_to_see(make_case: Callable[..., Case], tmp_path: Path, width: int) -> None:
-    (tmp_path / "report.html").write_text(render(make_case(2_000, poisons=40)), encoding="utf-8")
+def test_the_page_is_drawn(make_data: Callable[..., ReportData], tmp_path: Path, width: int) -> None:
+    (tmp_path / "report.html").write_text(render(make_data(2_000, poisons=40)), encoding="utf-8")
     browse(
         tmp_path,
         (tmp_path / "report.html").as_uri(),

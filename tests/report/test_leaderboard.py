@@ -1,4 +1,4 @@
-"""The leaderboard: nothing without its n, every cell leads to its trials, and nothing of the data runs."""
+"""The leaderboard: every number has its n, every cell links to its trials, no text of data is executed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unpoison.evaluation import Results
 from unpoison.evaluation._results import _KEYED
 from unpoison.report import leaderboard_html, leaderboard_latex, leaderboard_markdown, write_leaderboard
 
-EVIL = "<script>alert(1)</script> | & % \\input{x} {{ 7 * 7 }}"
+HOSTILE = "<script>alert(1)</script> | & % \\input{x} {{ 7 * 7 }}"
 
 
 def make_results(*changes: dict[str, Any], planned: int = 9, failures: tuple[str, ...] = ()) -> Results:
@@ -45,7 +45,7 @@ def make_results(*changes: dict[str, Any], planned: int = 9, failures: tuple[str
     }
     rows = [{**plain, "key": f"{place:032x}", **one} for place, one in enumerate(changes)]
     table = pa.Table.from_pylist(rows, schema=_KEYED)
-    return Results("made", table, planned, failures, Path(), {"description": f"told {EVIL}"})
+    return Results("made", table, planned, failures, Path(), {"description": f"from data: {HOSTILE}"})
 
 
 FOUND = {
@@ -100,7 +100,7 @@ def test_the_policy_allows_the_one_style_and_the_one_script() -> None:
     assert policy.startswith("default-src 'none'")
 
 
-def test_nothing_is_fetched_and_no_attribute_runs() -> None:
+def test_nothing_is_fetched_and_no_attribute_is_executed() -> None:
     for tag, attributes in inventory(leaderboard_html(make_results({}, FOUND))).tags:
         assert tag not in ("img", "iframe", "object")
         for name, value in attributes.items():
@@ -111,7 +111,7 @@ def test_nothing_is_fetched_and_no_attribute_runs() -> None:
                 assert value.startswith(("#", "data:"))
 
 
-def test_every_cell_leads_to_its_trials() -> None:
+def test_every_cell_links_to_its_trials() -> None:
     page = inventory(leaderboard_html(make_results({}, FOUND, {**FOUND, "seed": 1})))
     anchors = {a["id"] for _, a in page.tags if "id" in a}
     links = [a["href"] for tag, a in page.tags if tag == "a" and str(a["href"]).startswith("#trials-")]
@@ -123,7 +123,7 @@ def test_every_cell_leads_to_its_trials() -> None:
 def test_numbers_stand_beside_their_n() -> None:
     text = leaderboard_markdown(make_results({}, FOUND, {**FOUND, "seed": 1, "clean_correct": 82}))
     line = next(line for line in text.splitlines() if "corner → retrain" in line)
-    assert "0 % (0 of 2; 0.0–65.8 %)" in line
+    assert "2.5 ± 0.0 % (0 of 2 trials; 0.0–65.8 %)" in line
     assert "80.0 ± 2.8 % (n = 2)" in line
     assert "50.0 % (10 of 20; 29.9–70.1 %)" in line
     assert "1.7 % (n = 2)" in line
@@ -133,21 +133,21 @@ def test_numbers_stand_beside_their_n() -> None:
     assert all(re.search(r"n = \d|\d of \d", cell) for cell in cells), cells
 
 
-def test_what_no_line_has_is_left_out() -> None:
+def test_empty_columns_are_left_out() -> None:
     assert "Filter bias" not in leaderboard_markdown(make_results({}))
     assert "Filter bias" in leaderboard_markdown(make_results({}, FOUND))
 
 
 @pytest.mark.parametrize("place", ["detector", "source", "attack"])
-def test_words_from_data_stay_words(place: str) -> None:
-    evil = make_results({**FOUND, place: EVIL}, failures=(EVIL,))
-    page = leaderboard_html(evil)
+def test_text_from_data_stays_text(place: str) -> None:
+    hostile = make_results({**FOUND, place: HOSTILE}, failures=(HOSTILE,))
+    page = leaderboard_html(hostile)
     assert page.count("<script>") == 1
     assert "&lt;script&gt;alert(1)" in page
     assert "49" not in inventory(page).text.replace("490", "").split("alert(1)")[1][:40]
-    assert "<script" not in leaderboard_markdown(evil)
+    assert "<script" not in leaderboard_markdown(hostile)
     if place == "detector":
-        assert r"alert(1)$<$/script$>$ | \& \% \textbackslash{}input\{x\}" in leaderboard_latex(evil)
+        assert r"alert(1)$<$/script$>$ | \& \% \textbackslash{}input\{x\}" in leaderboard_latex(hostile)
 
 
 def test_markdown_and_latex_have_as_many_cells_as_headings() -> None:
@@ -170,7 +170,7 @@ def test_methods_are_compared_with_no_defense_and_with_each_other() -> None:
     other = {**FOUND, "detector": "other"}
     page = leaderboard_html(make_results({"control": "no attack"}, {}, FOUND, other))
     section = page.split('id="comparisons"')[1].split("</section>")[0]
-    pairs = re.findall(r'<tr><td class="method">(.*?)</td><td class="method">(.*?)</td>', section)
+    pairs = re.findall(r'<tr><td class="text">(.*?)</td><td class="text">(.*?)</td>', section)
     assert pairs == [
         ("corner → retrain", "no defense"),
         ("other → retrain", "no defense"),
@@ -178,7 +178,7 @@ def test_methods_are_compared_with_no_defense_and_with_each_other() -> None:
     ]
 
 
-def test_failures_and_missing_trials_are_told() -> None:
+def test_failures_and_missing_trials_are_shown() -> None:
     page = inventory(leaderboard_html(make_results({}, planned=9, failures=("ValueError: broken",))))
     assert "of 9 in the recipe" in page.text
     assert "ValueError: broken" in page.text
@@ -198,26 +198,31 @@ def test_the_same_results_give_the_same_bytes() -> None:
 BROWSER = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
 
 
+def opened(page: str, script: str, other: str, folder: Path, *, width: int = 1400) -> str:
+    """The page as a browser has it after running `other` in place of its script."""
+
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    changed = page.replace(script, other).replace(digest(script), digest(other))
+    (folder / "page.html").write_text(changed, encoding="utf-8")
+    assert BROWSER is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    flags += [f"--window-size={width},2000", f"--user-data-dir={folder / 'profile'}"]
+    command = [BROWSER, *flags, f"file://{folder / 'page.html'}"]
+    return subprocess.run(command, capture_output=True, timeout=120, check=True).stdout.decode()
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the path")
 @pytest.mark.parametrize(("clicks", "order"), [(1, ["0.78", "0.8", "0.9"]), (2, ["0.9", "0.8", "0.78"])])
 def test_a_click_sorts(clicks: int, order: list[str], tmp_path: Path) -> None:
     page = leaderboard_html(make_results({}, FOUND, {**FOUND, "detector": "other", "clean_correct": 90}))
     [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    clicking = script + "document.querySelectorAll('.sortable th button')[4].click();" * clicks
-
-    def digest(text: str) -> str:
-        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-    changed = page.replace(script, clicking).replace(digest(script), digest(clicking))
-    (tmp_path / "page.html").write_text(changed, encoding="utf-8")
-    assert BROWSER is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
-    command = [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'page.html'}"]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
-    board = done.stdout.decode().split("<tbody>")[1].split("</tbody>")[0]
+    clicking = script + "document.querySelectorAll('.sortable th button')[3].click();" * clicks
+    board = opened(page, script, clicking, tmp_path).split("<tbody>")[1].split("</tbody>")[0]
     values = [re.findall('data-value="([^"]*)"', row) for row in board.split("<tr")[1:]]
-    assert [row[4] for row in values] == order
+    assert [row[3] for row in values] == order
 
 
 DEFENDED = {
@@ -231,23 +236,56 @@ DEFENDED = {
 }
 
 
-def test_a_defense_stands_beside_no_defense_with_its_drop_and_its_time() -> None:
+def test_a_defense_is_compared_with_no_defense_in_drops_and_time() -> None:
     results = make_results({"seconds_train": 10.0}, DEFENDED)
     page = leaderboard_markdown(results)
-    [plain, defended] = [line for line in page.splitlines() if line.startswith("| ")][1:]
-    assert plain.startswith("| no defense |")
-    assert "10 (1.00x; n = 1)" in plain
+    [undefended, defended] = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    assert undefended.startswith("| no defense |")
+    assert "10 s (1.00x; n = 1)" in undefended
     assert defended.startswith("| epic (released-40-0.1) |")
-    assert "15 (1.50x; n = 1)" in defended
-    assert "20.0 % (100 of 500;" in defended
-    assert "8.0 % (8 of 100;" in defended
-    assert "80.0 % (8 of 10;" in defended
+    assert "15 s (1.50x; n = 1)" in defended
+    assert "80.0 % (8 of 10;" in defended  # recall
+    assert "8.0 % (8 of 100;" in defended  # precision
+    assert "18.8 % (92 of 490;" in defended  # false positives
     for written in (leaderboard_html(results), leaderboard_latex(results)):
-        for words in ("epic (released-40-0.1)", "Drop precision", "Drop recall", "1.50x"):
+        for words in ("epic (released-40-0.1)", "Recall", "False positives", "1.50x"):
             assert words in written
 
 
-def test_without_defenses_the_table_has_no_columns_for_them() -> None:
+def test_without_defenses_the_table_has_no_time_of_training() -> None:
     page = leaderboard_markdown(make_results({"seconds_train": 10.0}, {**FOUND, "seconds_train": 10.0}))
-    assert "Dropped" not in page.splitlines()[0]
     assert "Training" not in page.splitlines()[0]
+
+
+def test_one_input_a_trial_gives_one_rate_and_one_column() -> None:
+    one = {"attack_total": 1, "attack_successes": 1}
+    results = make_results(one, {**FOUND, **one, "attack_successes": 0})
+    [heading, _, undefended, found, *_] = leaderboard_markdown(results).splitlines()
+    assert heading.count("ttack success") == 1
+    assert "100 % (1 of 1; 20.7–100.0 %)" in undefended
+    assert "0 % (0 of 1; 0.0–79.3 %)" in found
+    section = leaderboard_html(results).split('id="comparisons"')[1].split("</section>")[0]
+    assert "Successful trials" not in section
+    assert section.count("Attack success") == 1
+    several = leaderboard_html(make_results({}, FOUND)).split('id="comparisons"')[1].split("</section>")[0]
+    assert "Successful trials" in several
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the path")
+@pytest.mark.parametrize("width", [700, 1400])
+def test_nothing_of_the_table_is_cut_off(width: int, tmp_path: Path) -> None:
+    """Every column is used; the script reports how far the widest row reaches beyond the page."""
+    page = leaderboard_html(make_results({"seconds_train": 10.0, "peak_bytes": 8e8}, FOUND, DEFENDED))
+    [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    measuring = script + (
+        "const right = (e) => e.getBoundingClientRect().right;"
+        "document.title = `${Math.max(...[...document.querySelectorAll('.sortable td')].map(right))}"
+        " ${innerWidth}`;"
+    )
+    title = re.search(
+        r"<title>([\d.]+) (\d+)</title>", opened(page, script, measuring, tmp_path, width=width)
+    )
+    assert title is not None
+    assert int(title[2]) == width
+    assert width / 2 < float(title[1]) <= width

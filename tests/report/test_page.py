@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from unpoison._statistics import Proportion
-from unpoison.report import Case, Outcome, Run, render
+from unpoison.report import Outcome, ReportData, render
 from unpoison.report._figures import (
     collapses,
     influence_scatter,
@@ -21,7 +21,7 @@ from unpoison.report._figures import (
     score_histogram,
 )
 
-EVIL = (
+HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>',
     "שלום עולם",
@@ -76,34 +76,38 @@ def assert_harmless(page: str) -> None:
     assert not re.findall(r"url\((?!#)|@import|//cdn", page)
 
 
-def evil_case(make_case: Callable[..., Case]) -> Case:
-    case = make_case(300, poisons=10, names=EVIL, draws=10)
-    nasty = "</pre></details><script>alert(5)</script>"
+def hostile_data(make_data: Callable[..., ReportData]) -> ReportData:
+    data = make_data(300, poisons=10, names=HOSTILE, draws=10)
+    hostile_text = "</pre></details><script>alert(5)</script>"
     return replace(
-        case,
-        summary=nasty,
-        threshold_how=nasty,
-        method=nasty,
-        attack=nasty,
-        configuration={nasty: {"deep": [nasty, "\ud800"]}},
-        seconds={nasty: 1.0},
-        draws=tuple(replace(draw, name=nasty) for draw in case.draws),
+        data,
+        summary=hostile_text,
+        threshold_how=hostile_text,
+        method=hostile_text,
+        attack=hostile_text,
+        configuration={hostile_text: {"deep": [hostile_text, "\ud800"]}},
+        seconds={hostile_text: 1.0},
+        draws=tuple(replace(draw, name=hostile_text) for draw in data.draws),
         runs=(
-            Run(
-                nasty,
-                nasty,
-                started=nasty,
-                configuration={"a": nasty},
-                versions={nasty: nasty},
-                device={nasty: [nasty]},
-                seconds={nasty: 0.0},
+            (
+                hostile_text,
+                replace(
+                    data.runs[0][1],
+                    verb=hostile_text,
+                    started=hostile_text,
+                    configuration={"a": hostile_text},
+                    versions={hostile_text: hostile_text},
+                    code={hostile_text: hostile_text},
+                    device={hostile_text: [hostile_text]},
+                    seconds={hostile_text: 0.0},
+                ),
             ),
         ),
     )
 
 
-def test_strings_from_data_stay_text(make_case: Callable[..., Case]) -> None:
-    page = render(evil_case(make_case))
+def test_strings_from_data_stay_text(make_data: Callable[..., ReportData]) -> None:
+    page = render(hostile_data(make_data))
     assert_harmless(page)
     text = "".join(inventory(page).text)
     assert "<script>alert(1)</script>" in text
@@ -114,18 +118,20 @@ def test_strings_from_data_stay_text(make_case: Callable[..., Case]) -> None:
 
 
 def test_every_predicted_name_is_escaped_in_the_verdict_and_in_the_figures(
-    make_case: Callable[..., Case],
+    make_data: Callable[..., ReportData],
 ) -> None:
-    case = evil_case(make_case)
-    for label in range(len(EVIL)):
-        page = render(replace(case, predicted=label, true_label=(label + 1) % len(EVIL)))
+    data = hostile_data(make_data)
+    for label in range(len(HOSTILE)):
+        page = render(replace(data, predicted=label, true_label=(label + 1) % len(HOSTILE)))
         assert_harmless(page)
         for drawing in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
             ElementTree.fromstring(drawing)
 
 
-def test_the_policy_allows_exactly_the_style_sheet_that_is_there(make_case: Callable[..., Case]) -> None:
-    page = render(make_case(300, poisons=10))
+def test_the_policy_allows_exactly_the_style_sheet_that_is_there(
+    make_data: Callable[..., ReportData],
+) -> None:
+    page = render(make_data(300, poisons=10))
     [policy] = [
         a["content"] for t, a in inventory(page).tags if a.get("http-equiv") == "Content-Security-Policy"
     ]
@@ -137,8 +143,8 @@ def test_the_policy_allows_exactly_the_style_sheet_that_is_there(make_case: Call
     assert "unsafe" not in policy
 
 
-def test_the_numbers_a_reader_looks_for(make_case: Callable[..., Case]) -> None:
-    text = " ".join(" ".join(inventory(render(make_case())).text).split())
+def test_the_numbers_a_reader_looks_for(make_data: Callable[..., ReportData]) -> None:
+    text = " ".join(" ".join(inventory(render(make_data())).text).split())
     for wanted in (
         "Poison found: 77 of 5,000 training examples make the model say “Bag” for this “Coat”",
         "97.4 % 75 of 77 flagged",
@@ -161,18 +167,18 @@ def test_the_numbers_a_reader_looks_for(make_case: Callable[..., Case]) -> None:
         assert wanted in text, wanted
 
 
-def test_no_poison_found_says_so_and_marks_nothing(make_case: Callable[..., Case]) -> None:
-    page = render(make_case(300, poisons=10, truth=False, found=False))
+def test_without_findings_nothing_is_marked(make_data: Callable[..., ReportData]) -> None:
+    page = render(make_data(300, poisons=10, truth=False, found=False))
     text = "".join(inventory(page).text)
     assert "No poison found behind the answer “Bag” for this “Coat”" in text
     assert "▲" not in text
-    assert "The highest scores, none of them flagged" in text
+    assert "Training examples with the highest scores, none of them flagged" in text
     assert '<span class="flag">' not in page
     assert "Before and after healing" not in text
 
 
-def test_every_image_and_figure_has_words(make_case: Callable[..., Case]) -> None:
-    found = inventory(render(make_case(300, poisons=10)))
+def test_every_image_and_figure_has_words(make_data: Callable[..., ReportData]) -> None:
+    found = inventory(render(make_data(300, poisons=10)))
     images = [attributes for tag, attributes in found.tags if tag == "img"]
     assert len(images) == 1 + 50 + 64
     assert all("alt" in attributes for attributes in images)
@@ -183,58 +189,58 @@ def test_every_image_and_figure_has_words(make_case: Callable[..., Case]) -> Non
             assert set((attributes["aria-labelledby"] or "").split()) <= set(identifiers)
 
 
-def test_the_same_case_gives_the_same_bytes(make_case: Callable[..., Case]) -> None:
-    assert render(make_case(500, poisons=10)) == render(make_case(500, poisons=10))
+def test_the_same_data_give_the_same_bytes(make_data: Callable[..., ReportData]) -> None:
+    assert render(make_data(500, poisons=10)) == render(make_data(500, poisons=10))
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (3, 300, 200)])
 def test_fifty_thousand_examples_fit_into_three_megabytes(
-    make_case: Callable[..., Case], shape: tuple[int, int, int]
+    make_data: Callable[..., ReportData], shape: tuple[int, int, int]
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (65, *shape), dtype=np.uint8)
-    page = render(make_case(50_000, poisons=500, shape=shape, heavy_tails=True, images=noise))
+    page = render(make_data(50_000, poisons=500, shape=shape, heavy_tails=True, images=noise))
     assert len(page.encode()) < 3_000_000
     assert_harmless(page)
 
 
-def test_bars_hold_every_example(make_case: Callable[..., Case]) -> None:
+def test_bars_hold_every_example(make_data: Callable[..., ReportData]) -> None:
     """The hidden description and the caption count all examples; the histogram draws both groups."""
-    figure = score_histogram(make_case(1_000, poisons=30))
+    figure = score_histogram(make_data(1_000, poisons=30))
     assert 'class="dark-bar"' in figure.svg
     assert 'class="pale-bar"' in figure.svg
     assert "970 clean and 30 poison" in figure.svg
     assert "32 lie beyond the threshold (tinted); 32 are flagged" in figure.caption
-    nothing = score_histogram(make_case(1_000, poisons=30, truth=False, found=False))
+    nothing = score_histogram(make_data(1_000, poisons=30, truth=False, found=False))
     assert 'class="dark-bar"' not in nothing.svg
 
 
-def test_the_slope_tells_the_medians(make_case: Callable[..., Case]) -> None:
-    case = make_case(400, poisons=21)
-    poison = case.poison
+def test_the_slope_tells_the_medians(make_data: Callable[..., ReportData]) -> None:
+    data = make_data(400, poisons=21)
+    poison = data.poison
     assert poison is not None
     before = np.zeros(400)
     before[poison] = 3.25
     after = np.zeros(400)
     after[poison] = -1.5
-    figure = influence_slope(replace(case, evidence={"influence_before": before, "influence_after": after}))
+    figure = influence_slope(replace(data, evidence={"influence_before": before, "influence_after": after}))
     assert "median of the poison examples 3.25 before, −1.5 after" in figure.svg
     assert "median of the clean examples 0 before, 0 after" in figure.svg
 
 
-def test_values_that_are_not_finite_are_left_out_and_said(make_case: Callable[..., Case]) -> None:
-    case = make_case(300, poisons=10)
-    scores, before = case.scores.copy(), case.evidence["influence_before"].copy()
+def test_values_that_are_not_finite_are_left_out_and_said(make_data: Callable[..., ReportData]) -> None:
+    data = make_data(300, poisons=10)
+    scores, before = data.scores.copy(), data.evidence["influence_before"].copy()
     scores[:3], before[:3] = (np.nan, np.inf, -np.inf), np.nan
-    case = replace(case, scores=scores, evidence={**case.evidence, "influence_before": before})
-    page = render(case)
+    data = replace(data, scores=scores, evidence={**data.evidence, "influence_before": before})
+    page = render(data)
     assert "3 examples without a finite score are left out" in page
     assert not re.search(r'd="[^"]*(nan|inf)', page)
 
 
-def test_without_evidence_observation_or_examples(make_case: Callable[..., Case]) -> None:
-    case = make_case(300, poisons=10)
+def test_without_evidence_observation_or_examples(make_data: Callable[..., ReportData]) -> None:
+    data = make_data(300, poisons=10)
     bare = replace(
-        case,
+        data,
         evidence={},
         observation=None,
         predicted=None,
@@ -245,10 +251,10 @@ def test_without_evidence_observation_or_examples(make_case: Callable[..., Case]
     )
     text = "".join(inventory(render(bare)).text)
     assert "The influence collapse" not in text
-    assert "was given no observation" in text
+    assert "There is no observation" in text
     assert "Poison found: 12 of 300 training examples are flagged" in text
     assert collapses(bare) is None
-    nothing = Case(
+    nothing = ReportData(
         method="m",
         poison_found=False,
         summary="",
@@ -262,18 +268,20 @@ def test_without_evidence_observation_or_examples(make_case: Callable[..., Case]
     assert_harmless(render(nothing))
 
 
-def test_rates_without_trials_are_not_drawn_as_if_measured(make_case: Callable[..., Case]) -> None:
-    case = make_case(300, poisons=10)
+def test_rates_without_trials_are_not_drawn_as_if_measured(make_data: Callable[..., ReportData]) -> None:
+    data = make_data(300, poisons=10)
     outcomes = (Outcome("Before healing", Proportion(0, 0), None), Outcome("After healing", 0.5, None))
-    figure = outcome_bars(replace(case, outcomes=outcomes))
+    figure = outcome_bars(replace(data, outcomes=outcomes))
     assert figure is not None
     assert "before healing not measured" in figure.svg
     assert "50.0 % (n not recorded)" in figure.svg
-    assert_harmless(render(replace(case, outcomes=outcomes)))
+    assert_harmless(render(replace(data, outcomes=outcomes)))
 
 
-def test_the_scatter_draws_all_poison_and_a_stated_sample_of_the_rest(make_case: Callable[..., Case]) -> None:
-    figure = influence_scatter(make_case(9_000, poisons=100))
+def test_the_scatter_draws_all_poison_and_a_stated_sample_of_the_rest(
+    make_data: Callable[..., ReportData],
+) -> None:
+    figure = influence_scatter(make_data(9_000, poisons=100))
     assert figure.svg.count("h0") == 2_000
     assert (
         "2,000 of 8,900 clean examples, drawn at random; triangles: all 100 poison examples" in figure.caption

@@ -249,11 +249,13 @@ def _show(results: Results, console: Console, out: Path) -> None:
     from unpoison.report import table_of
 
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("method", "attack", "success rate", "clean accuracy", "caught", "trials"):
-        table.add_column(heading, justify="left" if heading in ("method", "attack") else "right")
-    for row in table_of(leaderboard(results)).rows:
-        method, attack, _, rate, accuracy, _, _, caught, *_, trials = row
-        table.add_row(*(cell.text for cell in (method, attack, rate, accuracy, caught, trials)))
+    shown = table_of(leaderboard(results)).select(
+        "Method", "Attack", "Attack success", "Clean accuracy", "Recall", "Trials"
+    )
+    for column in shown.columns:
+        table.add_column(column.name.lower(), justify="right" if column.group else "left")
+    for row in shown.rows:
+        table.add_row(*(cell.text for cell in row))
     words = [
         f"{len(results.table)} of {results.planned} trials; the table's digest is {results.fingerprint}."
     ]

@@ -119,12 +119,10 @@ def _write_page(run: Session) -> None:
     """The page of this run, which does not have its final name yet."""
     run.recorder.artefacts["report"] = PAGE
     run.recorder.record().save(run.directory)
-    case = report.Case.from_runs([run.directory])
-    case = dataclasses.replace(
-        case, runs=tuple(dataclasses.replace(one, name=run.out.name) for one in case.runs)
-    )
+    data = report.ReportData.from_runs([run.directory])
+    data = dataclasses.replace(data, runs=tuple((run.out.name, record) for _, record in data.runs))
     with atomic_file(run.directory / PAGE) as staging:
-        staging.write_text(report.render(case), encoding="utf-8", newline="\n")
+        staging.write_text(report.render(data), encoding="utf-8", newline="\n")
 
 
 def _show(run: Session, console: Console, out: Path) -> None:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `unpoison` on the command line; those of this process when None.
 
     >>> main(["--version"])
-    unpoison 0.1.0
+    unpoison ...
     0
     """
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -1,6 +1,5 @@
-from ._case import Case as Case
-from ._case import Outcome as Outcome
-from ._case import Run as Run
+from ._data import Outcome as Outcome
+from ._data import ReportData as ReportData
 from ._leaderboard import leaderboard_html as leaderboard_html
 from ._leaderboard import leaderboard_latex as leaderboard_latex
 from ._leaderboard import leaderboard_markdown as leaderboard_markdown
@@ -10,9 +9,8 @@ from ._page import render as render
 from ._page import write_report as write_report
 
 __all__ = [
-    "Case",
     "Outcome",
-    "Run",
+    "ReportData",
     "leaderboard_html",
     "leaderboard_latex",
     "leaderboard_markdown",

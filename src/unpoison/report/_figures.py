@@ -1,10 +1,9 @@
-"""The figures of the report, each a self-contained SVG drawn from a `Case`.
+"""The figures of the report, each a self-contained SVG drawn from a `ReportData`.
 
-What stands out (poison where the truth is known, else what was flagged) is always dark, hatched or a
-triangle; the rest is pale and round. So every figure survives a grey printer and colour-blind eyes.
+The marked group (poison where the truth is known, else the flagged examples) is always dark, hatched or a
+triangle, the other one pale and round, so that every figure can be read in grey.
 
-Cost: a pass or two over the scores of all examples; at most `SHOWN_POINTS` points a group are drawn, whatever
-the size of the training set.
+Cost: one or two passes over all scores; at most `SHOWN_POINTS` points of each group are drawn.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from unpoison._statistics import Proportion
-from unpoison.report._case import Case
+from unpoison.report._data import ReportData
 from unpoison.report._svg import Canvas, Floats, Scale, coordinate, fitted, number
 
 SHOWN_POINTS = 2_000
@@ -26,7 +25,7 @@ SHOWN_POINTS = 2_000
 @final
 @dataclass(frozen=True)
 class Figure:
-    """A drawing and the words under it."""
+    """A drawing and its caption."""
 
     svg: Markup
     caption: str
@@ -35,23 +34,23 @@ class Figure:
 @final
 @dataclass(frozen=True)
 class Groups:
-    """The examples that should stand out, and what to call them and the others."""
+    """The marked examples, and the names of the two groups."""
 
     dark: npt.NDArray[np.bool_]
     dark_name: str
     pale_name: str
 
     @classmethod
-    def of(cls, case: Case) -> Groups:
+    def of(cls, data: ReportData) -> Groups:
         """Poison against clean where the truth is known, else flagged against the rest."""
-        truth = case.is_poison
+        truth = data.is_poison
         if truth is not None:
             return cls(truth, "poison", "clean")
-        return cls(case.is_flagged, "flagged", "not flagged")
+        return cls(data.is_flagged, "flagged", "not flagged")
 
 
 def _bars(canvas: Canvas, counts: Floats, edges: Floats, base: float, height: Scale, kind: str) -> None:
-    """Bars from `base` to the height of their count; one path, so the hatching runs through."""
+    """Bars from `base` to the height of their count, as one path, so that the hatching is continuous."""
     path = []
     for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
         if count > 0:
@@ -74,7 +73,7 @@ def _mirror(
 ) -> None:
     """A histogram of the pale examples upwards and of the dark ones downwards.
 
-    Where there are no dark ones, the pale ones get the whole height.
+    Without dark ones the pale ones take the whole height.
     """
     top, gap = 30.0, 1.0
     middle = top + (half if dark.any() else 2 * half)
@@ -94,18 +93,18 @@ def _mirror(
     canvas.text(0, 12, "examples per bin (logarithmic)", "label")
 
 
-def score_histogram(case: Case) -> Figure:
-    """How the scores of all examples lie, and where the threshold cuts them."""
-    groups = Groups.of(case)
-    finite = np.isfinite(case.scores)
-    threshold = case.threshold
+def score_histogram(data: ReportData) -> Figure:
+    """A histogram of all scores, with the threshold."""
+    groups = Groups.of(data)
+    finite = np.isfinite(data.scores)
+    threshold = data.threshold
     has_threshold = bool(np.isfinite(threshold))
-    shown = np.append(case.scores[finite], [threshold] if has_threshold else [])
+    shown = np.append(data.scores[finite], [threshold] if has_threshold else [])
     left, right, half = 58.0, 634.0, 118
     scale = fitted(shown, left, right)
     edges = scale.edges(64)
-    pale = np.histogram(case.scores[finite & ~groups.dark], edges)[0].astype(np.float64)
-    dark = np.histogram(case.scores[finite & groups.dark], edges)[0].astype(np.float64)
+    pale = np.histogram(data.scores[finite & ~groups.dark], edges)[0].astype(np.float64)
+    dark = np.histogram(data.scores[finite & groups.dark], edges)[0].astype(np.float64)
     dark_count, pale_count = int(groups.dark.sum()), int((~groups.dark).sum())
     what = f"{pale_count:,} {groups.pale_name} and {dark_count:,} {groups.dark_name}"
     cut = f"; the threshold is {number(threshold)}" if has_threshold else ""
@@ -114,7 +113,7 @@ def score_histogram(case: Case) -> Figure:
         308,
         "Distribution of the scores",
         f"Histogram of the scores of {what} examples, from {number(float(np.min(shown, initial=0)))} to "
-        f"{number(float(np.max(shown, initial=0)))}{cut}; {len(case.flagged):,} examples are flagged.",
+        f"{number(float(np.max(shown, initial=0)))}{cut}; {len(data.flagged):,} examples are flagged.",
         "scores",
     )
     bottom = 30 + 2 * half
@@ -131,30 +130,30 @@ def score_histogram(case: Case) -> Figure:
     canvas.text(right, 52, f"{groups.pale_name}: {pale_count:,}", "note halo", "end")
     if dark_count:
         canvas.text(right, bottom - 8, f"{groups.dark_name}: {dark_count:,}", "note halo", "end")
-    unit = "score (higher = more to blame)" + (
+    unit = "score (higher: more likely poison)" + (
         "; axis compressed away from 0" if scale.kind == "asinh" else ""
     )
     canvas.x_axis(scale, bottom, unit)
-    beyond = int((case.scores > threshold).sum())
-    caption = f"Scores of all {len(case):,} training examples"
+    beyond = int((data.scores > threshold).sum())
+    caption = f"Scores of all {len(data):,} training examples"
     if dark_count:
         caption += f": {groups.pale_name} upwards, {groups.dark_name} downwards"
     if has_threshold:
-        caption += f". {beyond:,} lie beyond the threshold (tinted); {len(case.flagged):,} are flagged"
-        if beyond and not len(case.flagged):
-            caption += " because the evidence as a whole does not rule out an innocent error"
+        caption += f". {beyond:,} lie beyond the threshold (tinted); {len(data.flagged):,} are flagged"
+        if beyond and not len(data.flagged):
+            caption += " because the findings as a whole are not significant"
     if missing := int((~finite).sum()):
         caption += f". {missing:,} examples without a finite score are left out"
     return Figure(canvas.render(), caption + ".")
 
 
-def has_collapse(case: Case) -> bool:
-    """Whether the detector left the evidence that the influence figures are drawn from."""
-    return {"influence_before", "influence_after"} <= set(case.evidence) and len(case) > 0
+def has_collapse(data: ReportData) -> bool:
+    """Whether there is the evidence that the influence figures are drawn from."""
+    return {"influence_before", "influence_after"} <= set(data.evidence) and len(data) > 0
 
 
-def _influence_scale(case: Case, start: float, stop: float) -> Scale:
-    before, after = case.evidence["influence_before"], case.evidence["influence_after"]
+def _influence_scale(data: ReportData, start: float, stop: float) -> Scale:
+    before, after = data.evidence["influence_before"], data.evidence["influence_after"]
     return fitted(np.concatenate([before, after]), start, stop, margin=0.06)
 
 
@@ -162,14 +161,14 @@ def _suffix(scale: Scale) -> str:
     return "; axis compressed away from 0" if scale.kind == "asinh" else ""
 
 
-def influence_slope(case: Case) -> Figure:
-    """Where the middle and the middle 90 % of both groups lie before the flips, and where after."""
-    groups = Groups.of(case)
-    before, after = case.evidence["influence_before"], case.evidence["influence_after"]
+def influence_slope(data: ReportData) -> Figure:
+    """The median and the middle 90 % of both groups, before and after the transformations."""
+    groups = Groups.of(data)
+    before, after = data.evidence["influence_before"], data.evidence["influence_after"]
     top, bottom, x = 30.0, 296.0, (82.0, 268.0)
-    scale = _influence_scale(case, bottom, top)
-    told, ends = [], []
-    canvas = Canvas(360, 340, "Influence before and after the flips", "", "slope")
+    scale = _influence_scale(data, bottom, top)
+    parts, ends = [], []
+    canvas = Canvas(360, 340, "Influence before and after transforming and relabelling", "", "slope")
     canvas.y_axis(scale, 56, "influence on the prediction", right=288)
     for mask, name, kind in (
         (~groups.dark, groups.pale_name, "pale"),
@@ -191,7 +190,7 @@ def influence_slope(case: Case) -> Figure:
         draw = canvas.triangles if kind == "dark" else canvas.dots
         draw(np.array(x), np.array([y0, y1]), f"{kind}-{'triangle' if kind == 'dark' else 'marker'}")
         ends.append((y1, name))
-        told.append(f"median of the {name} examples {number(mid0)} before, {number(mid1)} after")
+        parts.append(f"median of the {name} examples {number(mid0)} before, {number(mid1)} after")
     if len(ends) == 2 and abs(ends[0][0] - ends[1][0]) < 16:
         (a, first), (b, second) = sorted(ends)
         ends = [((a + b) / 2 - 8, first), ((a + b) / 2 + 8, second)]
@@ -200,26 +199,26 @@ def influence_slope(case: Case) -> Figure:
     canvas.text(x[0], bottom + 20, "before", "tick", "middle")
     canvas.text(x[1], bottom + 20, "after", "tick", "middle")
     canvas.text((x[0] + x[1]) / 2, bottom + 38, "transforming and relabelling", "label", "middle")
-    canvas.description = "Slope chart: " + "; ".join(told) + "."
-    caption = f"Median and middle 90 % of either group{_suffix(scale)}."
+    canvas.description = "Slope chart: " + "; ".join(parts) + "."
+    caption = f"Median and middle 90 % of each group{_suffix(scale)}."
     return Figure(canvas.render(), caption)
 
 
-def influence_scatter(case: Case) -> Figure:
-    """Every example's influence before the flips against its mean influence after them."""
-    groups = Groups.of(case)
-    before, after = case.evidence["influence_before"], case.evidence["influence_after"]
+def influence_scatter(data: ReportData) -> Figure:
+    """The influence of each example before the transformations against its mean influence after them."""
+    groups = Groups.of(data)
+    before, after = data.evidence["influence_before"], data.evidence["influence_after"]
     finite = np.isfinite(before) & np.isfinite(after)
     left, right, top, bottom = 56.0, 352.0, 30.0, 296.0
-    x = _influence_scale(case, left, right)
-    y = _influence_scale(case, bottom, top)
-    predicted = case.class_name(case.predicted) if case.predicted is not None else None
+    x = _influence_scale(data, left, right)
+    y = _influence_scale(data, bottom, top)
+    predicted = data.class_name(data.predicted) if data.predicted is not None else None
     canvas = Canvas(
         360,
         340,
-        "Influence before against after the flips",
-        "Scatter plot, one mark an example; below the diagonal an example has lost influence on the answer"
-        + (f" “{predicted}”." if predicted is not None else "."),
+        "Influence before against after",
+        "Scatter plot, one mark for each example; below the diagonal an example has lost influence on the "
+        "prediction" + (f" “{predicted}”." if predicted is not None else "."),
         "scatter",
     )
     canvas.y_axis(y, left, "mean influence after", right=right)
@@ -241,7 +240,7 @@ def influence_scatter(case: Case) -> Figure:
     label = (
         "influence before"
         if predicted is None
-        else f"influence on “{case.class_name(case.predicted or 0, limit=22)}” before"
+        else f"influence on “{data.class_name(data.predicted or 0, limit=22)}” before"
     )
     canvas.x_axis(x, bottom, label, wanted=4)
     pale, dark = (
@@ -260,25 +259,25 @@ def _sampled(shown: int, total: int, name: str) -> str:
     return f"all {total:,} {name} examples"
 
 
-def collapses(case: Case) -> Figure | None:
-    """In how many of the draws the influence of each example collapsed."""
-    if "collapses" not in case.evidence or not len(case):
+def collapses(data: ReportData) -> Figure | None:
+    """A histogram of the number of draws in which the influence of an example collapsed."""
+    if "collapses" not in data.evidence or not len(data):
         return None
-    groups = Groups.of(case)
-    values = case.evidence["collapses"]
+    groups = Groups.of(data)
+    values = data.evidence["collapses"]
     finite = np.isfinite(values)
-    draws = max(len(case.draws), int(np.max(values[finite], initial=1)))
+    draws = max(len(data.draws), int(np.max(values[finite], initial=1)))
     left, right, half = 56.0, 352.0, 133
     bins = draws + 1 if draws <= 60 else 51
     scale = Scale(-0.5, draws + 0.5, left, right)
     edges = scale.edges(bins)
     pale = np.histogram(values[finite & ~groups.dark], edges)[0].astype(np.float64)
     dark = np.histogram(values[finite & groups.dark], edges)[0].astype(np.float64)
-    told = []
+    parts = []
     for mask, name in ((groups.dark, groups.dark_name), (~groups.dark, groups.pale_name)):
         if (mask & finite).any():
-            told.append(f"median of the {name} examples {np.median(values[mask & finite]):g} of {draws}")
-    canvas = Canvas(360, 340, "Number of collapses", "Histogram: " + "; ".join(told) + ".", "collapses")
+            parts.append(f"median of the {name} examples {np.median(values[mask & finite]):g} of {draws}")
+    canvas = Canvas(360, 340, "Number of collapses", "Histogram: " + "; ".join(parts) + ".", "collapses")
     _mirror(canvas, pale, dark, scale(edges), left=left, right=right, half=half)
     canvas.text(left + 6, 44, groups.pale_name, "note halo")
     if dark.any():
@@ -286,27 +285,27 @@ def collapses(case: Case) -> Figure | None:
     canvas.x_axis(scale, 30 + 2 * half, "draws in which influence collapsed", wanted=5)
     return Figure(
         canvas.render(),
-        (f"{groups.pale_name.capitalize()} upwards, {groups.dark_name} downwards: " if dark.any() else "")
-        + "; ".join(told)
+        (f"{groups.pale_name.capitalize()} upwards, {groups.dark_name} downwards: m" if dark.any() else "M")
+        + "; ".join(parts)[1:]
         + ".",
     )
 
 
-def outcome_bars(case: Case) -> Figure | None:
+def outcome_bars(data: ReportData) -> Figure | None:
     """Clean accuracy and attack success of the models, with 95 % Wilson intervals."""
     left, right, pitch = 150.0, 560.0, 30
     rows = [
-        (quantity, [(o.name, getattr(o, key)) for o in case.outcomes if getattr(o, key) is not None])
+        (quantity, [(o.name, getattr(o, key)) for o in data.outcomes if getattr(o, key) is not None])
         for quantity, key in (("Clean accuracy", "clean_accuracy"), ("Attack success", "attack_success"))
     ]
     rows = [(quantity, bars) for quantity, bars in rows if bars]
     if not rows:
         return None
     height = sum(30 + pitch * len(bars) for _, bars in rows) + 62
-    told = "; ".join(
+    parts = "; ".join(
         f"{q.lower()} {name.lower()} {rate_text(rate)}" for q, bars in rows for name, rate in bars
     )
-    canvas = Canvas(640, height, "Before and after healing", f"Bar chart: {told}.", "outcomes")
+    canvas = Canvas(640, height, "Before and after healing", f"Bar chart: {parts}.", "outcomes")
     scale = Scale(0.0, 100.0, left, right)
     for tick in scale.ticks():
         canvas.add("path", class_="grid", d=f"M{coordinate(scale.at(tick))} 8V{height - 52}")
@@ -353,7 +352,7 @@ def percent(share: float) -> str:
 
 
 def rate_text(rate: Proportion | float | None) -> str:
-    """A rate with what it rests on: share, count, interval.
+    """A rate with its count and interval.
 
     >>> rate_text(Proportion(98, 100)), rate_text(0.5), rate_text(None)
     ('98.0 % (98 of 100; 93.0–99.4 %)', '50.0 % (n not recorded)', 'not measured')

@@ -1,8 +1,8 @@
-"""The leaderboard: what a recipe gave, as a page for people and as tables for papers.
+"""The leaderboard: the results of a recipe as a page and as tables for papers.
 
-`leaderboard_html` is one self-contained page: a table that sorts itself when a heading is clicked, success
-against accuracy, growth with the budget where the recipe has several, paired comparisons, and every trial;
-each cell of the table leads to the trials that it was made from. The page asks nobody for anything: its
+`leaderboard_html` is one self-contained page: a table that a click on a heading sorts, a plot of attack
+success against accuracy, growth with the budget where the recipe has several, paired comparisons, and every
+trial; each cell of the table links to the trials that it was computed from. The page loads nothing: its
 policy allows its one style sheet and its one script, both named by hash. `leaderboard_markdown` and
 `leaderboard_latex` give the same table as text. Every number stands beside its n.
 
@@ -15,9 +15,10 @@ import base64
 import hashlib
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any, final
 
@@ -37,12 +38,12 @@ _MOST_COMPARISONS = 200
 @final
 @dataclass(frozen=True)
 class Cell:
-    """What a table says in one place.
+    """One cell of the table.
 
     Arguments:
         text: the number.
-        note: what it rests on: n, the interval.
-        value: what a column is sorted by; None sorts last.
+        note: its n and interval, parts separated by semicolons.
+        value: what the column is sorted by; None sorts last.
     """
 
     text: str
@@ -52,71 +53,112 @@ class Cell:
 
 @final
 @dataclass(frozen=True)
-class Table:
-    """The leaderboard as text: headings with what they mean, and a row of cells a line."""
+class Column:
+    """A column of the table: its heading, what it means, and the group that it belongs to."""
 
-    headings: tuple[tuple[str, str], ...]
+    name: str
+    group: str
+    meaning: str
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """The leaderboard as text: columns, and rows with a cell for each of them."""
+
+    columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+    def select(self, *names: str) -> Table:
+        """The table with the columns of these names alone, in their order."""
+        known = [column.name for column in self.columns]
+        return self._with([known.index(name) for name in names])
+
+    def without_empty(self) -> Table:
+        """The table without the columns in which no row has a value."""
+        return self._with(
+            [
+                place
+                for place in range(len(self.columns))
+                if not self.rows or any(row[place] != _NONE for row in self.rows)
+            ]
+        )
+
+    def _with(self, places: Sequence[int]) -> Table:
+        return Table(
+            tuple(self.columns[place] for place in places),
+            tuple(tuple(row[place] for place in places) for row in self.rows),
+        )
 
 
 _NONE = Cell("–")
+_METHOD, _OUTCOME, _SEARCH, _COST = "", "Outcome", "Excluded examples", "Cost"
 
-HEADINGS = (
-    ("Method", "who defended, or who traced and who healed, or which control it is"),
-    ("Attack", "with its budget, as a share of the training set or a count"),
-    ("Attack success", "trials in which most of the adversary's inputs are answered as they want"),
-    ("Success rate", "share of the adversary's test inputs that are answered as they want"),
-    ("Clean accuracy", "share of clean test images answered rightly"),
-    ("Worst class", "the lowest accuracy of a class, all trials together"),
-    ("Traced", "trials with a wrong answer to trace; where the attack failed there is none"),
-    ("Caught", "poisoned examples flagged, all trials together (recall)"),
-    ("Precision", "flagged examples that are poison"),
-    ("Clean lost", "clean examples flagged"),
-    ("Average precision", "area under the precision-recall curve of the scores; of the traced trials"),
-    ("Filter bias", "largest difference between two classes in the share of clean examples lost"),
-    ("Dropped", "training examples that the defense no longer used in the last epoch"),
-    ("Drop precision", "dropped examples that are poison"),
-    ("Drop recall", "poisoned examples that were dropped"),
-    ("Training", "seconds of the victim's training, mean of the trials; beside it the ratio to no defense"),
-    ("Seconds", "finding and healing, mean of the trials; beside it each stage"),
-    ("Peak memory", "of the stage that needed most"),
-    ("Trials", "how many"),
+COLUMNS = (
+    Column("Method", _METHOD, "the defense, or the detector and the unlearner, or the control"),
+    Column("Attack", _METHOD, "with its budget, as a share of the training set or a count"),
+    Column(
+        "Attack success",
+        _OUTCOME,
+        "share of the adversary's test inputs that get the label that the attack wants; for attacks on more "
+        "than one input the mean over trials, beside the trials in which most inputs do",
+    ),
+    Column("Clean accuracy", _OUTCOME, "on clean test images"),
+    Column("Worst class", _OUTCOME, "the lowest accuracy of a class, all trials together"),
+    Column("Traced", _SEARCH, "trials with a wrong prediction to trace; there is none where an attack fails"),
+    Column("Recall", _SEARCH, "share of the poisoned examples that are excluded, all trials together"),
+    Column("Precision", _SEARCH, "share of the excluded examples that are poison"),
+    Column("False positives", _SEARCH, "share of the clean examples that are excluded"),
+    Column(
+        "Average precision",
+        _SEARCH,
+        "area under the precision-recall curve of the scores, traced trials alone",
+    ),
+    Column("Filter bias", _SEARCH, "largest difference between two classes in the share of false positives"),
+    Column("Training", _COST, "of the victim, mean over trials; beside it the ratio to no defense"),
+    Column("Search and healing", _COST, "mean over trials; beside it each stage"),
+    Column("Peak memory", _COST, "of the stage that needed most"),
+    Column("Trials", _COST, "how many"),
 )
 
 
 def table_of(lines: Sequence[Line]) -> Table:
-    """The leaderboard's table. What training took stands in it where there are defenses to compare."""
+    """The leaderboard's table. The time of training is given where there are defenses to compare."""
     compared = any(line.defense != "none" for line in lines)
-    plain = {
+    undefended = {
         (line.attack, line.budget): line.seconds.get("train")
         for line in lines
         if compared and line.control == "no defense"
     }
     return Table(
-        HEADINGS,
+        COLUMNS,
         tuple(
-            tuple(_cells(line, _training(line, plain.get((line.attack, line.budget))) if compared else _NONE))
+            tuple(
+                _cells(
+                    line, _training(line, undefended.get((line.attack, line.budget))) if compared else _NONE
+                )
+            )
             for line in lines
         ),
     )
 
 
-def _training(line: Line, plain: float | None) -> Cell:
+def _training(line: Line, undefended: float | None) -> Cell:
     seconds = line.seconds.get("train")
     if seconds is None:
         return _NONE
-    ratio = f"{seconds / plain:.2f}x; " if plain else ""
-    return Cell(f"{seconds:.3g}", f"{ratio}n = {line.n}", seconds)
+    ratio = f"{seconds / undefended:.2f}x; " if undefended else ""
+    return Cell(f"{seconds:.3g} s", f"{ratio}n = {line.n}", seconds)
 
 
 def method_name(line: Line) -> str:
-    """Who defended, or traced and healed, in a few words."""
+    """The defense, or the detector and the unlearner, or the control."""
     if line.control in ("no attack", "no defense"):
         return line.control
     if line.defense != "none":
         return line.defense
-    who = line.detector if line.control != "perfect filter" else "perfect filter"
-    return who if line.unlearner == "none" else f"{who} → {line.unlearner}"
+    detector = line.detector if line.control != "perfect filter" else "perfect filter"
+    return detector if line.unlearner == "none" else f"{detector} → {line.unlearner}"
 
 
 def attack_name(line: Line) -> str:
@@ -126,39 +168,54 @@ def attack_name(line: Line) -> str:
 
 
 def _cells(line: Line, training: Cell) -> Iterator[Cell]:
-    name, attack = method_name(line), attack_name(line)
-    yield Cell(name, "", name)
-    yield Cell(attack, "", attack)
-    yield _proportion(line.success)
-    yield _mean(line.success_rate)
+    for name in (method_name(line), attack_name(line)):
+        yield Cell(name, "", name)
+    yield _success(line)
     yield _mean(line.clean_accuracy)
     worst, proportion = line.worst_class
     cell = _proportion(proportion)
-    yield Cell(cell.text, f"{worst}, {cell.note}" if cell.note else "", cell.value)
-    yield (
-        Cell(f"{line.observed.successes} of {line.observed.trials}", "", line.observed.successes)
-        if (line.observed.trials)
-        else Cell("–")
-    )
-    yield _proportion(line.caught)
-    yield _proportion(line.precision)
-    yield _proportion(line.clean_lost)
+    yield Cell(cell.text, f"{worst}, {cell.note}", cell.value) if cell.note else _NONE
+    traced = line.observed
+    yield Cell(f"{traced.successes} of {traced.trials}", "", traced.successes) if traced.trials else _NONE
+    yield from map(_proportion, _excluded(line))
     yield _mean(line.average_precision, share=False)
     bias = line.filter_bias
-    yield Cell("–") if bias is None else Cell(percent(bias), f"n = {line.n}", bias)
-    yield from (_proportion(one) for one in (line.dropped, line.drop_precision, line.drop_recall))
+    yield _NONE if bias is None else Cell(percent(bias), f"n = {line.n}", bias)
     yield training
-    asked = sum(line.seconds.get(stage, 0.0) for stage in ("find", "heal"))
-    stages = ", ".join(f"{stage} {seconds:.3g}" for stage, seconds in line.seconds.items())
-    yield Cell(f"{asked:.3g}", f"{stages}; n = {line.n}", asked) if line.seconds else Cell("–")
+    stages = {name: line.seconds[name] for name in ("find", "heal") if name in line.seconds}
+    parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in stages.items())
+    total = sum(stages.values())
+    yield Cell(f"{total:.3g} s", f"{parts}; n = {line.n}", total) if stages else _NONE
     peak = line.peak_bytes
-    yield Cell(f"{peak / 1e6:,.0f} MB", f"n = {line.n}", peak) if peak else Cell("–")
+    yield Cell(f"{peak / 1e6:,.0f} MB", f"n = {line.n}", peak) if peak else _NONE
     yield Cell(str(line.n), "", line.n)
+
+
+def _excluded(line: Line) -> tuple[Proportion, Proportion, Proportion]:
+    """Recall, precision and false positives of the flags of a detector or of the drops of a defense."""
+    if not line.dropped.trials:
+        return line.caught, line.precision, line.clean_lost
+    poison, dropped = line.drop_recall, line.dropped
+    false_positives = Proportion(dropped.successes - poison.successes, dropped.trials - poison.trials)
+    return poison, line.drop_precision, false_positives
+
+
+def _single_inputs(line: Line) -> bool:
+    """Whether each trial's attack is on one input, so that the rates of inputs and of trials are the same."""
+    return all(row["attack_total"] == 1 for row in line.rows)
+
+
+def _success(line: Line) -> Cell:
+    """One rate: of the trials where each has one input, else of the inputs, beside the count of trials."""
+    if _single_inputs(line):
+        return _proportion(line.success)
+    rate, trials = _mean(line.success_rate), _proportion(line.success)
+    return rate if trials == _NONE else Cell(rate.text, trials.note.replace(";", " trials;"), rate.value)
 
 
 def _proportion(proportion: Proportion) -> Cell:
     if not proportion.trials:
-        return Cell("–")
+        return _NONE
     low, high = (f"{100 * bound:.1f}" for bound in proportion.interval())
     note = f"{proportion.successes:,} of {proportion.trials:,}; {low}–{high} %"
     return Cell(percent(proportion.rate), note, proportion.rate)
@@ -166,7 +223,7 @@ def _proportion(proportion: Proportion) -> Cell:
 
 def _mean(mean: Mean, *, share: bool = True) -> Cell:
     if not mean.n:
-        return Cell("–")
+        return _NONE
     factor, unit = (100.0, " %") if share else (1.0, "")
     digits = 1 if share else 3
     spread = "" if math.isnan(mean.deviation) else f" ± {factor * mean.deviation:.{digits}f}"
@@ -174,21 +231,22 @@ def _mean(mean: Mean, *, share: bool = True) -> Cell:
 
 
 def leaderboard_markdown(results: Results) -> str:
-    """The table as Markdown; what no line has is left out."""
-    table = _without_empty(table_of(leaderboard(results)))
+    """The table as Markdown, without empty columns."""
+    table = table_of(leaderboard(results)).without_empty()
     lines = [
-        "| " + " | ".join(_markdown(name) for name, _ in table.headings) + " |",
-        "|" + "---|" * len(table.headings),
+        "| " + " | ".join(_markdown(column.name) for column in table.columns) + " |",
+        "|" + "---|" * len(table.columns),
     ]
     for row in table.rows:
         cells = (_markdown(cell.text + (f" ({cell.note})" if cell.note else "")) for cell in row)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {name}: {meaning}." for name, meaning in table.headings), ""])
+    meanings = [f"- {column.name}: {column.meaning}." for column in table.columns if column.group]
+    return "\n".join([*lines, "", *meanings, ""])
 
 
 def leaderboard_latex(results: Results) -> str:
-    """The table as LaTeX, for the package booktabs; what no line has is left out."""
-    table = _without_empty(table_of(leaderboard(results)))
+    """The table as LaTeX, for the package booktabs, without empty columns."""
+    table = table_of(leaderboard(results)).without_empty()
     body = [
         " & ".join(_latex(cell.text + (f" ({cell.note})" if cell.note else "")) for cell in row) + r" \\"
         for row in table.rows
@@ -196,27 +254,15 @@ def leaderboard_latex(results: Results) -> str:
     return "\n".join(
         [
             f"% {plain(results.name)}: {len(results.table)} of {results.planned} trials",
-            r"\begin{tabular}{ll" + "r" * (len(table.headings) - 2) + "}",
+            r"\begin{tabular}{ll" + "r" * (len(table.columns) - 2) + "}",
             r"\toprule",
-            " & ".join(_latex(name) for name, _ in table.headings) + r" \\",
+            " & ".join(_latex(column.name) for column in table.columns) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
             r"\end{tabular}",
             "",
         ]
-    )
-
-
-def _without_empty(table: Table) -> Table:
-    kept = [
-        place
-        for place in range(len(table.headings))
-        if not table.rows or any(row[place].text != "–" for row in table.rows)
-    ]
-    return Table(
-        tuple(table.headings[place] for place in kept),
-        tuple(tuple(row[place] for place in kept) for row in table.rows),
     )
 
 
@@ -255,7 +301,7 @@ def leaderboard_html(results: Results) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["plain"] = plain
-    table = _without_empty(table_of(lines))
+    table = table_of(lines).without_empty()
     return environment.get_template("leaderboard").render(
         results=results,
         description=plain(results.experiment.get("description", "")),
@@ -263,12 +309,17 @@ def leaderboard_html(results: Results) -> str:
         script=Markup(script),
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
-        headings=table.headings,
+        columns=table.columns,
+        groups=_groups(table.columns),
         rows=[(bool(line.control), row) for line, row in zip(lines, table.rows, strict=True)],
         plot=_plot(lines) if lines else None,
         growth=_growth(lines),
         comparisons=list(_comparisons(lines)),
-        groups=[(method_name(line), attack_name(line), _classes(line), _trials(line)) for line in lines],
+        single=all(map(_single_inputs, lines)),
+        trials=[
+            (method_name(line), attack_name(line), _classes(line), _stages(line), _trials(line))
+            for line in lines
+        ],
     )
 
 
@@ -286,6 +337,15 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+def _groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """The groups of the columns, each with the number of its columns."""
+    return [(name, len(list(members))) for name, members in groupby(columns, lambda column: column.group)]
+
+
+def _stages(line: Line) -> str:
+    return ", ".join(f"{name} {seconds:.3g} s" for name, seconds in line.seconds.items())
+
+
 def _classes(line: Line) -> str:
     return "; ".join(
         f"{name} {percent(share.rate)} of {share.trials:,}" for name, share in line.per_class.items()
@@ -300,7 +360,7 @@ def _trials(line: Line) -> list[dict[str, Any]]:
             "seed": row["seed"],
             "success": f"{row['attack_successes']} of {row['attack_total']}",
             "accuracy": f"{row['clean_correct']} of {row['clean_total']}",
-            "caught": "–" if row["flagged"] is None else f"{row['caught']} of {row['poisons']}",
+            "recall": "–" if row["flagged"] is None else f"{row['caught']} of {row['poisons']}",
             "flagged": "–" if row["flagged"] is None else row["flagged"],
             "key": row["key"],
         }
@@ -309,12 +369,12 @@ def _trials(line: Line) -> list[dict[str, Any]]:
 
 
 def _plot(lines: Sequence[Line]) -> Markup:
-    """Success against accuracy; the best methods stand in the lower right corner."""
+    """Attack success against clean accuracy; the best methods are in the lower right corner."""
     canvas = Canvas(
         640,
         400,
         "Attack success rate against clean accuracy",
-        "Each number is a line of the table; its whiskers are the standard deviations over trials.",
+        "Each number is a row of the table; its whiskers are the standard deviations over trials.",
         "plot",
     )
     accuracies = [100 * line.clean_accuracy.mean for line in lines]
@@ -335,16 +395,19 @@ def _plot(lines: Sequence[Line]) -> Markup:
                     else f"M{coordinate(at_x)} {coordinate(low)}V{coordinate(high)}"
                 )
                 canvas.add("path", class_="spread", d=path)
+    labels: dict[tuple[int, int], list[str]] = defaultdict(list)
     for place, line in enumerate(lines, 1):
         at_x, at_y = x.at(100 * line.clean_accuracy.mean), y.at(100 * line.success_rate.mean)
         kind = "point control" if line.control else "point"
         canvas.add("circle", class_=kind, cx=at_x, cy=at_y, r=3.5)
-        canvas.text(at_x + 5, at_y - 5, str(place), "note halo")
+        labels[12 * round(at_x / 12), 12 * round(at_y / 12)].append(str(place))
+    for (at_x, at_y), places in labels.items():  # points that lie close together have one label
+        canvas.text(at_x + 5, at_y - 5, plain(", ".join(places), limit=24), "note halo")
     return canvas.render()
 
 
 def _growth(lines: Sequence[Line]) -> Markup | None:
-    """Success rate against the budget, a line each method that was tried with several; None if none was."""
+    """Attack success against the budget, a line for each method with several budgets; None if none has."""
     methods: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         methods.setdefault((line.attack, method_name(line)), []).append(line)
@@ -376,7 +439,7 @@ def _growth(lines: Sequence[Line]) -> Markup | None:
             canvas.add("circle", class_="point", cx=a, cy=b, r=3.0)
         ends.append((points[-1][1], f"{name} ({attack}, n = {min(one.n for one in found)})"))
     at = 0.0
-    for height, words in sorted(ends):  # names stand right of the plot, pushed apart where lines meet
+    for height, words in sorted(ends):  # names stand right of the plot and must not overlap
         at = max(at + 16, height + 4)
         canvas.text(410.0, min(at, 392.0), plain(words, limit=44), "tick")
     return canvas.render()

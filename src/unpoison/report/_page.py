@@ -1,11 +1,11 @@
-"""The report: one HTML page that stands alone and shows the evidence to people.
+"""The report: one self-contained HTML page that shows the findings and the evidence for them.
 
-The page asks nobody for anything: pictures are `data:` addresses, figures are inline SVG, there is no script,
-and a Content-Security-Policy forbids everything but those pictures and the one style sheet, which it names by
-hash. So text from data that got past the escaping could still not run or fetch anything.
+The page loads nothing: images are `data:` addresses, figures are inline SVG, there is no script, and a
+Content-Security-Policy forbids everything but those images and the one style sheet, which it names by hash.
+Text from data that got past the escaping could therefore neither run nor fetch anything.
 
-The same runs give the same bytes. A page on 50,000 examples takes about a second and is well below 3 MB: the
-figures hold counts and a bounded number of points, never a mark per example.
+The same runs give the same bytes. A page on 50,000 examples takes about a second and is below 3 MB: the
+figures hold counts and a bounded number of points, never one mark for each example.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from markupsafe import Markup
 from unpoison._artefacts import atomic_file
 from unpoison._statistics import Proportion
 from unpoison.report import _figures as figures
-from unpoison.report._case import Case, Rate, Run
+from unpoison.report._data import Rate, ReportData
 from unpoison.report._pictures import OBSERVATION_SIDE, data_uri
 from unpoison.report._svg import hatch, number, plain
+from unpoison.runs import RunRecord
 
-SHOWN_BLAMED = 24
+SHOWN_EXAMPLES = 24
 
 
 def write_report(path: str | os.PathLike[str], runs: Sequence[str | os.PathLike[str]]) -> None:
@@ -39,61 +40,59 @@ def write_report(path: str | os.PathLike[str], runs: Sequence[str | os.PathLike[
 
     Arguments:
         path: of the HTML file; an existing one is replaced.
-        runs: run directories of one story: a `demo`, or a `trace` with the `craft`, `train` and `heal` runs
-            that belong to it. The order does not matter.
+        runs: run directories that belong together: a `demo`, or a `trace` or `scan` with the `craft`, `train`
+            and `heal` runs of the same model. The order does not matter.
 
     Raises:
         InputError: there is not exactly one run with findings, or something in a directory is damaged.
         MismatchError: the runs do not belong together.
     """
-    page = render(Case.from_runs(runs))
+    page = render(ReportData.from_runs(runs))
     with atomic_file(path) as staging:
         staging.write_text(page, encoding="utf-8", newline="\n")
 
 
-def render(case: Case) -> str:
-    """The page of a case as HTML text."""
+def render(data: ReportData) -> str:
+    """The page as HTML text."""
     style = _resource("page.css")
     style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    groups = figures.Groups.of(case)
     return (
         _environment()
         .get_template("page")
         .render(
-            case=case,
+            data=data,
             # Jinja keeps the text as it is in between; the hash is of exactly these bytes.
             style=Markup(style),
             policy=f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; "
             "base-uri 'none'; form-action 'none'",
-            verdict=verdict(case),
-            key_figures=_key_figures(case),
+            verdict=verdict(data),
+            key_figures=_key_figures(data),
             hatch=hatch(),
-            dark_name=groups.dark_name,
-            observation=_observation(case),
-            draws=_draws(case),
-            blamed=_blamed(case),
-            shown_blamed=SHOWN_BLAMED,
-            threshold_how=sentence(case.threshold_how),
-            summary=sentence(case.summary),
-            histogram=figures.score_histogram(case) if len(case) else None,
-            collapse=_collapse(case),
-            outcome_bars=figures.outcome_bars(case),
-            timings=_timings(case),
-            versions=_versions(case),
-            configurations=_configurations(case),
+            observation=_observation(data),
+            draws=_draws(data),
+            examples=_examples(data),
+            shown_examples=SHOWN_EXAMPLES,
+            threshold_how=sentence(data.threshold_how),
+            summary=sentence(data.summary),
+            histogram=figures.score_histogram(data) if len(data) else None,
+            collapse=_collapse(data),
+            outcome_bars=figures.outcome_bars(data),
+            timings=_timings(data),
+            versions=_versions(data),
+            configurations=_configurations(data),
         )
     )
 
 
-def verdict(case: Case) -> str:
-    """The finding as one plain sentence; the header of the page."""
-    said = f"“{case.class_name(case.predicted, limit=60)}”" if case.predicted is not None else None
-    truth = f"“{case.class_name(case.true_label, limit=60)}”" if case.true_label is not None else None
-    if not case.poison_found:
+def verdict(data: ReportData) -> str:
+    """The verdict as one sentence, the heading of the page."""
+    said = f"“{data.class_name(data.predicted, limit=60)}”" if data.predicted is not None else None
+    truth = f"“{data.class_name(data.true_label, limit=60)}”" if data.true_label is not None else None
+    if not data.poison_found:
         if said is None:
-            return f"No poison found among {len(case):,} training examples"
+            return f"No poison found among {len(data):,} training examples"
         return f"No poison found behind the answer {said}" + (f" for this {truth}" if truth else "")
-    count = f"{len(case.flagged):,} of {len(case):,} training examples"
+    count = f"{len(data.flagged):,} of {len(data):,} training examples"
     if said is None:
         return f"Poison found: {count} are flagged"
     return f"Poison found: {count} make the model say {said}" + (
@@ -102,7 +101,7 @@ def verdict(case: Case) -> str:
 
 
 def sentence(text: str) -> str:
-    """One line that begins with a capital and ends with a full stop.
+    """One line with a capital at its beginning and a full stop at its end.
 
     >>> sentence("chosen on clean points"), sentence("Why not?"), sentence("")
     ('Chosen on clean points.', 'Why not?', '')
@@ -116,27 +115,27 @@ def sentence(text: str) -> str:
 @final
 @dataclass(frozen=True)
 class KeyFigure:
-    """A number that a reader should not have to look for."""
+    """A number at the head of the page."""
 
     label: str
     value: str
     note: str = ""
 
 
-def _key_figures(case: Case) -> list[KeyFigure]:
+def _key_figures(data: ReportData) -> list[KeyFigure]:
     found = [
         KeyFigure(
             "Flagged",
-            f"{len(case.flagged):,}",
-            f"{figures.percent(len(case.flagged) / max(1, len(case)))} of {len(case):,} examples",
+            f"{len(data.flagged):,}",
+            f"{figures.percent(len(data.flagged) / max(1, len(data)))} of {len(data):,} examples",
         )
     ]
-    precision, recall = case.precision, case.recall
+    precision, recall = data.precision, data.recall
     if precision is not None and recall is not None:
         found.append(_share("Precision", precision, "flagged"))
         found.append(_share("Recall", recall, "poisons"))
-    before = next((o for o in case.outcomes if o.name.startswith("Before")), None)
-    after = next((o for o in case.outcomes if o.name.startswith("After")), None)
+    before = next((o for o in data.outcomes if o.name.startswith("Before")), None)
+    after = next((o for o in data.outcomes if o.name.startswith("After")), None)
     for label, first, last in (
         ("Attack success", before and before.attack_success, after and after.attack_success),
         ("Clean accuracy", before and before.clean_accuracy, after and after.clean_accuracy),
@@ -151,12 +150,12 @@ def _key_figures(case: Case) -> list[KeyFigure]:
             found.append(
                 KeyFigure(f"{label}, before → after", f"{_short(first)} → {_short(last)}", _both(first, last))
             )
-    if case.seconds:
+    if data.seconds:
         found.append(
             KeyFigure(
-                "Time to find them" if case.poison_found else "Time to search",
-                duration(_total(case.seconds)),
-                "healing not included",
+                "Time of the search",
+                duration(_total(data.seconds)),
+                "without healing",
             )
         )
     return found
@@ -199,13 +198,13 @@ def _both(first: Rate, last: Rate) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people.
+    """Seconds as text.
 
     >>> duration(0.42), duration(21.48), duration(2607)
     ('0.42 s', '21.5 s', '43 min 27 s')
     """
     if seconds < 60:
-        return f"{number(seconds)} s"
+        return f"{number(seconds)} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
@@ -217,74 +216,73 @@ def _total(seconds: Mapping[str, float]) -> float:
     return float(seconds["total"]) if "total" in seconds else float(sum(seconds.values()))
 
 
-def _observation(case: Case) -> dict[str, Any] | None:
-    if case.observation is None or not len(case.observation):
+def _observation(data: ReportData) -> dict[str, Any] | None:
+    if data.observation is None or not len(data.observation):
         return None
-    shown = case.observation[:8]
+    shown = data.observation[:8]
     return {
         "images": [data_uri(image, longest_side=OBSERVATION_SIDE) for image in shown],
-        "hidden": len(case.observation) - len(shown),
-        "predicted": None if case.predicted is None else case.class_name(case.predicted),
-        "true": None if case.true_label is None else case.class_name(case.true_label),
+        "hidden": len(data.observation) - len(shown),
+        "predicted": None if data.predicted is None else data.class_name(data.predicted),
+        "true": None if data.true_label is None else data.class_name(data.true_label),
         "size": "{2} × {1} pixels, {0} channel{3}".format(
-            *case.observation.shape[1:], "" if case.observation.shape[1] == 1 else "s"
+            *data.observation.shape[1:], "" if data.observation.shape[1] == 1 else "s"
         ),
     }
 
 
-def _draws(case: Case) -> list[dict[str, Any]]:
-    images = case.draw_images if case.draw_images is not None else ()
+def _draws(data: ReportData) -> list[dict[str, Any]]:
+    images = data.draw_images if data.draw_images is not None else ()
     return [
         {
             "name": plain(draw.name),
-            "label": case.class_name(draw.label),
+            "label": data.class_name(draw.label),
             "image": data_uri(images[place], longest_side=64) if place < len(images) else None,
         }
-        for place, draw in enumerate(case.draws[:200])
+        for place, draw in enumerate(data.draws[:200])
     ]
 
 
-def _blamed(case: Case) -> list[dict[str, Any]]:
-    truth, flagged = case.is_poison, case.is_flagged
+def _examples(data: ReportData) -> list[dict[str, Any]]:
+    truth, flagged = data.is_poison, data.is_flagged
     origin = {}
-    if case.poison is not None and case.poison_clean_labels is not None:
-        origin = dict(zip(case.poison.tolist(), case.poison_clean_labels.tolist(), strict=True))
+    if data.poison is not None and data.poison_clean_labels is not None:
+        origin = dict(zip(data.poison.tolist(), data.poison_clean_labels.tolist(), strict=True))
     items = []
-    for place, index in enumerate(case.blamed_indices.tolist()):
-        label = int(case.labels[index])
+    for place, index in enumerate(data.top_indices.tolist()):
+        label = int(data.labels[index])
         clean_label = origin.get(index)
         items.append(
             {
                 "index": index,
-                "label": case.class_name(label),
-                "was": None if clean_label in (None, label) else case.class_name(clean_label),
-                "score": number(float(case.scores[index])),
+                "label": data.class_name(label),
+                "was": None if clean_label in (None, label) else data.class_name(clean_label),
+                "score": number(float(data.scores[index])),
                 "flagged": bool(flagged[index]),
                 "truth": None if truth is None else bool(truth[index]),
-                "image": None if case.blamed_images is None else data_uri(case.blamed_images[place]),
+                "image": None if data.top_images is None else data_uri(data.top_images[place]),
             }
         )
     return items
 
 
-def _collapse(case: Case) -> list[figures.Figure]:
-    if not figures.has_collapse(case):
+def _collapse(data: ReportData) -> list[figures.Figure]:
+    if not figures.has_collapse(data):
         return []
-    drawn = [figures.influence_slope(case), figures.influence_scatter(case), figures.collapses(case)]
+    drawn = [figures.influence_slope(data), figures.influence_scatter(data), figures.collapses(data)]
     return [figure for figure in drawn if figure is not None]
 
 
-def _run_name(run: Run) -> str:
-    verb, name = plain(run.verb), plain(run.name, limit=60)
+def _run_name(name: str, record: RunRecord) -> str:
+    verb, name = plain(record.verb), plain(name, limit=60)
     return verb if verb == name else f"{verb} ({name})"
 
 
-def _timings(case: Case) -> list[dict[str, Any]]:
+def _timings(data: ReportData) -> list[dict[str, Any]]:
     tables: list[tuple[str, Mapping[str, float]]] = [
-        (f"Time of {_run_name(run)}", run.seconds) for run in case.runs if run.seconds
+        (f"Time of {_run_name(name, record)}", record.seconds) for name, record in data.runs
     ]
-    if case.seconds:
-        tables.append((f"Time inside tracing ({plain(case.method)})", case.seconds))
+    tables.append((f"Time of the search by {plain(data.method)}", data.seconds))
     return [
         {
             "name": name,
@@ -298,6 +296,7 @@ def _timings(case: Case) -> list[dict[str, Any]]:
             ],
         }
         for name, seconds in tables
+        if seconds
     ]
 
 
@@ -311,23 +310,20 @@ def _bar(value: float, seconds: Mapping[str, float]) -> Markup:
     ).format(f"{max(width, 0.5):.1f}")
 
 
-def _versions(case: Case) -> list[tuple[str, list[tuple[str, str]]]]:
+def _versions(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
     found = []
-    for run in case.runs:
-        rows = [(plain(name), plain(value)) for name, value in run.versions.items()]
-        rows += [(f"device: {plain(name)}", plain(value)) for name, value in run.device.items()]
-        if run.seed is not None:
-            rows.append(("seed", plain(run.seed)))
-        if run.started:
-            rows.append(("started", plain(run.started)))
-        if rows:
-            found.append((f"Versions of {_run_name(run)}", rows))
+    for run, record in data.runs:
+        rows = [(plain(name), plain(value)) for name, value in record.versions.items()]
+        rows += [(f"code: {plain(name)}", plain(value)[:16]) for name, value in record.code.items() if value]
+        rows += [(f"device: {plain(name)}", plain(value)) for name, value in record.device.items()]
+        rows += [("seed", plain(record.seed)), ("started", plain(record.started))]
+        found.append((f"Versions of {_run_name(run, record)}", rows))
     return found
 
 
-def _configurations(case: Case) -> list[tuple[str, str]]:
-    named = [(f"Detector: {plain(case.method)}", case.configuration)]
-    named += [(f"Run: {_run_name(run)}", run.configuration) for run in case.runs]
+def _configurations(data: ReportData) -> list[tuple[str, str]]:
+    named = [(f"Detector: {plain(data.method)}", data.configuration)]
+    named += [(f"Run: {_run_name(name, record)}", record.configuration) for name, record in data.runs]
     return [
         (name, json.dumps(value, indent=2, ensure_ascii=True, default=str)) for name, value in named if value
     ]

@@ -1,4 +1,4 @@
-"""Images as `data:` addresses, so that the page needs nothing beside itself."""
+"""Images as `data:` addresses, so that the page needs no other file."""
 
 from __future__ import annotations
 

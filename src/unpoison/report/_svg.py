@@ -1,8 +1,8 @@
-"""Drawing by hand: SVG elements, scales with round ticks, and text that came from data.
+"""SVG elements, scales with round ticks, and text from data.
 
-Figures are written as SVG text and not by a plotting library: their words stay words (searchable, selectable,
-read aloud), they take their fonts and colours from the page, equal data give equal bytes, and nothing in a
-class name is taken for markup of a plotting library (matplotlib reads `$...$` as mathematics).
+Figures are written as SVG text and not by a plotting library: their text stays text (searchable, selectable,
+readable by a screen reader), they take fonts and colours from the page, equal data give equal bytes, and no
+class name is read as markup (matplotlib reads `$...$` as mathematics).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
 
 
 def plain(text: object, *, limit: int | None = None) -> str:
-    """A string from data as one line of harmless text; escaping is still the caller's (or jinja's) duty.
+    """A string from data as one line of plain text. It still has to be escaped.
 
     Line breaks and tabs become spaces; control, format and bidirectional override characters, and halves of
-    surrogate pairs, go: they could otherwise turn the rest of a sentence around or make the page unwritable.
-    Right-to-left letters stay, wrapped by an isolate where the string does not begin left to right.
+    surrogate pairs, are removed: they could reverse the rest of a sentence or make the page impossible to
+    encode. A string with right-to-left letters is wrapped by an isolate.
 
     >>> plain("T-shirt\\n/top\\x00"), plain("a" * 9, limit=4)
     ('T-shirt /top', 'aaa…')
@@ -49,7 +49,7 @@ def plain(text: object, *, limit: int | None = None) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for people: thousands in groups, a true minus sign, no needless zeros.
+    """A number as text: thousands in groups, a true minus sign, no trailing zeros.
 
     >>> number(5000), number(-0.01234), number(7.7e6), number(float("nan")), number(1.2e-9)
     ('5,000', '−0.0123', '7.7 × 10⁶', 'not a number', '1.2 × 10⁻⁹')
@@ -79,7 +79,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def coordinate(value: float) -> str:
-    """A coordinate to a tenth of a pixel, as short as it gets."""
+    """A coordinate to a tenth of a pixel, in as few characters as possible."""
     text = f"{value:.1f}"
     text = text.removesuffix(".0")
     return "0" if text == "-0" else text
@@ -109,7 +109,7 @@ class Scale:
         return array
 
     def __call__(self, values: npt.ArrayLike) -> Floats:
-        """Pixels of the values; values outside the scale are put on its end."""
+        """Pixels of the values; values outside the scale are clipped to its ends."""
         low, high = (float(self._bend(bound)) for bound in (self.low, self.high))
         share = (self._bend(values) - low) / (high - low)
         return self.start + np.clip(share, 0.0, 1.0) * (self.stop - self.start)
@@ -201,7 +201,7 @@ def element(name: str, content: str | Markup = "", /, **attributes: object) -> M
 @final
 @dataclass
 class Canvas:
-    """A figure in the making: elements in drawing order inside a view box of `width` x `height` pixels."""
+    """A figure: elements in drawing order inside a view box of `width` x `height` pixels."""
 
     width: int
     height: int
@@ -211,7 +211,7 @@ class Canvas:
     parts: list[Markup] = field(default_factory=list)
 
     def add(self, name: str, content: str | Markup = "", /, **attributes: object) -> None:
-        """Draw one element on top of what is there."""
+        """Draw one element on top of the others."""
         self.parts.append(element(name, content, **attributes))
 
     def text(
@@ -221,7 +221,7 @@ class Canvas:
         self.add("text", content, x=float(x), y=float(y), class_=kind, text_anchor=anchor, **more)
 
     def dots(self, x: Floats, y: Floats, kind: str) -> None:
-        """Many round dots as one path: some ten bytes a dot."""
+        """Many round dots as one path, about ten bytes each."""
         points = "".join(f"M{coordinate(a)} {coordinate(b)}h0" for a, b in zip(x, y, strict=True))
         if points:
             self.add("path", class_=kind, d=points)
@@ -237,7 +237,7 @@ class Canvas:
             self.add("path", class_=kind, d=points)
 
     def x_axis(self, scale: Scale, y: float, label: str, *, wanted: int = 5, percent: bool = False) -> None:
-        """A horizontal axis at height `y`, with ticks below it and its label below them."""
+        """A horizontal axis at height `y`, with ticks and its label below it."""
         self.add(
             "path", class_="axis", d=f"M{coordinate(scale.start)} {coordinate(y)}H{coordinate(scale.stop)}"
         )
@@ -250,7 +250,7 @@ class Canvas:
     def y_axis(
         self, scale: Scale, x: float, label: str, *, wanted: int = 5, right: float | None = None
     ) -> None:
-        """A vertical axis at `x`: ticks left of it, light lines to `right`, its label on top, read flat."""
+        """A vertical axis at `x`: ticks left of it, light lines to `right`, and its label on top."""
         for tick in scale.ticks(wanted):
             y = scale.at(tick)
             if right is not None:
@@ -259,7 +259,7 @@ class Canvas:
         self.text(0, 12, label, "label")
 
     def render(self) -> Markup:
-        """The whole `<svg>` with its title and description for those who listen to the page."""
+        """The `<svg>` element, with title and description for screen readers."""
         identifiers = f"{self.identifier}-title {self.identifier}-description"
         head = [
             element("title", self.title, id=f"{self.identifier}-title"),
@@ -277,7 +277,7 @@ class Canvas:
 
 
 def hatch() -> Markup:
-    """The pattern `#hatch` of dark diagonal lines, which the style sheet fills dark bars with."""
+    """The pattern `#hatch` of dark diagonal lines, with which the style sheet fills dark bars."""
     lines = element("rect", width=5, height=5, class_="hatch-ground") + element(
         "path", d="M0 0V5", class_="hatch-line"
     )

@@ -134,7 +134,7 @@ class ExternalTrainer:
             onnxruntime: Any = importlib.import_module("onnxruntime")
         except ImportError:
             raise MissingExtraError(
-                f"{self.command[0]}: left an ONNX model, which needs onnxruntime: pip install onnxruntime"
+                f"{self.command[0]}: left an ONNX model; pip install 'unpoison[onnx]' to run it"
             ) from None
         try:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

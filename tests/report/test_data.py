@@ -14,7 +14,7 @@ from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
 from unpoison.detectors import Draw, Findings, Observation, Threshold
 from unpoison.errors import InputError, MismatchError
-from unpoison.report import Case, Outcome, write_report
+from unpoison.report import Outcome, ReportData, write_report
 from unpoison.threats import Backdoor, PatchTrigger, PoisonSet
 
 N = 40
@@ -27,8 +27,10 @@ def run(path: Path, verb: str, **results: Any) -> Path:
         "verb": verb,
         "configuration": {"data": "sample"},
         "seed": 0,
-        "versions": {"unpoison": "0.1.0"},
+        "versions": {"unpoison": "0.2.0"},
+        "code": {"digest": "0" * 32, "commit": None},
         "device": {"type": "cpu"},
+        "peak_memory_bytes": 1 << 30,
         "started": "2026-11-21T10:00:00+00:00",
         "seconds": {verb: 1.5},
         "results": results,
@@ -48,7 +50,7 @@ def trace(path: Path, *, n: int = N, found: bool = True, threshold: float = 0.5)
         class_names=("coat", "bag"),
         scores=scores,
         flagged=scores.argsort(descending=True)[: 4 if found else 0],
-        threshold=Threshold(threshold, "chosen on clean points", 0.01),
+        threshold=Threshold(threshold, "chosen on clean examples", 0.01),
         poison_found=found,
         p_value=0.02,
         summary="a summary",
@@ -87,7 +89,7 @@ def craft(path: Path, *, n: int = N) -> Path:
     return run(path, "craft")
 
 
-def test_a_story_told_by_four_runs_in_any_order(tmp_path: Path) -> None:
+def test_four_runs_in_any_order(tmp_path: Path) -> None:
     rate = Proportion(9, 10)
     runs = [
         run(
@@ -100,16 +102,16 @@ def test_a_story_told_by_four_runs_in_any_order(tmp_path: Path) -> None:
         craft(tmp_path / "crafted"),
         run(tmp_path / "trained", "train", clean_accuracy=0.75, attack_success=Proportion(10, 10).to_dict()),
     ]
-    case = Case.from_runs(runs)
-    assert case.attack == "badnets"
-    assert case.precision == Proportion(4, 4)
-    assert case.recall == Proportion(4, 5)
-    assert case.poison is not None
-    assert case.poison.tolist() == [35, 36, 37, 38, 39]
-    assert case.predicted == 1
-    assert case.true_label == 0
-    assert case.blamed_indices.tolist() == list(range(39, 31, -1))
-    before, after = case.outcomes
+    data = ReportData.from_runs(runs)
+    assert data.attack == "badnets"
+    assert data.precision == Proportion(4, 4)
+    assert data.recall == Proportion(4, 5)
+    assert data.poison is not None
+    assert data.poison.tolist() == [35, 36, 37, 38, 39]
+    assert data.predicted == 1
+    assert data.true_label == 0
+    assert data.top_indices.tolist() == list(range(39, 31, -1))
+    before, after = data.outcomes
     assert (before.name, before.clean_accuracy, before.attack_success) == (
         "Before healing",
         0.75,
@@ -144,51 +146,51 @@ def test_a_demo_holds_everything_in_one_directory(tmp_path: Path) -> None:
             "attack_success_after": Proportion(1, 100).to_dict(),
         },
     )
-    case = Case.from_runs([demo])
-    assert case.outcomes == (
+    data = ReportData.from_runs([demo])
+    assert data.outcomes == (
         Outcome("Before healing", Proportion(900, 1000), Proportion(98, 100)),
         Outcome("After healing", 0.9, Proportion(1, 100)),
         Outcome("Never poisoned", 0.91, None),
     )
-    assert case.recall == Proportion(4, 5)
+    assert data.recall == Proportion(4, 5)
 
 
-def test_without_the_truth_and_without_blamed_images(tmp_path: Path) -> None:
+def test_without_the_truth_and_without_top_images(tmp_path: Path) -> None:
     traced = trace(tmp_path / "traced", found=False, threshold=float("inf"))
     (traced / "blamed.safetensors").unlink()
-    case = Case.from_runs([traced])
-    assert case.poison is None
-    assert case.precision is None
-    assert case.outcomes == ()
-    assert case.blamed_images is None
-    assert case.blamed_indices[0] == N - 1
+    data = ReportData.from_runs([traced])
+    assert data.poison is None
+    assert data.precision is None
+    assert data.outcomes == ()
+    assert data.top_images is None
+    assert data.top_indices[0] == N - 1
     write_report(tmp_path / "report.html", [traced])
     assert "No poison found" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_shown_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_shown_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least one run directory"):
-        Case.from_runs([])
+        ReportData.from_runs([])
     with pytest.raises(InputError, match="no such run directory"):
-        Case.from_runs([tmp_path / "absent"])
+        ReportData.from_runs([tmp_path / "absent"])
     with pytest.raises(InputError, match=r"run\.json: no such file"):
-        Case.from_runs([tmp_path])
-    with pytest.raises(InputError, match=r"no findings in .*add the directory of a `trace` run"):
-        Case.from_runs([run(tmp_path / "t", "train")])
-    with pytest.raises(InputError, match="one story"):
-        Case.from_runs([trace(tmp_path / "one"), trace(tmp_path / "two")])
+        ReportData.from_runs([tmp_path])
+    with pytest.raises(InputError, match=r"no findings in .*add the directory of a `trace` or `scan` run"):
+        ReportData.from_runs([run(tmp_path / "t", "train")])
+    with pytest.raises(InputError, match="a report is about one search"):
+        ReportData.from_runs([trace(tmp_path / "one"), trace(tmp_path / "two")])
     damaged = trace(tmp_path / "damaged")
     (damaged / "blamed.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00nonsense")
     with pytest.raises(InputError, match=r"blamed\.safetensors: damaged"):
-        Case.from_runs([damaged])
+        ReportData.from_runs([damaged])
     (damaged / "run.json").write_text("{}")
-    with pytest.raises(InputError, match="no verb"):
-        Case.from_runs([damaged])
+    with pytest.raises(InputError, match="schema None is not known"):
+        ReportData.from_runs([damaged])
 
 
 def test_runs_of_different_training_sets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError):
-        Case.from_runs([trace(tmp_path / "t"), craft(tmp_path / "c", n=2 * N)])
+        ReportData.from_runs([trace(tmp_path / "t"), craft(tmp_path / "c", n=2 * N)])
 
 
 def test_a_failed_report_leaves_no_file(tmp_path: Path) -> None:

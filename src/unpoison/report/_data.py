@@ -1,6 +1,6 @@
-"""`Case`: everything that one report shows, as plain arrays and numbers, gathered from run directories.
+"""`ReportData`: everything that one report shows, as plain arrays and numbers, gathered from run directories.
 
-The page knows nothing of models, detectors or files; whatever makes a `Case` gets a page.
+The page knows neither models nor detectors nor files: it can be written from any `ReportData`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import numpy.typing as npt
 
-from unpoison._artefacts import read_json
 from unpoison._statistics import Proportion
 from unpoison.errors import InputError, MismatchError
 from unpoison.report._svg import plain
+from unpoison.runs import RunRecord
 
 if TYPE_CHECKING:
     from unpoison.detectors import Draw
@@ -26,50 +26,8 @@ Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# A rate measured over a known number of trials, or a bare number where a run recorded no more than that.
 Rate = Proportion | float
-
-
-@final
-@dataclass(frozen=True)
-class Run:
-    """What one run directory says about how it was made (its `run.json`)."""
-
-    name: str
-    verb: str
-    seed: int | None = None
-    started: str | None = None
-    configuration: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, Any] = field(default_factory=dict)
-    device: Mapping[str, Any] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    results: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Run:
-        """Read the `run.json` of a run directory.
-
-        Raises:
-            InputError: `path` is no run directory, or its `run.json` names no verb.
-        """
-        record = read_json(Path(path) / "run.json")
-        if not isinstance(record.get("verb"), str):
-            raise InputError(f"{Path(path) / 'run.json'}: no verb; this is not a run directory of unpoison")
-        return cls(
-            name=Path(path).resolve().name,
-            verb=record["verb"],
-            seed=record.get("seed"),
-            started=record.get("started"),
-            configuration=_mapping(record, "configuration"),
-            versions=_mapping(record, "versions"),
-            device=_mapping(record, "device"),
-            seconds={
-                stage: float(value)
-                for stage, value in _mapping(record, "seconds").items()
-                if isinstance(value, int | float)
-            },
-            results=_mapping(record, "results"),
-        )
+"""A rate over a known number of trials, or a bare number where a run recorded no more than that."""
 
 
 @final
@@ -84,38 +42,38 @@ class Outcome:
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Case:
-    """One report's content: what was observed, who is to blame, how sure, and what healing changed.
+class ReportData:
+    """The content of one report: observation, findings, their significance, and the effect of healing.
 
     Arguments:
-        method: the detector's name.
+        method: the name of the detector.
         poison_found: the verdict.
-        summary: the detector's own sentence about it.
+        summary: the verdict in one sentence, as the detector gave it.
         class_names: of the training set.
         labels: Int64[n] of the training set.
-        scores: Float[n]; higher means more to blame.
-        flagged: Int64[k], the most blamed first.
+        scores: Float[n]; higher means more likely poison.
+        flagged: Int64[k], the highest scores first.
         threshold: in the unit of the scores; infinite when nothing could be flagged.
-        threshold_how: in plain words, how it was chosen.
+        threshold_how: how it was chosen, in words.
         false_alarm_level: as stated by the method, if it states one.
-        p_value: how often an innocent prediction would look at least as guilty, if the method says so.
+        p_value: the probability of such findings for an ordinary error, if the method gives one.
         evidence: Float[n] columns by name; `influence_before`, `influence_after` and `collapses` are drawn.
         observation: UInt8[m c h w], or None.
-        predicted: the wrong label the model gave to the observation.
-        true_label: what it ought to have said, where known.
+        predicted: the wrong label that the model gave to the observation.
+        true_label: the right one, where known.
         draws: the transformations and labels that were tried.
         draw_images: UInt8[draws c h w], the observation under each of them.
-        blamed_indices: Int64[b], examples to show, the most blamed first.
-        blamed_images: UInt8[b c h w], their images, or None.
-        poison: Int64[p], the true poison, or None where the truth is not known.
-        poison_clean_labels: Int64[p], what the poisoned examples were labelled before, or None.
+        top_indices: Int64[b], the examples to show, the highest scores first.
+        top_images: UInt8[b c h w], their images, or None.
+        poison: Int64[p], the true poison, or None where it is not known.
+        poison_clean_labels: Int64[p], the labels of the poisoned examples before the attack, or None.
         attack: the name of the attack, where known.
         average_precision: of the scores against the truth, where known.
         outcomes: models before and after healing, in order.
-        configuration: the detector's settings.
+        configuration: the settings of the detector.
         seconds: of the detector, by stage.
         peak_bytes: the highest memory of the process up to the end of the search; 0 where not known.
-        runs: where all this came from.
+        runs: the names and records of the runs that all of this is from.
 
     Raises:
         InputError: lengths do not fit each other.
@@ -138,8 +96,8 @@ class Case:
     true_label: int | None = None
     draws: tuple[Draw, ...] = ()
     draw_images: Bytes | None = None
-    blamed_indices: Integers = field(default_factory=lambda: np.empty(0, np.int64))
-    blamed_images: Bytes | None = None
+    top_indices: Integers = field(default_factory=lambda: np.empty(0, np.int64))
+    top_images: Bytes | None = None
     poison: Integers | None = None
     poison_clean_labels: Integers | None = None
     attack: str | None = None
@@ -148,7 +106,7 @@ class Case:
     configuration: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
-    runs: tuple[Run, ...] = ()
+    runs: tuple[tuple[str, RunRecord], ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.scores)
@@ -156,15 +114,12 @@ class Case:
         for name, column in columns.items():
             if len(column) != n:
                 raise InputError(f"report: {len(column)} values of {name} for {n} scores")
-        if self.blamed_images is not None and len(self.blamed_images) != len(self.blamed_indices):
+        if self.top_images is not None and len(self.top_images) != len(self.top_indices):
             raise InputError(
-                f"report: {len(self.blamed_images)} images for {len(self.blamed_indices)} blamed examples"
+                f"report: {len(self.top_images)} images for {len(self.top_indices)} examples to show"
             )
-        for name, indices in {
-            "flagged": self.flagged,
-            "blamed": self.blamed_indices,
-            "poison": self.poison,
-        }.items():
+        shown = {"flagged": self.flagged, "shown": self.top_indices, "poison": self.poison}
+        for name, indices in shown.items():
             if indices is not None and len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n:
                 raise MismatchError(
                     f"report: {name} examples up to {int(indices.max())}, but the findings are of {n} "
@@ -186,15 +141,16 @@ class Case:
 
     @property
     def precision(self) -> Proportion | None:
-        """The share of the flagged that are poison, where the truth is known."""
-        return None if self.poison is None else Proportion(self._caught(), len(self.flagged))
+        """The share of the flagged examples that are poison, where the truth is known."""
+        return None if self.poison is None else Proportion(self._true_positives, len(self.flagged))
 
     @property
     def recall(self) -> Proportion | None:
         """The share of the poison that is flagged, where the truth is known."""
-        return None if self.poison is None else Proportion(self._caught(), len(np.unique(self.poison)))
+        return None if self.poison is None else Proportion(self._true_positives, len(np.unique(self.poison)))
 
-    def _caught(self) -> int:
+    @property
+    def _true_positives(self) -> int:
         return 0 if self.poison is None else len(np.intersect1d(self.flagged, self.poison))
 
     def class_name(self, label: int, *, limit: int | None = None) -> str:
@@ -203,11 +159,11 @@ class Case:
         return name or f"class {label}"
 
     @classmethod
-    def from_runs(cls, paths: Sequence[str | os.PathLike[str]]) -> Case:
-        """Gather a case from the run directories of one story.
+    def from_runs(cls, paths: Sequence[str | os.PathLike[str]]) -> ReportData:
+        """Gather the data of a report from run directories that belong together.
 
-        One of them must hold `findings/` (verbs `trace` and `demo`). Where one of them holds `poison/`, the
-        truth is shown; where they hold measurements before and after healing, those are.
+        One of them must hold `findings/` (verbs `trace`, `scan` and `demo`). Where one of them holds
+        `poison/`, the report shows the truth; where they hold measurements before and after healing, those.
 
         Raises:
             InputError: a path is no run directory, none holds findings, or more than one does.
@@ -221,19 +177,20 @@ class Case:
         for folder in folders:
             if not folder.is_dir():
                 raise InputError(f"{folder}: no such run directory")
-        runs = tuple(Run.load(folder) for folder in folders)
+        runs = tuple((folder.resolve().name, RunRecord.load(folder)) for folder in folders)
         found = [folder for folder in folders if (folder / "findings").is_dir()]
         if not found:
             raise InputError(
-                f"report: no findings in {', '.join(map(str, folders))}; add the directory of a `trace` run"
+                f"report: no findings in {', '.join(map(str, folders))}; add the directory of a `trace` or "
+                "`scan` run"
             )
         if len(found) > 1:
             raise InputError(
-                f"report: findings in {found[0]} and in {found[1]}; "
-                "a report tells one story, give one of them"
+                f"report: findings in {found[0]} and in {found[1]}; a report is about one search, "
+                "so give one of them"
             )
         findings = Findings.load(found[0] / "findings")
-        indices, images = _blamed(found[0], findings.ranking().numpy())
+        indices, images = _top_examples(found[0], findings.ranking().numpy())
 
         poisoned = next((folder for folder in folders if (folder / "poison").is_dir()), None)
         truth: dict[str, Any] = {}
@@ -266,9 +223,9 @@ class Case:
             true_label=None if observation is None else observation.true_label,
             draws=findings.draws,
             draw_images=None if findings.draw_images is None else findings.draw_images.numpy(),
-            blamed_indices=indices,
-            blamed_images=images,
-            outcomes=_outcomes(runs),
+            top_indices=indices,
+            top_images=images,
+            outcomes=_outcomes([record for _, record in runs]),
             configuration=findings.configuration,
             seconds=findings.seconds,
             peak_bytes=findings.peak_bytes,
@@ -283,12 +240,8 @@ def _mask(n: int, indices: Integers) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = record.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _blamed(folder: Path, ranking: Integers) -> tuple[Integers, Bytes | None]:
+def _top_examples(folder: Path, ranking: Integers) -> tuple[Integers, Bytes | None]:
+    """The examples that a run kept images of; the 64 highest scores where it kept none."""
     import safetensors
     from safetensors.numpy import load_file
 
@@ -303,8 +256,9 @@ def _blamed(folder: Path, ranking: Integers) -> tuple[Integers, Bytes | None]:
 
 
 def _rate(results: Mapping[str, Any], name: str) -> Rate | None:
-    """A result by name: with its n from `measured` where a run recorded it there, else as it stands."""
-    for value in (_mapping(results, "measured").get(name), results.get(name)):
+    """A result by name: with its n from `measured` where a run recorded it there, else the bare number."""
+    measured = results.get("measured")
+    for value in (measured.get(name) if isinstance(measured, Mapping) else None, results.get(name)):
         if isinstance(value, Mapping):
             successes, trials = value.get("successes"), value.get("trials")
             if isinstance(successes, int) and isinstance(trials, int):
@@ -322,8 +276,8 @@ _OUTCOMES = {
 }
 
 
-def _outcomes(runs: Sequence[Run]) -> tuple[Outcome, ...]:
-    """Models measured by the runs, recognised by the names of the results.
+def _outcomes(records: Sequence[RunRecord]) -> tuple[Outcome, ...]:
+    """The models that the runs measured, recognised by the names of the results.
 
     `clean_accuracy_before` and the like come from any run; a run that trains or heals one model may leave the
     suffix out.
@@ -332,11 +286,11 @@ def _outcomes(runs: Sequence[Run]) -> tuple[Outcome, ...]:
     for suffix, (name, verbs) in _OUTCOMES.items():
         rates: dict[str, Rate | None] = {}
         for quantity in ("clean_accuracy", "attack_success"):
-            keys = [(run, f"{quantity}_{suffix}") for run in runs if run.verb in verbs]
+            keys = [(record, f"{quantity}_{suffix}") for record in records if record.verb in verbs]
             bare = {"before": "train", "after": "heal"}.get(suffix)
-            keys += [(run, quantity) for run in runs if run.verb == bare]
+            keys += [(record, quantity) for record in records if record.verb == bare]
             rates[quantity] = next(
-                (rate for run, key in keys if (rate := _rate(run.results, key)) is not None), None
+                (rate for record, key in keys if (rate := _rate(record.results, key)) is not None), None
             )
         if any(rate is not None for rate in rates.values()):
             outcomes.append(Outcome(name, **rates))

