@@ -143,14 +143,14 @@ PUBLISHED: Final = {
 }
 ON_CIFAR: Final = (
     Section(
-        "cifar10-badnets",
+        "badnets-cifar10",
         "BadNets on CIFAR-10",
         "All 50,000 images, four-pixel BadNets (500 ships labelled as dogs), a small ResNet; one run.",
         healed_by("BadNets on all of CIFAR-10, small ResNet", CALIBRATED, {}),
         lines,
     ),
     Section(
-        "cifar10-badnets-gpu",
+        "badnets-cifar10-gpu",
         "The published experiment, on one GPU",
         "The same with ResNet-18 and the published recipe.",
         (
