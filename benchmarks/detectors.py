@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from benchmarks._harness import Bench, main
-from benchmarks._tables import Row, Section, against
+from benchmarks._tables import Section
 from unpoison.detectors import ActivationClustering
 from unpoison.detectors._two_means import silhouette, two_means
 from unpoison.detectors.spectral_signatures import spectral_scores
 
 OURS = ActivationClustering(reduction="pca")
 CLUSTERING, SPECTRAL = "activation clustering", "spectral signatures"
+ROWS = {what: (f"{what}, against ART", "≥ 1x") for what in (CLUSTERING, SPECTRAL)}
 
 
 def activations(classes: int = 10, examples: int = 1000, width: int = 128) -> list[Tensor]:
@@ -102,13 +103,7 @@ def measure(bench: Bench) -> None:
     }
 
 
-SECTION = Section.of(
-    __name__,
-    __doc__,
-    Row("activation clustering, against ART", "≥ 1x", against(CLUSTERING)),
-    Row("spectral signatures, against ART", "≥ 1x", against(SPECTRAL)),
-)
-
+SECTION = Section.of(__name__, __doc__, ROWS)
 
 if __name__ == "__main__":
     main(measure)

@@ -39,15 +39,9 @@ def measure(bench: Bench) -> None:
     bench.work = {"stated level": level, "p values": p_values}
 
 
-SECTION = Section.of(
-    __name__,
-    __doc__,
-    Row(
-        "false alarms of `calibrated` on errors of an unpoisoned model",
-        "stated level: 1 %",
-        rate(ALARMS, interval=True),
-    ),
-)
+TITLE = "false alarms of `calibrated` on errors of an unpoisoned model"
+ROWS = [Row(TITLE, "stated level: 1 %", rate(ALARMS, interval=True))]
+SECTION = Section.of(__name__, __doc__, rows=ROWS)
 
 
 if __name__ == "__main__":

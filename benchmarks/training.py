@@ -135,15 +135,12 @@ def slowest(what: str) -> Callable[[Record], str]:
     return value
 
 
-SECTION = Section.of(
-    __name__,
-    __doc__,
-    *(
-        Row(f"training, {case}, {what}, against a `DataLoader` loop", "≥ 2x", slowest(f"{case}, {what}"))
-        for case in CASES
-        for what in (WHOLE, EPOCH)
-    ),
-)
+ROWS = [
+    Row(f"training, {case}, {what}, against a `DataLoader` loop", "≥ 2x", slowest(f"{case}, {what}"))
+    for case in CASES
+    for what in (WHOLE, EPOCH)
+]
+SECTION = Section.of(__name__, __doc__, rows=ROWS)
 
 
 if __name__ == "__main__":

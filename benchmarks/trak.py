@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._harness import Bench, main, random_images
-from benchmarks._tables import Row, Section, against
+from benchmarks._tables import Section
 from unpoison._seeds import generator as derived
 from unpoison.data import TensorExamples, TrainingSet
 from unpoison.detectors.trak import trak_scores
@@ -38,6 +38,10 @@ from unpoison.training import Recipe, train
 
 DIMENSIONS, BATCH = 2048, 128
 EQUAL, DENSE = "the same count-sketch", "a dense projection, to our count-sketch"
+ROWS = {
+    EQUAL: ("TRAK on 5,000 images, against `traker` with the same projection", "≥ 1x"),
+    DENSE: ("another algorithm: our count-sketch, against its dense projections", "≥ 20x"),
+}
 BLOCKS, WHOLE = "traker's BasicProjector", "traker, matrix in memory"
 
 
@@ -138,13 +142,7 @@ def measure(bench: Bench) -> None:
     bench.agreement = {f"rank correlation, {name}": ranks_agree(*pair) for name, pair in pairs.items()}
 
 
-SECTION = Section.of(
-    __name__,
-    __doc__,
-    Row("TRAK on 5,000 images, against `traker` with the same projection", "≥ 1x", against(EQUAL)),
-    Row("another algorithm: our count-sketch, against its dense projections", "≥ 20x", against(DENSE)),
-)
-
+SECTION = Section.of(__name__, __doc__, ROWS)
 
 if __name__ == "__main__":
     main(measure)

@@ -174,12 +174,8 @@ def least(record: Record) -> str:
     return f"{proportion(rates[name], interval=False)}: {name}, of {len(rates)}"
 
 
-SECTION = Section.of(
-    __name__,
-    __doc__,
-    Row("trigger attacks with changed labels on the sample: the least successful", "≥ 90 %", least),
-    tables=tables,
-)
+ROWS = [Row("trigger attacks with changed labels on the sample: the least successful", "≥ 90 %", least)]
+SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 
 
 if __name__ == "__main__":

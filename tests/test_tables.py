@@ -96,7 +96,7 @@ def test_rows_say_what_was_measured() -> None:
         "90.0 % (900 of 1,000) → 89.0 % (890 of 1,000); never poisoned: 89.5 % (895 of 1,000)",
         "96.2 % (75 of 78)",
         "| 1.3x; 1.5x (kronfluence with its files) | ≥ 1x |",
-        "| influence of one query on them | not measured |",
+        "| influence of one query on them, against kronfluence | not measured |",
         "| TRAK beside traker | not measured |",
     ):
         assert words in told, words
