@@ -1,78 +1,48 @@
-"""How often does tracing find poison where there is none?
+"""False alarms of the calibrated detector.
 
-    python -m benchmarks.false_alarms [--errors 40] [--seed 0] --json
+    python -m benchmarks.false_alarms [--json] [--errors 40]
 
-Trains an unpoisoned model on the bundled sample and traces its natural errors on the test images, one at a
-time and in order, with the calibrated preset: every "poison found" is a false alarm. The stated level is 1 %.
-Numbers go to benchmarks/results/false_alarms.json.
+How often does tracing find poison where there is none? A model is trained on the bundled sample, unpoisoned,
+and its errors on the test images are traced one at a time and in order; every "poison found" is a false
+alarm.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
-from datetime import UTC, datetime
-from pathlib import Path
+from benchmarks._harness import Bench, counts, main, say, timed
+from benchmarks._tables import Row, Section, rate
+from unpoison import data, detectors, workflow
+from unpoison.detectors import Observation
+from unpoison.training import Recipe, predict
 
-import torch
-
-from unpoison import data, detectors, training
-from unpoison._statistics import Proportion
-from unpoison.detectors import NullDistribution, Observation
-from unpoison.influence import ClassificationTask, fit_factors
+ALARMS = "false alarms"
 
 
-def main() -> None:
-    """Trace natural errors and count the alarms."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--errors", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--no-write", action="store_true")
-    options = parser.parse_args()
+def measure(bench: Bench) -> None:
+    """Trace errors and count the alarms."""
     splits = data.sample()
     assert splits.test is not None
-    test = splits.test
-    recipe = training.Recipe.preset("sample")
-    start = time.perf_counter()
-    trained = training.train(splits.train, recipe, seed=options.seed)
-    detector = detectors.get("delta-influence", preset="calibrated", seed=options.seed)
-    assert isinstance(detector.rule, NullDistribution)
-    factors = fit_factors(trained.model, splits.train, ClassificationTask(), seed=options.seed)
-    answers = training.predict(trained.model, test.images).argmax(1)
-    wrong = (answers != test.labels).nonzero()[:, 0][: options.errors].tolist()
-    p_values, alarms = [], 0
-    for index in wrong:
+    test, p_values, taken, alarms = splits.test, [], 0.0, 0
+    trained = workflow.train(splits.train, Recipe.preset("sample"))
+    answers = predict(trained.model, test.images).argmax(1)
+    wrong = (answers != test.labels).nonzero()[:, 0]
+    for index in wrong[: 2 if bench.options.quick else bench.options.errors].tolist():
         observation = Observation(test.images[index], int(answers[index]), int(test.labels[index]))
-        findings = detector.find(trained.model, splits.train, observation, factors=factors)
+        spent, findings = timed(lambda one=observation: workflow.trace(trained, splits.train, one))
+        taken, alarms = taken + spent, alarms + findings.poison_found
         p_values.append(round(findings.p_value or 0.0, 4))
-        alarms += findings.poison_found
-        print(f"test image {index}: p = {findings.p_value:.3f}", file=sys.stderr, flush=True)
-    rate = Proportion(alarms, len(wrong))
-    result = {
-        "name": "false_alarms",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "command": f"python -m benchmarks.false_alarms --errors {options.errors} --json",
-        "machine": {"device": "CPU", "threads": torch.get_num_threads(), "torch": torch.__version__},
-        "model": recipe.model,
-        "clean_accuracy": training.accuracy(trained.model, test).to_dict(),
-        "errors": rate.trials,
-        "false_alarms": rate.successes,
-        "interval": list(rate.interval()),
-        "stated_level": detector.rule.false_alarm_level,
-        "p_values": p_values,
-        "seconds": {"total": time.perf_counter() - start},
-    }
-    if not options.no_write:
-        path = Path(__file__).parent / "results" / "false_alarms.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+        say(f"test image {index}: p = {p_values[-1]}")
+    bench.rates[ALARMS] = {"successes": alarms, "trials": len(p_values)}
+    bench.rates["clean accuracy"] = counts(workflow.measure(trained, test).clean_accuracy)
+    bench.seconds["tracing all"] = taken
+    level = detectors.get("calibrated").false_alarm_level
+    bench.work = {"stated level": level, "p values": p_values}
+
+
+TITLE = "false alarms of `calibrated` on errors of an unpoisoned model"
+ROWS = [Row(TITLE, "stated level: 1 %", rate(ALARMS, interval=True))]
+SECTION = Section.of(__name__, __doc__, rows=ROWS)
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, errors=40)

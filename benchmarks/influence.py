@@ -1,40 +1,31 @@
-"""Influence of 50 transformed queries on 5,000 training images: ours and kronfluence, in one run.
+"""Influence beside kronfluence.
 
-    python -m benchmarks.influence --json [--quick] [--no-write]
+    python -m benchmarks.influence [--json]
 
-Both get the same network (ResNet-9), images, queries and threads. Delta-Influence asks for one affected input
-and n transformed ones: kronfluence scores those 1 + n queries, ours the n differences. Measured:
+51 queries (one affected input and 50 transformed ones, as Delta-Influence asks) on 5,000 training images, and
+the EK-FAC factors that they need. Both sides get the same network (ResNet-9), images, queries and threads;
+kronfluence gets the best of several batch sizes, ours its default. Its `Analyzer` keeps factors and scores as
+files; what is compared is its computation, and the `Analyzer` with its files stands beside it.
 
-- query by query: kronfluence with query batch 1, as the method was published; every query is a pass;
-- batched: kronfluence with all queries in one batch, and the best of several training batch sizes;
-- factors: fitting EK-FAC factors, kronfluence with the best of several batch sizes;
+- all queries at once: kronfluence scores the 51 queries in one pass, ours the 50 differences;
+- one query: a pass of its own, as the method was published. 51 such passes against one of ours is what asking
+  all at once gains, which is another algorithm;
 - agreement: differences of kronfluence's scores against ours on kronfluence's factors, for both dampings.
-
-Factors are excluded from the scoring times. `--quick` times 3 of the queries of the first and scales; such a
-run is never written to the results.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import datetime
-import json
-import os
-import platform
-import resource
-import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from unpoison.data import TrainingSet
+from benchmarks._harness import Bench, fastest, main, random_images
+from benchmarks._tables import Section
 from unpoison.influence import (
     AbsoluteDamping,
     ClassificationTask,
@@ -48,51 +39,84 @@ from unpoison.influence import (
 from unpoison.models import build
 
 TASK = ClassificationTask()
-RESULTS = Path(__file__).parent / "results"
+FACTORS, TOGETHER, ONE = "EK-FAC factors", "51 queries at once", "one query"
+APART = "51 passes of one query, to one of ours"
+ROWS = {
+    FACTORS: ("EK-FAC factors of 5,000 images, against kronfluence", "≥ 1x"),
+    TOGETHER: ("influence of 51 queries on them in one pass, against kronfluence", "≥ 3x"),
+    ONE: ("influence of one query on them, against kronfluence", "≥ 1x"),
+    APART: ("another algorithm: 51 passes of one query each, against one of ours", "≥ 30x"),
+}
+FILES = "kronfluence with its files"
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+class Kronfluence:
+    """The peer: a copy of the model prepared by it, the training images and labels, and its `Analyzer`."""
+
+    def __init__(self, model: nn.Module, train: TensorDataset, folder: str) -> None:
+        from kronfluence.analyzer import Analyzer, prepare_model
+        from kronfluence.arguments import FactorArguments
+        from kronfluence.task import Task
+
+        class Classification(Task):
+            def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
+                logits = model(batch[0])
+                labels = torch.multinomial(logits.detach().softmax(1), 1)[:, 0] if sample else batch[1]
+                return nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+            def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
+                return TASK.measurement(model, tuple(batch)).sum()
+
+        task = Classification()
+        prepared = prepare_model(copy.deepcopy(model), task)
+        self.analyzer = Analyzer("run", prepared, task, cpu=True, output_dir=folder, disable_tqdm=True)
+        self.train, self.settings = train, FactorArguments(strategy="ekfac")
+        self.common = {"model": prepared, "state": self.analyzer.state, "factor_args": self.settings}
+        self.common |= {"disable_tqdm": True}
+
+    def fit(self, batch: int) -> dict[str, Any]:
+        """EK-FAC factors, in memory."""
+        from kronfluence.factor.covariance import fit_covariance_matrices_with_loader
+        from kronfluence.factor.eigen import fit_lambda_matrices_with_loader, perform_eigendecomposition
+
+        reads = {**self.common, "task": self.analyzer.task, "loader": DataLoader(self.train, batch)}
+        _, covariances = fit_covariance_matrices_with_loader(**reads)
+        bases = perform_eigendecomposition(covariances, **self.common)
+        return {**bases, **fit_lambda_matrices_with_loader(**reads, eigen_factors=bases)[1]}
+
+    def scores(self, factors: Any, queries: TensorDataset, batch: int, damping: float | None) -> Tensor:
+        """Float[q n], all queries in one pass, in memory."""
+        from kronfluence.arguments import ScoreArguments
+        from kronfluence.score.pairwise import compute_pairwise_scores_with_loaders
+
+        found: Tensor = compute_pairwise_scores_with_loaders(
+            **self.common,
+            loaded_factors=factors,
+            task=self.analyzer.task,
+            query_loader=DataLoader(queries, len(queries)),
+            per_device_query_batch_size=len(queries),
+            train_loader=DataLoader(self.train, batch),
+            score_args=ScoreArguments(damping_factor=damping),
+            tracked_module_names=None,
+        )["all_modules"]
+        return found
+
+    def fit_to_files(self, batch: int) -> None:
+        """`fit` by the `Analyzer`."""
+        options = {"per_device_batch_size": batch, "overwrite_output_dir": True}
+        self.analyzer.fit_all_factors("factors", self.train, factor_args=self.settings, **options)
+
+    def scores_from_files(self, queries: TensorDataset, batch: int) -> Tensor:
+        """`scores` by the `Analyzer`, with its default damping."""
+        sizes = {"per_device_query_batch_size": len(queries), "per_device_train_batch_size": batch}
+        self.analyzer.compute_pairwise_scores(
+            "scores", "factors", queries, self.train, overwrite_output_dir=True, **sizes
+        )
+        found: Tensor = self.analyzer.load_pairwise_scores("scores")["all_modules"]
+        return found
 
 
-def peak_bytes() -> int:
-    """The most memory this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what `work` gave."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
-
-
-def random_images(count: int, generator: torch.Generator) -> TrainingSet:
-    """Images of CIFAR's shape: smooth noise, so that convolutions have something to see."""
-    coarse = torch.rand(count, 3, 8, 8, generator=generator)
-    images = torch.nn.functional.interpolate(coarse, 32, mode="bilinear").mul(255).to(torch.uint8)
-    labels = torch.randint(0, 10, (count,), generator=generator)
-    return TrainingSet(images, labels, tuple(str(label) for label in range(10)))
-
-
-def say(text: str) -> None:
-    """A line of progress for people, apart from the result."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def as_ours(theirs: dict[str, dict[str, Tensor]], model: nn.Module, template: Factors) -> Factors:
+def as_ours(theirs: dict[str, Any], model: nn.Module, template: Factors) -> Factors:
     """kronfluence's factors as ours."""
     layers = {}
     for name in template.layers:
@@ -108,161 +132,61 @@ def as_ours(theirs: dict[str, dict[str, Tensor]], model: nn.Module, template: Fa
     return Factors(layers, template.model_fingerprint, template.examples_fingerprint, template.settings)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run everything and return the record."""
-    threads, count = arguments.threads, arguments.transforms
-    torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(0)
-    training_set = random_images(arguments.images, generator)
-    queries = random_images(1 + count, generator).batch(0, 1 + count)
-    model = build("resnet9", num_classes=10, width=arguments.width, seed=0).eval()
-    combine = torch.cat([-torch.ones(count, 1), torch.eye(count)], 1)
-    seconds: dict[str, float] = {}
+def measure(bench: Bench) -> None:
+    """Factors, all queries at once, one query, agreement."""
+    images, generator = 500 if bench.options.quick else 5000, torch.Generator().manual_seed(0)
+    training_set = random_images(images, generator)
+    queries = random_images(51, generator).batch(0, 51)
+    first = tuple(part[:1] for part in queries)
+    model = build("resnet9", num_classes=10, width=8, seed=0).eval()
+    combine = torch.cat([-torch.ones(50, 1), torch.eye(50)], 1)
 
-    def ours(factors: Factors, damping: Any) -> Tensor:
-        prepared = precondition(model, factors, queries, TASK, combine=combine, damping=damping)
+    def ours(factors: Factors, damping: Any, asked: Any, combine: Tensor | None = None) -> Tensor:
+        prepared = precondition(model, factors, asked, TASK, combine=combine, damping=damping)
         return score(model, prepared, training_set, TASK).values
 
-    score(
-        model, precondition(model, None, queries, TASK), training_set, TASK, stop=min(256, len(training_set))
-    )  # warm-up
-    runs = [timed(lambda: fit_factors(model, training_set, TASK, seed=0)) for _ in range(2)]
-    seconds["factors"], factors = min(runs, key=lambda run: run[0])
-    seconds["scores"] = min(timed(lambda: ours(factors, RelativeDamping()))[0] for _ in range(3))
-    peaks = {"unpoison": peak_bytes()}
-    say(f"ours: factors {seconds['factors']:.2f} s, scores {seconds['scores']:.2f} s")
-
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
-        warnings.simplefilter("ignore")
-        from kronfluence.analyzer import Analyzer, prepare_model
-        from kronfluence.arguments import FactorArguments, ScoreArguments
-        from kronfluence.task import Task
-
-        class TheirTask(Task):
-            def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
-                logits = model(batch[0])
-                if not sample:
-                    return nn.functional.cross_entropy(logits, batch[1], reduction="sum")
-                drawn = torch.multinomial(logits.detach().softmax(1), 1)[:, 0]
-                return nn.functional.cross_entropy(logits, drawn, reduction="sum")
-
-            def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-                return TASK.measurement(model, tuple(batch)).sum()
-
-        task = TheirTask()
-        prepared = prepare_model(copy.deepcopy(model), task)
-        analyzer = Analyzer("run", prepared, task, cpu=True, output_dir=directory, disable_tqdm=True)
-        train = torch.utils.data.TensorDataset(*training_set.batch(0, len(training_set)))
-        asked = torch.utils.data.TensorDataset(*queries)
-
-        def fit(batch_size: int) -> None:
-            analyzer.fit_all_factors(
-                "factors",
-                train,
-                per_device_batch_size=batch_size,
-                factor_args=FactorArguments(strategy="ekfac"),
-                overwrite_output_dir=True,
+    with tempfile.TemporaryDirectory() as folder:
+        peer = Kronfluence(model, TensorDataset(*training_set.batch(0, images)), folder)
+        batch = fastest(bench.options.batches, peer.fit)
+        fitted = bench.compare(
+            FACTORS,
+            {
+                "unpoison": lambda: fit_factors(model, training_set, TASK, seed=0),
+                "kronfluence": lambda: peer.fit(batch),
+                FILES: lambda: peer.fit_to_files(batch),
+            },
+        )
+        own, theirs, batches = fitted["unpoison"], fitted["kronfluence"], [batch]
+        for what, asked, combined in ((ONE, first, None), (TOGETHER, queries, combine)):
+            loaded = TensorDataset(*asked)
+            tried = partial(peer.scores, theirs, loaded, damping=None)
+            batch = fastest(bench.options.batches, tried)
+            batches.append(batch)
+            found = bench.compare(
+                what,
+                {
+                    "unpoison": partial(ours, own, RelativeDamping(), asked, combined),
+                    "kronfluence": partial(tried, batch),
+                    FILES: partial(peer.scores_from_files, loaded, batch),
+                },
             )
-
-        def scores(number: int, query_batch: int, train_batch: int, factor: float | None) -> Tensor:
-            analyzer.compute_pairwise_scores(
-                "scores",
-                "factors",
-                asked,
-                train,
-                query_indices=list(range(number)),
-                per_device_query_batch_size=query_batch,
-                per_device_train_batch_size=train_batch,
-                score_args=ScoreArguments(damping_factor=factor),
-                overwrite_output_dir=True,
-            )
-            result: Tensor = analyzer.load_pairwise_scores("scores")["all_modules"]
-            return result
-
-        fits = {size: timed(lambda size=size: fit(size))[0] for size in arguments.factor_batches}
-        seconds["kronfluence_factors"] = min(fits.values())
-        say(f"kronfluence: factors {fits}")
-        theirs, batched = torch.empty(0), {}
-        for size in arguments.train_batches:
-            batched[size], theirs = timed(lambda size=size: scores(1 + count, 1 + count, size, None))
-        seconds["kronfluence_batched"] = min(batched.values())
-        say(f"kronfluence: batched {batched}")
-
-        shared = as_ours(analyzer.load_all_factors("factors"), model, factors)
-        agreement: dict[str, float] = {}
-        best = min(batched, key=lambda size: batched[size])
-        for name, damping, factor in (
-            ("relative", RelativeDamping(), None),
-            ("absolute", AbsoluteDamping(), 1e-8),
+        shared = as_ours(theirs, model, own)
+        for name, damping, scores in (
+            ("relative damping", RelativeDamping(), found["kronfluence"]),
+            ("absolute damping", AbsoluteDamping(), peer.scores(theirs, loaded, batch, 1e-8)),
         ):
-            found = theirs if factor is None else scores(1 + count, 1 + count, best, factor)
-            found, own = found[1:] - found[:1], ours(shared, damping)
-            agreement[f"{name}_damping_relative_error"] = float((own - found).abs().max() / found.abs().max())
-            agreement[f"{name}_damping_same_sign"] = float((own.sign() == found.sign()).float().mean())
-        say(f"agreement: {agreement}")
-
-        single = {}
-        for size in arguments.train_batches:
-            single[size] = timed(lambda size=size: scores(1, 1, size, None))[0]
-        best = min(single, key=lambda size: single[size])
-        number = 3 if arguments.quick else 1 + count
-        one_by_one = timed(lambda: scores(number, 1, best, None))[0]
-        seconds["kronfluence_query_by_query"] = one_by_one * (1 + count) / number
-        say(f"kronfluence: query by query, training batch {best}: {one_by_one:.1f} s for {number} queries")
-        peaks["unpoison and kronfluence"] = peak_bytes()
-
-    return {
-        "ratios": {
-            "kronfluence query by query": seconds["kronfluence_query_by_query"] / seconds["scores"],
-            "kronfluence batched": seconds["kronfluence_batched"] / seconds["scores"],
-            "kronfluence factors": seconds["kronfluence_factors"] / seconds["factors"],
-        },
-        "agreement": agreement,
-        "seconds": seconds,
-        "peak_bytes": peaks,
-        "work": {
-            "model": f"resnet9, width {arguments.width}",
-            "tracked_parameters": factors.num_parameters,
-            "training_images": arguments.images,
-            "transforms": count,
-            "kronfluence_batched_seconds_by_training_batch": batched,
-            "kronfluence_factor_seconds_by_batch": fits,
-            "scaled_from_3_queries": bool(arguments.quick),
-        },
-        "machine": machine(threads),
-    }
+            wanted, got = scores[1:] - scores[:1], ours(shared, damping, queries, combine)
+            error = float((got - wanted).abs().max() / wanted.abs().max())
+            same = float((got.sign() == wanted.sign()).float().mean())
+            bench.agreement |= {f"{name}, relative error": error, f"{name}, same sign": same}
+    for side in ("kronfluence", FILES):
+        passes = 51 * bench.seconds[ONE][side]["minimum"]
+        bench.ratios[f"{APART}, {side}"] = passes / bench.seconds[TOGETHER]["unpoison"]["minimum"]
+    bench.work = {"tracked parameters": own.num_parameters, "training images": images}
+    bench.work |= {"kronfluence's batches (factors, one query, all)": batches}
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="print the whole record, as one JSON object")
-    parser.add_argument("--no-write", action="store_true", help="leave benchmarks/results alone")
-    parser.add_argument(
-        "--quick", action="store_true", help="time 3 queries of the query-by-query use and scale"
-    )
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--transforms", type=int, default=50)
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--train-batches", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--factor-batches", type=int, nargs="+", default=[64, 128, 512])
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    """Measure, print, and keep the record."""
-    arguments = parse(None)
-    record = measure(arguments)
-    record["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    record["command"] = " ".join(["python -m benchmarks.influence", *sys.argv[1:]])
-    if not (arguments.no_write or arguments.quick):
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "influence.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record if arguments.json else record["ratios"]))
-
+SECTION = Section.of(__name__, __doc__, ROWS)
 
 if __name__ == "__main__":
-    main()
+    main(measure, batches=[32, 64, 128, 512])

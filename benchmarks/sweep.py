@@ -1,31 +1,31 @@
-"""What the machinery of sweeps costs: overhead a trial, reading a large store, and what a second worker
-gives.
+"""What a sweep costs beside its stages.
 
-    python -m benchmarks.sweep --json [--no-write] [--trials 1000] [--rows 10000]
+    python -m benchmarks.sweep [--json]
 
-Three measurements. `overhead`: a sweep of 1,000 trials whose stages do nothing (a poison and a victim that
-all share, a find and a measure stage a trial), on one worker; seconds a trial, and the same again with
-everything in the store. `leaderboard`: reading a store of 10,000 trials and writing the page. `workers`: the
-same 16 stages of equal, single-threaded arithmetic with one worker and with two; there is no peer to compare
-with, so `ratios` holds the seconds of one worker over those of two. Written to benchmarks/results/sweep.json.
+- overhead: 1,000 trials whose stages do nothing (a poison and a victim that all share, a find and a measure
+  stage a trial), on one worker; seconds a trial, and again with everything in the store;
+- leaderboard: reading a store of 10,000 trials and writing the page;
+- workers: the same 16 stages of equal, single-threaded arithmetic with one worker and with two. There is no
+  peer; `ratios` holds the seconds of one worker over those of two.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import statistics
-import sys
+import itertools
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks._harness import Bench, Timed, main, timed
+from benchmarks._tables import Section
 from unpoison.evaluation import LocalExecutor, Plan, Results, Stage, sweep, write_row
+from unpoison.evaluation._results import ROW
 
 STAGE = "benchmarks.sweep:"
+WORKERS = "16 equal stages"
 Values = Mapping[str, Any]
 
 
@@ -39,8 +39,6 @@ def empty(configuration: Values, inputs: Mapping[str, Path], surroundings: Value
 
 def busy(configuration: Values, inputs: Mapping[str, Path], surroundings: Values, out: Path) -> None:
     """A fixed amount of single-threaded matrix products."""
-    import torch
-
     torch.set_num_threads(1)
     matrix = torch.full((384, 384), 1e-3)
     for _ in range(surroundings["products"]):
@@ -49,35 +47,15 @@ def busy(configuration: Values, inputs: Mapping[str, Path], surroundings: Values
 
 
 def row(trial: int) -> dict[str, Any]:
-    """A row of one of ten methods."""
-    return {
-        "attack": "none",
-        "budget": 0.01,
-        "source": "a",
-        "target": "b",
-        "seed": trial // 10,
-        "defense": "none",
-        "detector": f"method {trial % 10}",
-        "unlearner": "retrain",
-        "control": "" if trial % 10 else "random filter",
-        "poisons": 50,
-        "poison_share": 0.01,
-        "clean_correct": 9000 + trial % 97,
-        "clean_total": 10000,
-        "attack_successes": trial % 101,
-        "attack_total": 100,
-        "class_names": [f"class {label}" for label in range(10)],
-        "class_correct": [900] * 10,
-        "class_total": [1000] * 10,
-        "observed": True,
-        "flagged": 50,
-        "caught": 40,
-        "clean_flagged": 10,
-        "clean_examples": 49950,
-        "average_precision": 0.8,
-        "class_clean_flagged": [1] * 10,
-        "class_clean": [4995] * 10,
+    """A row of one of ten methods, every column filled."""
+    filled = {"string": "a name", "int64": 50, "double": 0.5, "bool": True}
+    filled |= {
+        "list<item: string>": [f"class {label}" for label in range(10)],
+        "list<item: int64>": [50] * 10,
     }
+    values = {column.name: filled[str(column.type)] for column in ROW}
+    control = "" if trial % 10 else "random filter"
+    return {**values, "seed": trial // 10, "detector": f"method {trial % 10}", "control": control}
 
 
 def plan_of(trials: int) -> Plan:
@@ -96,22 +74,12 @@ def plan_of(trials: int) -> Plan:
     return Plan("empty", {"description": "stages of no work"}, tuple(stages), tuple(rows))
 
 
-def timed(plan: Plan, store: Path, workers: int) -> float:
+def swept(plan: Plan, store: Path, workers: int) -> float:
     """Seconds of a sweep, without those that the workers take to start and to import torch."""
     warm = [Stage("craft", f"{STAGE}busy", {"warm": n}, {}, {"products": 200}) for n in range(4 * workers)]
     with LocalExecutor(workers) as executor:
         sweep(Plan("warm", {}, tuple(warm), ()), store / "warm", executor)
-        started = time.perf_counter()
-        sweep(plan, store / "store", executor)
-        return time.perf_counter() - started
-
-
-def overhead(trials: int, folder: Path) -> dict[str, float]:
-    """Seconds a trial of a sweep of empty stages, first and again."""
-    plan = plan_of(trials)
-    first = timed(plan, folder, 1)
-    again = timed(plan, folder, 1)
-    return {"overhead_per_trial": first / trials, "overhead_per_cached_trial": again / trials}
+        return timed(lambda: sweep(plan, store / "store", executor))[0]
 
 
 def reading(rows: int, folder: Path) -> dict[str, float]:
@@ -123,89 +91,47 @@ def reading(rows: int, folder: Path) -> dict[str, float]:
     from unpoison.report import leaderboard_html
 
     plan = plan_of(rows)
-    write_json(
-        folder / "recipes" / "empty.json",
-        {
-            "experiment": dict(plan.experiment),
-            "rows": list(plan.rows),
-            "stages": [s.key for s in plan.stages],
-        },
-    )
+    stages = [stage.key for stage in plan.stages]
+    summary = {"experiment": dict(plan.experiment), "rows": list(plan.rows), "stages": stages}
+    write_json(folder / "recipes" / "empty.json", summary)
     blank = dict.fromkeys(_KEYED.names)
     table = pa.Table.from_pylist(
         [{**blank, **row(trial), "key": key} for trial, key in enumerate(plan.rows)], schema=_KEYED
     )
     Results("empty", table, rows, (), folder, {}).pack()
-    started = time.perf_counter()
-    results = Results.read(folder)
-    read = time.perf_counter() - started
-    page = leaderboard_html(results)
+    read, results = timed(lambda: Results.read(folder))
+    written, _ = timed(lambda: leaderboard_html(results))
     assert len(results.table) == rows
-    return {"read": read, "leaderboard": time.perf_counter() - started, "page_bytes": float(len(page))}
+    return {"reading the store": read, "reading it and writing the leaderboard": read + written}
 
 
-def scaling(folder: Path, products: int = 250, stages: int = 16, repeats: int = 3) -> dict[str, Any]:
-    """Seconds of the same busy stages with one worker and with two, the best of a few."""
-    found: dict[str, list[float]] = {"one": [], "two": []}
-    for repeat in range(repeats):
-        for workers, name in ((1, "one"), (2, "two")):
-            work = [
-                Stage("train", f"{STAGE}busy", {"stage": n}, {}, {"products": products})
-                for n in range(stages)
-            ]
-            seconds = timed(Plan("busy", {}, tuple(work), ()), folder / f"{repeat} {name}", workers)
-            found[name].append(seconds)
-    return {name: {"best": min(values), "all": values} for name, values in found.items()}
+def measure(bench: Bench) -> None:
+    """Overhead, leaderboard, workers."""
+    trials, rows, products = (20, 100, 10) if bench.options.quick else (1000, 10_000, 250)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plan = plan_of(trials)
+        for what in ("a trial without work", "a trial without work, from the store"):
+            bench.seconds[what] = swept(plan, folder / "overhead", 1) / trials
+        bench.seconds |= reading(rows, folder / "board")
+        busy_stages = tuple(
+            Stage("train", f"{STAGE}busy", {"stage": n}, {}, {"products": products}) for n in range(16)
+        )
+        plan, fresh = Plan("busy", {}, busy_stages, ()), itertools.count()
+        bench.compare(
+            WORKERS,
+            {
+                name: lambda count=count: Timed(swept(plan, folder / f"scaling {next(fresh)}", count))
+                for name, count in (("two workers", 2), ("one worker", 1))
+            },
+            warm=True,
+        )
+    bench.peak_bytes.clear()  # of the workers, which are other processes
 
 
-def main() -> None:
-    """Measure, print and keep."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="print the whole record, as one JSON object")
-    parser.add_argument("--no-write", action="store_true", help="leave benchmarks/results alone")
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--rows", type=int, default=10000)
-    arguments = parser.parse_args()
-
-    from benchmarks.influence import RESULTS, machine
-
-    with tempfile.TemporaryDirectory() as folder:
-        costs = overhead(arguments.trials, Path(folder, "overhead"))
-        board = reading(arguments.rows, Path(folder, "board"))
-        workers = scaling(Path(folder, "scaling"))
-    speedup = workers["one"]["best"] / workers["two"]["best"]
-    pairs = zip(workers["one"]["all"], workers["two"]["all"], strict=True)
-    record = {
-        "ratios": {"one worker over two": speedup},
-        "agreement": {},
-        "seconds": {
-            **costs,
-            "leaderboard_read": board["read"],
-            "leaderboard": board["leaderboard"],
-            "one_worker": workers["one"]["best"],
-            "two_workers": workers["two"]["best"],
-        },
-        "peak_bytes": {},
-        "speedups": [one / two for one, two in pairs],
-        "median_speedup": statistics.median(
-            one / two for one, two in zip(workers["one"]["all"], workers["two"]["all"], strict=True)
-        ),
-        "page_bytes": board["page_bytes"],
-        "work": {"trials": arguments.trials, "rows": arguments.rows},
-        "machine": machine(1),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": " ".join(["python -m benchmarks.sweep", *sys.argv[1:]]),
-    }
-    if not arguments.no_write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "sweep.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if arguments.json:
-        print(json.dumps(record))
-    else:
-        print(json.dumps(record["seconds"] | record["ratios"], indent=1))
+ROWS = {WORKERS: ("a sweep by two workers on two cores, against one", "≥ 1.6x")}
+SECTION = Section.of(__name__, __doc__, ROWS)
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, threads=1)

@@ -1,30 +1,25 @@
-"""Training speed: ours against the plain loop that people write, in one run on the same machine and threads.
+"""Training beside the loop that people write.
 
-Both train the same network by the same recipe for one epoch on the same images. The plain loop is a torch
-`DataLoader` over a map-style dataset of PIL images that flips, pads, crops, converts and standardises one
-image at a time, with 0 and with 2 worker processes (the faster of the two counts), and a contiguous network
-under `torch.optim.SGD` as it comes. Each side is run several times, in turn, and its fastest run counts.
+    python -m benchmarks.training [--json]
 
-    python -m benchmarks.training --json
+`train` against a torch `DataLoader` over a map-style dataset of PIL images that flips, pads, crops, converts
+and standardises one image at a time, with 0 and with 2 worker processes, on the same network, images and
+recipe: 5,000 images of the sample, 1,000 of CIFAR's size. The loop comes in two forms: as it is usually
+written, and tuned, with channels last and the fused optimiser, which `train` uses too.
 
-prints one JSON object last and keeps it as benchmarks/results/training.json (not with --no-write). About a
-minute on two cores. Set OMP_NUM_THREADS to choose the threads.
+- a whole training of two epochs, with everything that either side sets up: the network, the loader and its
+  workers, and on our side statistics, fingerprint and the choice of a layout. The loop is given its images as
+  PIL images, and the channel statistics as constants;
+- the second epoch alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
-import platform
 import random
-import resource
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,15 +27,19 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks._harness import Bench, Timed, main, random_images
+from benchmarks._tables import Record, Row, Section
 from unpoison.data import TrainingSet, sample
 from unpoison.models import build
 from unpoison.training import Recipe, train
 
-RESULTS = Path(__file__).parent / "results" / "training.json"
+CASES = {"the sample": "sample", "CIFAR's size": "cifar10-small"}
+WHOLE, EPOCH = "two epochs with set-up", "an epoch"
+FORMS = ("usual loop", "tuned loop")
 
 
 class PlainDataset(Dataset):
-    """What people write: one PIL image at a time."""
+    """One PIL image at a time, as people write it."""
 
     def __init__(self, training_set: TrainingSet, recipe: Recipe) -> None:
         pixels = training_set.images.permute(0, 2, 3, 1).numpy()
@@ -68,120 +67,81 @@ class PlainDataset(Dataset):
         return (tensor.float() / 255 - self.mean) / self.std, self.labels[index]
 
 
-def plain(training_set: TrainingSet, recipe: Recipe, workers: int) -> float:
-    """Seconds of one epoch of the plain loop."""
-    dataset = PlainDataset(training_set, recipe)
-    channels, height, width = training_set.image_shape
-    model = build(
-        recipe.model,
-        num_classes=10,
-        in_channels=channels,
-        image_size=(height, width),
-        width=recipe.width,
-        seed=0,
-    )
+def loop(dataset: PlainDataset, shape: tuple[int, ...], *, workers: int, tuned: bool) -> list[float]:
+    """Train by the usual loop; gives the seconds of each epoch."""
+    recipe, size = dataset.recipe, {"in_channels": shape[0], "image_size": (shape[1], shape[2])}
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    model = build(recipe.model, num_classes=10, width=recipe.width, seed=0, **size)
+    model.to(memory_format=layout).train()
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+        fused=tuned,
     )
-    loader = DataLoader(
-        dataset,
-        batch_size=recipe.batch_size,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
-    model.train()
-    # Two epochs where there are workers: starting them is not counted.
-    for _ in range(2 if workers else 1):
+    processes = {"num_workers": workers, "persistent_workers": workers > 0}
+    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, **processes)
+    seconds = []
+    for _ in range(recipe.epochs):
         started = time.perf_counter()
         total, correct = 0.0, 0
         for images, labels in loader:
-            logits = model(images)
+            logits = model(images.contiguous(memory_format=layout))
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item() * len(labels)
             correct += int((logits.argmax(1) == labels).sum())
-        seconds = time.perf_counter() - started
+        seconds.append(time.perf_counter() - started)
     return seconds
 
 
-def ours(training_set: TrainingSet, recipe: Recipe) -> float:
-    """Seconds of one epoch of `unpoison.training.train`."""
-    return train(training_set, recipe, seed=0).seconds
+def ours(training_set: TrainingSet, recipe: Recipe) -> list[float]:
+    """The same by `train`."""
+    return [record.seconds for record in train(training_set, recipe, seed=0).history]
 
 
-def coloured(count: int) -> TrainingSet:
-    """Noise of the size of CIFAR-10's images; speed does not depend on what is shown."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return TrainingSet(images, torch.arange(count) % 10, tuple("abcdefghij"), "colour noise")
-
-
-def measure(repeats: int) -> dict[str, Any]:
-    """Every case: seconds an epoch and the ratios."""
-    settings = {
-        "sample": (sample().train, Recipe.preset("sample")),
-        "cifar10-small": (coloured(1000), Recipe.preset("cifar10-small")),
-    }
-    seconds: dict[str, float] = {}
-    ratios: dict[str, float] = {}
-    rates: dict[str, float] = {}
-    for name, (training_set, preset) in settings.items():
-        recipe = replace(preset, epochs=1, warmup_epochs=0.0, schedule="constant")
-        runs: dict[str, list[float]] = {"ours": [], "plain, 0 workers": [], "plain, 2 workers": []}
-        ours(training_set.subset(range(500)), recipe)  # the first steps of a process are slower for everybody
-        for _ in range(repeats):
-            runs["ours"].append(ours(training_set, recipe))
+def measure(bench: Bench) -> None:
+    """Both cases, whole and by epoch."""
+    for case, preset in CASES.items():
+        training_set = sample().train if preset == "sample" else random_images(1000, torch.Generator())
+        if bench.options.quick:
+            training_set = training_set.subset(range(200))
+        recipe = replace(Recipe.preset(preset), epochs=2, warmup_epochs=0.0, schedule="constant")
+        plain = partial(loop, PlainDataset(training_set, recipe), training_set.image_shape)
+        sides = {"unpoison": partial(ours, training_set, recipe)}
+        for form in FORMS:
             for workers in (0, 2):
-                runs[f"plain, {workers} workers"].append(plain(training_set, recipe, workers))
-        for side, times in runs.items():
-            seconds[f"{name}: {side}"] = min(times)
-            rates[f"{name}: {side}"] = len(training_set) / min(times)
-        fastest = min(min(runs["plain, 0 workers"]), min(runs["plain, 2 workers"]))
-        ratios[f"plain loop, {name}"] = fastest / min(runs["ours"])
-    return {
-        "ratios": ratios,
-        "agreement": {},
-        "seconds": seconds,
-        "images_per_second": rates,
-        "peak_bytes": {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024},
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "repeats": repeats,
-    }
+                side = partial(plain, workers=workers, tuned=form == FORMS[1])
+                sides[f"{form}, {workers} workers"] = side
+        bench.compare(f"{case}, {WHOLE}", sides)
+        epochs = {side: lambda work=work: Timed(work()[-1]) for side, work in sides.items()}
+        bench.compare(f"{case}, {EPOCH}", epochs, warm=True)
 
 
-def main() -> None:
-    """Measure, print, keep."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
-    parser.add_argument("--no-write", action="store_true", help="do not keep the result")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each side; the fastest counts")
-    arguments = parser.parse_args()
-    result = measure(arguments.repeats)
-    result["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    result["command"] = "python -m benchmarks.training " + " ".join(sys.argv[1:])
-    if not arguments.json:
-        for name, rate in result["images_per_second"].items():
-            print(f"{name:36s} {rate:9.0f} images/s")
-        for name, ratio in result["ratios"].items():
-            print(f"{name:36s} {ratio:9.2f} times as fast")
-    if not arguments.no_write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+def slowest(what: str) -> Callable[[Record], str]:
+    """The ratio to each form of the loop with the number of workers that suits it best."""
+
+    def value(record: Record) -> str:
+        told = []
+        for form in FORMS:
+            found = [ratio for name, ratio in record["ratios"].items() if name.startswith(f"{what}, {form}")]
+            told += [f"{min(found):.1f}x ({form})"] if found else []
+        return "; ".join(told)
+
+    return value
+
+
+ROWS = [
+    Row(f"training, {case}, {what}, against a `DataLoader` loop", "≥ 2x", slowest(f"{case}, {what}"))
+    for case in CASES
+    for what in (WHOLE, EPOCH)
+]
+SECTION = Section.of(__name__, __doc__, rows=ROWS)
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -1,70 +1,61 @@
-"""TRAK of 20 queries on 5,000 images, of a network of 100,000 parameters: ours and traker, in one run.
+"""TRAK beside traker.
 
-    python -m benchmarks.trak --json [--quick] [--no-write]
+    python -m benchmarks.trak [--json]
 
-Both get the same network, images, queries, number of dimensions and threads. Measured:
+20 queries on 5,000 images, of a network of 100,000 parameters. Both sides get the same network, images,
+queries, number of dimensions (2,048) and threads; what is timed is the projection of all training gradients
+and all queries, and the scores. traker keeps its features in files, in memory where there is /dev/shm.
 
-- ours: projection of all training gradients and all queries, and the scores;
-- traker with its projector for processors (`BasicProjector`), featurising all images in batches, and scoring;
-- agreement: rank correlation (Spearman, mean over queries) of our scores with traker's, beside that of traker
-  with itself under another seed of its projection, which is what the projection's randomness leaves.
-
-`--quick` lets traker featurise a tenth of the images and scales its time; there is then no agreement to
-measure, and such a run is never written to the results.
+- equal work: traker is given our count-sketch as its projector, so what is compared is how gradients of
+  examples are made and how scores are computed from them;
+- another algorithm: traker projects with a dense Rademacher matrix, once by its `BasicProjector`, the one it
+  recommends for processors, which draws the matrix anew for every batch, and once with the whole matrix in
+  memory (`BasicSingleBlockProjector`, 0.8 GB);
+- agreement: rank correlation (Spearman, mean over queries) of our scores with traker's, beside those of each
+  with itself under another matrix, which is what the randomness of the projection leaves.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import datetime
 import io
-import json
-import sys
 import tempfile
-import time
-import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from benchmarks.influence import RESULTS, machine, peak_bytes, random_images, say, timed
+from benchmarks._harness import Bench, main, random_images
+from benchmarks._tables import Section
+from unpoison._seeds import generator as derived
 from unpoison.data import TensorExamples, TrainingSet
 from unpoison.detectors.trak import trak_scores
+from unpoison.influence._projection import count_sketch
+from unpoison.training import Recipe, train
+
+DIMENSIONS, BATCH = 2048, 128
+EQUAL, DENSE = "the same count-sketch", "a dense projection, to our count-sketch"
+ROWS = {
+    EQUAL: ("TRAK on 5,000 images, against `traker` with the same projection", "≥ 1x"),
+    DENSE: ("another algorithm: our count-sketch, against its dense projections", "≥ 20x"),
+}
+BLOCKS, WHOLE = "traker's BasicProjector", "traker, matrix in memory"
 
 
 def network() -> nn.Sequential:
     """100,074 parameters, all of convolutions and linear layers."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, 96, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(384, 64),
-            nn.ReLU(),
-            nn.Linear(64, 10),
-        )
-
-
-def fit(model: nn.Module, training_set: TrainingSet) -> None:
-    """A few steps, so that gradients differ as those of a trained network do."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for start in range(0, min(len(training_set), 2560), 128):
-        inputs, labels = training_set.batch(start, start + 128)
-        optimizer.zero_grad()
-        functional.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    model.eval()
+        convolutions = [
+            layer
+            for inputs, outputs in ((3, 32), (32, 64), (64, 96))
+            for layer in (nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU())
+        ]
+        classifier = (nn.Linear(384, 64), nn.ReLU(), nn.Linear(64, 10))
+        return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(2), nn.Flatten(), *classifier)
 
 
 def ranks_agree(one: Tensor, other: Tensor) -> float:
@@ -74,133 +65,84 @@ def ranks_agree(one: Tensor, other: Tensor) -> float:
     return float(torch.stack(pairs).mean())
 
 
-def traker(
-    model: nn.Module, examples: TrainingSet, asked: TensorExamples, dimensions: int, seed: int, batch: int
-) -> tuple[float, float, Tensor]:
-    """Seconds to featurise, seconds to finish and score, and Float[m n] scores."""
-    from trak import TRAKer
-    from trak.projectors import BasicProjector, ProjectionType
+def projector(kind: str, parameters: int) -> Any:
+    """One of traker's projectors, or our count-sketch in the form of one."""
+    from trak.projectors import AbstractProjector, BasicProjector, BasicSingleBlockProjector, ProjectionType
+    from trak.utils import vectorize
 
+    places, signs = count_sketch(parameters, DIMENSIONS, derived(0, "projection"))
+
+    class CountSketch(AbstractProjector):
+        def project(self, grads: Any, model_id: int) -> Tensor:
+            flat = vectorize(grads, device=self.device) if isinstance(grads, dict) else grads
+            parts = flat.index_select(1, places).mul_(signs)
+            return parts.view(len(flat), -1, DIMENSIONS).sum(1)
+
+    kinds = {"traker": CountSketch, BLOCKS: BasicProjector, WHOLE: BasicSingleBlockProjector}
+    return kinds[kind](parameters, DIMENSIONS, 0, ProjectionType.rademacher, torch.device("cpu"))
+
+
+def traker(model: nn.Module, examples: TrainingSet, asked: TensorExamples, kind: str) -> Tensor:
+    """Float[m n] scores."""
+    from trak import TRAKer
+
+    silent, count = io.StringIO(), sum(parameter.numel() for parameter in model.parameters())
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stderr(io.StringIO()),
-        contextlib.redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
+        tempfile.TemporaryDirectory(dir=memory) as folder,
+        contextlib.redirect_stderr(silent),
+        contextlib.redirect_stdout(silent),
     ):
-        warnings.simplefilter("ignore")
-        count = sum(parameter.numel() for parameter in model.parameters())
-        projector = BasicProjector(
-            grad_dim=count,
-            proj_dim=dimensions,
-            seed=seed,
-            proj_type=ProjectionType.rademacher,
-            device=torch.device("cpu"),
-        )
         theirs = TRAKer(
             model,
             "image_classification",
             train_set_size=len(examples),
             save_dir=folder,
             device="cpu",
-            projector=projector,
-            proj_dim=dimensions,
+            projector=projector(kind, count),
+            proj_dim=DIMENSIONS,
             use_half_precision=False,
             logging_level=50,
         )
         theirs.load_checkpoint(model.state_dict(), model_id=0)
-        begun = time.perf_counter()
-        for start in range(0, len(examples), batch):
-            part = examples.batch(start, start + batch)
+        for start in range(0, len(examples), BATCH):
+            part = examples.batch(start, start + BATCH)
             theirs.featurize(batch=part, num_samples=len(part[0]))
-        featurised = time.perf_counter()
         theirs.finalize_features()
         theirs.start_scoring_checkpoint("asked", model.state_dict(), model_id=0, num_targets=len(asked))
         theirs.score(batch=asked.tensors, num_samples=len(asked))
         scores: Any = theirs.finalize_scores(exp_name="asked")
-        finished = time.perf_counter()
-        return featurised - begun, finished - featurised, torch.from_numpy(np.array(scores)).t()
+        return torch.from_numpy(np.array(scores)).t()
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run everything and return the record."""
-    torch.set_num_threads(arguments.threads)
+def measure(bench: Bench) -> None:
+    """With our count-sketch on both sides, and with traker's dense projections."""
     generator = torch.Generator().manual_seed(0)
-    training_set = random_images(arguments.images, generator)
-    asked = TensorExamples(*random_images(arguments.queries, generator).batch(0, arguments.queries))
-    model = network()
-    fit(model, training_set)
-
-    def ours(seed: int) -> Tensor:
-        return trak_scores(model, training_set, asked, dimensions=arguments.dimensions, seed=seed)
-
-    trak_scores(model, training_set.subset(range(256)), asked, dimensions=64, seed=0)  # warm-up
-    runs = [timed(lambda seed=seed: ours(seed)) for seed in range(2)]
-    seconds = {"unpoison": min(run[0] for run in runs)}
-    peaks = {"unpoison": peak_bytes()}
-    say(f"ours: {seconds['unpoison']:.2f} s")
-
-    count = arguments.images // 10 if arguments.quick else arguments.images
-    part = training_set.subset(range(count))
-    featurised, finished, first = traker(model, part, asked, arguments.dimensions, 0, arguments.batch)
-    seconds["traker"] = featurised * arguments.images / count + finished
-    peaks["unpoison and traker"] = peak_bytes()
-    say(f"traker: {seconds['traker']:.1f} s")
-    agreement: dict[str, float] = {}
-    if not arguments.quick:
-        _, _, second = traker(model, part, asked, arguments.dimensions, 10**6, arguments.batch)
-        mine = [run[1] for run in runs]
-        across = [ranks_agree(own, their) for own in mine for their in (first, second)]
-        agreement = {
-            "rank_correlation_with_traker": sum(across) / 4,
-            "rank_correlation_of_traker_with_itself": ranks_agree(first, second),
-            "rank_correlation_of_ours_with_itself": ranks_agree(*mine),
-        }
-        say(f"agreement: {agreement}")
-    return {
-        "ratios": {"traker": seconds["traker"] / seconds["unpoison"]},
-        "agreement": agreement,
-        "seconds": seconds,
-        "peak_bytes": peaks,
-        "work": {
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "training_images": arguments.images,
-            "queries": arguments.queries,
-            "dimensions": arguments.dimensions,
-            "scaled_from_a_tenth": bool(arguments.quick),
-        },
-        "machine": machine(arguments.threads),
+    training_set = random_images(500 if bench.options.quick else 5000, generator)
+    asked = TensorExamples(*random_images(20, generator).batch(0, 20))
+    # A few steps, so that gradients differ as those of a trained network do.
+    recipe = Recipe(model="convnet-bn", epochs=1, batch_size=BATCH, learning_rate=0.05, flip=False)
+    model = train(training_set, recipe, seed=0, start=network()).model
+    ours = partial(trak_scores, model, training_set, asked, dimensions=DIMENSIONS)
+    own, theirs = partial(ours, seed=0), partial(traker, model, training_set, asked)
+    found = bench.compare(EQUAL, {"unpoison": own, "traker": partial(theirs, "traker")})
+    found |= bench.compare(
+        DENSE,
+        {"unpoison": own, BLOCKS: partial(theirs, BLOCKS), WHOLE: partial(theirs, WHOLE)},
+        differs="the projection: theirs is a dense matrix",
+        warm=True,
+        repeats=2,
+    )
+    pairs = {
+        "ours with traker's dense": (found["unpoison"], found[BLOCKS]),
+        "ours with traker's count-sketch": (found["unpoison"], found["traker"]),
+        "traker's dense with itself": (found[BLOCKS], found[WHOLE]),
+        "ours with itself": (found["unpoison"], ours(seed=1)),
     }
+    bench.agreement = {f"rank correlation, {name}": ranks_agree(*pair) for name, pair in pairs.items()}
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="print the whole record, as one JSON object")
-    parser.add_argument("--no-write", action="store_true", help="leave benchmarks/results alone")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the images for traker, and scale")
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--queries", type=int, default=20)
-    parser.add_argument("--dimensions", type=int, default=2048)
-    parser.add_argument(
-        "--batch", type=int, default=128, help="images traker is given at a time; ours is 128"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    """Measure, print, and keep the record."""
-    arguments = parse(None)
-    record = measure(arguments)
-    record["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-    record["command"] = " ".join(["python -m benchmarks.trak", *sys.argv[1:]])
-    if not (arguments.no_write or arguments.quick):
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "trak.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record if arguments.json else record["ratios"]))
-
+SECTION = Section.of(__name__, __doc__, ROWS)
 
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -1,241 +1,182 @@
-"""Trigger attacks at their published rates, on the bundled sample: does each of them work here?
+"""Trigger attacks on the sample.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.triggers [--limit 5] --json
+    python -m benchmarks.triggers [--json] [--only ATTACK ...]
 
-A trial crafts the poison, trains a victim on it by the recipe `sample`, and counts on the 1,000 test images
-how often stamped images are answered with the target (attack success), how often clean ones are answered
-rightly (clean accuracy), and both again for a control of the same seed that was trained without poison. Three
-trials of each attack: the targets are the classes 0, 1 and 2, from all other classes; hidden-trigger and
-Sleeper Agent name one source each, as their papers do. Surrogates are trained on the same clean set as the
-victim, from another seed.
+At their published rates: does each of them work here? A trial crafts the poison, trains a victim on it by the
+recipe `sample`, and counts on the 1,000 test images how often stamped images are answered with the target
+(attack success) and clean ones rightly (clean accuracy), and both again for a control of the same seed that
+was trained without poison. Three trials of each attack: the targets are the classes 0, 1 and 2, from all
+other classes; hidden-trigger and Sleeper Agent name one source each, as their papers do. Surrogates are
+trained on the same clean set as the victim, from another seed. Published figures are those of CIFAR-10 and
+ResNet-18.
 
-Trials are kept in benchmarks/results/triggers.json one by one, so a run that is stopped, or given `--limit`,
-goes on where it was. Half a minute a trial on one core, five for Sleeper Agent, which trains its surrogate
-four times.
-
-Published figures are those of CIFAR-10 and ResNet-18, so they stand beside ours and not against them.
+Trials are stored one by one. Half a minute each on one core, five for Sleeper Agent, which trains its
+surrogate four times.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import datetime
 import functools
-import json
-import os
-import platform
-import resource
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, final
 
-import torch
+from torch import nn
 
-from unpoison import attacks, data
-from unpoison._statistics import Proportion
-from unpoison.attacks import Attack
+from benchmarks._harness import Bench, counts, main, pooled, timed
+from benchmarks._tables import Record, Row, Section, percent, proportion, table
+from unpoison import attacks, data, workflow
 from unpoison.threats import Backdoor, Budget, PatchTrigger, RandomPatchTrigger, Trigger
-from unpoison.training import Recipe, Trained, accuracy, train
+from unpoison.training import Recipe
 
-RESULTS = Path(__file__).parent / "results" / "triggers.json"
 SEEDS = (0, 1, 2)
 SOURCES = (6, 3, 4)  # of the attacks with one source: shirt to t-shirt, dress to trouser, coat to pullover
+RATES = ("attack success", "clean accuracy", "success on the control", "accuracy of the control")
+SCRATCH = "0 % (poisoning benchmark, from scratch)"
+FIVE_PIXELS = functools.partial(PatchTrigger.white_corner, size=5)
+COLOURED = functools.partial(RandomPatchTrigger.coloured, 8, channels=1, seed=0)
+SAMPLE = Recipe.preset("sample")
 
 
-@dataclasses.dataclass(frozen=True)
+@final
+@dataclass(frozen=True)
 class Case:
-    """One attack as it was published."""
+    """One attack as it was published; its name, if it is not the case's, and its options."""
 
-    attack: Callable[[], Attack]
-    budget: Budget
+    share: float
+    note: str
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
     trigger: Callable[[], Trigger] = PatchTrigger.white_corner
-    one_source: bool = False
     surrogate: str = ""
     published: str = ""
-    note: str = ""
+    one_source: bool = False
 
 
 CASES = {
-    "badnets": Case(attacks.BadNets, Budget(share=0.1), note="10 % of the set, 3x3 white corner"),
-    "blended": Case(attacks.Blended, Budget(share=0.1), note="10 % of the set, noise, alpha 0.2"),
-    "smooth-trigger": Case(
-        attacks.SmoothTrigger, Budget(share=0.1), surrogate="clean", note="10 % of the set, reach 0.2"
-    ),
-    "wanet": Case(
-        attacks.WaNet, Budget(share=0.3), note="10 % poisons and 20 % covers, a field of 4x4, strength 0.5"
-    ),
-    "sig": Case(attacks.Sig, Budget(share=0.01), note="1 % of the set, which is 10 % of the class"),
-    "sig, 4 %": Case(attacks.Sig, Budget(share=0.04), note="4 % of the set, which is 40 % of the class"),
+    "badnets": Case(0.1, "10 % of the set, 3x3 white corner"),
+    "blended": Case(0.1, "10 % of the set, noise, alpha 0.2"),
+    "smooth-trigger": Case(0.1, "10 % of the set, reach 0.2", surrogate="clean"),
+    "wanet": Case(0.3, "10 % poisons and 20 % covers, a field of 4x4, strength 0.5"),
+    "sig": Case(0.01, "1 % of the set, which is 10 % of the class"),
+    "sig, 4 %": Case(0.04, "4 % of the set, which is 40 % of the class", "sig"),
     "label-consistent": Case(
-        attacks.LabelConsistent,
-        Budget(share=0.01),
-        trigger=functools.partial(PatchTrigger.white_corner, size=5),
+        0.01,
+        "1 % of the set, eps 8, 5x5 patch of full strength",
+        trigger=FIVE_PIXELS,
         surrogate="adversarial",
-        note="1 % of the set, eps 8, 5x5 patch of full strength",
     ),
     "label-consistent, benchmark": Case(
-        attacks.LabelConsistent.benchmark,
-        Budget(share=0.01),
-        trigger=functools.partial(PatchTrigger.white_corner, size=5),
-        surrogate="adversarial",
-        published="0 % (poisoning benchmark, from scratch)",
-        note="1 % of the set, everything within eps 8",
+        0.01,
+        "1 % of the set, everything within eps 8",
+        "label-consistent",
+        {"preset": "benchmark"},
+        FIVE_PIXELS,
+        "adversarial",
+        SCRATCH,
     ),
     "hidden-trigger": Case(
-        lambda: attacks.HiddenTrigger(steps=1000),
-        Budget(share=0.01),
-        trigger=functools.partial(RandomPatchTrigger.coloured, 8, channels=1, seed=0),
+        0.01,
+        "1 % of the set, eps 16, 8x8 patch anywhere, 1,000 steps instead of 5,000",
+        "hidden-trigger",
+        {"steps": 1000},
+        COLOURED,
+        "clean",
+        SCRATCH,
         one_source=True,
-        surrogate="clean",
-        published="0 % (poisoning benchmark, from scratch)",
-        note="1 % of the set, eps 16, 8x8 patch anywhere, 1,000 steps instead of 5,000",
     ),
     "sleeper-agent": Case(
-        lambda: attacks.SleeperAgent(recipe="sample", augmentation="crop", shift=1),
-        Budget(share=0.01),
-        trigger=functools.partial(RandomPatchTrigger.coloured, 8, channels=1, seed=0),
+        0.01,
+        "1 % of the set, eps 16, 8x8 patch anywhere, 4 retrainings",
+        "sleeper-agent",
+        {"recipe": "sample", "augmentation": "crop", "shift": 1},
+        COLOURED,
+        "clean",
+        "85.27 % (mean over pairs of classes)",
         one_source=True,
-        surrogate="clean",
-        published="85.27 % (mean over pairs of classes)",
-        note="1 % of the set, eps 16, 8x8 patch anywhere, 4 retrainings",
     ),
 }
 
 
-class Bench:
-    """The sample, its recipe, and the networks that several trials share."""
-
-    def __init__(self) -> None:
-        splits = data.sample()
-        assert splits.test is not None
-        self.clean, self.test = splits.train, splits.test
-        self.recipe = Recipe.preset("sample")
-        self.made: dict[tuple[str, int], torch.nn.Module] = {}
-
-    def network(self, kind: str, seed: int) -> torch.nn.Module:
-        """A control, a clean surrogate (of another seed) or an adversarially trained one."""
-        if (kind, seed) not in self.made:
-            if kind == "adversarial":
-                start = self.network("clean", seed)
-                network = attacks.adversarially_trained(start, self.clean, epochs=3, seed=seed)
-            else:
-                trained: Trained = train(self.clean, self.recipe, seed=seed + 100 * (kind == "clean"))
-                network = trained.model
-            self.made[kind, seed] = network
-        return self.made[kind, seed]
-
-    def trial(self, name: str, seed: int) -> dict[str, Any]:
-        """One attack, one victim, one control."""
-        case = CASES[name]
-        source = SOURCES[seed] if case.one_source else None
-        goal = Backdoor(case.trigger(), source, seed)
-        surrogate = self.network(case.surrogate, seed) if case.surrogate else None
-        control = self.network("control", seed)
-        started = time.perf_counter()
-        poison = case.attack().craft(goal, self.clean, budget=case.budget, surrogate=surrogate, seed=seed)
-        crafted = time.perf_counter()
-        victim = train(poison.apply(self.clean), self.recipe, seed=seed).model
-        return {
-            "attack": name,
-            "seed": seed,
-            "source": source,
-            "target": seed,
-            "poisons": len(poison),
-            "linf": float(poison.linf.max()),
-            "success": poison.goal.success(victim, self.test).to_dict(),
-            "control_success": poison.goal.success(control, self.test).to_dict(),
-            "clean_accuracy": accuracy(victim, self.test).to_dict(),
-            "control_accuracy": accuracy(control, self.test).to_dict(),
-            "seconds": {"craft": crafted - started, "train": time.perf_counter() - crafted},
-        }
+@functools.cache
+def network(kind: str, seed: int) -> nn.Module:
+    """A control, a clean surrogate (of another seed) or an adversarially trained one."""
+    clean = data.sample().train
+    if kind == "adversarial":
+        return attacks.adversarially_trained(network("clean", seed), clean, epochs=3, seed=seed)
+    return workflow.train(clean, SAMPLE, seed=seed + 100 * (kind == "clean")).model
 
 
-def pooled(trials: list[dict[str, Any]], what: str) -> dict[str, Any]:
-    """The rate over all test images of all trials."""
-    parts = [trial[what] for trial in trials]
-    return Proportion(sum(one["successes"] for one in parts), sum(one["trials"] for one in parts)).to_dict()
-
-
-def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each attack the rates over its trials, and the least and greatest of them."""
-    rows = {}
-    for name, case in CASES.items():
-        own = [trial for trial in trials if trial["attack"] == name]
-        if not own:
-            continue
-        rates = [trial["success"]["rate"] for trial in own]
-        rows[name] = {
-            "labels": attacks.describe(name.partition(",")[0]).labels,
-            "setting": case.note,
-            "trials": len(own),
-            **{
-                what: pooled(own, what)
-                for what in ("success", "control_success", "clean_accuracy", "control_accuracy")
-            },
-            "success_of_each_trial": rates,
-            "published": case.published or None,
-        }
-    return rows
-
-
-def main() -> None:
-    """Run the trials that are missing, and keep each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def trial(attack: str, seed: int) -> dict[str, Any]:
+    """One attack, its victim and the control."""
+    case, splits = CASES[attack], data.sample()
+    assert splits.test is not None
+    goal = Backdoor(case.trigger(), SOURCES[seed] if case.one_source else None, seed)
+    method = attacks.get(case.name or attack, **case.options)
+    given = {"surrogates": [network(case.surrogate, seed)]} if case.surrogate else {}
+    budget, control = Budget(share=case.share), network("control", seed)
+    crafting, poison = timed(
+        lambda: workflow.craft(method, goal, splits.train, budget=budget, seed=seed, **given)
     )
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
-    parser.add_argument("--limit", type=int, default=None, help="how many trials to run now")
-    parser.add_argument("--anew", action="store_true", help="forget the trials that are kept")
-    parser.add_argument("--only", nargs="*", default=list(CASES), help="these attacks")
-    options = parser.parse_args()
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.anew else {}
-    trials: list[dict[str, Any]] = kept.get("trials", [])
-    done = {(trial["attack"], trial["seed"]) for trial in trials}
-    # Seed by seed, so that networks are shared and every attack has a trial early.
-    missing = [(name, seed) for seed in SEEDS for name in CASES if name in options.only]
-    missing = [one for one in missing if one not in done][: options.limit]
-    bench = Bench()
-    for name, seed in missing:
-        trial = bench.trial(name, seed)
-        trials.append(trial)
-        if not options.json:
-            print(f"{name:28s} seed {seed}: success {100 * trial['success']['rate']:5.1f} %", file=sys.stderr)
-        write(trials)
-    print(json.dumps(write(trials)))
-
-
-def write(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """Keep what there is."""
-    trials.sort(key=lambda trial: (list(CASES).index(trial["attack"]), trial["seed"]))
-    result = {
-        "name": "triggers",
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "command": "python -m benchmarks.triggers --json",
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "ratios": {},
-        "agreement": {},
-        "seconds": {
-            f"{trial['attack']}, seed {trial['seed']}: {what}": seconds
-            for trial in trials
-            for what, seconds in trial["seconds"].items()
-        },
-        "peak_bytes": {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024},
-        "attacks": summary(trials),
-        "trials": trials,
+    training, victim = timed(lambda: workflow.train(splits.train, SAMPLE, poison=poison, seed=seed))
+    found = [workflow.measure(model, splits.test, poison.goal) for model in (victim, control)]
+    rates = [rate for one in found for rate in (one.attack_success, one.clean_accuracy)]
+    return {
+        "poisons": len(poison),
+        "linf": float(poison.linf.max()),
+        "rates": {name: counts(rate) for name, rate in zip(RATES, rates, strict=True)},
+        "seconds": {"craft": crafting, "train": training},
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    return result
+
+
+def measure(bench: Bench) -> None:
+    """The trials that are missing, seed by seed, so that networks are shared."""
+    for seed in SEEDS[:1] if bench.options.quick else SEEDS:
+        for attack in bench.options.only:
+            bench.trial({"attack": attack, "seed": seed}, functools.partial(trial, attack, seed))
+    for attack, rates in by_attack(bench.trials).items():
+        bench.rates |= {f"{attack}: {name}": rate for name, rate in rates.items()}
+
+
+def by_attack(trials: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
+    """By attack the rates over all test images of all its trials."""
+    found = {attack: [trial["rates"] for trial in trials if trial["attack"] == attack] for attack in CASES}
+    return {
+        attack: {name: pooled([rates[name] for rates in own]) for name in RATES}
+        for attack, own in found.items()
+        if own
+    }
+
+
+def tables(record: Record) -> Iterator[str]:
+    """Every attack, and its success in each trial."""
+    rows = []
+    for attack, rates in by_attack(record["trials"]).items():
+        case, own = CASES[attack], [trial for trial in record["trials"] if trial["attack"] == attack]
+        each = [trial["rates"][RATES[0]] for trial in own]
+        spent = [sum(trial["seconds"][part] for trial in own) / len(own) for part in ("craft", "train")]
+        rows.append([attack, case.note, attacks.describe(case.name or attack).labels])
+        rows[-1] += [proportion(rates[name], interval=name == RATES[0]) for name in RATES]
+        rows[-1] += [", ".join(percent(one["successes"] / one["trials"]) for one in each), case.published]
+        rows[-1] += [f"{taken:.1f}" for taken in spent]
+    header = ("attack", "setting", "labels", *RATES, "success in each trial", "published")
+    yield table((*header, "seconds to craft", "to train"), rows)
+
+
+def least(record: Record) -> str:
+    """Of the attacks that change labels at their published budget, the one that succeeds least often."""
+    rates = {
+        attack: found[RATES[0]]
+        for attack, found in by_attack(record["trials"]).items()
+        if attacks.describe(CASES[attack].name or attack).labels == "dirty"
+    }
+    name = min(rates, key=lambda attack: rates[attack]["successes"] / rates[attack]["trials"])
+    return f"{proportion(rates[name], interval=False)}: {name}, of {len(rates)}"
+
+
+ROWS = [Row("trigger attacks with changed labels on the sample: the least successful", "≥ 90 %", least)]
+SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, threads=1, only=list(CASES))

@@ -1,84 +1,70 @@
-"""Which unlearners heal as well as retraining, and in what part of its time?
+"""Unlearners beside retraining.
 
-    python -m benchmarks.unlearning --json [--seeds 0 1] [--conditions exact half mixed] [--anew [METHOD ...]]
+    python -m benchmarks.unlearning [--json] [--seeds 0 1] [--methods retrain ...]
 
-On the bundled sample, with BadNets (75 of 5,000 images with a white corner) and the preset `sample`. A seed
-is one victim; source and target classes change with it. What is given as the examples to forget:
+Which of them heal as well as retraining, and in what part of its time? On the bundled sample, with BadNets
+(75 of 5,000 images with a white corner) and the recipe `sample`. A seed is one victim; source and target
+classes change with it. What is given as the examples to forget:
 
 - exact: the poison;
 - half: every second poison, as if the rest had not been found;
-- mixed: the poison and as many innocent examples of the target class.
+- mixed: the poison and as many clean examples of the target class.
 
 Every unlearner is measured with its defaults and in the form it was compared in; where a method's own
-learning rate does nothing here, also with one chosen on kept examples. Seconds are of the process, with one
-thread, so that other work on the machine does not count; the ratio is to retraining on the same victim.
-
-Trials that are in benchmarks/results/unlearning.json are not done again, unless `--anew`; so a long run may
-be stopped and goes on, and may be done in pieces.
+learning rate does nothing here, also with one chosen on kept examples. Rates are over all victims. Seconds
+are of the process, with one thread, so that other work on the machine does not count; the ratio is to
+retraining on the same victim. Trials are stored one by one.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import statistics
-import sys
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from benchmarks.influence import machine, say
-from unpoison import attacks, data, unlearners
+from benchmarks._harness import Bench, counts, main, pooled
+from benchmarks._tables import Record, Row, Section, percent, table
+from unpoison import data, unlearners, workflow
 from unpoison.data import TrainingSet
 from unpoison.errors import UnpoisonError
-from unpoison.evaluation import measure
 from unpoison.threats import Backdoor, Budget, PatchTrigger, PoisonSet
-from unpoison.training import Recipe, train
-from unpoison.unlearners import (
-    SCRUB,
-    SSD,
-    BadTeaching,
-    BestOf,
-    FineTune,
-    Potion,
-    Recant,
-    Retrain,
-    Unlearner,
-)
+from unpoison.training import Recipe, Trained
+from unpoison.unlearners import BestOf, Unlearner
 
-RESULTS = Path(__file__).parent / "results" / "unlearning.json"
 PAIRS = (("Sneaker", "Pullover"), ("Bag", "Sandal"), ("Trouser", "Shirt"))
-METHODS: dict[str, Unlearner] = {
-    "retrain": Retrain(),
-    "fine-tune": FineTune(),
-    "fine-tune, as compared": unlearners.get("fine-tune", preset="published"),
-    "recant (ours)": Recant(),
-    "potion": Potion(),
-    "potion, as published": unlearners.get("potion", preset="published"),
-    "ssd": SSD(),
-    "ssd, chosen on kept examples": SSD(selection=None),
-    "ssd, as compared": unlearners.get("ssd", preset="published"),
-    "scrub": SCRUB(),
-    "scrub, small scale": unlearners.get("scrub", preset="small-scale"),
-    "scrub, learning rate chosen": BestOf(
-        candidates=tuple(SCRUB(learning_rate=rate) for rate in (5e-4, 1e-3, 2e-3, 4e-3))
-    ),
-    "scrub, as compared": unlearners.get("scrub", preset="published"),
-    "bad-teaching": BadTeaching(),
-    "bad-teaching, learning rate chosen": BestOf(
-        candidates=tuple(BadTeaching(learning_rate=rate) for rate in (1e-4, 3e-4, 6e-4, 1e-3))
-    ),
-    "bad-teaching, as compared": unlearners.get("bad-teaching", preset="published"),
+RATES = SUCCESS, ACCURACY = ("attack success", "clean accuracy")
+OURS, VICTIM = "relabel (ours)", "victim"
+
+
+def chosen(name: str, *rates: float) -> Unlearner:
+    """The learning rate that does best on kept examples."""
+    return BestOf(candidates=tuple(unlearners.get(name, learning_rate=rate) for rate in rates))
+
+
+METHODS: dict[str, Callable[[], Unlearner]] = {
+    "retrain": lambda: unlearners.get("retrain"),
+    "fine-tune": lambda: unlearners.get("fine-tune"),
+    "fine-tune, as compared": lambda: unlearners.get("fine-tune", preset="published"),
+    OURS: lambda: unlearners.get("relabel"),
+    "potion": lambda: unlearners.get("potion"),
+    "potion, as published": lambda: unlearners.get("potion", preset="published"),
+    "ssd": lambda: unlearners.get("ssd"),
+    "ssd, chosen on kept examples": lambda: unlearners.get("ssd", selection=None),
+    "ssd, as compared": lambda: unlearners.get("ssd", preset="published"),
+    "scrub": lambda: unlearners.get("scrub"),
+    "scrub, small scale": lambda: unlearners.get("scrub", preset="small-scale"),
+    "scrub, learning rate chosen": lambda: chosen("scrub", 5e-4, 1e-3, 2e-3, 4e-3),
+    "scrub, as compared": lambda: unlearners.get("scrub", preset="published"),
+    "bad-teaching": lambda: unlearners.get("bad-teaching"),
+    "bad-teaching, learning rate chosen": lambda: chosen("bad-teaching", 1e-4, 3e-4, 6e-4, 1e-3),
+    "bad-teaching, as compared": lambda: unlearners.get("bad-teaching", preset="published"),
 }
-IN_CONDITION = {
-    "exact": tuple(METHODS),
-    "half": ("retrain", "fine-tune", "recant (ours)", "potion"),
-    "mixed": ("retrain", "fine-tune", "recant (ours)", "potion"),
-}
+PARTLY = ("retrain", "fine-tune", OURS, "potion")
+IN_CONDITION = {"exact": (VICTIM, *METHODS), "half": PARTLY, "mixed": PARTLY}
 
 
 def to_forget(condition: str, poison: PoisonSet, poisoned: TrainingSet, target: int) -> torch.Tensor:
@@ -87,166 +73,127 @@ def to_forget(condition: str, poison: PoisonSet, poisoned: TrainingSet, target: 
         return poison.indices[::2]
     if condition == "mixed":
         of_target = (poisoned.labels == target).nonzero()[:, 0]
-        innocent = of_target[~torch.isin(of_target, poison.indices)]
-        return torch.cat([poison.indices, innocent[: len(poison)]])
+        clean = of_target[~torch.isin(of_target, poison.indices)]
+        return torch.cat([poison.indices, clean[: len(poison)]])
     return poison.indices
 
 
-def trials(seed: int, wanted: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """One victim, healed by each wanted (condition, method)."""
-    splits, recipe = data.sample(), Recipe.preset("sample")
-    assert splits.test is not None
-    names = splits.train.class_names
-    source, target = (names.index(name) for name in PAIRS[seed % len(PAIRS)])
+@functools.cache
+def attacked(seed: int) -> tuple[Backdoor, PoisonSet, TrainingSet]:
+    """The goal, the poison and the poisoned sample."""
+    clean = data.sample().train
+    source, target = (clean.class_names.index(name) for name in PAIRS[seed % len(PAIRS)])
     goal = Backdoor(PatchTrigger.white_corner(), source, target)
-    poison = attacks.BadNets().craft(goal, splits.train, budget=Budget(count=75), seed=seed)
-    poisoned = poison.apply(splits.train)
+    poison = workflow.craft("badnets", goal, clean, budget=Budget(count=75), seed=seed)
+    return goal, poison, poison.apply(clean)
 
-    def row(condition: str, method: str, model: Any, seconds: float) -> dict[str, Any]:
-        measured = measure(model, splits.test, goal)
-        assert measured.attack_success is not None
-        words = f"{measured.attack_success}, {measured.clean_accuracy}, {seconds:.1f} s"
-        say(f"{seed} {condition} {method}: {words}")
-        return {
-            "seed": seed,
-            "attack": f"{names[source]} → {names[target]}",
-            "condition": condition,
-            "method": method,
-            "attack_success": measured.attack_success.rate,
-            "clean_accuracy": measured.clean_accuracy.rate,
-            "seconds": seconds,
-        }
 
+@functools.cache
+def victim(seed: int) -> tuple[Trained, float]:
+    """The network to heal, and the seconds of its training."""
     started = time.process_time()
-    victim = train(poisoned, recipe, seed=seed)
-    yield row("exact", "victim", victim, time.process_time() - started)
-    for condition, method in wanted:
-        forget = to_forget(condition, poison, poisoned, target)
+    model = workflow.train(attacked(seed)[2], Recipe.preset("sample"), seed=seed)
+    return model, time.process_time() - started
+
+
+def trial(seed: int, condition: str, method: str) -> dict[str, Any]:
+    """One victim, healed by one method."""
+    goal, poison, poisoned = attacked(seed)
+    model, spent = victim(seed)
+    if method != VICTIM:
+        forget = to_forget(condition, poison, poisoned, goal.target)
         started = time.process_time()
         try:
-            healed = METHODS[method].heal(victim, poisoned, forget, seed=seed + 1000)
+            model = workflow.heal(model, poisoned, forget, method=METHODS[method](), seed=seed + 1000)
         except UnpoisonError as error:
-            say(f"{seed} {condition} {method}: {error}")
-            continue
-        yield row(condition, method, healed, time.process_time() - started)
+            return {"failed": str(error)}
+        spent = time.process_time() - started
+    test = data.sample().test
+    assert test is not None
+    found = workflow.measure(model, test, goal)
+    assert found.attack_success is not None
+    rates = {SUCCESS: counts(found.attack_success), ACCURACY: counts(found.clean_accuracy)}
+    return {"attack": " → ".join(PAIRS[seed % len(PAIRS)]), "rates": rates, "seconds": spent}
 
 
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line a method and condition: means, and the means of the differences from retraining."""
-    by_key = {(row["seed"], row["condition"], row["method"]): row for row in rows}
-    lines = []
-    for condition in IN_CONDITION:
-        for method in ("victim", *METHODS):
-            own = [row for row in rows if (row["condition"], row["method"]) == (condition, method)]
+def measure(bench: Bench) -> None:
+    """The trials that are missing: of each seed a victim, healed by every method."""
+    for seed in bench.options.seeds[:1] if bench.options.quick else bench.options.seeds:
+        for condition in bench.options.conditions:
+            for method in IN_CONDITION[condition]:
+                if method in (VICTIM, *bench.options.methods):
+                    key = {"seed": seed, "condition": condition, "method": method}
+                    bench.trial(key, functools.partial(trial, **key))
+    for line in lines(bench.trials):
+        what = f"{line['condition']}, {line['method']}"
+        bench.rates |= {f"{what}: {name}": line["rates"][name] for name in RATES}
+        bench.ratios[f"retraining, {what}"] = 1 / line["part"]
+        bench.seconds[what] = line["seconds"]
+
+
+def lines(trials: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A line a method and condition: pooled rates, mean seconds, and what they are beside retraining."""
+    by_key = {(one["condition"], one["method"], one["seed"]): one for one in trials if "rates" in one}
+    for condition, methods in IN_CONDITION.items():
+        for method in methods:
             pairs = [
-                (row, by_key[row["seed"], condition, "retrain"])
-                for row in own
-                if (row["seed"], condition, "retrain") in by_key
+                (one, by_key[condition, "retrain", seed])
+                for (*key, seed), one in by_key.items()
+                if key == [condition, method] and (condition, "retrain", seed) in by_key
             ]
             if not pairs:
                 continue
-
-            def mean(name: str, own: list[dict[str, Any]] = own) -> float:
-                return statistics.fmean(row[name] for row in own)
-
-            def apart(name: str, pairs: list[tuple[Any, Any]] = pairs) -> float:
-                return statistics.fmean(row[name] - other[name] for row, other in pairs)
-
-            ratio = statistics.fmean(row["seconds"] / other["seconds"] for row, other in pairs)
-            lines.append(
-                {
-                    "condition": condition,
-                    "method": method,
-                    "victims": len(own),
-                    "attack_success": mean("attack_success"),
-                    "clean_accuracy": mean("clean_accuracy"),
-                    "seconds": mean("seconds"),
-                    "attack_success_over_retraining": apart("attack_success"),
-                    "clean_accuracy_over_retraining": apart("clean_accuracy"),
-                    "part_of_retraining": ratio,
-                    "as_good_in_a_fifth": (
-                        apart("attack_success") <= 0.01 and apart("clean_accuracy") >= -0.01 and ratio <= 0.2
-                    ),
-                }
+            worse, better = (
+                statistics.fmean(rate(one, name) - rate(other, name) for one, other in pairs)
+                for name in RATES
             )
-    return lines
+            part = statistics.fmean(one["seconds"] / other["seconds"] for one, other in pairs)
+            yield {
+                "condition": condition,
+                "method": method,
+                "victims": len(pairs),
+                "rates": {name: pooled([one["rates"][name] for one, _ in pairs]) for name in RATES},
+                "seconds": statistics.fmean(one["seconds"] for one, _ in pairs),
+                "part": part,
+                "as good in a fifth": worse <= 0.01 and better >= -0.01 and part <= 0.2,
+            }
 
 
-def stored() -> list[dict[str, Any]]:
-    """The trials that were done."""
-    if not RESULTS.exists():
-        return []
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["trials"]
-    return rows
+def rate(trial: Record, name: str) -> float:
+    """A rate of a trial or a line."""
+    return float(trial["rates"][name]["successes"] / trial["rates"][name]["trials"])
 
 
-def _place(row: dict[str, Any]) -> tuple[int, int, int]:
-    methods = ("victim", *METHODS)
-    return row["seed"], list(IN_CONDITION).index(row["condition"]), methods.index(row["method"])
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="print the whole record, as one JSON object")
-    parser.add_argument("--no-write", action="store_true", help="leave benchmarks/results alone")
-    parser.add_argument(
-        "--anew", nargs="*", metavar="METHOD", help="do again what was done by these methods, or by all"
-    )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
-    parser.add_argument("--conditions", nargs="+", default=list(IN_CONDITION), choices=list(IN_CONDITION))
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    """Measure what is missing, print, and keep the record."""
-    options = parse(None)
-    torch.set_num_threads(1)
-    rows = stored()
-    record: dict[str, Any] = {}
-    again = set() if options.anew is None else set(options.anew or METHODS)
-    for seed in options.seeds:
-        done = {
-            (row["condition"], row["method"])
-            for row in rows
-            if row["seed"] == seed and row["method"] not in again
-        }
-        wanted = [
-            (condition, method)
-            for condition in options.conditions
-            for method in IN_CONDITION[condition]
-            if (condition, method) not in done and method in options.methods
+def tables(record: Record) -> Iterator[str]:
+    """Every unlearner in every condition, beside retraining."""
+    rows = []
+    for line in lines(record["trials"]):
+        rows.append([line["condition"], line["method"], str(line["victims"])])
+        rows[-1] += [percent(rate(line, name)) for name in RATES]
+        rows[-1] += [
+            f"{line['seconds']:.1f}",
+            f"{line['part']:.2f}",
+            "yes" if line["as good in a fifth"] else "",
         ]
-        if wanted:
-            found = list(trials(seed, wanted))
-            new = {(row["condition"], row["method"]) for row in found}
-            rows = stored() if not options.no_write else rows  # another piece may have ended meanwhile
-            rows = [
-                row for row in rows if row["seed"] != seed or (row["condition"], row["method"]) not in new
-            ]
-            rows = sorted(rows + found, key=_place)
-        lines = summary(rows)
-        record = {
-            "name": "unlearning",
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": "python -m benchmarks.unlearning --json",
-            "machine": machine(1),
-            "as_good_in_a_fifth": [
-                line["method"]
-                for line in lines
-                if line["condition"] == "exact" and line["as_good_in_a_fifth"]
-            ],
-            "lines": lines,
-            "trials": rows,
-        }
-        if not options.no_write:
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(record if options.json else record["lines"], ensure_ascii=False))
+    header = ("to forget", "unlearner", "victims", *RATES, "seconds", "part of retraining")
+    yield table((*header, "within a point in a fifth"), rows)
+
+
+def beside_retraining(record: Record) -> str:
+    """Attack success and accuracy after our unlearner, and its part of the time of retraining."""
+    found = {line["method"]: line for line in lines(record["trials"]) if line["condition"] == "exact"}
+    ours, retrained = (
+        f"success {percent(rate(found[method], SUCCESS))}, accuracy {percent(rate(found[method], ACCURACY))}"
+        for method in (OURS, "retrain")
+    )
+    part, count = found[OURS]["part"], found[OURS]["victims"]
+    return f"{ours}, in {part:.2f} of the time; retraining: {retrained} (means of {count} victims)"
+
+
+TITLE = "an unlearner of ours beside retraining, BadNets on the sample"
+ROWS = [Row(TITLE, "within 1 point, in a fifth of the time", beside_retraining)]
+SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(measure, threads=1, seeds=[0, 1, 2], methods=list(METHODS), conditions=list(IN_CONDITION))

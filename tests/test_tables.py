@@ -2,329 +2,216 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmarks import _tables, tables
+from benchmarks._recipe_tables import DEFENSES, DETECTORS
+from benchmarks._study_tables import METAPOISON
 
 ROOT = Path(__file__).parents[1]
 
-STORY = {
-    "results": {
-        "clean_accuracy_before": 0.9,
-        "clean_accuracy_after": 0.89,
-        "clean_accuracy_control": 0.895,
-        "attack_success_before": 0.98,
-        "attack_success_after": 0.0,
-        "precision": 0.9615,
-        "recall": 1.0,
-        "flagged": 78,
-        "measured": {"recall": {"rate": 1.0, "successes": 75, "trials": 75, "interval": [0.951, 1.0]}},
-    },
+
+def rate(successes: int, trials: int) -> dict[str, Any]:
+    return {"rate": successes / trials, "successes": successes, "trials": trials}
+
+
+DEMO = {
+    "ratios": {},
+    "agreement": {},
     "seconds": {"trace": 20.0, "total": 123.4},
-    "device": {"name": "a processor", "threads": 2},
-    "versions": {"torch": "2.13.0", "python": "3.11.2"},
-    "started": "2026-11-21T10:00:00+00:00",
+    "peak_bytes": {},
+    "rates": {
+        "recall": rate(75, 75),
+        "precision": rate(75, 78),
+        "attack success, poisoned": rate(98, 100),
+        "attack success, healed": rate(0, 100),
+        "attack success, never poisoned": rate(0, 100),
+        "clean accuracy, poisoned": rate(900, 1000),
+        "clean accuracy, healed": rate(890, 1000),
+        "clean accuracy, never poisoned": rate(895, 1000),
+    },
+    "machine": {"processor": "a processor", "cores": 2, "threads": 1, "python": "3.11.2"},
+    "date": "2026-11-21",
+    "command": "python -m benchmarks.demo",
+    "commit": "abc1234",
+}
+INFLUENCE = {
+    "ratios": {"EK-FAC factors, kronfluence": 1.26, "EK-FAC factors, kronfluence with its files": 1.5},
+    "agreement": {"same sign": 1.0},
+    "seconds": {
+        "EK-FAC factors": {
+            "unpoison": {"minimum": 2.0, "median": 2.1, "n": 3},
+            "kronfluence": {"minimum": 2.52, "median": 150.0, "n": 3},
+            "kronfluence with its files": {"minimum": 3.0, "median": 3.0, "n": 3},
+        },
+        "a single step": 0.25,
+    },
+    "peak_bytes": {"EK-FAC factors": {"unpoison": 5e8, "kronfluence": 6e8}},
+    "rates": {},
+    "differs": {},
 }
 
 
-def line(
-    attack: str,
-    *,
-    defense: str = "none",
-    detector: str = "none",
-    control: str = "",
-    hits: int = 0,
-    precision: float | None = None,
-) -> dict[str, Any]:
+def line(method: str, *, control: str = "", kind: str = "detector", hits: int = 0) -> dict[str, Any]:
     """A line of a recipe's record."""
     return {
-        "attack": attack,
-        "defense": defense,
-        "detector": detector,
+        "attack": "gradient-matching",
+        "defense": "none",
+        "detector": "none",
+        kind: method,
         "control": control,
-        "success": {"rate": hits / 10, "successes": hits, "trials": 10, "interval": [0.0179, 0.4042]},
-        "clean_accuracy": {"mean": 0.66, "deviation": 0.0, "n": 10},
-        "average_precision": {"mean": precision, "deviation": None, "n": 4},
+        "success": rate(hits, 10),
+        "success_rate": {"mean": hits / 10},
+        "clean_accuracy": {"mean": 0.66},
+        "average_precision": {"mean": 0.9 if method != "trak" else 0.7, "n": 4},
+        "true_positives": rate(5, 10),
+        "precision": {"rate": None, "successes": 0, "trials": 0},
     }
 
 
-RESULTS: dict[str, Mapping[str, Any]] = {
-    "demo": STORY,
-    "cifar10_badnets": {
-        "machine": {"device": "CPU", "threads": 2},
-        "clean_accuracy_before": {"rate": 0.8, "successes": 8000, "trials": 10000, "interval": [0.79, 0.81]},
-        "attack_success_before": {"rate": 0.9, "successes": 900, "trials": 1000, "interval": [0.88, 0.92]},
-        "clean_accuracy_control": {"rate": 0.81, "successes": 8100, "trials": 10000, "interval": [0.8, 0.82]},
-        "recipe": {"model": "resnet9", "epochs": 8},
-        "presets": {
-            "calibrated": {
-                "flagged": 510,
-                "precision": 0.95,
-                "recall": 0.97,
-                "p_value": None,
-                "seconds": {"find": 90.5, "factors": 60.0, "heal": 300.0},
-                "clean_accuracy_after": {
-                    "rate": 0.8,
-                    "successes": 8000,
-                    "trials": 10000,
-                    "interval": [0.79, 0.81],
-                },
-                "attack_success_after": {
-                    "rate": 0.01,
-                    "successes": 10,
-                    "trials": 1000,
-                    "interval": [0.0, 0.02],
-                },
-            }
-        },
-        "seconds": {"train": 310.0, "control": 305.0},
-    },
-    "influence": {
-        "ratios": {
-            "kronfluence query by query": 41.26,
-            "kronfluence batched": 4.0,
-            "kronfluence factors": 1.2,
-        },
-        "agreement": {"relative_damping_same_sign": 1.0},
-        "seconds": {
-            "factors": 2.0,
-            "scores": 1.0,
-            "kronfluence_factors": 2.4,
-            "kronfluence_batched": 4.0,
-            "kronfluence_query_by_query": 41.26,
-        },
-        "work": {"model": "resnet9, width 8", "by batch": {"1": 2}},
-        "machine": {"processor": "a processor", "cores": 2},
-        "command": "python -m benchmarks.influence --json",
-    },
-    "training": {"ratios": {"plain loop, sample": 2.54}, "images_per_second": {"sample: ours": 5000.4}},
-    "growth": {
-        "points": [
-            {
-                "images": 1250,
-                "queries": 50,
-                "seconds": {"factors": 1.0, "queries": 0.1, "scores": 2.0},
-                "peak_bytes": 5e8,
-            }
-        ]
-    },
-    "unlearning": {
-        "lines": [
-            {
-                "condition": condition,
-                "method": method,
-                "victims": 3,
-                "attack_success": success,
-                "clean_accuracy": accuracy,
-                "seconds": 2.0,
-                "part_of_retraining": part,
-                "as_good_in_a_fifth": True,
-            }
-            for condition, method, success, accuracy, part in (
-                ("half", "recant (ours)", 0.3, 0.9, 0.2),
-                ("exact", "recant (ours)", 0.0, 0.905, 0.15),
-                ("exact", "retrain", 0.0, 0.913, 1.0),
-            )
-        ]
-    },
-    "detectors-sample": {
-        "lines": [
-            line("badnets", detector="delta-influence (calibrated)", precision=0.99),
-            line("badnets", detector="trak", precision=0.7),
-            line("badnets", detector="spectre", precision=0.2),
-            line("badnets", detector="perfect", precision=1.0, control="perfect filter"),
-        ]
-    },
-    "matching-cifar10": {
-        "lines": [
-            line("gradient-matching", control="no attack"),
-            line("gradient-matching", defense="epic (a)", hits=10),
-            line("gradient-matching", defense="epic (b)", hits=1),
-            line("gradient-matching", defense="random-drop like epic (b)", hits=0, control="random drop"),
-        ]
-    },
-    "metapoison_success_fine_tuning_poisoned_trajectory": {
-        "rows": [
-            {"attack": attack, "budget": 0.02, "victim": victim, "success": success}
-            for attack, victim, success in (
-                (
-                    "metapoison",
-                    "same",
-                    {"rate": 0.75, "successes": 15, "trials": 20, "interval": [0.53, 0.89]},
-                ),
-                ("metapoison", "vgg11", {"rate": 0.0, "successes": 0, "trials": 20, "interval": [0.0, 0.2]}),
-                ("gradient-matching", "same", {"rate": 0.7, "successes": 14, "trials": 20}),
-            )
-        ],
-        "ahead": [
-            {
-                "of": "gradient-matching",
-                "budget": 0.02,
-                "victim": "same",
-                "difference": 0.05,
-                "interval": [-0.1, 0.2],
-            }
-        ],
-    },
-    "transfer": {
-        "rows": [
-            {
-                "attack": attack,
-                "knowledge": "white box",
-                "layer": "not augmented, fitted",
-                "success": {"rate": rate, "successes": 1, "trials": 20},
-            }
-            for attack, rate in (
-                ("feature-collision-released", 0.15),
-                ("convex-polytope", 0.35),
-                ("bullseye-polytope", 1.0),
-            )
-        ]
-    },
-    "triggers": {
-        "attacks": {
-            "badnets": {"labels": "dirty", "success": {"rate": 0.99, "successes": 99, "trials": 100}},
-            "wanet": {"labels": "dirty", "success": {"rate": 0.95, "successes": 95, "trials": 100}},
-            "sig": {"labels": "clean", "success": {"rate": 0.1, "successes": 10, "trials": 100}},
-        }
-    },
-    "false_alarms": {"model": "convnet-bn", "errors": 25, "false_alarms": 1, "interval": [0.0071, 0.1954]},
-    "something_else": {"nested": {"a|b": [1, 2]}, "rows": [{"x": 1}, {"y": None}], "flag": True, "empty": []},
-}
-
-
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "scripts/make_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_tables_are_up_to_date(tables: ModuleType) -> None:
+def test_the_pages_are_up_to_date() -> None:
     for name, content in tables.written().items():
         assert (ROOT / name).read_text(encoding="utf-8") == content, (
-            f"{name}: run python scripts/make_tables.py"
+            f"{name}: run python -m benchmarks.tables"
         )
+    kept = {f"{tables.FOLDER}/{path.name}" for path in (ROOT / tables.FOLDER).glob("*")}
+    assert kept <= set(tables.written()), "pages that nothing writes any more"
 
 
-def test_a_long_command_is_told_by_the_name_of_its_result(tables: ModuleType) -> None:
-    long = f"python -m benchmarks.crafting --recipe '{'x ' * 200}' --write from_scratch"
-    assert tables.short(long) == "python -m benchmarks.crafting … --write from_scratch"
-    unnamed = long.replace(" --write from_scratch", "")
-    for command in ("make demo", "python -m benchmarks.crafting --write quick", unnamed):
-        assert tables.short(command) == command
+def test_every_stored_result_is_on_a_page() -> None:
+    pages = tables.pages(tables.read_results())
+    told = "\n".join(content for name, content in pages.items() if name != tables.OVERVIEW)
+    for name, record in tables.read_results().items():
+        assert _tables.provenance(record) in told, name
 
 
-def test_every_known_result_is_told(tables: ModuleType) -> None:
-    told = tables.numbers(RESULTS)
+def test_rows_say_what_was_measured() -> None:
+    told = tables.numbers({"demo": DEMO, "influence": INFLUENCE})
     for words in (
-        "| 123 s |",
-        "98.0 % → 0.0 %",
-        "90.0 % → 89.0 %; never poisoned: 89.5 %",
-        "100.0 % (75 of 75)",
-        "41.3x",
-        "2.5x (plain loop, sample)",
-        "1 of 25 natural errors (95 % interval 0.7 to 19.5 %)",
-        "90.0 % (900 of 1,000) → 1.0 % (10 of 1,000)",
-        "train 310 s, trace 90.5 s, heal 300 s",
-        "success 0.0 %, accuracy 90.5 %, in 0.15 of the time; retraining: success 0.0 %, accuracy 91.3 %",
-        "0.990 (n = 4); trak: 0.700",
-        "10.0 % (1 of 10), 1.8 to 40.4 %; accuracy 66.0 %",
-        "95.0 % (95 of 100): wanet, of 2",
-        "75.0 % (15 of 20), 53.0 to 89.0 %; gradient matching: 70.0 % (14 of 20), "
-        "MetaPoison ahead by 5 points (-10 to 20)",
-        "15 %, 35 %, 100 % (n = 20; feature collision as released)",
+        "| 123 s | under 150 s | `python -m benchmarks.demo` |",
+        "98.0 % (98 of 100) → 0.0 % (0 of 100) | ≥ 90 % → ≤ 2 % |  |",
+        "90.0 % (900 of 1,000) → 89.0 % (890 of 1,000); never poisoned: 89.5 % (895 of 1,000)",
+        "96.2 % (75 of 78)",
+        "| 1.3x; 1.5x (kronfluence with its files) | ≥ 1x |",
+        "| influence of one query on them, against kronfluence | not measured |",
+        "| TRAK beside traker | not measured |",
     ):
         assert words in told, words
-    assert "not measured | published: 99.1 % → 0.4 %" in tables.numbers(RESULTS, tables.GPU_ROWS)
 
 
-def test_any_result_gets_a_section(tables: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "benchmarks/results").mkdir(parents=True)
-    for name, record in RESULTS.items():
-        (tmp_path / f"benchmarks/results/{name}.json").write_text(json.dumps(record), encoding="utf-8")
-    (tmp_path / "benchmarks/results/growth.svg").touch()
-    page = tables.page(tables.read_results(tmp_path), tmp_path)
-    for words in (
-        "## The demo",
-        "| recall | 100.0 % (75 of 75), 95.1 to 100.0 % |",
-        "*a processor, 2 threads, python 3.11.2, torch 2.13.0; 2026-11-21*",
-        "| 1,250 | 50 | 1.0 s | 0.1 s | 2.0 s | 500 MB |  |",
-        "![How time and memory grow](../benchmarks/results/growth.svg)",
-        "## Something else",
-        "| a\\|b | 1, 2 |",
-        "| flag | yes |",
-        "| preset | calibrated |",
-        "| p value | - |",
-        "*CPU, 2 threads*",
-        "Not measured.",
-    ):
-        assert words in page, words
-    assert page == tables.page(tables.read_results(tmp_path), tmp_path)
+def test_a_comparison_tells_both_sides() -> None:
+    told = "\n".join(_tables.general(INFLUENCE))
+    both = "| 2.5 s (150 s) | 2.0 s (2.1 s) | 3 | 1.3x | nothing: equal work | 600 MB | 500 MB |"
+    assert f"| EK-FAC factors | kronfluence {both}" in told
+    assert "| a single step | 0.25 s |" in told
+    changed = {**INFLUENCE, "differs": {"EK-FAC factors": "fewer passes"}}
+    assert "| 1.3x | fewer passes |" in "\n".join(_tables.general(changed))
 
 
-def test_a_recipe_brings_its_own_page(tables: ModuleType, tmp_path: Path) -> None:
-    folder = tmp_path / "recipes/results"
-    folder.mkdir(parents=True)
-    (folder / "badnets-sample.json").write_text('{"trials": 9}', encoding="utf-8")
-    (folder / "badnets-sample.md").write_text("# badnets-sample\n\n## Rows\n\n| a |\n", encoding="utf-8")
-    page = tables.page(tables.read_results(tmp_path), tmp_path)
-    assert "## Badnets sample\n\n### Rows\n\n| a |" in page
-    assert "trials" not in page
+def test_a_section_names_machine_date_and_commit() -> None:
+    told = _tables.Section("demo", "The demo", "What it does.").write(DEMO)
+    assert "| recall | 100.0 % (75 of 75), 95.1 to 100.0 % |" in told
+    last = "a processor, 2 cores, 1 threads, python 3.11.2; 2026-11-21; commit abc1234*"
+    assert told.endswith(f"*`python -m benchmarks.demo`; {last}")
 
 
-def test_the_page_of_defenses_names_each(tables: ModuleType) -> None:
-    assert tables.defenses(None) == "Not measured."
+def test_a_docstring_is_the_text_of_a_section() -> None:
+    doc = "A title.\n\n    python -m benchmarks.one\n\nWhat was measured:\n\n- this;\n"
+    section = _tables.Section.of("benchmarks.one", doc)
+    assert (section.name, section.title, section.about) == ("one", "A title", "What was measured:\n\n- this;")
+
+
+def test_recipes_are_ranked_and_held_out() -> None:
     lines = [
-        {**line("gradient-matching", control="no defense", hits=8), "costs": {"seconds": {"train": 2.0}}},
-        {
-            **line("gradient-matching", defense="epic (a)", hits=1),
-            "costs": {"seconds": {"train": 3.0}},
-            "dropped": {"rate": 0.1, "successes": 10, "trials": 100},
-            "drop_recall": {"rate": 0.5, "successes": 5, "trials": 10},
-        },
+        line("none", control="no attack"),
+        line("calibrated"),
+        line("trak", hits=3),
+        line("random, as many as trak", control="random filter"),
     ]
-    told = tables.defenses({"lines": lines, "date": "2026-11-21"})
-    assert "| no defense | 8 of 10 (2 to 40 %) | 66.0 % |  |  | 1.0 |" in told
-    assert "| epic (a) | 1 of 10 (2 to 40 %) | 66.0 % | 10.0 % | 50.0 % | 1.5 |" in told
-
-
-def test_the_page_of_detectors_names_each(tables: ModuleType) -> None:
-    assert tables.found_by(None) == "Not measured."
-    few = {"rate": 0.5, "successes": 5, "trials": 10}
-    nothing = {"rate": None, "successes": 0, "trials": 0}
-    lines = [
-        {
-            **line("badnets", detector=detector, control=control, precision=0.9),
-            "caught": few,
-            "precision": few if detector != "none" else nothing,
-            "success_rate": {"mean": 0.25},
-        }
-        for detector, control in (("none", "no attack"), ("trak", ""), ("random, as many", "random filter"))
+    section = next(one for one in DETECTORS if one.name == "delta-influence-matching-held-out")
+    record = {"lines": lines, "page": "# name\n\n## Rows\n\n| a |"}
+    assert [row.value(record) for row in section.rows] == [
+        "0.900 (n = 4); trak: 0.700",
+        "0.0 %, 50.0 % (5 of 10) found",
     ]
-    told = tables.found_by({"lines": lines})
-    assert "| badnets | no attack |  |  |  | 25.0 % | 66.0 % |" in told
-    assert "| badnets | trak | 0.900 | 50.0 % (5 of 10) | 50.0 % (5 of 10) | 25.0 % | 66.0 % |" in told
+    told = section.write(record)
+    assert "| gradient-matching | trak | 30.0 % (3 of 10), 10.8 to 60.3 % | 30.0 % | 66.0 % | 0.700 |" in told
     assert "random" not in told
+    assert "### Rows\n\n| a |" in told
 
 
-def test_without_results_nothing_is_claimed(tables: ModuleType, tmp_path: Path) -> None:
-    rows = tables.numbers({}).splitlines()[2:]
+def test_of_several_presets_of_a_defense_the_best_is_told() -> None:
+    lines = [
+        line("none", kind="defense", control="no defense", hits=10),
+        line("epic (a)", kind="defense", hits=4),
+        line("epic (b)", kind="defense", hits=1),
+        line("random-drop, as many as epic (b)", kind="defense", control="random drop"),
+        line("recompression-filter", kind="defense", hits=2),
+    ]
+    undefended, epic, _ = (row.value({"lines": lines}) for row in DEFENSES[0].rows)
+    assert undefended == "100.0 % (10 of 10), 72.2 to 100.0 %; accuracy 66.0 %"
+    assert epic == "10.0 % (1 of 10), 1.8 to 40.4 %; accuracy 66.0 %"
+
+
+def test_studies_tell_the_control() -> None:
+    rows = [
+        {"attack": attack, "budget": 0.05, "victim": victim, "success": rate(hits, 20)}
+        for attack, victim, hits in (
+            ("metapoison", "same", 15),
+            ("metapoison", "vgg11", 0),
+            ("gradient-matching", "same", 14),
+        )
+    ]
+    ahead = {"of": "gradient-matching", "budget": 0.05, "victim": "same", "difference": 0.05}
+    control = [{"victim": "same", "success": rate(1, 20)}]
+    record = {"rows": rows, "control": control, "ahead": [{**ahead, "interval": [-0.1, 0.2]}]}
+    assert METAPOISON[0].rows[0].value(record) == (
+        "75.0 % (15 of 20), 53.1 to 88.8 %; gradient matching: 70.0 % (14 of 20), MetaPoison ahead by 5 "
+        "points (-10 to 20); clean control: 1 of 20"
+    )
+
+
+def test_old_names_are_read_as_those_of_today() -> None:
+    old = {"caught": 1, "detector": "delta-influence (calibrated)", "command": "bench isolation"}
+    assert tables.renamed([old, "random, as many as feature-squeezing", "in isolation"]) == [
+        {"true_positives": 1, "detector": "calibrated", "command": "bench isolation"},
+        "random, as many as recompression-filter",
+        "in knn-outlier-filter",
+    ]
+
+
+def test_a_result_that_no_page_knows_gets_one(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks/results"
+    folder.mkdir(parents=True)
+    record = {"nested": {"a|b": [1, 2]}, "rows": [{"x": 1}, {"y": None, "z": {"ok": True}}], "flag": True}
+    (folder / "something_else.json").write_text(json.dumps(record), encoding="utf-8")
+    pages = tables.pages(tables.read_results(tmp_path))
+    told = pages[f"{tables.FOLDER}/{tables.OTHERS}.md"]
+    for words in ("## Something else", "Nested: a|b 1, 2.", "| flag | yes |", "| x | z |", "|  | ok yes |"):
+        assert words in told, words
+    assert f"results/{tables.OTHERS}" in pages[tables.OVERVIEW]
+    assert pages == tables.pages(tables.read_results(tmp_path))
+
+
+def test_without_results_nothing_is_claimed() -> None:
+    rows = tables.numbers({}, every_row=True).splitlines()[2:]
     assert rows
     assert all("| not measured |" in row for row in rows)
-    assert "Not measured." in tables.page({}, tmp_path)
+    assert all("| not measured |" in row for row in tables.numbers({}).splitlines()[2:])
+    assert "Not measured." in tables.pages({})[f"{tables.FOLDER}/speed.md"]
 
 
-def test_a_readme_without_markers_is_refused(tables: ModuleType) -> None:
+def test_a_long_command_is_told_by_the_name_of_its_result() -> None:
+    long = f"python -m benchmarks.crafting --recipe '{'x ' * 200}' --write from_scratch"
+    assert _tables.short(long) == "python -m benchmarks.crafting … --write from_scratch"
+    unnamed = long.replace(" --write from_scratch", "")
+    for command in ("make demo", "python -m benchmarks.crafting --write quick", unnamed):
+        assert _tables.short(command) == command
+
+
+def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(SystemExit, match="needs the lines"):
         tables.in_readme("# unpoison\n", {})

@@ -1,0 +1,201 @@
+"""Write the README's table and the generated pages of the documentation from what was measured.
+
+    python -m benchmarks.tables            write them
+    python -m benchmarks.tables --check    change nothing; end with status 1 when one is out of date
+
+Numbers come from benchmarks/results/*.json and recipes/results/*.json alone. What is said about a result
+stands beside the benchmark that makes it, as its `SECTION`. A result that is known but not there is shown as
+"not measured"; one that is there but that no page knows is shown on the page of others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import (
+    demo,
+    detectors,
+    false_alarms,
+    gradient_matching,
+    growth,
+    influence,
+    metapoison,
+    polytope,
+    selection,
+    sweep,
+    training,
+    trak,
+    triggers,
+    unlearning,
+)
+from benchmarks._recipe_tables import DEFENSES, DETECTORS, ON_CIFAR
+from benchmarks._study_tables import METAPOISON, STUDIES, TRANSFER
+from benchmarks._tables import NOT_MEASURED, Record, Section, table
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+RESULTS: Final = ("benchmarks/results", "recipes/results")
+README, OVERVIEW, FOLDER, OTHERS = "README.md", "docs/benchmarks.md", "docs/results", "others"
+BEGIN, END = "<!-- numbers -->", "<!-- /numbers -->"
+WRITTEN: Final = "<!-- Written by python -m benchmarks.tables from the stored results; do not edit. -->"
+
+SPEED: Final = (
+    influence,
+    growth,
+    training,
+    trak,
+    detectors,
+    selection,
+    gradient_matching,
+    metapoison,
+    polytope,
+    sweep,
+)
+PAGES: Final[Mapping[str, tuple[str, tuple[Section, ...]]]] = {
+    "end_to_end": ("End to end", (demo.SECTION, *ON_CIFAR)),
+    "speed": ("Speed", tuple(module.SECTION for module in SPEED)),
+    "detectors": ("Detectors", (false_alarms.SECTION, *DETECTORS)),
+    "delta_influence": ("Delta-Influence", (STUDIES,)),
+    "defenses": ("Defenses", DEFENSES),
+    "unlearning": ("Unlearners", (unlearning.SECTION,)),
+    "attacks": ("Attacks", (triggers.SECTION, TRANSFER)),
+    "metapoison": ("MetaPoison", METAPOISON),
+}
+
+# What results and pages that were stored under an earlier name are called now. An entry goes when the last
+# result that bears the old name has been measured again.
+RENAMED: Final = {
+    "delta-influence (calibrated)": "calibrated",
+    "feature-squeezing": "recompression-filter",
+    "isolation": "knn-outlier-filter",
+    "clean_lost": "false_positives",
+    "Clean lost": "False positives",
+    "caught": "true_positives",
+    "Caught": "True positives",
+}
+_OLD: Final = re.compile("|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in RENAMED))
+
+
+def read_results(root: Path = ROOT) -> dict[str, Record]:
+    """All stored results by name, with the names of today; a recipe's own page is its `page`."""
+    found: dict[str, Record] = {}
+    for folder in RESULTS:
+        for path in sorted((root / folder).glob("*.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            record = dict(record) if isinstance(record, Mapping) else {"records": record}
+            if path.with_suffix(".md").is_file():
+                record["page"] = path.with_suffix(".md").read_text(encoding="utf-8")
+            found[path.stem] = renamed(record)
+    return found
+
+
+def renamed(value: Any) -> Any:
+    """A JSON value with the names of today in all its keys and strings, but for commands."""
+    if isinstance(value, str):
+        return _OLD.sub(lambda match: RENAMED[match[0]], value)
+    if isinstance(value, Mapping):
+        return {
+            renamed(name): inner if name == "command" else renamed(inner) for name, inner in value.items()
+        }
+    return [renamed(one) for one in value] if isinstance(value, list) else value
+
+
+def numbers(results: Mapping[str, Record], *, every_row: bool = False) -> str:
+    """The table of what was wanted; a section without a result is one row, unless every row is asked for."""
+    rows: list[list[str]] = []
+    for _, sections in PAGES.values():
+        for section in sections:
+            record = results.get(section.name)
+            if record is None and section.rows and not every_row:
+                rows.append([section.title, NOT_MEASURED, "", ""])
+            else:
+                rows += [row.cells(record) for row in section.rows]
+    # A command is named where it changes.
+    for earlier, later in reversed(list(itertools.pairwise(rows))):
+        if later[3] == earlier[3]:
+            later[3] = ""
+    return table(("what", "measured", "wanted", "made by"), rows)
+
+
+def in_readme(readme: str, results: Mapping[str, Record]) -> str:
+    """The README with its table written anew.
+
+    Raises:
+        SystemExit: it has no markers.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{README}: needs the lines {BEGIN} and {END}, between which the table goes")
+    return f"{before}{BEGIN}\n{numbers(results)}\n{END}{after}"
+
+
+def pages(results: Mapping[str, Record]) -> dict[str, str]:
+    """The overview, and a page for each topic."""
+    known = {section.name for _, sections in PAGES.values() for section in sections}
+    others = tuple(
+        Section(name, name.replace("_", " ").replace("-", " ").capitalize())
+        for name in results
+        if name not in known
+    )
+    topics = {**PAGES, **({OTHERS: ("Other results", others)} if others else {})}
+    written = {
+        f"{FOLDER}/{name}.md": "\n\n".join(
+            (WRITTEN, f"# {title}", *(section.write(results.get(section.name)) for section in sections))
+        )
+        + "\n"
+        for name, (title, sections) in topics.items()
+    }
+    listed = "\n".join(("```{toctree}", ":maxdepth: 1", "", *(f"results/{name}" for name in topics), "```"))
+    about = (
+        "What was measured, on which machine, by which command. Every number on this page and those below is "
+        "written from the stored results by `python -m benchmarks.tables`; where there is none, it says so. "
+        "Where two sides are compared, both do the same work with the same set-up and repeats unless the row "
+        'says "another algorithm"; ratios are of the least seconds of each side, theirs over ours. `make '
+        "bench` measures the speeds again."
+    )
+    wanted = ("## What was wanted, and what was measured", numbers(results, every_row=True))
+    return {
+        OVERVIEW: "\n\n".join((WRITTEN, "# Benchmarks", about, listed, *wanted)) + "\n",
+        **written,
+    }
+
+
+def written(root: Path = ROOT) -> dict[str, str]:
+    """What each file must hold."""
+    results = read_results(root)
+    readme = (root / README).read_text(encoding="utf-8")
+    return {README: in_readme(readme, results), **pages(results)}
+
+
+def main() -> int:
+    """Write, or check."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 when a file is out of date")
+    check = parser.parse_args().check
+    files = written()
+    stale = [str(path.relative_to(ROOT)) for path in (ROOT / FOLDER).glob("*.md")]
+    stale = [name for name in stale if name not in files]
+    for name in stale if not check else ():
+        (ROOT / name).unlink()
+    for name, content in files.items():
+        path = ROOT / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            stale.append(name)
+            if not check:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(content, encoding="utf-8", newline="\n")
+                print(f"written: {name}")
+    if check and stale:
+        print(f"out of date: {', '.join(stale)}; run python -m benchmarks.tables", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
