@@ -216,7 +216,7 @@ def test_published_settings() -> None:
     assert attacks.get("bullseye-polytope", preset="published") == BullseyePolytope(
         eps=25.5, steps=800, step_size=0.04
     )
-    assert attacks.get("bullseye-polytope", preset="published", end_to_end=("0",)) == BullseyePolytope(
+    assert attacks.get("bullseye-polytope", steps=1500, layers=["0"]) == BullseyePolytope(
         steps=1500, layers=("0",)
     )
     assert attacks.get("bullseye-polytope", preset="benchmark") == BullseyePolytope(eps=8, steps=1200)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from unpoison import attacks
-from unpoison.attacks import metapoison
 from unpoison.attacks._surrogates import Epoch, Surrogates, Upbringing, ensemble
 from unpoison.attacks._unrolled import look_ahead
 from unpoison.attacks.metapoison import CraftStep, MetaPoison
@@ -43,6 +42,7 @@ RECIPE = Recipe(
     nesterov=False,
     weight_decay=1e-3,
 )
+PRESETS = [MetaPoison(**settings) for settings in MetaPoison.PRESETS.values()]
 TINY = MetaPoison(surrogates=2, lifetime=3, steps=3, unroll=1, concentrate=3, recipe=RECIPE)
 
 
@@ -357,7 +357,7 @@ def test_options_may_be_plain_values_and_come_back_from_the_configuration() -> N
     plain = options(recipe=RECIPE.to_dict(), perturbation=4, poison_classes=[2])
     assert plain == options(recipe=RECIPE, perturbation=LInf(4), poison_classes=(2,))
     assert MetaPoison(recipe="sample", lifetime=15).recipe == Recipe.preset("sample")  # type: ignore[arg-type]
-    for preset in metapoison.PRESETS.values():
+    for preset in PRESETS:
         assert MetaPoison(**preset.configuration()) == preset
 
 
@@ -372,7 +372,7 @@ def test_what_cannot_be_crafted_is_refused() -> None:
         craft(options(poison_classes=(7,)))
     with pytest.raises(InputError, match="needs a surrogate to start from"):
         craft(options(start="pretrained"))
-    with pytest.raises(InputError, match="there is no preset 'best'; choose one of fine-tuning"):
+    with pytest.raises(InputError, match="there is no preset 'best'; there are small, sample"):
         attacks.get("metapoison", preset="best")
 
 
@@ -384,13 +384,14 @@ def test_a_diverging_surrogate_is_named() -> None:
 
 def test_the_published_preset_is_the_paper_s() -> None:
     published = attacks.get("metapoison", preset="published")
+    assert isinstance(published, MetaPoison)
     assert (published.surrogates, published.lifetime, published.steps, published.unroll) == (24, 24, 61, 2)
     assert published.perturbation == ColorGrid(0.04, 10, 1.0) + LInf(8)
     rates = [published.rate_at(step) for step in (0, 1, 4, 19, 20, 39, 40, 60)]
     assert rates == pytest.approx([8, 32, 200, 200, 20, 20, 2, 0.2])
     assert attacks.get("metapoison", preset="fine-tuning").unroll == 4
     assert attacks.get("metapoison", preset="small", steps=5).steps == 5
-    assert all(math.isfinite(preset.rate_at(0)) for preset in metapoison.PRESETS.values())
+    assert all(math.isfinite(preset.rate_at(0)) for preset in PRESETS)
 
 
 def test_a_surrogate_with_dropout_leaves_global_randomness_alone(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ _NAME = "bullseye-polytope"
     summary="Moves images so that the mean of their features is that of the target image.",
     paper="Aghakhani et al. 2021, EuroS&P, arXiv 2005.00191",
     cost="800 forward and backward passes over the poisons",
-    presets=("published", "published-end-to-end", "benchmark"),
+    presets=("published", "benchmark"),
     labels="clean",
     goals=("targeted-misclassification",),
     knowledge="the network whose features the victim uses, or several like it",
@@ -68,7 +68,6 @@ class BullseyePolytope(Attack):
 
     PRESETS: ClassVar[Presets] = {
         "published": {},
-        "published-end-to-end": {"steps": 1500},
         "benchmark": {"eps": 8.0, "steps": 1200},
     }
 
