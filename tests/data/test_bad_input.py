@@ -349,7 +349,7 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unpoison.data._npz.npy_format.write_array", interrupted)
-    monkeypatch.setattr("unpoison.data._parquet._png", interrupted)
+    monkeypatch.setattr("unpoison.data._parquet.encode_png", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_npz(tmp_path / "a.npz", made)
     with pytest.raises(KeyboardInterrupt):

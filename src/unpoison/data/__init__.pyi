@@ -6,6 +6,7 @@ from ._datasets import from_dataset as from_dataset
 from ._examples import Examples as Examples
 from ._examples import TensorExamples as TensorExamples
 from ._folder import read_folder as read_folder
+from ._images import encode_png as encode_png
 from ._images import read_image as read_image
 from ._load import load as load
 from ._npz import read_npz as read_npz
@@ -26,6 +27,7 @@ __all__ = [
     "TrainingSet",
     "as_training_set",
     "augment",
+    "encode_png",
     "from_dataset",
     "load",
     "read_cifar",

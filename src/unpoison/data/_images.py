@@ -51,19 +51,45 @@ _BEGINNINGS = (
 )
 
 
-def read_image(path: str | os.PathLike[str]) -> Tensor:
+def read_image(source: str | os.PathLike[str] | bytes, *, where: str | None = None) -> Tensor:
     """Read one image file as UInt8[c h w], one channel if it is grey and three if it is coloured.
 
     PNG, JPEG, WebP, BMP, GIF, TIFF and portable maps are known. The orientation tag of photographs is not
     applied.
 
+    Arguments:
+        source: the path of the file, or its bytes.
+        where: what to call the image in messages; the path when None.
+
     Raises:
         InputError: there is no such file, it does not decode, or it cannot become 8-bit grey or colour
-        without loss
-            (16 bits a channel, CMYK, an alpha channel that is not opaque, several frames).
+            without loss (16 bits a channel, CMYK, an alpha channel that is not opaque, several frames).
     """
-    source = Path(path)
-    return torch.from_numpy(_channels_first(decode(str(source), source)))
+    encoded = source if isinstance(source, bytes) else Path(source)
+    name = where or ("the image" if isinstance(encoded, bytes) else str(encoded))
+    return torch.from_numpy(_channels_first(decode(name, encoded)))
+
+
+def encode_png(image: Tensor, *, compress_level: int = 6) -> bytes:
+    """The bytes of a PNG file of a grey or coloured image UInt8[c h w].
+
+    Arguments:
+        image: of 1 or 3 channels, on any device.
+        compress_level: from 0 (fastest) to 9 (smallest).
+
+    Raises:
+        InputError: it has another number of channels.
+
+    >>> pixels = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    >>> torch.equal(read_image(encode_png(pixels)), pixels)
+    True
+    """
+    if len(image) not in (1, 3):
+        raise InputError(f"images of {len(image)} channels cannot be written as PNG; 1 and 3 can")
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0).contiguous()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.cpu().numpy()).save(buffer, "PNG", compress_level=compress_level)
+    return buffer.getvalue()
 
 
 def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uint8]]:

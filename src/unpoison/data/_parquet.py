@@ -8,7 +8,6 @@ the schema's metadata.
 from __future__ import annotations
 
 import glob
-import io
 import json
 import os
 import re
@@ -21,12 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from torch import Tensor
 
 from unpoison._artefacts import atomic_file, canonical_json
 from unpoison.data._classes import as_labels, class_names_or_numbers
-from unpoison.data._images import decode_all, natural_order
+from unpoison.data._images import decode_all, encode_png, natural_order
 from unpoison.data._splits import Splits, with_equal_channels
 from unpoison.data._training_set import TrainingSet
 from unpoison.errors import InputError
@@ -67,8 +65,7 @@ def write_parquet(path: str | os.PathLike[str], training_set: TrainingSet) -> No
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         ):
             for start in range(0, len(training_set), 1000):
-                pixels = training_set.images[start : start + 1000].cpu().numpy()
-                encoded = pool.map(_png, pixels)
+                encoded = pool.map(encode_png, training_set.images[start : start + 1000].cpu())
                 rows = [
                     {"image": {"bytes": content, "path": f"{start + offset}.png"}, "label": int(label)}
                     for offset, (content, label) in enumerate(
@@ -206,15 +203,6 @@ class _File:
         except (KeyError, TypeError, ValueError):
             return None
         return tuple(map(str, names)) if isinstance(names, list) and names else None
-
-
-def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """UInt8[c h w] as the bytes of a PNG file."""
-    shown = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
-    image = Image.fromarray(shown)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[list[Path], str]:

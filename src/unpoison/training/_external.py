@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unpoison.data import TrainingSet
+from unpoison.data import TrainingSet, encode_png
 from unpoison.errors import InputError, MissingExtraError
 
 
@@ -77,9 +77,9 @@ class ExternalTrainer:
             for index, (image, label) in enumerate(
                 zip(training_set.images.cpu(), training_set.labels.tolist(), strict=True)
             ):
-                _write_png(image, train / folders[label] / f"{index:06d}.png")
+                (train / folders[label] / f"{index:06d}.png").write_bytes(encode_png(image, compress_level=1))
             for index, image in enumerate(images.cpu()):
-                _write_png(image, ask / f"{index:06d}.png")
+                (ask / f"{index:06d}.png").write_bytes(encode_png(image, compress_level=1))
             self._run([str(train), str(ask), str(out)], seed)
             if (out / "predictions.csv").exists():
                 return self._read(out / "predictions.csv", folders, len(images))
@@ -158,10 +158,3 @@ def _class_folders(names: Sequence[str]) -> list[str]:
         f"{label:0{max(width, 2)}d}-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}"
         for label, name in enumerate(names)
     ]
-
-
-def _write_png(image: Tensor, path: Path) -> None:
-    from PIL import Image
-
-    pixels = image.permute(1, 2, 0).numpy()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path, compress_level=1)
