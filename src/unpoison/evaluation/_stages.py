@@ -35,7 +35,7 @@ from unpoison.threats import (
     Backdoor,
     Budget,
     Goal,
-    Mistakes,
+    LabelNoise,
     PatchTrigger,
     PoisonSet,
     TargetedMisclassification,
@@ -229,8 +229,8 @@ def goal_of(choice: AttackChoice, target: Values, splits: data.Splits, trigger: 
     goals = attacks.describe(choice.name).goals
     if "backdoor" in goals:
         return Backdoor(trigger_of(trigger), target["source"], target["target"])
-    if "mistakes" in goals:
-        return Mistakes(target["source"], target["target"])
+    if "label-noise" in goals:
+        return LabelNoise(target["source"], target["target"])
     if target.get("test_index") is None:
         raise InputError(f"{choice.name}: needs test images; give targets.images or targets.setups")
     return TargetedMisclassification.of(_test(splits), target["test_index"], target=target["target"])
