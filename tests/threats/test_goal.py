@@ -6,7 +6,14 @@ from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.threats import Backdoor, Goal, PatchTrigger, TargetedMisclassification
+from unpoison.threats import (
+    Backdoor,
+    Goal,
+    LabelNoise,
+    PatchTrigger,
+    SelfConcealment,
+    TargetedMisclassification,
+)
 
 
 class SeesWhiteCorner(nn.Module):
@@ -119,6 +126,29 @@ def test_the_loss_is_small_where_the_target_wins_and_has_a_gradient(goal: Goal) 
     assert wins.grad is not None
     assert bool(goal.achieved(wins.argmax(1)).all())
     assert not bool(goal.achieved(loses.argmax(1)).any())
+
+
+@pytest.mark.parametrize(
+    ("goal", "own"),
+    [
+        (Backdoor(PatchTrigger.white_corner(), source=0, target=1), True),
+        (TargetedMisclassification(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 0, 1), True),
+        (LabelNoise(0, 1), True),
+        (SelfConcealment(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 1), False),
+        (LabelNoise(1), False),
+    ],
+    ids=["backdoor", "targeted", "label noise", "self-concealment", "label noise to any class"],
+)
+def test_losses_keep_their_gradient_where_the_adversary_has_succeeded(goal: Goal, own: bool) -> None:
+    """At a probability of 1 - 1e-12 of what is wanted, in float32 against float64."""
+    row = torch.tensor([0.3, 28.0, -0.2] if own else [0.3, -28.0, -0.2])
+    slopes = []
+    for dtype in (torch.float64, torch.float32):
+        logits = row.to(dtype).repeat(2, 1).requires_grad_()
+        slopes.append(torch.autograd.grad(goal.loss(logits), logits)[0].double())
+    exact, found = slopes
+    assert bool((exact != 0).all())
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=0)
 
 
 def test_goals_come_back_from_json(test_set: TrainingSet) -> None:

@@ -127,12 +127,12 @@ def test_foreign_triples_of_every_protocol_without_a_target_label(
     dump(tmp_path, "poisons", list(reversed(pairs)), protocol)
     dump(tmp_path, "base_indices", np.array([11, 8, 5, 2]), protocol)
     dump(tmp_path, "target", picture(test.images[4]), protocol)
-    with pytest.raises(InputError, match="does not say what the target image shows; give true_label="):
+    with pytest.raises(InputError, match="does not contain the class of the target image; give true_label="):
         read_triple(tmp_path, clean)
     back = read_triple(tmp_path, clean, true_label=1)
     assert_same(back, made)
     (tmp_path / "target.pickle").unlink()
-    with pytest.raises(InputError, match="give goal= to do without it"):
+    with pytest.raises(InputError, match="no such file; give goal= instead"):
         read_triple(tmp_path, clean)
     assert read_triple(tmp_path, clean, goal=made.goal).goal is made.goal
 
@@ -208,9 +208,9 @@ class Forged:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (({}, "RGB", (5, 6), None, b"\0" * 89), "not as many as its size says"),
-        (({}, "RGB", (10**6, 10**6), None, b""), "not as many as its size says"),
-        (({}, "RGB", (-5, -6), None, b"\0" * 90), "not as many as its size says"),
+        (({}, "RGB", (5, 6), None, b"\0" * 89), "more or fewer pixels than its size says"),
+        (({}, "RGB", (10**6, 10**6), None, b""), "more or fewer pixels than its size says"),
+        (({}, "RGB", (-5, -6), None, b"\0" * 90), "more or fewer pixels than its size says"),
         (({}, "F", (5, 6), None, b"\0" * 120), "an image of mode 'F'"),
         (({}, "RGB", (5, 6), None, 7), "an image of mode"),
         (({},), "cannot be read"),
@@ -230,7 +230,7 @@ def test_forged_images_are_refused(sets: Sets, tmp_path: Path, state: tuple[Any,
         ({}, [2], "must hold a list"),
         ([], [], "must hold a list"),
         ([7], [2], "poison 0: must be a pair"),
-        ([("image", 2)], [2], "poison 0: holds no image"),
+        ([("image", 2)], [2], "poison 0: is not an image"),
         ([(Image.new("RGB", (5, 6)), "cow")], [2], "label 'cow' is not a class number"),
         ([(Image.new("RGB", (5, 6)), True)], [2], "label True is not a class number"),
         ([(Image.new("RGB", (5, 6)), 3)], [2], r"given label is outside 0\.\.2"),
@@ -332,7 +332,7 @@ def test_metapoisons_dict_of_another_set_is_refused(sets: Sets, tmp_path: Path) 
     with pytest.raises(InputError, match="must hold a mapping, found list"):
         read_metapoison(file, clean)
     patched = poison(clean, Backdoor(PatchTrigger.white_corner(2), source=1, target=2))
-    with pytest.raises(InputError, match="no place for a 'backdoor'"):
+    with pytest.raises(InputError, match="cannot express a 'backdoor'"):
         write_metapoison(file, patched, clean, test)
 
 
@@ -356,8 +356,8 @@ def test_a_table_may_name_classes(sets: Sets, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("5,images/5.png,dog", "line 2: label 'dog' is neither a class of train nor a number"),
-        ("5,images/5.png,3", "label '3'"),
+        ("5,images/5.png,dog", "line 2: label dog: no such class; give a name"),
+        ("5,images/5.png,3", "label 3: no such class"),
         ("-5,images/5.png,2", "index '-5' is not a whole number"),
         ("5,images/6.png,2", "no such file"),
         ("5,../secret.png,2", "must lie inside the folder"),

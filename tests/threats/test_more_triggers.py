@@ -17,7 +17,7 @@ from unpoison.threats import (
     AdditiveTrigger,
     Backdoor,
     BlendTrigger,
-    Mistakes,
+    LabelNoise,
     PoisonSet,
     RandomPatchTrigger,
     SinusoidTrigger,
@@ -181,21 +181,21 @@ def test_nonsense_is_refused() -> None:
         RandomPatchTrigger(torch.zeros(3, 2, 2))
 
 
-def test_mistakes_are_counted_among_images_of_the_source() -> None:
+def test_label_noise_is_counted_among_images_of_the_source() -> None:
     test = TrainingSet(noise(9, 1, 4, 4), torch.arange(9) % 3, ("a", "b", "c"))
-    images, indices = Mistakes(1).victims(test)
+    images, indices = LabelNoise(1).victims(test)
     assert indices.tolist() == [1, 4, 7]
     assert torch.equal(images, test.images[indices])
     predicted = torch.tensor([0, 1, 2])
-    assert Mistakes(1).achieved(predicted).tolist() == [True, False, True]
-    assert Mistakes(1, 2).achieved(predicted).tolist() == [False, False, True]
+    assert LabelNoise(1).achieved(predicted).tolist() == [True, False, True]
+    assert LabelNoise(1, 2).achieved(predicted).tolist() == [False, False, True]
     sure = torch.tensor([[0.0, 9.0, 0.0]])
-    assert Mistakes(1).loss(sure) > Mistakes(1).loss(-sure)
-    assert Mistakes(1, 2).loss(sure) > Mistakes(1, 2).loss(sure.flip(0).roll(1, 1))
-    assert Mistakes.from_json(Mistakes(1, 2).to_json(), {}) == Mistakes(1, 2)
+    assert LabelNoise(1).loss(sure) > LabelNoise(1).loss(-sure)
+    assert LabelNoise(1, 2).loss(sure) > LabelNoise(1, 2).loss(sure.flip(0).roll(1, 1))
+    assert LabelNoise.from_json(LabelNoise(1, 2).to_json(), {}) == LabelNoise(1, 2)
     with pytest.raises(InputError, match="two class numbers"):
-        Mistakes(1, 1)
+        LabelNoise(1, 1)
     with pytest.raises(InputError, match=r"names class 3, but the classes are 0\.\.2"):
-        Mistakes(3).victims(test)
+        LabelNoise(3).victims(test)
     with pytest.raises(InputError, match="no image of class 1"):
-        Mistakes(1).victims(test.without([1, 4, 7]))
+        LabelNoise(1).victims(test.without([1, 4, 7]))

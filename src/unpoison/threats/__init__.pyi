@@ -1,17 +1,14 @@
 from ._additive_trigger import AdditiveTrigger as AdditiveTrigger
+from ._backdoor import Backdoor as Backdoor
 from ._blend_trigger import BlendTrigger as BlendTrigger
 from ._budget import Budget as Budget
-from ._goal import Backdoor as Backdoor
+from ._given_images import SelfConcealment as SelfConcealment
+from ._given_images import TargetedMisclassification as TargetedMisclassification
 from ._goal import Goal as Goal
-from ._goal import SelfConcealment as SelfConcealment
-from ._goal import TargetedMisclassification as TargetedMisclassification
-from ._interchange import read_metapoison as read_metapoison
-from ._interchange import read_poison_table as read_poison_table
-from ._interchange import read_triple as read_triple
-from ._interchange import write_metapoison as write_metapoison
-from ._interchange import write_poison_table as write_poison_table
-from ._interchange import write_triple as write_triple
-from ._mistakes import Mistakes as Mistakes
+from ._label_noise import LabelNoise as LabelNoise
+from ._make_goal import find_class as find_class
+from ._make_goal import make_goal as make_goal
+from ._make_goal import make_trigger as make_trigger
 from ._perturbation import ColorGrid as ColorGrid
 from ._perturbation import LInf as LInf
 from ._perturbation import Perturbation as Perturbation
@@ -24,6 +21,12 @@ from ._sinusoid_trigger import SinusoidTrigger as SinusoidTrigger
 from ._trigger import PatchTrigger as PatchTrigger
 from ._trigger import Trigger as Trigger
 from ._warp_trigger import WarpTrigger as WarpTrigger
+from .interchange import read_metapoison as read_metapoison
+from .interchange import read_poison_table as read_poison_table
+from .interchange import read_triple as read_triple
+from .interchange import write_metapoison as write_metapoison
+from .interchange import write_poison_table as write_poison_table
+from .interchange import write_triple as write_triple
 
 __all__ = [
     "AdditiveTrigger",
@@ -33,7 +36,7 @@ __all__ = [
     "ColorGrid",
     "Goal",
     "LInf",
-    "Mistakes",
+    "LabelNoise",
     "PatchTrigger",
     "Perturbation",
     "PoisonSet",
@@ -45,6 +48,9 @@ __all__ = [
     "TargetedMisclassification",
     "Trigger",
     "WarpTrigger",
+    "find_class",
+    "make_goal",
+    "make_trigger",
     "read_metapoison",
     "read_poison_table",
     "read_setups",

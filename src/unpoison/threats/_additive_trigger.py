@@ -2,7 +2,7 @@
 
 Zeng, Park, Mao and Jia 2021, "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective" (ICCV;
 arXiv 2104.03413), section 5: image + trigger, clipped. Their published arrays are float [1 h w c] in [0,
-0.2]; `AdditiveTrigger.of` takes them as they are.
+0.2]; `AdditiveTrigger.of` accepts them unchanged.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class AdditiveTrigger(Trigger, kind="additive"):
     def of(cls, pattern: NDArray[Any] | Tensor, *, name: str = "additive") -> AdditiveTrigger:
         """The trigger from any array: [h w], [c h w], [h w c] or with a leading dimension of 1.
 
-        Integers are in 1/255; floats are in units of the whole range, such as 0..0.2, and are rounded. Which
-        dimension counts channels is told by its size, 1 or 3; the first one where both could.
+        Integers are in 1/255; floats are in units of the whole range, such as 0..0.2, and are rounded. The
+        dimension of size 1 or 3 is taken to be channels; the first one if both could be.
 
         Raises:
             InputError: the array has another shape, is not finite or out of range.
@@ -86,7 +86,7 @@ class AdditiveTrigger(Trigger, kind="additive"):
         return (images.to(torch.int16) + self.values.to(images.device)).clamp_(0, 255).to(torch.uint8)
 
     def configuration(self) -> dict[str, Any]:
-        """What the pattern is called."""
+        """The name."""
         return {"name": self.name}
 
     def tensors(self) -> dict[str, Tensor]:

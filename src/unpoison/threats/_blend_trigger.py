@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unpoison._seeds import generator
 from unpoison.errors import InputError
-from unpoison.threats._eight_bit import check_overlay
+from unpoison.threats._eight_bit import check_overlay, check_picture
 from unpoison.threats._trigger import Trigger
 
 
@@ -27,7 +27,7 @@ class BlendTrigger(Trigger, kind="blend"):
 
     Arguments:
         values: UInt8[c h w], the picture; one channel serves images of any number of channels.
-        alpha: how much of it, in (0, 1].
+        alpha: the share of the picture, in (0, 1].
         name: what to call the trigger in messages and reports.
 
     Raises:
@@ -43,11 +43,7 @@ class BlendTrigger(Trigger, kind="blend"):
     name: str = "blend"
 
     def __post_init__(self) -> None:
-        if self.values.dtype != torch.uint8 or self.values.ndim != 3 or not self.values.numel():
-            raise InputError(
-                f"BlendTrigger: values must be uint8 of shape [channels, height, width], "
-                f"found {self.values.dtype} of shape {tuple(self.values.shape)}"
-            )
+        check_picture("BlendTrigger", self.values)
         if not 0 < self.alpha <= 1:
             raise InputError(f"BlendTrigger: alpha {self.alpha} is outside (0, 1]")
         object.__setattr__(self, "values", self.values.detach().cpu().clone())
@@ -63,13 +59,13 @@ class BlendTrigger(Trigger, kind="blend"):
     def stamp(self, images: Tensor) -> Tensor:
         """The mixed images UInt8[b c h w]."""
         check_overlay(f"blend {self.name}", self.values, images)
-        # Shares in 1/65536: integers throughout, so that the same stamp gives the same bytes on every device.
+        # Integers throughout, in 1/65536, so that the same stamp gives the same bytes on every device.
         share = round(self.alpha * 65536)
         picture = self.values.to(images.device, torch.int32) * share
         return ((images.to(torch.int32) * (65536 - share) + picture + 32768) >> 16).to(torch.uint8)
 
     def configuration(self) -> dict[str, Any]:
-        """How much of the picture, and what it is called."""
+        """The share of the picture, and its name."""
         return {"alpha": self.alpha, "name": self.name}
 
     def tensors(self) -> dict[str, Tensor]:

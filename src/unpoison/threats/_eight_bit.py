@@ -1,4 +1,4 @@
-"""What every trigger asks of the images it is given, said once."""
+"""Checks of the images that triggers are given."""
 
 from __future__ import annotations
 
@@ -23,8 +23,34 @@ def check_images(name: str, images: Tensor) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def check_channels(name: str, patch: Tensor, channels: int) -> None:
+    """Check that a patch [c h w] has one channel, or as many as the images.
+
+    Raises:
+        InputError: it has not.
+    """
+    if patch.shape[0] not in (1, channels):
+        raise InputError(
+            f"{name}: the patch has {patch.shape[0]} channels and the images have {channels}; "
+            f"give a patch of 1 or {channels}"
+        )
+
+
+def check_picture(name: str, values: Tensor) -> None:
+    """Check that the values of a trigger are UInt8[c h w] and not empty.
+
+    Raises:
+        InputError: they are something else.
+    """
+    if values.dtype != torch.uint8 or values.ndim != 3 or not values.numel():
+        raise InputError(
+            f"{name}: values must be uint8 of shape [channels, height, width], "
+            f"found {values.dtype} of shape {tuple(values.shape)}"
+        )
+
+
 def check_overlay(name: str, overlay: Tensor, images: Tensor) -> None:
-    """That an overlay [c h w] is as large as the images and has one channel or theirs.
+    """Check that an overlay [c h w] is as large as the images and has one channel, or as many as they.
 
     Raises:
         InputError: it is not.

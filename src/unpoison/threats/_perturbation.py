@@ -1,8 +1,8 @@
-"""`Perturbation`: which changes of an image the adversary allows himself, and how an attack moves among them.
+"""`Perturbation`: the set of allowed changes of an image, and how an attack optimises within it.
 
-A perturbation is only the description of a set of changes; it holds no images. What an attack optimises are
-its `variables`: a dictionary of tensors, one row an image, that `initial` makes, `project` brings back into
-the set and `apply` turns into images, differentiably. `rounded` gives the 8-bit images that a victim sees.
+A perturbation only describes a set of changes; it holds no images. An attack optimises its `variables`: a
+dictionary of tensors with one row for each image, which `initial` creates, `project` brings back into the set
+and `apply` turns into images, differentiably. `rounded` gives the 8-bit images that a victim sees.
 
 - `LInf(eps)`: every value changes by at most eps, in 1/255.
 - `ColorGrid(eps, resolution, smoothness)`: every colour of an image moves to a nearby one, by a smooth map
@@ -10,8 +10,9 @@ the set and `apply` turns into images, differentiably. `rounded` gives the 8-bit
   et al. 2020, arXiv 2004.00225), a grid over YUV for each image, trilinear between its nodes.
 - Their sum, `ColorGrid() + LInf(8)`: recolour, then add. Terms act from left to right.
 
-Pixels are clipped to 0..255 wherever images are made. The public code of MetaPoison neither clips nor rounds
-after its first step, so its victims train on images that no file can hold.
+`Perturbation.of` takes the same as plain values. Pixels are clipped to 0..255 wherever images are made. The
+public code of MetaPoison neither clips nor rounds after its first step, so its victims train on images that
+no file can hold.
 """
 
 from __future__ import annotations
@@ -49,12 +50,11 @@ class Perturbation(Tagged):
 
     @abstractmethod
     def initial(self, images: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
-        """Where an attack starts: variables inside the set, on the device of the images.
+        """The first variables of an attack, inside the set, on the device of the images.
 
         Arguments:
             images: [n c h w] in 0..255.
-            generator: where draws come from, on any device; a generator of the CPU gives the same variables
-                on every device.
+            generator: on any device; a generator of the CPU gives the same variables on every device.
 
         Raises:
             InputError: images of this shape cannot be changed in this way.
@@ -66,11 +66,11 @@ class Perturbation(Tagged):
 
     @abstractmethod
     def scales(self) -> dict[str, float]:
-        """The largest magnitude of each variable, which is the unit of a signed step."""
+        """The largest magnitude of each variable, the unit of a signed step."""
 
     @abstractmethod
     def penalty(self, variables: Mapping[str, Tensor]) -> Tensor:
-        """Float[n]: what to add to an attack's loss for each image to keep its change smooth; 0 or more."""
+        """Float[n], 0 or more: the smoothness term of each image, to be added to an attack's loss."""
 
     @abstractmethod
     def bound(self) -> float:
@@ -83,6 +83,32 @@ class Perturbation(Tagged):
     @abstractmethod
     def levels(self, images: Tensor, variables: Mapping[str, Tensor]) -> Tensor:
         """Float[n c h w]: the changed images as whole numbers in 0..255."""
+
+    @classmethod
+    def of(cls, value: Any) -> Perturbation:
+        """The perturbation that plain values describe.
+
+        Arguments:
+            value: a number, the eps of `LInf`; a mapping such as {"kind": "color-grid", "eps": 0.04}; a list
+                of such values, which act one after another; or a perturbation.
+
+        Raises:
+            InputError: a kind or a parameter is unknown, or out of range.
+
+        >>> Perturbation.of([{"kind": "color-grid"}, 8]) == ColorGrid() + LInf(8)
+        True
+        """
+        if isinstance(value, Perturbation):
+            return value
+        if isinstance(value, Mapping):
+            return Perturbation.from_json(value, {})
+        if isinstance(value, list | tuple):
+            return SumOfPerturbations(tuple(map(Perturbation.of, value)))
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return LInf(value)
+        raise InputError(
+            f"perturbation: expected a number, a mapping with a kind, or a list, found {value!r}"
+        )
 
     @final
     def apply(self, images: Tensor, variables: Mapping[str, Tensor]) -> Tensor:
@@ -97,7 +123,7 @@ class Perturbation(Tagged):
 
     @final
     def __add__(self, other: Perturbation) -> Perturbation:
-        """This change, and then the other."""
+        """This change, followed by the other."""
         return SumOfPerturbations((self, other))
 
 
@@ -133,7 +159,7 @@ class LInf(Perturbation, kind="l-inf"):
         return self.project({"delta": (2 * drawn - 1) * self.eps}, images)
 
     def project(self, variables: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-        """`delta` within [-eps, eps] and within what keeps the image in 0..255."""
+        """`delta` within [-eps, eps], with the image in 0..255."""
         delta = variables["delta"].detach()
         images = images.to(delta.dtype)
         return {"delta": delta.clamp(-self.eps, self.eps).clamp(-images, 255 - images)}
@@ -174,7 +200,7 @@ class LInf(Perturbation, kind="l-inf"):
     @classmethod
     def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LInf:
         """The perturbation that was stored."""
-        return cls(configuration["eps"])
+        return cls(**configuration)
 
 
 @final
@@ -184,9 +210,9 @@ class ColorGrid(Perturbation, kind="color-grid"):
 
     The variable `grid` Float[n r r r 3] holds the offset, in YUV, of each node of an r x r x r grid over Y in
     [0, 1] and U, V in [-0.5, 0.5]; between the nodes it is interpolated trilinearly, and beyond the grid
-    (only saturated reds and cyans lie there) its nearest face counts. It starts at zero. MetaPoison
-    interpolates the moved nodes themselves: the same inside the grid, but saturated colours then jump to its
-    face even when nothing is to be changed.
+    (which only saturated reds and cyans are) the nearest point of its surface counts. It starts at zero.
+    MetaPoison interpolates the moved nodes themselves, which is the same inside the grid, but saturated
+    colours then jump to its surface even if all offsets are zero.
 
     Arguments:
         eps: the largest offset of a node in each of Y, U and V, as a part of the whole range, in (0, 1].
@@ -223,7 +249,7 @@ class ColorGrid(Perturbation, kind="color-grid"):
         """`grid` within [-eps, eps], and every moved node within the range of the grid."""
         grid = variables["grid"].detach()
         steps = torch.linspace(0, 1, self.resolution, dtype=grid.dtype, device=grid.device)
-        # Y of the nodes is 0..1; U and V are the same less 1/2, so the room they have is the same.
+        # Y of the nodes is in 0..1, U and V the same minus 1/2, so all have the same room.
         nodes = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), -1)
         return {"grid": grid.clamp(-self.eps, self.eps).clamp(-nodes, 1 - nodes)}
 
@@ -232,7 +258,7 @@ class ColorGrid(Perturbation, kind="color-grid"):
         return {"grid": self.eps}
 
     def penalty(self, variables: Mapping[str, Tensor]) -> Tensor:
-        """Float[n]: how uneven the offsets of each image are, times `smoothness`."""
+        """Float[n]: the squared differences of neighbouring nodes, times `smoothness`."""
         grid = variables["grid"]
         axes = [(grid.diff(dim=axis) * self.resolution).square().flatten(1).mean(1) for axis in (1, 2, 3)]
         return self.smoothness * torch.stack(axes).mean(0)
@@ -248,7 +274,7 @@ class ColorGrid(Perturbation, kind="color-grid"):
         n, _, height, width = images.shape
         to_yuv, to_rgb = images.new_tensor(_TO_YUV), images.new_tensor(_TO_RGB)
         yuv = torch.einsum("ij,njhw->nhwi", to_yuv, images / 255)
-        # What grid_sample asks for: -1 to 1 from the first node to the last, the last axis of the grid first.
+        # grid_sample takes -1 to 1 from the first node to the last, and the last axis of the grid first.
         places = (2 * yuv - images.new_tensor((1.0, 0.0, 0.0))).flip(-1).reshape(n, 1, height, width, 3)
         offsets = F.grid_sample(
             grid.permute(0, 4, 1, 2, 3), places, mode="bilinear", padding_mode="border", align_corners=True
@@ -271,19 +297,19 @@ class ColorGrid(Perturbation, kind="color-grid"):
     @classmethod
     def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ColorGrid:
         """The perturbation that was stored."""
-        return cls(configuration["eps"], configuration["resolution"], configuration["smoothness"])
+        return cls(**configuration)
 
 
 @final
 @dataclass(frozen=True)
 class SumOfPerturbations(Perturbation, kind="sum"):
-    """One change after another, as `first + second` makes it.
+    """One change after another: `first + second`.
 
-    The variables of term i are called `i.name`. Each term is projected for the images that those before it
-    leave.
+    The variables of term i are called `i.name`. Each term is projected for the images that result from those
+    before it.
 
     Arguments:
-        terms: in the order in which they act; sums among them are taken apart.
+        terms: in the order in which they act; sums among them are flattened.
 
     Raises:
         InputError: there is no term.
@@ -303,7 +329,7 @@ class SumOfPerturbations(Perturbation, kind="sum"):
         object.__setattr__(self, "terms", tuple(flat))
 
     def initial(self, images: Tensor, *, generator: torch.Generator) -> dict[str, Tensor]:
-        """What each term starts with."""
+        """The first variables of each term."""
         variables: dict[str, Tensor] = {}
         for place, term in enumerate(self.terms):
             own = term.initial(images, generator=generator)

@@ -1,11 +1,11 @@
-"""`RandomPatchTrigger`: a patch at a place of its own in every image.
+"""`RandomPatchTrigger`: a patch at a random place in every image.
 
 Souri, Fowl, Chellappa, Goldblum and Goldstein 2022, "Sleeper Agent" (NeurIPS; arXiv 2106.08970) and Saha,
 Subramanya and Pirsiavash 2020, "Hidden Trigger Backdoor Attacks" (AAAI; arXiv 1910.00033) put the patch at a
 random place in each image, in training and in testing.
 
-Here the place follows from the pixels of the image itself, through a sum that spreads them evenly, so that
-stamping is a function: the same image always gets the same place, on every device, alone or in a batch.
+Here the place is a hash of the image's pixels, so that stamping is a function: the same image always gets the
+same place, on every device, alone or in a batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unpoison._seeds import generator
 from unpoison.errors import InputError
-from unpoison.threats._eight_bit import check_images
+from unpoison.threats._eight_bit import check_channels, check_images, check_picture
 from unpoison.threats._trigger import Trigger
 
 _PRIME = 2**31 - 1
@@ -28,11 +28,11 @@ _PRIME = 2**31 - 1
 @final
 @dataclass(frozen=True, eq=False)
 class RandomPatchTrigger(Trigger, kind="random-patch"):
-    """A patch of given pixels, at a place that the content of the image decides.
+    """A patch of given pixels, at a place that is a hash of the image.
 
     Arguments:
         values: UInt8[c h w], the patch; one channel serves images of any number of channels.
-        seed: another seed gives other places.
+        seed: of the hash; another seed gives other places.
         name: what to call the trigger in messages and reports.
 
     Raises:
@@ -49,20 +49,16 @@ class RandomPatchTrigger(Trigger, kind="random-patch"):
     name: str = "random patch"
 
     def __post_init__(self) -> None:
-        if self.values.dtype != torch.uint8 or self.values.ndim != 3 or not self.values.numel():
-            raise InputError(
-                f"RandomPatchTrigger: values must be uint8 of shape [channels, height, width], "
-                f"found {self.values.dtype} of shape {tuple(self.values.shape)}"
-            )
+        check_picture("RandomPatchTrigger", self.values)
         object.__setattr__(self, "values", self.values.detach().cpu().clone())
 
     @classmethod
     def coloured(cls, size: int = 8, *, channels: int = 3, seed: int) -> RandomPatchTrigger:
-        """Blocks of random colour, a quarter of the side each, as public triggers of these attacks look.
+        """Blocks of random colour, a quarter of the side each, like the public triggers of these attacks.
 
         Arguments:
             size: the side of the patch in pixels; 8 as published for CIFAR-10.
-            channels: 1 for grey images.
+            channels: of the patch; 1 for grey images.
             seed: of the colours and of the places.
         """
         if size < 1:
@@ -82,12 +78,8 @@ class RandomPatchTrigger(Trigger, kind="random-patch"):
             InputError: the patch does not fit images of this size or number of channels.
         """
         channels, height, width = check_images(self.name, images)
-        own, patch_height, patch_width = self.values.shape
-        if own not in (1, channels):
-            raise InputError(
-                f"{self.name}: the patch has {own} channels and the images have {channels}; "
-                f"give a patch of 1 or {channels}"
-            )
+        check_channels(self.name, self.values, channels)
+        _, patch_height, patch_width = self.values.shape
         if patch_height > height or patch_width > width:
             raise InputError(
                 f"{self.name}: {patch_height}x{patch_width} pixels do not fit into images of {height}x{width}"

@@ -18,7 +18,7 @@ from typing import final
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats._budget import Budget
-from unpoison.threats._goal import TargetedMisclassification
+from unpoison.threats._given_images import TargetedMisclassification
 
 
 @final

@@ -52,7 +52,7 @@ class SinusoidTrigger(Trigger, kind="sinusoid"):
         """The striped images UInt8[b c h w]."""
         _, _, width = check_images("sinusoid", images)
         columns = torch.arange(width, dtype=torch.float64) * (2 * math.pi * self.frequency / width)
-        # Rounded on the CPU, added as integers: the same bytes on every device.
+        # Rounded on the CPU and added as integers, so that every device gives the same bytes.
         stripes = (self.amplitude * columns.sin()).round().to(images.device, torch.int16)
         return (images.to(torch.int16) + stripes).clamp_(0, 255).to(torch.uint8)
 

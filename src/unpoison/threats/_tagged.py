@@ -1,8 +1,8 @@
-"""Objects that can be stored as JSON and tensors, found again by the name of their kind.
+"""Objects that are stored as JSON and tensors, and restored by the name of their kind.
 
-A family (`Trigger`, `Goal`) derives from `Tagged` without a kind; its members name theirs where they are
-defined: `class PatchTrigger(Trigger, kind="patch")`. That is all a new member needs to be saved and loaded; a
-member that lives outside unpoison has to be imported before something that holds it is loaded.
+A family (`Trigger`, `Goal`, `Perturbation`) derives from `Tagged` without a kind; its members state theirs
+where they are defined: `class PatchTrigger(Trigger, kind="patch")`. A new member needs no more to be saved
+and loaded. One from outside unpoison has to be imported before something that contains it is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unpoison.errors import InputError
 
 
 class Tagged(ABC):
-    """Something that is stored as a JSON object with a `kind`, and named tensors beside it."""
+    """Stored as a JSON object with a `kind`, and named tensors."""
 
     kind: ClassVar[str]
     _members: ClassVar[dict[str, type[Tagged]]]
@@ -34,7 +34,7 @@ class Tagged(ABC):
 
     @abstractmethod
     def configuration(self) -> dict[str, Any]:
-        """Everything but tensors, ready for JSON."""
+        """Everything but the tensors, ready for JSON."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -43,10 +43,10 @@ class Tagged(ABC):
     @classmethod
     @abstractmethod
     def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """The object from what `configuration` and `tensors` gave."""
+        """The object that `configuration` and `tensors` describe."""
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration and the kind; the tensors are stored apart."""
+        """The configuration and the kind; the tensors are stored separately."""
         return {"kind": self.kind, **self.configuration()}
 
     @classmethod
@@ -73,7 +73,7 @@ class Tagged(ABC):
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under `prefix.name`, for an object that holds another."""
+    """The tensors as `prefix.name`, for an object that contains another."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 

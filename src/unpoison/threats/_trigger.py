@@ -1,4 +1,4 @@
-"""`Trigger`, which turns an image into one that a backdoor answers to, and `PatchTrigger`: given pixels.
+"""`Trigger`, the stamp of a backdoor, and `PatchTrigger`: given pixels at a given place.
 
 A patch is anchored to a side of the image: a negative row counts from the bottom and a negative column from
 the right, so one published patch works on images of any size.
@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unpoison.errors import InputError
+from unpoison.threats._eight_bit import check_channels, check_images, check_picture
 from unpoison.threats._tagged import Tagged
 
 
 class Trigger(Tagged):
-    """An image-to-image stamp on 8-bit images, the same for every image it is given."""
+    """A deterministic function from 8-bit images to 8-bit images with the trigger."""
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class Trigger(Tagged):
 
     @final
     def changes(self, images: Tensor, *, batch_size: int = 1024) -> float:
-        """The share in [0, 1] of UInt8[b c h w] `images` of which the trigger changes at least one value.
+        """The share in [0, 1] of UInt8[b c h w] `images` in which the trigger changes at least one value.
 
         Raises:
             InputError: there are no images, or the trigger does not fit them.
@@ -84,11 +85,7 @@ class PatchTrigger(Trigger, kind="patch"):
     name: str = "patch"
 
     def __post_init__(self) -> None:
-        if self.values.dtype != torch.uint8 or self.values.ndim != 3:
-            raise InputError(
-                f"PatchTrigger: values must be uint8 of shape [channels, height, width], "
-                f"found {self.values.dtype} of shape {tuple(self.values.shape)}"
-            )
+        check_picture("PatchTrigger", self.values)
         if self.mask.dtype not in (torch.bool, torch.uint8) or self.mask.shape != self.values.shape[1:]:
             raise InputError(
                 f"PatchTrigger: mask must be bool or uint8 of shape {tuple(self.values.shape[1:])}, "
@@ -123,12 +120,20 @@ class PatchTrigger(Trigger, kind="patch"):
 
     @classmethod
     def from_image(
-        cls, image: str | os.PathLike[str] | NDArray[np.uint8] | Tensor, *, row: int, column: int
+        cls,
+        image: str | os.PathLike[str] | NDArray[np.uint8] | Tensor,
+        *,
+        row: int | None = None,
+        column: int | None = None,
     ) -> PatchTrigger:
         """A patch given as an image file, or as UInt8[h w], [h w 1], [h w 3] or [h w 4] pixels.
 
-        An alpha channel (the fourth) says where and how far the patch covers the image; without one it covers
-        all.
+        An alpha channel (the fourth) is the mask; without one the patch covers all its pixels.
+
+        Arguments:
+            image: the file or the pixels.
+            row: of the patch's top row; None puts the patch flush at the bottom.
+            column: of the patch's left column; None puts the patch flush at the right.
 
         Raises:
             InputError: the file cannot be read, or the array has another shape or type.
@@ -149,23 +154,21 @@ class PatchTrigger(Trigger, kind="patch"):
                 f"PatchTrigger.from_image: expected uint8 pixels of shape [height, width], or with 1, 3 or 4 "
                 f"channels last, found {pixels.dtype} of shape {pixels.shape}"
             )
+        height, width = pixels.shape[:2]
         values = torch.from_numpy(np.ascontiguousarray(pixels[:, :, :3].transpose(2, 0, 1)))
-        mask = np.full(pixels.shape[:2], 255, np.uint8) if pixels.shape[2] < 4 else pixels[:, :, 3]
-        return cls(values, torch.from_numpy(np.ascontiguousarray(mask)), row, column, name)
+        mask = np.full((height, width), 255, np.uint8) if pixels.shape[2] < 4 else pixels[:, :, 3]
+        return cls(
+            values,
+            torch.from_numpy(np.ascontiguousarray(mask)),
+            -height if row is None else row,
+            -width if column is None else column,
+            name,
+        )
 
     def stamp(self, images: Tensor) -> Tensor:
         """Images UInt8[b c h w] with the patch; exact where the mask is 0 or 255."""
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise InputError(
-                f"{self.name}: images must be uint8 of shape [n, channels, height, width], "
-                f"found {images.dtype} of shape {tuple(images.shape)}"
-            )
-        channels, height, width = images.shape[1:]
-        if self.values.shape[0] not in (1, channels):
-            raise InputError(
-                f"{self.name}: the patch has {self.values.shape[0]} channels and the images have {channels}; "
-                f"give a patch of 1 or {channels}"
-            )
+        channels, height, width = check_images(self.name, images)
+        check_channels(self.name, self.values, channels)
         patch_height, patch_width = self.mask.shape
         top = self.row if self.row >= 0 else height + self.row
         left = self.column if self.column >= 0 else width + self.column

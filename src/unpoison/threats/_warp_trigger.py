@@ -1,11 +1,11 @@
-"""`WarpTrigger`: the image bent by a small smooth field.
+"""`WarpTrigger`: the image warped by a small smooth field.
 
 Nguyen and Tran 2021, "WaNet: Imperceptible Warping-based Backdoor Attack" (ICLR; arXiv 2102.10369), section
 3.2: a field of k x k random offsets, divided by its mean size, is enlarged to the image by cubic
-interpolation and scaled by `strength`; each pixel is then read at the place that its offset points to,
-bilinearly.
+interpolation and scaled by `strength`; each pixel is then sampled bilinearly at the place that its offset
+points to.
 
-The lengths are those of the public code: an offset of 1 is 1/height of the range [-1, 1], half a pixel.
+Lengths are those of the public code: an offset of 1 is 1/height of the range [-1, 1], half a pixel.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from unpoison.threats._eight_bit import check_images
 from unpoison.threats._trigger import Trigger
 
 _STEPS = 256
-"""Places between two pixels that are told apart."""
+"""The resolution of places between two pixels."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class WarpTrigger(Trigger, kind="warp"):
-    """Each pixel read at a place nearby, the same places in every image.
+    """Each pixel sampled at a place nearby, the same places in every image.
 
     Arguments:
         offsets: Float32[2 k k], the coarse field, horizontal first; of mean size 1 as published.
@@ -72,17 +72,17 @@ class WarpTrigger(Trigger, kind="warp"):
         return cls(offsets / offsets.abs().mean(), strength)
 
     def stamp(self, images: Tensor) -> Tensor:
-        """The bent images UInt8[b c h w]."""
+        """The warped images UInt8[b c h w]."""
         _, height, width = check_images("warp", images)
-        return _read_at(images, self._places(height, width)[None])
+        return _sampled_at(images, self._places(height, width)[None])
 
     def stamp_with_noise(self, images: Tensor, *, reach: float = 1.0, seed: int) -> Tensor:
-        """The images UInt8[b c h w] bent by the field and by noise of their own: WaNet's cover examples.
+        """The images UInt8[b c h w] warped by the field plus noise of their own: WaNet's cover examples.
 
         Arguments:
             images: UInt8[b c h w].
             reach: the greatest extra offset, in units of 1/height; uniform, one for each pixel and direction.
-            seed: where the noise comes from.
+            seed: of the noise.
         """
         _, height, width = check_images("warp", images)
         noise = torch.rand(
@@ -91,10 +91,10 @@ class WarpTrigger(Trigger, kind="warp"):
             dtype=torch.float64,
         )
         places = (self._places(height, width) + (noise * 2 - 1) * (reach / height)).clamp_(-1, 1)
-        return _read_at(images, places)
+        return _sampled_at(images, places)
 
     def _places(self, height: int, width: int) -> Tensor:
-        """Float64[h w 2]: where each pixel is read, horizontal first, in [-1, 1] from side to side."""
+        """Float64[h w 2]: where each pixel is sampled, horizontal first, in [-1, 1] from side to side."""
         offsets = F.interpolate(
             self.offsets[None].double(), (height, width), mode="bicubic", align_corners=True
         )[0].permute(1, 2, 0)
@@ -104,7 +104,7 @@ class WarpTrigger(Trigger, kind="warp"):
         return (identity + offsets * (self.strength / height)).clamp(-1, 1)
 
     def configuration(self) -> dict[str, Any]:
-        """How strong the field is."""
+        """The strength."""
         return {"strength": self.strength}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -117,11 +117,11 @@ class WarpTrigger(Trigger, kind="warp"):
         return cls(tensors["offsets"], configuration["strength"])
 
 
-def _read_at(images: Tensor, places: Tensor) -> Tensor:
-    """The images read bilinearly at places Float64[b or 1, h, w, 2] in [-1, 1].
+def _sampled_at(images: Tensor, places: Tensor) -> Tensor:
+    """The images sampled bilinearly at places Float64[b or 1, h, w, 2] in [-1, 1].
 
-    Places are rounded to 1/256 of a pixel on the CPU and mixed as integers, so that the same stamp gives the
-    same bytes on every device.
+    Places are rounded to 1/256 of a pixel on the CPU and pixels mixed as integers, so that the same stamp
+    gives the same bytes on every device.
     """
     count, channels, height, width = images.shape
     size = torch.tensor([width - 1, height - 1], dtype=torch.float64)
