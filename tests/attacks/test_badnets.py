@@ -75,7 +75,7 @@ def test_an_empty_source_class_is_named(clean: TrainingSet) -> None:
 
 def test_a_trigger_that_is_invisible_is_refused_with_one_that_is_not(clean: TrainingSet) -> None:
     goal = Backdoor(PatchTrigger.four_pixels(), source=1, target=3)
-    with pytest.raises(InputError, match=r"only 0 % of the 10 images picked .*four_pixels\(value=255\)"):
+    with pytest.raises(InputError, match=r"only 0 % of the 10 images drawn.*four_pixels\(value=255\)"):
         BadNets().craft(goal, clean, budget=Budget(count=10), seed=0)
     assert len(BadNets(least_visible=0).craft(goal, clean, budget=Budget(count=10), seed=0)) == 10
     bright = TrainingSet(255 - clean.images, clean.labels, clean.class_names)
@@ -94,7 +94,7 @@ def test_other_nonsense_is_refused(clean: TrainingSet) -> None:
         BadNets().craft(
             Backdoor(PatchTrigger.white_corner(), source=1, target=4), clean, budget=Budget(count=1), seed=0
         )
-    with pytest.raises(InputError, match=r"outside \[0, 1\]"):
+    with pytest.raises(InputError, match=r"least_visible must be a number in \[0, 1\]"):
         BadNets(least_visible=2)
 
 

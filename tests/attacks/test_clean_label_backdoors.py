@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from unpoison import attacks
 from unpoison.attacks import HiddenTrigger, LabelConsistent, adversarially_trained
-from unpoison.attacks._surrogates import reborn
-from unpoison.attacks.hidden_trigger import _matched
+from unpoison.attacks._networks import fresh_copy
+from unpoison.attacks.hidden_trigger import nearest_partners
 from unpoison.attacks.label_consistent import ascended
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
@@ -122,7 +122,7 @@ def test_hidden_triggers_published_settings() -> None:
 def test_partners_have_the_least_total_distance() -> None:
     generator = torch.Generator().manual_seed(0)
     found, wanted = (torch.randn(5, 3, generator=generator) for _ in range(2))
-    partners = _matched([found], [wanted])
+    partners = nearest_partners([found], [wanted])
     distances = torch.cdist(found, wanted).square()
     rows = torch.arange(5)
     best = min(float(distances[rows, list(order)].sum()) for order in itertools.permutations(range(5)))
@@ -139,7 +139,7 @@ def test_a_layer_of_ones_own_choice(clean: TrainingSet) -> None:
             goal(), clean, budget=Budget(count=3), surrogate=network(), seed=0
         )
     convolutions = nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten())
-    with pytest.raises(InputError, match="has no linear layer; name the layer to read with layer="):
+    with pytest.raises(InputError, match="has no linear layer; name the layer"):
         HiddenTrigger().craft(goal(), clean, budget=Budget(count=3), surrogate=convolutions, seed=0)
 
 
@@ -215,12 +215,12 @@ def test_adversarial_training_depends_on_its_seed_alone() -> None:
         assert torch.equal(first, second)
 
 
-def test_a_reborn_network_is_fitted_to_the_images_again() -> None:
+def test_a_fresh_copy_is_fitted_to_the_images_again() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (60, 3, 12, 12), dtype=torch.uint8, generator=generator)
     clean = TrainingSet(images, torch.arange(60) % 2, ("a", "b"), "drawn")
     template = build("fastnet", num_classes=2, image_size=12, width=4, seed=0)
-    plain, fitted = reinitialized(template, seed=1), reborn(template, clean, seed=1)
+    plain, fitted = reinitialized(template, seed=1), fresh_copy(template, clean, seed=1)
     filters = [name for name in dict(plain.named_buffers()) if "filters" in name]
     assert filters
     assert not torch.equal(plain.state_dict()[filters[0]], fitted.state_dict()[filters[0]])

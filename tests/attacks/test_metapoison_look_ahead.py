@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from unpoison.attacks._batch_norm import with_quick_batch_norm
-from unpoison.attacks._unrolled import InnerStep, LookAhead, Stack, Tensors, look_ahead
+from unpoison.attacks.metapoison.batch_norm import with_fast_batch_norm
+from unpoison.attacks.metapoison.look_ahead import LookAhead, SGDStep, StackedNetwork, Tensors, look_ahead
 from unpoison.models import build
 from unpoison.threats import TargetedMisclassification
 from unpoison.training import Recipe
@@ -56,7 +56,7 @@ class Case:
         draws = torch.Generator().manual_seed(steps)
         self.networks = [make(seed) for seed in range(stacked)]
         self.recipe = recipe
-        self.stack = Stack(self.networks[0])
+        self.stack = StackedNetwork(self.networks[0])
         shape = (stacked, BATCH, 3, 8, 8)
         self.images = [torch.rand(shape, generator=draws, dtype=torch.float64) for _ in range(steps + 1)]
         self.labels = [torch.randint(CLASSES, shape[:2], generator=draws) for _ in range(steps + 1)]
@@ -86,7 +86,7 @@ class Case:
             list(zip([first, *self.images[1:]], self.labels, strict=True)),
             self.targets,
             self.objective,
-            InnerStep(self.recipe, self.rates),
+            SGDStep(self.recipe, self.rates),
             **options,  # type: ignore[arg-type]
         )
 
@@ -98,13 +98,13 @@ class Case:
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("recipe", [PLAIN, RICH], ids=["plain", "rich"])
-@pytest.mark.parametrize("depths", ["all", "last"])
+@pytest.mark.parametrize("loss_steps", ["all", "last"])
 @pytest.mark.parametrize("target_in_batch", [True, False], ids=["in batch", "apart"])
 def test_it_is_the_finite_difference_on_a_smooth_net(
-    steps: int, recipe: Recipe, depths: str, target_in_batch: bool
+    steps: int, recipe: Recipe, loss_steps: str, target_in_batch: bool
 ) -> None:
     case = Case(smooth_net, steps, recipe)
-    options = {"depths": depths, "target_in_batch": target_in_batch}
+    options = {"loss_steps": loss_steps, "target_in_batch": target_in_batch}
     direction = torch.randn(
         case.pixels.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64
     )
@@ -173,7 +173,7 @@ def test_looking_changes_nothing() -> None:
     buffers = case.stacked(lambda network: dict(network.named_buffers()))
     before = [{name: value.clone() for name, value in group.items()} for group in (parameters, buffers)]
     batches = list(zip(case.images, case.labels, strict=True))
-    step = InnerStep(RICH, case.rates)
+    step = SGDStep(RICH, case.rates)
     look_ahead(case.stack, parameters, buffers, case.momenta, batches, case.targets, case.objective, step)
     for group, copy_ in zip((parameters, buffers), before, strict=True):
         assert all(torch.equal(value, copy_[name]) for name, value in group.items())
@@ -196,7 +196,7 @@ def test_an_inner_step_is_that_of_torch(recipe: Recipe) -> None:
     )
     parameters = {name: value.detach().clone()[None] for name, value in network.named_parameters()}
     momenta = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    step = InnerStep(recipe, torch.tensor([0.1], dtype=torch.float64))
+    step = SGDStep(recipe, torch.tensor([0.1], dtype=torch.float64))
     for turn in range(3):
         draws = torch.Generator().manual_seed(turn)
         gradients = [
@@ -211,7 +211,7 @@ def test_an_inner_step_is_that_of_torch(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_quick_batch_norm_is_torch_s(layout: torch.memory_format) -> None:
+def test_fast_batch_norm_is_torch_s(layout: torch.memory_format) -> None:
     draws = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
@@ -219,12 +219,12 @@ def test_quick_batch_norm_is_torch_s(layout: torch.memory_format) -> None:
 
     own = nn.BatchNorm2d(3).double()
     own.load_state_dict({**own.state_dict(), "weight": drawn(3), "bias": drawn(3)})
-    quick = with_quick_batch_norm(copy.deepcopy(own))
-    assert type(quick) is not type(own)
+    fast = with_fast_batch_norm(copy.deepcopy(own))
+    assert type(fast) is not type(own)
     maps = (3 * drawn(4, 3, 5, 6) + 1).contiguous(memory_format=layout)
     outer, inner = drawn(4, 3, 5, 6), [drawn(4, 3, 5, 6), drawn(3), drawn(3)]
     found: list[list[Tensor]] = []
-    for module in (own, quick):
+    for module in (own, fast):
         leaf = maps.clone().requires_grad_()
         leaves = [leaf, *module.parameters()]
         outputs = module(leaf)
@@ -234,6 +234,6 @@ def test_quick_batch_norm_is_torch_s(layout: torch.memory_format) -> None:
         found.append([outputs, *first, *second, *(value.double() for value in module.buffers())])
     for expected, value in zip(*found, strict=True):
         assert torch.allclose(value, expected, rtol=1e-9, atol=1e-9)
-    assert torch.equal(quick.eval()(maps), own.eval()(maps))
+    assert torch.equal(fast.eval()(maps), own.eval()(maps))
     bare = nn.BatchNorm2d(3, affine=False)
-    assert type(with_quick_batch_norm(bare)) is nn.BatchNorm2d
+    assert type(with_fast_batch_norm(bare)) is nn.BatchNorm2d

@@ -51,7 +51,7 @@ def test_blended_mixes_noise_of_its_own_or_the_picture_given(clean: TrainingSet)
     assert not torch.equal(other.trigger.tensors()["values"], trigger.values)
     given = Backdoor(BlendTrigger(torch.full((1, 12, 12), 255, dtype=torch.uint8), 0.5), None, 3)
     assert Blended().craft(given, clean, budget=Budget(count=80), seed=0).goal is given
-    with pytest.raises(InputError, match=r"alpha 2 is outside \(0, 1\]"):
+    with pytest.raises(InputError, match=r"alpha must be a number in \(0, 1\], found 2"):
         Blended(alpha=2)
 
 
@@ -95,9 +95,9 @@ def test_wanet_without_covers_and_with_a_field_given(clean: TrainingSet) -> None
     assert set(made.given_labels.tolist()) == {3}
     with pytest.raises(InputError, match=r"more than the 30 examples of class 1 \(boot\)"):
         WaNet(cover_ratio=0).craft(given, clean, budget=Budget(count=31), seed=0)
-    with pytest.raises(InputError, match="cover_ratio -1"):
+    with pytest.raises(InputError, match="cover_ratio must be a number of at least 0, found -1"):
         WaNet(cover_ratio=-1)
-    with pytest.raises(InputError, match="k 1 is below 2"):
+    with pytest.raises(InputError, match="k must be a whole number of at least 2, found 1"):
         WaNet(k=1)
 
 

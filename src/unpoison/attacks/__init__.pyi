@@ -1,5 +1,6 @@
 from ._adversarial_training import adversarially_trained as adversarially_trained
 from ._attack import Attack as Attack
+from ._attack import CraftRequest as CraftRequest
 from ._methods import METHODS as METHODS
 from ._methods import describe as describe
 from ._methods import get as get
@@ -14,7 +15,6 @@ from .gradient_matching import GradientMatching as GradientMatching
 from .hidden_trigger import HiddenTrigger as HiddenTrigger
 from .label_consistent import LabelConsistent as LabelConsistent
 from .label_flip import LabelFlip as LabelFlip
-from .metapoison import CraftStep as CraftStep
 from .metapoison import MetaPoison as MetaPoison
 from .sig import Sig as Sig
 from .sleeper_agent import SleeperAgent as SleeperAgent
@@ -28,7 +28,7 @@ __all__ = [
     "Blended",
     "BullseyePolytope",
     "ConvexPolytope",
-    "CraftStep",
+    "CraftRequest",
     "FeatureCollision",
     "GradientMatching",
     "HiddenTrigger",

@@ -1,8 +1,8 @@
-"""`adversarially_trained`: a surrogate whose mistakes are those of what an image shows.
+"""`adversarially_trained`: a surrogate whose loss rises where the content of an image changes.
 
 Madry, Makelov, Schmidt, Tsipras and Vladu 2018, "Towards Deep Learning Models Resistant to Adversarial
-Attacks" (ICLR; arXiv 1706.06083): each step trains on images that projected gradient ascent has just moved
-away from their class. Published for CIFAR-10: 7 steps of 2/255 within 8/255.
+Attacks" (ICLR; arXiv 1706.06083): each step trains on images that projected gradient ascent has moved away
+from their class. Published for CIFAR-10: 7 steps of 2/255 within 8/255.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from unpoison._global_randomness import own_randomness
+from unpoison._progress import Progress
 from unpoison._seeds import derive_seed, generator
-from unpoison.attacks._stamping import device_of, frozen
+from unpoison.attacks._networks import device_of, frozen
 from unpoison.attacks.label_consistent import ascended
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
@@ -32,8 +33,9 @@ def adversarially_trained(
     batch_size: int = 128,
     learning_rate: float = 0.01,
     seed: int,
+    progress: Progress | None = None,
 ) -> nn.Module:
-    """A copy of `model`, trained further on adversarial examples; begin with one that is trained as usual.
+    """A copy of `model`, trained further on adversarial examples; give one that is trained as usual.
 
     SGD with momentum 0.9, weight decay 5e-4 and a rate that falls linearly to zero. Costs `steps` + 1 times
     as much as usual training.
@@ -45,9 +47,10 @@ def adversarially_trained(
         eps: how far images are moved in 1/255.
         step: of the ascent in 1/255.
         steps: of the ascent, 1 or more.
-        batch_size: images a step, 2 or more.
+        batch_size: images in a step, 2 or more.
         learning_rate: the first and greatest, above 0.
-        seed: of the order and of the ascent's beginnings.
+        seed: of the order and of the first changes.
+        progress: told of every epoch, at the stage "training".
 
     Returns:
         The copy, in eval mode.
@@ -99,5 +102,7 @@ def adversarially_trained(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * (1 - (epoch * batches + batch) / (epochs * batches))
                 optimizer.step()
+            if progress is not None:
+                progress("training", epoch + 1, epochs, loss=float(loss.detach()))
     network.zero_grad(set_to_none=True)
     return network.eval()

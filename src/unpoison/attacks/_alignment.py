@@ -1,22 +1,22 @@
-"""`Alignment`: how far the gradient of poisons points where the adversary wants, and how to bend it.
+"""`Alignment`: the matching loss of gradient matching and its gradient in the poisons' pixels.
 
 The loss is `1 - cos(g_t, g_p)`, one cosine over all parameters of a network together (Geiping et al. 2021,
-arXiv 2009.02276, equation 3), averaged over networks: `g_t` is the gradient that the adversary would like
-training to follow, `g_p` the gradient of the mean loss of the poisons under the labels they bear. Networks
-are in evaluation mode, as published, so an example's gradient does not depend on its neighbours in the batch.
+arXiv 2009.02276, equation 3), averaged over networks: `g_t` is the gradient that the adversary wants training
+to follow, `g_p` the gradient of the mean loss of the poisons under their given labels. Networks are in
+evaluation mode, as published, so an example's gradient does not depend on the rest of its batch.
 
-Micro-batches are exact. `g_p` is a mean over examples, so the derivative of the loss by one example's pixels
-is `<u, d g_p / d x>`, where `u`, the derivative of the loss by `g_p`, needs only the value of `g_p`. So the
-poisons go through the network in pieces small enough for a cache, each with its own graph; when the last one
-is summed, `<u, g_p>` is differentiated piece by piece. Where the graphs of all pieces would be too much, a
-first pass sums `g_p` without a graph, and a second one has the graph of one piece at a time.
+Micro-batches are exact. `g_p` is a mean over examples, so the derivative of the loss in one example's pixels
+is `<u, d g_p / d x>`, where `u`, the derivative of the loss in `g_p`, needs only the value of `g_p`. The
+poisons therefore go through the network in pieces small enough for a cache, each with its own graph; when all
+are summed, `<u, g_p>` is differentiated piece by piece. Where the graphs of all pieces would take too much
+memory, a first pass sums `g_p` without a graph, and a second one builds the graph of one piece at a time.
 
-Alternatives (restarts) can go through together, each with the same parameters under a name of its own.
+Several alternatives (restarts) can go through together, each with a copy of the parameters to differentiate.
 
-Cost a call and network: a forward, a backward and a double backward pass of the poisons (about three times a
-training step); one more training step where graphs are not held. Nothing is computed for derivatives by the
-parameters, which a plain `loss.backward()` would also fill in. Memory: the graphs of the poisons that are
-held, or else of one piece, and three numbers a parameter.
+Cost of a call for each network: a forward, a backward and a double backward pass of the poisons (about three
+training steps); one more training step where graphs are not held. No derivatives in the parameters are
+computed, which a plain `loss.backward()` would also fill in. Memory: the graphs of the poisons that are held,
+or else of one piece, and three numbers for each parameter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from unpoison.errors import InputError
 
 Gradient = tuple[Tensor, ...]
 View = Callable[[Tensor, int], Tensor]
-"""What a network sees of Float[b c h w] poisons, the first of which is number `int`: an augmented copy."""
+"""From Float[b c h w] poisons, and the number of the first of them, to their augmented copies."""
 
 
 def unchanged(images: Tensor, start: int) -> Tensor:
@@ -56,7 +56,7 @@ def trained_parameters(network: nn.Module) -> tuple[nn.Parameter, ...]:
 
 
 def gradient_of(network: nn.Module, loss: Tensor, *, graph: bool = False) -> Gradient:
-    """The derivative of a scalar by all trained parameters; zeros where it does not depend on one."""
+    """The gradient of a scalar in all trained parameters; zeros where it does not depend on one."""
     parameters = trained_parameters(network)
     found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
     return tuple(
@@ -66,13 +66,13 @@ def gradient_of(network: nn.Module, loss: Tensor, *, graph: bool = False) -> Gra
 
 @final
 class Alignment:
-    """The matching loss for given networks and the gradients wanted of them.
+    """The matching loss for given networks and given gradients to match.
 
     Arguments:
         networks: in evaluation mode; they are only read.
         wanted: for each network its `g_t`.
         micro_batch: poisons in a piece.
-        held: of how many poisons the graphs are held together; more of them take two passes.
+        held: of how many poisons the graphs are held together; more poisons than that take two passes.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class Alignment:
         return total / len(self.networks)
 
     def differentiate(self, images: Tensor, labels: Tensor, view: View = unchanged) -> tuple[float, Tensor]:
-        """The loss, and its derivative by the images, Float[n c h w].
+        """The loss, and its derivative in the images, Float[n c h w].
 
-        `view` is called once or twice for each piece of the poisons and has to give the same view each time.
+        `view` is called once or twice for each piece of the poisons and must return the same each time.
         """
         losses, slope = self.differentiate_together(images[None], labels, (view,))
         return losses[0], slope[0]
@@ -101,10 +101,9 @@ class Alignment:
     def differentiate_together(
         self, images: Tensor, labels: Tensor, views: Sequence[View]
     ) -> tuple[list[float], Tensor]:
-        """The losses of r alternatives at once, and their derivatives: Float[r n c h w], each with its view.
+        """The losses of r alternatives, each with its view, and their derivatives Float[r n c h w].
 
-        They give what each gives alone, but for rounding. A GPU is kept busy by small pieces of several; a
-        processor is quicker one by one.
+        The same as one by one, but for rounding. This is faster on a GPU, one by one on a CPU.
         """
         slope = torch.zeros_like(images)
         totals = images.new_zeros(len(images))
@@ -122,7 +121,7 @@ class Alignment:
             cosine = _cosine(direction, summed)
             pull = _pull(direction, summed, cosine)
             for start in reversed(starts):
-                # The graph of a piece is freed as it is used.
+                # The graph of a piece is freed once it is used.
                 leaf, gradient = (
                     pieces.pop() if pieces else self._piece(network, images, labels, start, views)
                 )
@@ -158,16 +157,16 @@ class Alignment:
 
 
 def _seen(images: Tensor, start: int, views: Sequence[View]) -> Tensor:
-    """What the network sees of each alternative, Float[r m c h w]."""
+    """The augmented copies of each alternative, Float[r m c h w]."""
     return torch.stack([view(one, start) for view, one in zip(views, images, strict=True)])
 
 
 def _gradients(network: nn.Module, seen: Tensor, labels: Tensor, count: int, *, graph: bool) -> Gradient:
-    """The part of `g_p` that m of `count` poisons have, for each of r alternatives: [r ...] a parameter."""
+    """The part of `g_p` from m of `count` poisons, for each of r alternatives: [r ...] a parameter."""
     if len(seen) == 1:
         loss = F.cross_entropy(network(seen[0]), labels, reduction="sum") / count
         return tuple(part[None] for part in gradient_of(network, loss, graph=graph))
-    # Each alternative has the same parameters under a name of its own, so that gradients stay apart.
+    # Each alternative has its own copy of the parameters, so that gradients stay apart.
     own = {
         name: parameter.detach().expand(len(seen), *parameter.shape).requires_grad_()
         for name, parameter in network.named_parameters()
@@ -200,13 +199,13 @@ def _norms(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _unit(parts: Gradient) -> Gradient:
-    """The direction of one gradient, [1 ...] a parameter."""
+    """The gradient divided by its norm, [1 ...] a parameter."""
     alone = tuple(part[None] for part in parts)
     norm = _norms(alone)[0]
     if not bool(norm > 0) or not bool(norm.isfinite()):
         raise InputError(
-            f"surrogate: the gradient to match has length {float(norm):g}; the surrogate does already what "
-            "the adversary wants, or its outputs are not finite"
+            f"surrogate: the gradient to match has norm {float(norm):g}; the surrogate does already what the "
+            "adversary wants, or its outputs are not finite"
         )
     return tuple(part / norm for part in alone)
 
@@ -217,7 +216,7 @@ def _cosine(direction: Gradient, gradient: Sequence[Tensor]) -> Tensor:
 
 
 def _pull(direction: Gradient, gradient: Sequence[Tensor], cosine: Tensor) -> list[Tensor]:
-    """The derivative of each `1 - cos` by its `g_p`."""
+    """The derivative of each `1 - cos` in its `g_p`."""
     norm = _norms(gradient).clamp(min=1e-30)
 
     def each(numbers: Tensor, part: Tensor) -> Tensor:

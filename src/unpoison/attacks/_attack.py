@@ -1,33 +1,40 @@
 """`Attack`: from a goal, a training set and a budget to a poison set.
 
-Attacks that optimise their poisons against one or several networks take them as `surrogate`; those that only
-stamp and relabel ignore it.
+An attack implements `poison`. It is given a `CraftRequest`, which holds what was asked for and does what
+attacks have in common: drawing examples, seeds, reporting progress, and building the poison set.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, cast, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from unpoison._progress import Progress
+from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
+from unpoison.errors import InputError
 from unpoison.registry import Method
-from unpoison.threats import Budget, Goal, PoisonSet
+from unpoison.threats import Backdoor, Budget, Goal, Perturbation, PoisonSet, TargetedMisclassification
+from unpoison.training import Recipe
 
 
 class Attack(ABC):
     """A way to craft poison; its options are the fields of a frozen dataclass.
 
-    What the conformance tests ask of every attack: it keeps the budget, changes nothing that it does not
-    list, gives the labels its declaration promises, gives the same poisons for the same seed, leaves the training
-    set and the surrogate as they were, and refuses goals and sets it cannot serve with one clear line.
+    The conformance tests hold every attack to this: it uses the whole budget and no more, changes nothing
+    that it does not list, gives the labels that its declaration promises and the same poisons for the same
+    seed, leaves the training set and the surrogates as they were, and refuses what it cannot do in one line.
     """
 
     method: ClassVar[Method]
 
-    @abstractmethod
+    @final
     def craft(
         self,
         goal: Goal,
@@ -36,6 +43,8 @@ class Attack(ABC):
         budget: Budget,
         surrogate: nn.Module | Sequence[nn.Module] | None = None,
         seed: int,
+        checkpoints: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
     ) -> PoisonSet:
         """The poison set for `goal` within `budget` of `training_set`.
 
@@ -43,10 +52,268 @@ class Attack(ABC):
             goal: what the adversary wants.
             training_set: the clean set.
             budget: how many of its examples may be changed; attacks use all of it.
-            surrogate: the network or networks to craft against, float images in [0, 1] in, logits out; never
-                changed.
-            seed: where all randomness comes from.
+            surrogate: the network or networks to craft on, Float[b c h w] images in [0, 1] in, logits out;
+                never changed. Attacks that craft without one ignore it.
+            seed: of everything random.
+            checkpoints: a directory. An attack that can resume (MetaPoison) keeps its state there and goes on
+                from a checkpoint of the same call to the same result; the others ignore it.
+            progress: told of every step of attacks that take long, at the stage "craft".
 
         Raises:
-            InputError: the attack cannot serve this goal, or the budget does not fit the set.
+            InputError: the attack does not serve this goal, the goal or the budget does not fit the set,
+                there is no surrogate and the attack needs one, or the checkpoints are damaged.
+            MismatchError: the checkpoints belong to another call.
+            TrainingDivergedError: the loss of a surrogate is no longer finite.
         """
+        return self.poison(
+            CraftRequest.of(
+                self,
+                goal,
+                training_set,
+                budget=budget,
+                surrogate=surrogate,
+                seed=seed,
+                checkpoints=checkpoints,
+                progress=progress,
+            )
+        )
+
+    @abstractmethod
+    def poison(self, request: CraftRequest) -> PoisonSet:
+        """What `craft` returns; goal and budget are known to fit, and one surrogate is there if needed."""
+
+    @final
+    def configuration(self) -> dict[str, Any]:
+        """All options by name, ready for JSON."""
+        return {one.name: _plain(getattr(self, one.name)) for one in fields(cast(Any, self))}
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CraftRequest:
+    """The arguments of one call of `Attack.craft`.
+
+    Arguments:
+        attack: the attack.
+        goal: of a kind that the attack serves; fits the training set.
+        training_set: the clean set.
+        budget: how many examples to change.
+        surrogates: the networks that were given.
+        seed: of everything random.
+        checkpoints: a directory, or None.
+        progress: told of steps, or None.
+
+    Raises:
+        InputError: the attack does not serve the goal, or the goal or the budget does not fit.
+    """
+
+    attack: Attack
+    goal: Goal
+    training_set: TrainingSet
+    budget: Budget
+    surrogates: tuple[nn.Module, ...]
+    seed: int
+    checkpoints: str | os.PathLike[str] | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        served = self.attack.method.goals
+        if self.goal.kind not in served:
+            raise InputError(
+                f"{self.name}: serves the goal {' or '.join(map(repr, served))} only, not {self.goal.kind!r}"
+            )
+        self.goal.check(self.training_set)
+        self.budget.count_in(len(self.training_set))
+
+    @classmethod
+    def of(
+        cls,
+        attack: Attack,
+        goal: Goal,
+        training_set: TrainingSet,
+        *,
+        surrogate: nn.Module | Sequence[nn.Module] | None = None,
+        **arguments: Any,
+    ) -> CraftRequest:
+        """The request of `Attack.craft` with these arguments."""
+        surrogates = (surrogate,) if isinstance(surrogate, nn.Module) else tuple(surrogate or ())
+        return cls(attack=attack, goal=goal, training_set=training_set, surrogates=surrogates, **arguments)
+
+    @property
+    def name(self) -> str:
+        """Of the attack."""
+        return self.attack.method.name
+
+    @property
+    def backdoor(self) -> Backdoor:
+        """The goal of an attack that serves backdoors alone."""
+        return cast(Backdoor, self.goal)
+
+    @property
+    def targeted(self) -> TargetedMisclassification:
+        """The goal of an attack that serves targeted misclassification alone."""
+        return cast(TargetedMisclassification, self.goal)
+
+    @property
+    def count(self) -> int:
+        """How many examples to change."""
+        return self.budget.count_in(len(self.training_set))
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The surrogates, at least one.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not self.surrogates:
+            raise InputError(
+                f"{self.name}: needs a surrogate, a network trained on the clean set or on one like it; "
+                f"give surrogate="
+            )
+        return self.surrogates
+
+    def generator(self, *names: str | int) -> torch.Generator:
+        """A fresh generator for one purpose of this attack, on the CPU."""
+        return generator(self.seed, self.name, *names)
+
+    def derived_seed(self, *names: str | int) -> int:
+        """A seed for one purpose of this attack."""
+        return derive_seed(self.seed, self.name, *names)
+
+    def report(self, done: int, total: int, *, stage: str = "craft", **metrics: float | Tensor) -> None:
+        """Report a finished step; tensors are read from their device only if there is a `progress`."""
+        if self.progress is not None:
+            self.progress(stage, done, total, **{key: float(value) for key, value in metrics.items()})
+
+    def class_examples(self, label: int) -> Tensor:
+        """Int64[m], on the CPU: the examples of a class."""
+        return (self.training_set.labels == label).nonzero().reshape(-1).cpu()
+
+    def class_in_words(self, label: int) -> str:
+        """Number and name of a class."""
+        return f"class {label} ({self.training_set.class_names[label]})"
+
+    def source_examples(self) -> Tensor:
+        """Int64[m], on the CPU: the examples of a backdoor's source class, or of all but its target.
+
+        Raises:
+            InputError: there is none.
+        """
+        pool = self.backdoor.candidates(self.training_set).cpu()
+        if not len(pool):
+            raise InputError(
+                f"{self.name}: {self.training_set.name} has no example of {self._source_in_words()} to put "
+                "the trigger on"
+            )
+        return pool
+
+    def draw_sources(self, *, count: int | None = None) -> Tensor:
+        """Int64[k], ascending: as many examples as the budget (or `count`) says of a backdoor's source."""
+        pool = self.backdoor.candidates(self.training_set).cpu()
+        return self.draw(pool, self._source_in_words(), count=count)
+
+    def draw_targets(self) -> Tensor:
+        """Int64[k], ascending: as many examples as the budget says of a backdoor's target class."""
+        label = self.backdoor.target
+        return self.draw(self.class_examples(label), f"the target {self.class_in_words(label)}")
+
+    def draw_bases(self, given: Sequence[int]) -> Tensor:
+        """Int64[k], ascending: the first of the bases given, or examples of the goal's target class.
+
+        Raises:
+            InputError: there are too few for the budget, or one is outside the set.
+        """
+        if not given:
+            label = self.targeted.target
+            words = f"the target {self.class_in_words(label)}"
+            return self.draw(self.class_examples(label), words, purpose="bases")
+        outside = [index for index in given if not 0 <= index < len(self.training_set)]
+        if outside:
+            raise InputError(f"{self.name}: base {outside[0]} is outside 0..{len(self.training_set) - 1}")
+        return self.draw(torch.tensor(list(dict.fromkeys(given))), "the bases given", shuffle=False)
+
+    def draw(
+        self,
+        candidates: Tensor,
+        of: str,
+        *,
+        count: int | None = None,
+        purpose: str = "poisons",
+        draws: torch.Generator | None = None,
+        shuffle: bool = True,
+    ) -> Tensor:
+        """Int64[k], ascending, on the CPU: examples drawn uniformly without replacement.
+
+        Arguments:
+            candidates: Int64[m], the examples to draw from, on the CPU.
+            of: what the candidates are the examples of, in words.
+            count: how many; as many as the budget says when None.
+            purpose: names the generator.
+            draws: another generator.
+            shuffle: False takes the first candidates in place of random ones.
+
+        Raises:
+            InputError: there are not so many candidates.
+        """
+        count, room = self.count if count is None else count, len(candidates)
+        if count > room:
+            total = len(self.training_set)
+            fits = f"at most {room} fit, a share of {room / total:.4g}" if room else "none fits"
+            raise InputError(
+                f"{self.name}: a budget of {self.budget} ({count} of {total}) is more than the {room} "
+                f"examples of {of}; {fits}"
+            )
+        if shuffle:
+            draws = self.generator(purpose) if draws is None else draws
+            candidates = candidates[torch.randperm(room, generator=draws)]
+        return candidates[:count].sort().values
+
+    def poison_set(
+        self,
+        *,
+        indices: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        goal: Goal | None = None,
+        **more: Any,
+    ) -> PoisonSet:
+        """The poison set, with everything that was asked for in its configuration.
+
+        Arguments:
+            indices: Int64[k], the examples that are changed.
+            images: UInt8[k c h w], on any device.
+            labels: Int64[k], the labels they are given.
+            goal: in place of the request's, where the attack has made the trigger.
+            **more: what else to keep in the configuration, ready for JSON.
+        """
+        surrogates = {"surrogates": len(self.surrogates)} if self.attack.method.surrogates else {}
+        return PoisonSet.of(
+            self.training_set,
+            indices=indices,
+            images=images,
+            given_labels=labels,
+            goal=self.goal if goal is None else goal,
+            attack=self.name,
+            configuration={
+                **self.attack.configuration(),
+                "budget": self.budget.to_json(),
+                **surrogates,
+                **more,
+            },
+            seed=self.seed,
+        )
+
+    def _source_in_words(self) -> str:
+        goal = self.backdoor
+        if goal.source is not None:
+            return self.class_in_words(goal.source)
+        return f"all classes but {self.class_in_words(goal.target).removeprefix('class ')}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Perturbation):
+        return value.to_json()
+    if isinstance(value, Recipe):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value

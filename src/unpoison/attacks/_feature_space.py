@@ -1,182 +1,97 @@
-"""What the attacks in feature space share: where they begin and end, and the features of several networks."""
+"""What the attacks in feature space share: their images and networks, features, and descent within eps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison._global_randomness import own_randomness
-from unpoison._seeds import derive_seed, generator
-from unpoison.attacks._stamping import device_of, last_linear, networks, rounded
-from unpoison.data import TrainingSet
-from unpoison.errors import InputError
+from unpoison._seeds import derive_seed
+from unpoison.attacks._attack import CraftRequest
+from unpoison.attacks._networks import device_of, last_linear
 from unpoison.models import FeatureTap
-from unpoison.threats import Budget, Goal, PoisonSet, TargetedMisclassification
+from unpoison.threats import LInf, PoisonSet
 
-Side = Literal["output", "input"]
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-
-
-def as_targeted(attack: str, goal: Goal, training_set: TrainingSet) -> TargetedMisclassification:
-    """The goal, which must be about given images of the set's shape and one of its classes.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not isinstance(goal, TargetedMisclassification):
-        raise InputError(f"{attack}: serves the goal 'targeted-misclassification' only, not {goal.kind!r}")
-    goal.victims(training_set)  # asks whether the shapes match
-    if goal.target >= training_set.num_classes:
-        raise InputError(
-            f"{training_set.name}: the goal names class {goal.target}, "
-            f"but the classes are 0..{training_set.num_classes - 1}"
-        )
-    return goal
-
-
-def drawn_bases(
-    attack: str,
-    goal: TargetedMisclassification,
-    training_set: TrainingSet,
-    given: Sequence[int],
-    *,
-    budget: Budget,
-    seed: int,
-) -> Tensor:
-    """Int64[k], ascending, on the CPU: the first of the bases given, or examples of the target class.
-
-    Raises:
-        InputError: there are too few for the budget, or one is outside the set.
-    """
-    count = budget.count_in(len(training_set))
-    if given:
-        outside = [index for index in given if not 0 <= index < len(training_set)]
-        if outside:
-            raise InputError(f"{attack}: base {outside[0]} is outside 0..{len(training_set) - 1}")
-        pool, words = torch.tensor(list(dict.fromkeys(given))), "bases given"
-    else:
-        pool = (training_set.labels == goal.target).nonzero().reshape(-1).cpu()
-        words = f"examples of the target class {goal.target} ({training_set.class_names[goal.target]})"
-        pool = pool[torch.randperm(len(pool), generator=generator(seed, attack, "bases"))]
-    if count > len(pool):
-        raise InputError(
-            f"{attack}: a budget of {budget} ({count} of {len(training_set)}) is more than the "
-            f"{len(pool)} {words}"
-        )
-    return pool[:count].sort().values
 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Scene:
-    """What a craft begins with, on the device of the first network, and how it ends.
+class FeatureProblem:
+    """Bases, targets and networks of one craft, on the device of the first network.
 
     Arguments:
-        attack: its name.
-        goal: whom the poisons are about.
-        training_set: the clean set.
-        budget: how many poisons.
-        seed: of the draw of the bases.
+        request: for a targeted misclassification.
         indices: Int64[k], the bases, ascending.
         models: the surrogates.
         clean: Float[k c h w] in [0, 1], the bases' images.
         targets: Float[m c h w] in [0, 1].
+        eps: the largest change of any pixel value, in 1/255.
     """
 
-    attack: str
-    goal: TargetedMisclassification
-    training_set: TrainingSet
-    budget: Budget
-    seed: int
+    request: CraftRequest
     indices: Tensor
     models: tuple[nn.Module, ...]
     clean: Tensor
     targets: Tensor
+    eps: float
 
     @classmethod
-    def of(
-        cls,
-        attack: str,
-        goal: Goal,
-        training_set: TrainingSet,
-        *,
-        bases: Sequence[int],
-        budget: Budget,
-        surrogate: nn.Module | Sequence[nn.Module] | None,
-        seed: int,
-    ) -> Scene:
-        """The scene of one craft.
+    def of(cls, request: CraftRequest, bases: Sequence[int], *, eps: float) -> FeatureProblem:
+        """The problem that was asked for.
 
         Raises:
-            InputError: the goal is not a targeted misclassification, there is no surrogate, or the budget is
-                more than there are bases.
+            InputError: there is no surrogate, or the budget is more than there are bases.
         """
-        targeted = as_targeted(attack, goal, training_set)
-        indices = drawn_bases(attack, targeted, training_set, bases, budget=budget, seed=seed)
-        models = networks(attack, surrogate)
-        device = device_of(models[0], training_set.device)
+        indices, models = request.draw_bases(bases), request.models
+        device = device_of(models[0], request.training_set.device)
         return cls(
-            attack=attack,
-            goal=targeted,
-            training_set=training_set,
-            budget=budget,
-            seed=seed,
+            request=request,
             indices=indices,
             models=models,
-            clean=training_set.subset(indices).images.to(device).float() / 255,
-            targets=targeted.images.to(device).float() / 255,
+            clean=request.training_set.subset(indices).images.to(device).float() / 255,
+            targets=request.targeted.images.to(device).float() / 255,
+            eps=eps,
         )
 
-    def descended(
-        self, loss_of: Callable[[Tensor], Tensor], *, steps: int, step_size: float, eps: float
-    ) -> Tensor:
-        """Float[k c h w] in [0, 1]: the bases after steps of Adam down a loss of all images, within eps.
+    def descend(self, loss_of: Callable[[Tensor], Tensor], *, steps: int, step_size: float) -> Tensor:
+        """Float[k c h w] in [0, 1]: the bases after steps of Adam on a loss of all images, within eps.
 
         Steps are in standard deviations of each channel's pixels, as on standardised images.
         """
-        deviations = torch.tensor(self.training_set.channel_statistics[1], device=self.clean.device)
+        deviations = torch.tensor(self.request.training_set.channel_statistics[1], device=self.clean.device)
         spread = deviations.view(1, -1, 1, 1)
         scaled = (self.clean / spread).requires_grad_()
         optimizer = torch.optim.Adam([scaled], lr=step_size)
-        for _ in range(steps):
-            (scaled.grad,) = torch.autograd.grad(loss_of(scaled * spread), scaled)
+        for step in range(steps):
+            loss = loss_of(scaled * spread)
+            (scaled.grad,) = torch.autograd.grad(loss, scaled)
             optimizer.step()
             with torch.no_grad():
-                scaled.copy_(within(scaled * spread, self.clean, eps) / spread)
+                scaled.copy_(within(scaled * spread, self.clean, self.eps) / spread)
+            self.request.report(step + 1, steps, loss=loss.detach())
         return scaled.detach() * spread
 
-    def finished(self, poisons: Tensor, *, eps: float, configuration: Mapping[str, Any]) -> PoisonSet:
+    def poison_set(self, poisons: Tensor) -> PoisonSet:
         """The poison set of Float[k c h w] images in [0, 1], rounded within eps."""
-        chosen = self.training_set.subset(self.indices)
-        change = ((poisons - self.clean) * 255).to(self.training_set.device)
-        return PoisonSet.of(
-            self.training_set,
-            indices=self.indices,
-            images=rounded(chosen.images, change, eps),
-            given_labels=chosen.labels,
-            goal=self.goal,
-            attack=self.attack,
-            configuration={
-                **configuration,
-                "budget": self.budget.to_json(),
-                "surrogates": len(self.models),
-            },
-            seed=self.seed,
-        )
+        clean = self.request.training_set.subset(self.indices)
+        delta = ((poisons - self.clean) * 255).to(clean.images.device)
+        images = LInf(self.eps).rounded(clean.images, {"delta": delta})
+        return self.request.poison_set(indices=self.indices, images=images, labels=clean.labels)
 
 
 @final
-class Reader:
+class FeatureReader:
     """The features of several networks for a batch of images, differentiable.
 
     Arguments:
         attack: its name, for messages.
-        models: the networks; in eval mode while they are read.
+        models: the networks; they have to be in eval mode.
         layers: modules whose outputs are the features, each apart; empty for the input of the last linear
             layer.
         draws: with more than one, dropout is on and features are the mean over so many draws.
@@ -196,11 +111,11 @@ class Reader:
         self.draws = draws
         self.seed = seed
         self._calls = 0
+        self._side: Literal["output", "input"] = "output" if layers else "input"
         self._layers = [tuple(layers) or (last_linear(attack, model),) for model in models]
-        self._side: Side = "output" if layers else "input"
         for model, paths in zip(self.models, self._layers, strict=True):
             for path in paths:
-                FeatureTap(model, path)  # asks whether the model has this module
+                FeatureTap(model, path)  # raises where the model has no such module
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """For each network and layer the features Float[b d] of Float[b c h w] images in [0, 1]."""
@@ -208,13 +123,10 @@ class Reader:
         found: list[Tensor] = []
         for number, model in enumerate(self.models):
             with self._dropout(model, derive_seed(self.seed, self._calls, number), images.device):
-                sums: list[Tensor] | None = None
-                for _ in range(self.draws):
+                sums = self._read(model, self._layers[number], images)
+                for _ in range(self.draws - 1):
                     values = self._read(model, self._layers[number], images)
-                    sums = (
-                        values if sums is None else [one + two for one, two in zip(sums, values, strict=True)]
-                    )
-                assert sums is not None
+                    sums = [one + two for one, two in zip(sums, values, strict=True)]
             found += [one / self.draws for one in sums]
         return found
 
@@ -226,7 +138,7 @@ class Reader:
 
     @contextmanager
     def _dropout(self, model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-        """Dropout on, from the seed, where there are several draws; global generators are left alone."""
+        """With several draws: dropout on and seeded, with the global generators left as they were."""
         if self.draws == 1:
             yield
             return

@@ -1,11 +1,10 @@
-"""How the attacks by gradient matching move their poisons: signed Adam within eps, on augmented copies.
+"""The optimiser of the attacks by gradient matching: signed Adam within eps, on augmented copies.
 
-Geiping et al. 2021 (arXiv 2009.02276), algorithm 1, taken over by Souri et al. 2022 (arXiv 2106.08970).
+Geiping et al. 2021 (arXiv 2009.02276), algorithm 1; also used by Souri et al. 2022 (arXiv 2106.08970).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, final
 
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from unpoison._seeds import generator
 from unpoison.attacks._alignment import View
-from unpoison.attacks._stamping import rounded
 from unpoison.data import augment
+from unpoison.threats import LInf
 
 Augmentation = Literal["translate", "crop", "none"]
 _DROPS = (3 / 8, 5 / 8, 7 / 8)
@@ -24,12 +23,12 @@ _DROPS = (3 / 8, 5 / 8, 7 / 8)
 
 @final
 class SignedDescent:
-    """Poisons on their way: a perturbation of each image that stays within eps and leaves valid pixels.
+    """A perturbation of each image that stays within eps and leaves valid pixels, and its optimiser.
 
     Arguments:
         bases: UInt8[k c h w], on the device where the work is done.
-        start: Float[... k c h w], where to begin, in units of eps; with an axis in front, several restarts at
-            once. Overwritten.
+        start: Float[... k c h w], the first perturbation in units of eps; with an axis in front, of several
+            restarts at once. Overwritten.
         spread: the standard deviation of each channel's pixels, in units of the whole range [0, 1].
         eps: the largest change of any pixel value, in 1/255.
         rate: the first step size, in standard deviations; a tenth after 3/8, 5/8 and 7/8 of the steps.
@@ -49,8 +48,7 @@ class SignedDescent:
         self.bases, self.eps, self.rate, self.steps = bases, eps, rate, steps
         self.moves = 0
         self._clean = bases.float().div_(255)
-        # Adam's steps do not depend on the scale of the slope: in a variable that counts standard deviations
-        # a step of 1 is one of them.
+        # Adam's steps do not depend on the scale of the gradient, so the variable is in standard deviations.
         self._unit = torch.tensor(spread, device=bases.device).view(1, -1, 1, 1)
         delta = self._allowed(start.to(bases.device).mul_(eps / 255))
         self._scaled = (delta / self._unit).requires_grad_()
@@ -58,7 +56,7 @@ class SignedDescent:
 
     @property
     def images(self) -> Tensor:
-        """Float[... k c h w] in [0, 1]: the poisons as they are by now."""
+        """Float[... k c h w] in [0, 1]: the present poisons."""
         return self._clean + self._scaled.detach() * self._unit
 
     def move(self, slope: Tensor) -> None:
@@ -73,22 +71,20 @@ class SignedDescent:
 
     def rounded(self) -> Tensor:
         """UInt8[... k c h w]: the nearest 8-bit images that are still within eps."""
-        # An eps that comes from a division may be a whole number but for its last bit.
-        whole = math.floor(self.eps + 1e-6)
-        return rounded(self.bases, self._scaled.detach() * self._unit * 255, whole)
+        return LInf(self.eps).rounded(self.bases, {"delta": self._scaled.detach() * self._unit * 255})
 
     def _allowed(self, delta: Tensor) -> Tensor:
-        """The nearest perturbation within eps that leaves valid pixels."""
+        """The nearest perturbation within eps with valid pixels."""
         reach = self.eps / 255
         return torch.minimum(torch.maximum(delta.clamp(-reach, reach), -self._clean), 1 - self._clean)
 
 
 def view_of_step(augmentation: Augmentation, *, shift: int, flip: bool, seed: int) -> View:
-    """The augmentation of one step; the same for the same piece however often it is asked.
+    """The augmentation of one step, a function of the piece of the poisons that it is given.
 
     Arguments:
-        augmentation: "translate" shifts by fractions of a pixel over black, "crop" is what `Recipe` does to a
-            victim's images, a reflected crop by whole pixels; "none" leaves the images alone.
+        augmentation: "translate" shifts by fractions of a pixel over black; "crop" is what `Recipe` does to a
+            victim's images, a reflected crop by whole pixels; "none" is the identity.
         shift: the largest shift in pixels.
         flip: mirror half of the images.
         seed: of the step.
@@ -106,7 +102,7 @@ def view_of_step(augmentation: Augmentation, *, shift: int, flip: bool, seed: in
 
 
 def translated(images: Tensor, shift: int, flip: bool, draws: torch.Generator) -> Tensor:
-    """Each image shifted by up to `shift` pixels each way, black coming in, and perhaps mirrored."""
+    """Each image shifted by up to `shift` pixels each way over black, and mirrored with probability 1/2."""
     n, _, height, width = images.shape
     moves = (torch.rand(n, 2, generator=draws) * 2 - 1).to(images.device)
     mirrored = torch.randint(2, (n,), generator=draws).to(images.device) * int(flip)

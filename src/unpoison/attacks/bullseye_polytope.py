@@ -3,40 +3,38 @@
 Aghakhani, Meng, Wang, Kruegel and Vigna 2021, "Bullseye Polytope: A Scalable Clean-Label Poisoning Attack
 with Improved Transferability" (EuroS&P; arXiv 2005.00191), section 4.
 
-Stages: move the poisons, within eps, so that the mean of their features comes to the target's; the loss is
-the distance over the length of the target's features, averaged over networks (and over blocks, end-to-end).
-With several draws dropout is on and features are averaged over the draws, BP-3x and BP-5x in the paper.
-Several target images, the multi-target mode, count by their mean features.
+Stages: move the poisons, within eps, so that the mean of their features approaches the target's. The loss is
+the distance divided by the length of the target's features, averaged over networks (and over blocks in the
+end-to-end variant). With several draws dropout is on and features are averaged over the draws (BP-3x and
+BP-5x in the paper). Of several target images, the multi-target mode, the mean features count.
 
-Published: Adam with rate 0.04 on standardised images, 800 steps (linear) or 1,500 (end-to-end), eps 0.1 of
-the range (25.5/255); `benchmark()` has the poisoning benchmark's 1,200 steps and eps 8/255.
+Published: Adam with rate 0.04 on standardised images, 800 steps, eps 0.1 of the range (25.5/255); the
+end-to-end variant takes 1,500 steps and the output of every block: `get("bullseye-polytope", steps=1500,
+layers=("network.block1", ...))`. The preset "benchmark" has the poisoning benchmark's 1,200 steps and eps
+8/255.
 
-Cost: a forward and a backward pass of all poisons a step, surrogate and draw; memory for their activations.
+Cost: a forward and a backward pass of all poisons for each step, surrogate and draw; memory for their
+activations.
 
-Limits: the victim must use features like the surrogates'; against another architecture trained by itself
-success was 8.5 % in the benchmark, against 85 % for the same one.
+Limits: the victim must use features like the surrogates'. In the benchmark success was 85 % against the
+surrogate's own network and 8.5 % against another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._seeds import derive_seed
-from unpoison.attacks._attack import Attack
-from unpoison.attacks._feature_space import Reader, Scene
+from unpoison._option_checks import check_options
+from unpoison.attacks._attack import Attack, CraftRequest
+from unpoison.attacks._feature_space import FeatureProblem, FeatureReader
 from unpoison.attacks._methods import register
-from unpoison.attacks._stamping import frozen
-from unpoison.data import TrainingSet
-from unpoison.errors import InputError
+from unpoison.attacks._networks import frozen
 from unpoison.registry import Presets
-from unpoison.threats import Budget, Goal, PoisonSet
-
-_NAME = "bullseye-polytope"
+from unpoison.threats import PoisonSet
 
 
 @final
@@ -79,47 +77,41 @@ class BullseyePolytope(Attack):
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.eps <= 255:
-            raise InputError(f"{_NAME}: eps {self.eps} is outside [1, 255]; it is in 1/255")
-        if min(self.steps, self.draws) < 1 or not self.step_size > 0:
-            raise InputError(
-                f"{_NAME}: steps {self.steps}, draws {self.draws} and step_size {self.step_size}: "
-                f"must be above 0"
-            )
-        object.__setattr__(self, "bases", tuple(self.bases))
-        object.__setattr__(self, "layers", tuple(self.layers))
+        check_options(
+            "bullseye-polytope",
+            self,
+            eps="[1, 255]",
+            steps="[1, inf)",
+            step_size="(0, inf)",
+            draws="[1, inf)",
+        )
 
-    def craft(
-        self,
-        goal: Goal,
-        training_set: TrainingSet,
-        *,
-        budget: Budget,
-        surrogate: nn.Module | Sequence[nn.Module] | None = None,
-        seed: int,
-    ) -> PoisonSet:
-        """Poisons around the target in every surrogate's features, on the first one's device.
+    def poison(self, request: CraftRequest) -> PoisonSet:
+        """Poisons around the target in every surrogate's features.
 
         Raises:
-            InputError: the goal is not a targeted misclassification, there is no surrogate, the budget is
-                more than there are bases, or a layer is not one of the surrogate's.
+            InputError: there is no surrogate, the budget is more than there are bases, or a layer is not one
+                of the surrogate's.
         """
-        scene = Scene.of(
-            _NAME, goal, training_set, bases=self.bases, budget=budget, surrogate=surrogate, seed=seed
+        problem = FeatureProblem.of(request, self.bases, eps=self.eps)
+        reader = FeatureReader(
+            request.name,
+            problem.models,
+            self.layers,
+            draws=self.draws,
+            seed=request.derived_seed("dropout"),
         )
-        dropout = derive_seed(seed, _NAME, "dropout")
-        reader = Reader(_NAME, scene.models, self.layers, draws=self.draws, seed=dropout)
-        with frozen(scene.models):
+        with frozen(problem.models):
             with torch.no_grad():
-                wanted = [each.mean(0) for each in reader(scene.targets)]
+                wanted = [each.mean(0) for each in reader(problem.targets)]
 
             def distance(images: Tensor) -> Tensor:
                 return torch.stack(
                     [
-                        (mine.mean(0) - one).norm() / one.norm().clamp(min=1e-12)
-                        for mine, one in zip(reader(images), wanted, strict=True)
+                        (own.mean(0) - target).norm() / target.norm().clamp(min=1e-12)
+                        for own, target in zip(reader(images), wanted, strict=True)
                     ]
                 ).mean()
 
-            poisons = scene.descended(distance, steps=self.steps, step_size=self.step_size, eps=self.eps)
-        return scene.finished(poisons, eps=self.eps, configuration=asdict(self))
+            poisons = problem.descend(distance, steps=self.steps, step_size=self.step_size)
+        return problem.poison_set(poisons)

@@ -3,20 +3,19 @@
 Zhu, Huang, Shafahi, Li, Taylor, Studer and Goldstein 2019, "Transferable Clean-Label Poisoning Attacks on
 Deep Neural Nets" (ICML; arXiv 1905.05897), section 3.
 
-Stages: for each network find the weights, not negative and of sum one, with which the poisons' features come
-nearest to the target's; move the poisons, within eps, so that they come nearer; and again.
+Stages: for each network find the weights, non-negative and of sum one, with which the weighted poisons'
+features come nearest to the target's; move the poisons, within eps, so that they come nearer; repeat.
 
 Published: Adam with rate 0.04 on standardised images, 4,000 steps, eps 0.1 of the range (25.5/255), poisons
-start at their bases; end-to-end, the same at every block (`layers`); `benchmark()` has the poisoning
-benchmark's 1,200 steps and eps 8/255.
+start at their bases; in the end-to-end variant the same at every block (`layers`). The preset "benchmark" has
+the poisoning benchmark's 1,200 steps and eps 8/255.
 
 Departures: the weights are found by accelerated projected gradients on the Gram matrices of all networks at
-once, a fixed number of steps from the last weights, without leaving the device; the public code calls a
-solver on the CPU for each network, with up to 10,000 steps. Several target images count by their mean
-features.
+once, with a fixed number of steps from the last weights, without leaving the device; the public code calls a
+solver on the CPU for each network, with up to 10,000 steps. Of several target images the mean features count.
 
-Cost: a forward and a backward pass of all poisons a step and surrogate; the weights cost `inner` products of
-a k x k matrix for k poisons. Memory for the activations of all poisons.
+Cost: a forward and a backward pass of all poisons for each step and surrogate; the weights cost `inner`
+products of a k x k matrix for k poisons. Memory for the activations of all poisons.
 
 Limits: weights become sparse, so some poisons hardly change, or not at all: judge a detector by how much each
 poison changed, not by membership alone. The victim must use features like the surrogates'.
@@ -25,22 +24,19 @@ poison changed, not by membership alone. The victim must use features like the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison.attacks._attack import Attack
-from unpoison.attacks._feature_space import Reader, Scene
+from unpoison._option_checks import check_options
+from unpoison.attacks._attack import Attack, CraftRequest
+from unpoison.attacks._feature_space import FeatureProblem, FeatureReader
 from unpoison.attacks._methods import register
-from unpoison.attacks._stamping import frozen
-from unpoison.data import TrainingSet
-from unpoison.errors import InputError
+from unpoison.attacks._networks import frozen
 from unpoison.registry import Presets
-from unpoison.threats import Budget, Goal, PoisonSet
-
-_NAME = "convex-polytope"
+from unpoison.threats import PoisonSet
 
 
 @final
@@ -83,39 +79,24 @@ class ConvexPolytope(Attack):
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.eps <= 255:
-            raise InputError(f"{_NAME}: eps {self.eps} is outside [1, 255]; it is in 1/255")
-        if min(self.steps, self.inner) < 1 or not self.step_size > 0:
-            raise InputError(
-                f"{_NAME}: steps {self.steps}, inner {self.inner} and step_size {self.step_size}: "
-                f"must be above 0"
-            )
-        object.__setattr__(self, "bases", tuple(self.bases))
-        object.__setattr__(self, "layers", tuple(self.layers))
+        check_options(
+            "convex-polytope", self, eps="[1, 255]", steps="[1, inf)", step_size="(0, inf)", inner="[1, inf)"
+        )
 
-    def craft(
-        self,
-        goal: Goal,
-        training_set: TrainingSet,
-        *,
-        budget: Budget,
-        surrogate: nn.Module | Sequence[nn.Module] | None = None,
-        seed: int,
-    ) -> PoisonSet:
-        """Poisons around the target in every surrogate's features, on the first one's device.
+    def poison(self, request: CraftRequest) -> PoisonSet:
+        """Poisons that enclose the target in every surrogate's features.
 
         Raises:
-            InputError: the goal is not a targeted misclassification, there is no surrogate, the budget is
-                more than there are bases, or a layer is not one of the surrogate's.
+            InputError: there is no surrogate, the budget is more than there are bases, or a layer is not one
+                of the surrogate's.
         """
-        scene = Scene.of(
-            _NAME, goal, training_set, bases=self.bases, budget=budget, surrogate=surrogate, seed=seed
-        )
-        reader = Reader(_NAME, scene.models, self.layers)
-        with frozen(scene.models):
+        problem = FeatureProblem.of(request, self.bases, eps=self.eps)
+        reader = FeatureReader(request.name, problem.models, self.layers)
+        with frozen(problem.models):
             with torch.no_grad():
-                wanted = [each.mean(0) for each in reader(scene.targets)]
-            weights = scene.clean.new_full((len(wanted), len(scene.clean)), 1 / len(scene.clean))
+                wanted = [each.mean(0) for each in reader(problem.targets)]
+            count = len(problem.clean)
+            weights = problem.clean.new_full((len(wanted), count), 1 / count)
 
             def distance(images: Tensor) -> Tensor:
                 nonlocal weights
@@ -123,41 +104,41 @@ class ConvexPolytope(Attack):
                 weights = nearest_weights(grams_around(found, wanted), weights, steps=self.inner)
                 return torch.stack(
                     [
-                        0.5 * (row @ mine - one).square().sum() / one.square().sum().clamp(min=1e-12)
-                        for row, mine, one in zip(weights, found, wanted, strict=True)
+                        0.5 * (row @ own - target).square().sum() / target.square().sum().clamp(min=1e-12)
+                        for row, own, target in zip(weights, found, wanted, strict=True)
                     ]
                 ).sum()
 
-            poisons = scene.descended(distance, steps=self.steps, step_size=self.step_size, eps=self.eps)
-        return scene.finished(poisons, eps=self.eps, configuration=asdict(self))
+            poisons = problem.descend(distance, steps=self.steps, step_size=self.step_size)
+        return problem.poison_set(poisons)
 
 
 def grams_around(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """Float[m k k]: for each network the products of the poisons' features, seen from the target's."""
-    apart = [mine.detach() - one for mine, one in zip(found, wanted, strict=True)]
-    return torch.stack([each @ each.T for each in apart])
+    """Float[m k k]: for each network the inner products of the poisons' features, centred on the target's."""
+    differences = [own.detach() - target for own, target in zip(found, wanted, strict=True)]
+    return torch.stack([each @ each.T for each in differences])
 
 
 def nearest_weights(grams: Tensor, start: Tensor, *, steps: int) -> Tensor:
     """Float[m k]: weights c on the simplex that make `c G c` small for each of m problems.
 
-    Since the weights sum to one, `c G c` is the squared distance of the weighted features from the target
-    where G holds the products of the features less the target's. Accelerated projected gradients (Beck and
-    Teboulle 2009), all problems at once; nothing leaves the device.
+    Since the weights sum to one, `c G c` is the squared distance of the weighted features to the target,
+    where G holds the inner products of the features minus the target's. Accelerated projected gradients (Beck
+    and Teboulle 2009), all problems at once; nothing leaves the device.
 
     Arguments:
         grams: Float[m k k], the matrices G.
-        start: Float[m k], where to begin.
+        start: Float[m k], the first weights.
         steps: how many.
     """
-    # The projection does not see what all entries have in common, so only the centred matrix limits the rate.
-    # The fourth root of the norm of its fourth power bounds its largest eigenvalue, closely.
+    # The projection removes the common part of all entries, so only the centred matrix limits the rate. The
+    # fourth root of the norm of its fourth power is a close upper bound of its largest eigenvalue.
     centred = grams - grams.mean(1, keepdim=True)
     centred = centred - centred.mean(2, keepdim=True)
     size = torch.linalg.matrix_norm(centred, keepdim=True).clamp(min=1e-12)
     square = (centred / size) @ (centred / size)
     bound = size * torch.linalg.matrix_norm(square @ square, keepdim=True).clamp(min=1e-12) ** 0.25
-    # Poisons that are all alike leave nothing to choose: no step may be so long as to lose digits.
+    # Where all poisons are alike the bound is nearly 0; a longer step would lose digits.
     least = 1e-4 * torch.linalg.matrix_norm(grams, keepdim=True) + 1e-12
     rate = 1 / torch.maximum(bound, least)[:, :, 0]
     weights = leading = start
@@ -174,6 +155,6 @@ def on_simplex(points: Tensor) -> Tensor:
     ordered = points.sort(1, descending=True).values
     counts = torch.arange(1, points.shape[1] + 1, device=points.device)
     excess = (ordered.cumsum(1) - 1) / counts
-    # The last place at which an entry is still above the common excess; a prefix, so counting finds it.
+    # Entries above the common excess are a prefix, so counting them finds the last.
     last = (ordered > excess).sum(1, keepdim=True) - 1
     return (points - excess.gather(1, last)).clamp(min=0)

@@ -1,14 +1,14 @@
-"""SIG: stripes on some images of the target class, labels untouched.
+"""SIG: stripes on some images of the target class, which keep their labels.
 
 Barni, Kallas and Tondi 2019, "A New Backdoor Attack in CNNs by Training Set Corruption without Label
 Poisoning" (ICIP; arXiv 1902.11237).
 
-Stages: draw examples of the target class; add a sine along the columns; leave the labels. What the model
-learns is that stripes speak for the target class. No model is needed.
+Stages: draw examples of the target class; add a sine along the columns; keep the labels. The model learns
+that stripes indicate the target class. No model is needed.
 
 Published: amplitude 40 and 6 periods in BackdoorBench (the paper trains with 20 to 40 and tests with up to
 60). Papers count the share within the target class; here it is of the whole set, as everywhere in unpoison:
-10 % of one of ten equal classes is `Budget(share=0.01)`, and the paper's strongest, 40 %, is
+10 % of one of ten equal classes is `Budget(share=0.01)`, and the paper's largest, 40 %, is
 `Budget(share=0.04)`.
 
 Cost: one copy of the stamped images, in time and memory.
@@ -18,20 +18,13 @@ Limits: the stripes are visible, and few poisons give a weak backdoor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import final
 
-from torch import nn
-
-from unpoison.attacks._attack import Attack
+from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
-from unpoison.attacks._stamping import as_backdoor, chosen, targets
-from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.threats import Budget, Goal, PoisonSet, SinusoidTrigger
-
-_NAME = "sig"
+from unpoison.threats import PoisonSet, SinusoidTrigger
 
 
 @final
@@ -50,8 +43,8 @@ _NAME = "sig"
 class Sig(Attack):
     """The clean-label sinusoid backdoor.
 
-    The goal says source and target. If its trigger is a `SinusoidTrigger`, that one is used; any other is
-    replaced by the one described here, and the goal of the poison set holds what was used.
+    If the goal's trigger is a `SinusoidTrigger`, it is used. Any other is replaced by the one described here;
+    the goal of the poison set has the trigger that was used.
 
     Arguments:
         amplitude: of the sine in 1/255, in (0, 255].
@@ -64,42 +57,26 @@ class Sig(Attack):
     def __post_init__(self) -> None:
         SinusoidTrigger(self.amplitude, self.frequency)
 
-    def craft(
-        self,
-        goal: Goal,
-        training_set: TrainingSet,
-        *,
-        budget: Budget,
-        surrogate: nn.Module | Sequence[nn.Module] | None = None,
-        seed: int,
-    ) -> PoisonSet:
-        """Striped examples of the target class; `surrogate` is not used.
+    def poison(self, request: CraftRequest) -> PoisonSet:
+        """Striped examples of the target class.
 
         Raises:
-            InputError: the goal is not a backdoor, the budget is more than the target class has, or the
-                frequency gives no stripes in images of this width.
+            InputError: the budget is more than the target class has, or the frequency gives no stripes in
+                images of this width.
         """
-        backdoor = as_backdoor(_NAME, goal)
-        trigger = backdoor.trigger
-        if not isinstance(trigger, SinusoidTrigger):
-            trigger = SinusoidTrigger(self.amplitude, self.frequency)
-            backdoor = replace(backdoor, trigger=trigger)
-        candidates, words = targets(backdoor, training_set)
-        indices = chosen(_NAME, training_set, candidates, budget, of=words, seed=seed)
-        clean = training_set.subset(indices)
+        goal = request.backdoor
+        if not isinstance(goal.trigger, SinusoidTrigger):
+            goal = replace(goal, trigger=SinusoidTrigger(self.amplitude, self.frequency))
+        trigger = goal.trigger
+        assert isinstance(trigger, SinusoidTrigger)
+        indices = request.draw_targets()
+        clean = request.training_set.subset(indices)
         if trigger.changes(clean.images) < 1:
-            width = training_set.image_shape[2]
+            width = request.training_set.image_shape[2]
             raise InputError(
                 f"sig: {trigger.frequency:g} periods change nothing in images {width} pixels wide; "
                 f"choose a frequency that is no multiple of {width / 2:g}"
             )
-        return PoisonSet.of(
-            training_set,
-            indices=indices,
-            images=trigger.stamp(clean.images),
-            given_labels=clean.labels,
-            goal=backdoor,
-            attack=_NAME,
-            configuration={**asdict(self), "budget": budget.to_json()},
-            seed=seed,
+        return request.poison_set(
+            indices=indices, images=trigger.stamp(clean.images), labels=clean.labels, goal=goal
         )

@@ -3,40 +3,42 @@
 Zeng, Park, Mao and Jia 2021, "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective" (ICCV;
 arXiv 2104.03413), section 5.
 
-Stages: from a surrogate and some training images, build one pattern for all of them: take the smallest steps
-that change its answers (DeepFool, Moosavi-Dezfooli et al. 2016, arXiv 1511.04599), add their mean to the
-pattern, pass it through a Gaussian low-pass, stretch it to [0, reach], and go on until enough answers change;
-then add it to examples of the source class and label them as the target.
+Stages: from a surrogate and some training images build one pattern for all of them: take the smallest steps
+that change the surrogate's predictions (DeepFool, Moosavi-Dezfooli et al. 2016, arXiv 1511.04599), add their
+mean to the pattern, apply a Gaussian low-pass, scale to [0, reach], and repeat until enough predictions
+change. Then add the pattern to examples of the source class and label them as the target.
 
 Published: 100 images, reach 0.2 of the range, a Gaussian of width 30 over 30 pixels, stop at 20 % changed
-answers.
+predictions.
 
-Departures: the paper visits one image after another, here all images step together, in one batch; and the
-paper takes the class that most answers change to as the target, here the goal names it.
+Departures: the paper visits one image after another, here all images step together in one batch; the paper
+takes the class that most predictions change to as the target, here the goal names it.
 
-Cost: for `rounds` rounds of at most `steps` steps, classes backward passes over `images` images; memory for
-the activations of that batch and its gradients for all classes.
+Cost: for `rounds` rounds of at most `steps` steps, one backward pass for each class over `images` images;
+memory for the activations of that batch and its gradients for all classes.
 
 Limits: the poisons are mislabelled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unpoison._option_checks import check_options
+from unpoison._progress import Progress
 from unpoison._seeds import generator
-from unpoison.attacks._attack import Attack
+from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
-from unpoison.attacks._stamping import as_backdoor, device_of, frozen, networks, relabelled
+from unpoison.attacks._networks import device_of, frozen
+from unpoison.attacks._relabelled import relabelled
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.threats import AdditiveTrigger, Budget, Goal, PoisonSet
+from unpoison.threats import AdditiveTrigger, PoisonSet
 
 _NAME = "smooth-trigger"
 _OVERSHOOT = 1.02
@@ -61,17 +63,18 @@ _PUBLISHED_SIDE = 32
 class SmoothTrigger(Attack):
     """The smooth additive backdoor.
 
-    The goal says source and target. If its trigger is an `AdditiveTrigger`, that one is used and no surrogate
-    is needed; any other is replaced by the generated one, and the goal of the poison set holds what was used.
+    If the goal's trigger is an `AdditiveTrigger`, it is used and no surrogate is needed. Any other is
+    replaced by the generated one; the goal of the poison set has the trigger that was used.
 
     Arguments:
-        reach: the greatest value of the pattern in 1/255, in [1, 255]; the least is 0. 51 is the published
-        0.2. images: how many training images to build it from, 1 or more.
-        fooling: stop once this share of them in (0, 1] is answered otherwise than before.
-        rounds: stop after so many rounds, 1 or more, whatever the share.
-        steps: DeepFool's steps in a round, 1 or more.
-        width: of the Gaussian in pixels of an image 32 pixels wide, above 0; it grows with the image.
-        kernel: how many such pixels it reaches over, 1 or more.
+        reach: the greatest value of the pattern in 1/255, in [1, 255]; the least is 0. Published: 51, a fifth
+            of the range.
+        images: how many training images to build the pattern from, 1 or more.
+        fooling: stop once this share of their predictions has changed, in (0, 1].
+        rounds: stop after so many rounds in any case, 1 or more.
+        steps: of DeepFool in a round, 1 or more.
+        width: of the Gaussian in pixels of an image 32 pixels wide, above 0; it scales with the image.
+        kernel: the size of the Gaussian's kernel in such pixels, 1 or more.
     """
 
     reach: float = 51.0
@@ -83,74 +86,80 @@ class SmoothTrigger(Attack):
     kernel: int = 30
 
     def __post_init__(self) -> None:
-        if not 1 <= self.reach <= 255:
-            raise InputError(f"smooth-trigger: reach {self.reach} is outside [1, 255] (it is in 1/255)")
-        if not 0 < self.fooling <= 1:
-            raise InputError(f"smooth-trigger: fooling {self.fooling} is outside (0, 1]")
-        for name in ("images", "rounds", "steps", "kernel"):
-            if getattr(self, name) < 1:
-                raise InputError(f"smooth-trigger: {name} {getattr(self, name)} is below 1")
-        if not self.width > 0:
-            raise InputError(f"smooth-trigger: width {self.width} must be above 0")
+        check_options(
+            _NAME,
+            self,
+            reach="[1, 255]",
+            images="[1, inf)",
+            fooling="(0, 1]",
+            rounds="[1, inf)",
+            steps="[1, inf)",
+            width="(0, inf)",
+            kernel="[1, inf)",
+        )
 
-    def craft(
-        self,
-        goal: Goal,
-        training_set: TrainingSet,
-        *,
-        budget: Budget,
-        surrogate: nn.Module | Sequence[nn.Module] | None = None,
-        seed: int,
-    ) -> PoisonSet:
+    def poison(self, request: CraftRequest) -> PoisonSet:
         """Relabelled examples with the pattern; of several surrogates the first is used.
 
         Raises:
-            InputError: the goal is not a backdoor, the budget is more than the source class has, there is
-                neither a surrogate nor an additive trigger, or the surrogate's answers do not depend on its
-                inputs.
+            InputError: the budget is more than the source class has, there is neither a surrogate nor an
+                additive trigger, or the surrogate's predictions do not depend on its inputs.
         """
-        backdoor = as_backdoor(_NAME, goal)
-        backdoor.candidates(training_set)
-        budget.count_in(len(training_set))
-        if not isinstance(backdoor.trigger, AdditiveTrigger):
-            network = networks(_NAME, surrogate)[0]
-            backdoor = replace(backdoor, trigger=self.generate(network, training_set, seed=seed))
-        return relabelled(_NAME, backdoor, training_set, budget=budget, configuration=asdict(self), seed=seed)
+        trigger = request.backdoor.trigger
+        if not isinstance(trigger, AdditiveTrigger):
+            trigger = self.generate(
+                request.models[0], request.training_set, seed=request.seed, progress=request.progress
+            )
+        return relabelled(request, trigger)
 
-    def generate(self, network: nn.Module, training_set: TrainingSet, *, seed: int) -> AdditiveTrigger:
+    def generate(
+        self,
+        network: nn.Module,
+        training_set: TrainingSet,
+        *,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> AdditiveTrigger:
         """The pattern for one network, which is left as it was.
 
+        Arguments:
+            network: Float[b c h w] images in [0, 1] in, logits out.
+            training_set: where the images to build it from are drawn.
+            seed: of the draw.
+            progress: told of every round, with the share of changed predictions before it as `achieved`.
+
         Raises:
-            InputError: the network's answers do not depend on its inputs.
+            InputError: the network's predictions do not depend on its inputs.
         """
         drawn = torch.randperm(len(training_set), generator=generator(seed, _NAME, "images"))[: self.images]
         device = device_of(network, training_set.device)
         images = training_set.subset(drawn).images.to(device).float() / 255
         pattern = torch.zeros_like(images[:1])
         with frozen([network]):
-            answers = network(images).argmax(1)
-            for _ in range(self.rounds):
+            predicted = network(images).argmax(1)
+            for done in range(1, self.rounds + 1):
                 stamped = (images + pattern).clamp(0, 1)
-                same = network(stamped).argmax(1) == answers
-                if float((~same).float().mean()) >= self.fooling:
+                same = network(stamped).argmax(1) == predicted
+                changed = float((~same).float().mean())
+                if changed >= self.fooling:
                     break
                 step = _deepfool(network, stamped[same], self.steps).mean(0, keepdim=True)
                 smooth = self._smooth(pattern + step)
                 low, high = smooth.amin(), smooth.amax()
                 if not bool(high > low):
                     raise InputError(
-                        f"{_NAME}: the surrogate's answers do not depend on its inputs; "
+                        f"{_NAME}: the surrogate's predictions do not depend on its inputs; "
                         f"give a trained network"
                     )
                 pattern = (smooth - low) / (high - low) * (self.reach / 255)
+                if progress is not None:
+                    progress("craft", done, self.rounds, achieved=changed)
         if not bool(pattern.any()):
-            raise InputError(
-                f"{_NAME}: the surrogate gives no step that changes its answers; give a trained network"
-            )
+            raise InputError(f"{_NAME}: no step changes the surrogate's predictions; give a trained network")
         return AdditiveTrigger((pattern[0] * 255).round().to("cpu", torch.int16), "smooth")
 
     def _smooth(self, pattern: Tensor) -> Tensor:
-        """Float[1 c h w] through the low-pass, rows and columns apart, mirrored at the border."""
+        """Float[1 c h w] after the low-pass, separable, with reflected borders."""
         for dimension in (2, 3):
             side = pattern.shape[dimension]
             scale = side / _PUBLISHED_SIDE
@@ -168,7 +177,7 @@ class SmoothTrigger(Attack):
 
 
 def _deepfool(network: nn.Module, images: Tensor, steps: int) -> Tensor:
-    """Float[n c h w]: for each image the small change that DeepFool finds, zero where there is none."""
+    """Float[n c h w]: the small change of each image that DeepFool finds, zero where there is none."""
     change = torch.zeros_like(images)
     first: Tensor | None = None
     for _ in range(steps):
@@ -195,7 +204,7 @@ def _deepfool(network: nn.Module, images: Tensor, steps: int) -> Tensor:
         nearest = distances.argmin(1)
         reachable = distances[rows, nearest].isfinite() & unmoved
         length = lengths[rows, nearest].clamp(min=1e-12)
-        # A hair's breadth, so that a gap of zero is stepped over too.
+        # The small constant is for gaps of zero.
         amount = (gaps[rows, nearest] + 1e-4) / length.square() * _OVERSHOOT
         step = slopes[rows, nearest] * torch.where(reachable, amount, 0)[:, None]
         change = change + step.view_as(change)

@@ -1,7 +1,7 @@
-"""Batch norm in training mode with a quick second derivative.
+"""Batch norm in training mode with a fast second derivative.
 
-A look ahead differentiates its own gradients, and PyTorch's second derivative of batch norm takes a third of
-its time on a CPU, in some thirty passes over the feature maps. With
+A look-ahead differentiates its own gradients, and PyTorch's second derivative of batch norm takes a third of
+its time on a CPU, in about thirty passes over the feature maps. With
 
     y = gamma * n + beta,    n = (x - mean) * r,    P(a) = a - mean(a) - n * mean(n * a)
 
@@ -11,7 +11,7 @@ per channel, the first derivative is gx = gamma r P(g), and for a cotangent v of
     in gamma:  r <v, P(g)>
     in x:      r P(h) - r n <v, gamma r P(g)> / N,    h = -gamma r (v mean(n g) + g mean(n v))
 
-of which all means follow from five sums, so that a dozen passes do. Forward and first derivative are
+of which all means follow from five sums, so that a dozen passes suffice. Forward and first derivative are
 PyTorch's own.
 """
 
@@ -26,8 +26,8 @@ from torch.autograd.function import once_differentiable
 _OVER = (0, 2, 3)
 
 
-def with_quick_batch_norm(network: nn.Module) -> nn.Module:
-    """`network`, changed in place: its `BatchNorm2d` layers compute the same, differentiated twice quicker.
+def with_fast_batch_norm(network: nn.Module) -> nn.Module:
+    """`network`, changed in place: its `BatchNorm2d` layers have a faster second derivative.
 
     Layers without scale and shift or without running statistics stay as they are.
     """
@@ -38,11 +38,11 @@ def with_quick_batch_norm(network: nn.Module) -> nn.Module:
             and module.track_running_stats
             and module.momentum is not None
         ):
-            module.__class__ = _QuickBatchNorm2d
+            module.__class__ = _FastBatchNorm2d
     return network
 
 
-class _QuickBatchNorm2d(nn.BatchNorm2d):
+class _FastBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
@@ -99,14 +99,14 @@ class _Backward(torch.autograd.Function):
 
         n = (x - wide(mean)).mul_(wide(r))
         mean_v, mean_g = v.mean(_OVER), g.mean(_OVER)
-        # Sums of products of two maps, a channel.
+        # Means of the products of two maps, for each channel.
         mean_nv, mean_ng, mean_vg = ((a * b).mean(_OVER) for a, b in ((n, v), (n, g), (v, g)))
         scale = gamma * r
         into_g = torch.addcmul(wide(vbeta - scale * mean_v), n, wide(vgamma - scale * mean_nv))
         into_g.addcmul_(v, wide(scale))
-        # <v, P(g)> / N; P leaves out what is along 1 and along n.
+        # <v, P(g)> / N; P removes the components along 1 and n.
         inner = mean_vg - mean_v * mean_g - mean_nv * mean_ng
-        # h = a v + b g, with the cotangent of gamma's gradient <g, n> in it.
+        # h = a v + b g, with the cotangent of gamma's gradient <g, n> included.
         a, b = -scale * mean_ng, vgamma - scale * mean_nv
         along_one = a * mean_v + b * mean_g
         along_n = a * mean_nv + b * mean_ng + scale * inner

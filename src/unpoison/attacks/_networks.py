@@ -1,0 +1,75 @@
+"""The networks that attacks craft on: frozen, located, reinitialised, and how they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError
+from unpoison.models import preserved, reinitialized, whiten
+from unpoison.training import Recipe
+
+_IMAGES_FOR_WHITENING = 5000
+
+
+@contextmanager
+def frozen(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block the models are in eval mode and only inputs have gradients; then all is as it was."""
+    with ExitStack() as stack, torch.enable_grad():
+        for model in models:
+            stack.enter_context(preserved(model))
+            model.requires_grad_(False)
+        yield
+
+
+def device_of(model: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where the model lies; `otherwise` if it has neither parameters nor buffers."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), otherwise)
+
+
+def last_linear(attack: str, model: nn.Module) -> str:
+    """The module path of the last linear layer, whose input most papers call the features.
+
+    Raises:
+        InputError: there is none.
+    """
+    paths: list[str] = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not paths:
+        raise InputError(
+            f"{attack}: the surrogate has no linear layer; name the layer to read in the options"
+        )
+    return paths[-1]
+
+
+def fresh_copy(template: nn.Module, training_set: TrainingSet, *, seed: int) -> nn.Module:
+    """A copy with new parameters, on the CPU; layers that are fitted to images are fitted as `train` does."""
+    return whitened(reinitialized(template, seed=seed).cpu(), training_set)
+
+
+def whitened(network: nn.Module, training_set: TrainingSet) -> nn.Module:
+    """The network, on the CPU, after its layers that are fitted to images have been."""
+    whiten(network, training_set.batch(0, _IMAGES_FOR_WHITENING)[0].cpu())
+    return network
+
+
+def recipe_of(value: Recipe | str | Mapping[str, Any]) -> Recipe:
+    """A recipe, also as the name of a preset or as plain fields, "preset" among them naming what they change.
+
+    Raises:
+        InputError: there is no such preset or field, or a value is out of range.
+
+    >>> recipe_of({"preset": "sample", "epochs": 3, "warmup_epochs": 1}).model
+    'convnet-bn'
+    """
+    if isinstance(value, Recipe):
+        return value
+    if isinstance(value, str):
+        return Recipe.preset(value)
+    fields = dict(value)
+    preset = fields.pop("preset", None)
+    return Recipe.from_dict(fields) if preset is None else Recipe.preset(preset, **fields)
