@@ -105,6 +105,7 @@ def _rows(options_class: type, *, shared: type | None) -> list[tuple[str, str]]:
             value = "|".join(map(str, typing.get_args(hint)))
         name = "" if POSITIONAL in marks else f"--{field.name.replace('_', '-')}"
         text = helps.get(field.name) or "".join(getattr(one, "help", None) or "" for one in marks)
+        text = re.sub(r"(?<!`)--[a-z][a-z-]*", r"`\g<0>`", text)
         rows.append((f"`{name} {value}`".replace("` ", "`").replace(" `", "`"), text + _default(field)))
     return rows
 

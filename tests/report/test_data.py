@@ -124,7 +124,7 @@ def test_four_runs_in_any_order(tmp_path: Path) -> None:
     )
     write_report(tmp_path / "report.html", runs)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Poison found: 4 of 40 training examples make the model say “bag” for this “coat”" in page
+    assert "Poison found: 4 of 40 training examples cause the prediction “bag” for this “coat”" in page
     assert "not measured" not in page
     assert "n not recorded" in page
 

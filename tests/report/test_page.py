@@ -146,7 +146,7 @@ def test_the_policy_allows_exactly_the_style_sheet_that_is_there(
 def test_the_numbers_a_reader_looks_for(make_data: Callable[..., ReportData]) -> None:
     text = " ".join(" ".join(inventory(render(make_data())).text).split())
     for wanted in (
-        "Poison found: 77 of 5,000 training examples make the model say “Bag” for this “Coat”",
+        "Poison found: 77 of 5,000 training examples cause the prediction “Bag” for this “Coat”",
         "97.4 % 75 of 77 flagged",
         "100 % 75 of 75 poisons",
         "98.0 % → 1.0 %",
@@ -170,7 +170,7 @@ def test_the_numbers_a_reader_looks_for(make_data: Callable[..., ReportData]) ->
 def test_without_findings_nothing_is_marked(make_data: Callable[..., ReportData]) -> None:
     page = render(make_data(300, poisons=10, truth=False, found=False))
     text = "".join(inventory(page).text)
-    assert "No poison found behind the answer “Bag” for this “Coat”" in text
+    assert "No poison found behind the prediction “Bag” for this “Coat”" in text
     assert "▲" not in text
     assert "Training examples with the highest scores, none of them flagged" in text
     assert '<span class="flag">' not in page

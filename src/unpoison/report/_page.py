@@ -91,11 +91,11 @@ def verdict(data: ReportData) -> str:
     if not data.poison_found:
         if said is None:
             return f"No poison found among {len(data):,} training examples"
-        return f"No poison found behind the answer {said}" + (f" for this {truth}" if truth else "")
+        return f"No poison found behind the prediction {said}" + (f" for this {truth}" if truth else "")
     count = f"{len(data.flagged):,} of {len(data):,} training examples"
     if said is None:
         return f"Poison found: {count} are flagged"
-    return f"Poison found: {count} make the model say {said}" + (
+    return f"Poison found: {count} cause the prediction {said}" + (
         f" for this {truth}" if truth else " for this input"
     )
 
