@@ -27,7 +27,7 @@ endif
 endif
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
-BENCHMARKS := influence growth training sweep trak detectors
+BENCHMARKS := demo influence growth training trak detectors selection gradient_matching metapoison polytope sweep
 PYTEST_OPTIONS ?=
 
 .DEFAULT_GOAL := help
@@ -75,6 +75,7 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json || exit 1; done
+	@$(BIN)/python -m benchmarks.tables
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix --quiet .

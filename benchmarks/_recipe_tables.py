@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from benchmarks._tables import Record, Row, Section, generic, percent, proportion, seconds, table
+from benchmarks._tables import Record, Row, Section, generic, percent, proportion, seconds, table, text
 
 CALIBRATED: Final = "calibrated"
 FILTER: Final = "recompression-filter"
@@ -21,17 +21,12 @@ COLUMNS: Final[Mapping[str, Callable[[Record], Any]]] = {
     "targets hit": lambda line: proportion(line["success"]),
     "success rate": lambda line: told(line["success_rate"]),
     "accuracy": lambda line: told(line["clean_accuracy"]),
-    "average precision": lambda line: mean(line["average_precision"]["mean"]),
+    "average precision": lambda line: text(line["average_precision"]["mean"]),
     "poison flagged": lambda line: share(line, "true_positives"),
     "of the flagged, poison": lambda line: share(line, "precision"),
     "poison dropped": lambda line: share(line, "drop_recall"),
     "of the set dropped": lambda line: share(line, "dropped"),
 }
-
-
-def mean(value: float | None) -> str:
-    """Three digits."""
-    return "" if value is None else f"{value:.3f}"
 
 
 def share(line: Record, name: str) -> str:
@@ -47,7 +42,8 @@ def told(value: Record) -> str:
 
 
 def lines(record: Record) -> Iterator[str]:
-    """The most telling columns of every method, without the random filters; then all columns."""
+    """What the recipe says of itself, the most telling columns of every method, then all columns."""
+    yield record.get("experiment", {}).get("description", "")
     shown = [line for line in record["lines"] if line["control"] != "random filter"]
     yield table(tuple(COLUMNS), [[column(line) for column in COLUMNS.values()] for line in shown])
     yield from generic(record) if "page" in record else ()
@@ -134,6 +130,11 @@ def healed_by(what: str, detector: str, wanted: Mapping[str, str]) -> tuple[Row,
     return tuple(Row(name, wanted.get(name.rpartition(": ")[2], ""), value) for name, value in rows.items())
 
 
+def section(name: str, title: str, *rows: Row) -> Section:
+    """The section of a recipe."""
+    return Section(name, title, rows=rows, tables=lines)
+
+
 PUBLISHED: Final = {
     "attack success": "published: 99.1 % → 0.4 %",
     "its clean accuracy": "published, after: 91.6 %",
@@ -141,111 +142,60 @@ PUBLISHED: Final = {
     "its precision": "authors' notes: 17.6 %",
     "its time": "published: 43 min to trace (50 queries, CIFAR-100, A100)",
 }
+MATCHING: Final = ranking("gradient-matching")
+BEST, TENTH = "the highest", "a tenth, at 3 points of accuracy"
 ON_CIFAR: Final = (
-    Section(
+    section(
         "badnets-cifar10",
         "BadNets on CIFAR-10",
-        "All 50,000 images, four-pixel BadNets (500 ships labelled as dogs), a small ResNet; one run.",
-        healed_by("BadNets on all of CIFAR-10, small ResNet", CALIBRATED, {}),
-        lines,
+        *healed_by("BadNets on all of CIFAR-10, small ResNet", CALIBRATED, {}),
     ),
-    Section(
+    section(
         "badnets-cifar10-gpu",
         "The published experiment, on one GPU",
-        "The same with ResNet-18 and the published recipe.",
-        (
-            *healed_by("ResNet-18 on all of CIFAR-10, `delta-influence`", "delta-influence", PUBLISHED),
-            *healed_by("ResNet-18 on all of CIFAR-10, `calibrated`", CALIBRATED, PUBLISHED),
-        ),
-        lines,
+        *healed_by("ResNet-18 on all of CIFAR-10, `delta-influence`", "delta-influence", PUBLISHED),
+        *healed_by("ResNet-18 on all of CIFAR-10, `calibrated`", CALIBRATED, PUBLISHED),
     ),
 )
 DETECTORS: Final = (
-    Section(
+    section(
         "detectors-sample",
         "Backdoors on the sample",
-        "BadNets and a smooth trigger on 75 of the sample's 5,000 images; two pairs of classes, two seeds "
-        "each; every detector in its default form, then retraining without what it flagged.",
-        (
-            Row(
-                "average precision of `calibrated` on BadNets; best other", "the highest", ranking("badnets")
-            ),
-            Row(
-                "its average precision on a smooth trigger; best other",
-                "the highest",
-                ranking("smooth-trigger"),
-            ),
-        ),
-        lines,
+        Row("average precision of `calibrated` on BadNets; best other", BEST, ranking("badnets")),
+        Row("its average precision on a smooth trigger; best other", BEST, ranking("smooth-trigger")),
     ),
-    Section(
+    section(
         "delta-influence-held-out",
         "Backdoors that were held out",
-        "Twenty attacks on ten pairs of classes, on which nothing was chosen.",
-        (
-            Row(
-                "`calibrated` on attacks that were held out: BadNets; smooth trigger",
-                "≤ 2 % success after retraining",
-                held_out,
-            ),
+        Row(
+            "attacks that were held out: BadNets; smooth trigger", "≤ 2 % success after retraining", held_out
         ),
-        lines,
     ),
-    Section(
+    section(
         "detectors-matching",
         "Gradient matching",
-        "50 of 2,500 images of CIFAR-10 that a pretrained network is fine-tuned on.",
-        (
-            Row(
-                "its average precision on gradient matching; best other",
-                "the highest",
-                ranking("gradient-matching"),
-            ),
-        ),
-        lines,
+        Row("its average precision on gradient matching; best other", BEST, MATCHING),
     ),
-    Section(
+    section(
         "delta-influence-matching-held-out",
         "Gradient matching that was held out",
-        "Other images, other pairs of classes and another seed, on which nothing was chosen.",
-        (
-            Row(
-                "the same, attacks that were held out; best other",
-                "the highest",
-                ranking("gradient-matching"),
-            ),
-            Row("success there after retraining without what `calibrated` flagged", "none", held_out),
-        ),
-        lines,
+        Row("the same, attacks that were held out; best other", BEST, MATCHING),
+        Row("success there after retraining without what `calibrated` flagged", "none", held_out),
     ),
-    Section("badnets-sample", "BadNets on the sample", "Many trials of one attack.", tables=lines),
+    section("badnets-sample", "BadNets on the sample"),
 )
-TENTH: Final = "a tenth, at 3 points of accuracy"
 DEFENSES: Final = (
-    Section(
+    section(
         "matching-cifar10",
         "Gradient matching",
-        "50 of 2,500 images of CIFAR-10, changed by at most 16/255, that a small network, trained on 10,000 "
-        "others before, is fine-tuned on; twelve random pairs of classes, one target image each that the "
-        "clean control gets right (ten different images), one seed and one pretrained network.",
-        (
-            Row("gradient matching, 2 % of a fine-tuning set, undefended", "≥ 50 %", defended("none")),
-            Row("under EPIC, its presets' best", TENTH, defended("epic")),
-            Row("under the recompression filter, our own", TENTH, defended(FILTER)),
-        ),
-        lines,
+        Row("gradient matching, 2 % of a fine-tuning set, undefended", "≥ 50 %", defended("none")),
+        Row("under EPIC, its presets' best", TENTH, defended("epic")),
+        Row("under the recompression filter, our own", TENTH, defended(FILTER)),
     ),
-    Section(
+    section(
         "matching-held-out",
         "Gradient matching that was held out",
-        "Other training images and eight other pairs, on which nothing was chosen.",
-        (Row("the same on attacks that were held out", "a tenth", defended(FILTER, "none")),),
-        lines,
+        Row("the same on attacks that were held out", "a tenth", defended(FILTER, "none")),
     ),
-    Section(
-        "matching-adaptive",
-        "Gradient matching that knows the filter",
-        "Poisons that are shifted and mirrored at every step of crafting, or changed by at most 8/255.",
-        tables=lines,
-    ),
+    section("matching-adaptive", "Gradient matching that knows the filter"),
 )

@@ -3,8 +3,8 @@
     python -m benchmarks.polytope [--json]
 
 One step of both, which move the same 25 poisons around one target in the features of the same networks. The
-loop that people write reads the features of one poison after another and goes back through one after another;
-ours takes all in one batch.
+usual loop reads the features of one poison after another and goes back through them likewise; ours takes all
+in one batch.
 
 - equal work: the loop finds the weights of the polytope as ours does, by 50 accelerated steps on the device
   from the last weights, so what is compared is the batching alone;

@@ -1,4 +1,4 @@
-"""Training beside the loop that people write.
+"""Training beside the usual loop.
 
     python -m benchmarks.training [--json]
 
@@ -39,7 +39,7 @@ FORMS = ("usual loop", "tuned loop")
 
 
 class PlainDataset(Dataset):
-    """One PIL image at a time, as people write it."""
+    """One PIL image at a time, as is usual."""
 
     def __init__(self, training_set: TrainingSet, recipe: Recipe) -> None:
         pixels = training_set.images.permute(0, 2, 3, 1).numpy()

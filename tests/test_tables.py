@@ -132,14 +132,15 @@ def test_recipes_are_ranked_and_held_out() -> None:
         line("random, as many as trak", control="random filter"),
     ]
     section = next(one for one in DETECTORS if one.name == "delta-influence-matching-held-out")
-    record = {"lines": lines, "page": "# name\n\n## Rows\n\n| a |"}
+    record = {"lines": lines, "page": "# name\n\n## Rows\n\n| a |", "experiment": {"description": "Why."}}
     assert [row.value(record) for row in section.rows] == [
         "0.900 (n = 4); trak: 0.700",
         "0.0 %, 50.0 % (5 of 10) found",
     ]
     told = section.write(record)
-    assert "| gradient-matching | trak | 30.0 % (3 of 10), 10.8 to 60.3 % | 30.0 % | 66.0 % | 0.700 |" in told
+    assert "| gradient-matching | trak | 30.0 % (3 of 10), 10.8 to 60.3 % | 30.0 % | 66.0 % | 0.7 |" in told
     assert "random" not in told
+    assert told.startswith(f"## {section.title}\n\nWhy.\n\n| attack |")
     assert "### Rows\n\n| a |" in told
 
 
