@@ -58,6 +58,7 @@ def craft(
     surrogates: Sequence[Model] | int | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
+    checkpoints: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> PoisonSet:
     """Poison a training set.
@@ -71,6 +72,7 @@ def craft(
             the clean set, the attack's own number when None.
         recipe: how to train surrogates.
         seed: of everything random.
+        checkpoints: a directory, in which an attack that can resume keeps its state.
         progress: told of the training of surrogates, and of the steps of attacks that take long.
 
     Raises:
@@ -81,7 +83,13 @@ def craft(
     examples = as_training_set(training_set)
     networks = _surrogates(method, examples, surrogates, recipe, seed, progress)
     return chosen.craft(
-        goal, examples, budget=budget, surrogate=networks or None, seed=seed, progress=progress
+        goal,
+        examples,
+        budget=budget,
+        surrogate=networks or None,
+        seed=seed,
+        checkpoints=checkpoints,
+        progress=progress,
     )
 
 

@@ -2,151 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any, Final
 
-from torch import nn
-
-from unpoison import attacks
-from unpoison._seeds import derive_seed
+from unpoison import attacks, data, workflow
 from unpoison.cli._console import Console
-from unpoison.cli._inputs import (
-    changes_of,
-    index_of_test_image,
-    label_of,
-    load_data,
-    load_model,
-    recipe_of,
-    trigger_of,
-)
+from unpoison.cli._inputs import indices_of, load_model, options_of, recipe_of
 from unpoison.cli._interrupts import Interrupts
-from unpoison.cli._measuring import epochs
 from unpoison.cli._options import Craft, ModelOptions
 from unpoison.cli._session import session
-from unpoison.data import Splits, TrainingSet
+from unpoison.data import Splits
 from unpoison.errors import InputError
 from unpoison.registry import Method
-from unpoison.threats import Backdoor, Budget, Goal, Mistakes, TargetedMisclassification
-from unpoison.training import train
+from unpoison.threats import Budget, Goal, make_goal
+from unpoison.training import Recipe
 
-_DEFAULT_SHARE = 0.01
-_DEFAULT_TRIGGER = "white-corner"
+_DEFAULT_SHARE: Final = 0.01
+_OPTIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "kind": "--goal",
+        "source": "--source",
+        "target": "--target",
+        "trigger": "--trigger",
+        "test_indices": "--target-image",
+    }
+)
 
 
 def craft(options: Craft, console: Console, interrupts: Interrupts) -> int:
     """Poison `--data` and save the poison set; nothing else is changed."""
     if options.budget is not None and options.budget_count is not None:
         raise InputError("--budget and --budget-count: give one of the two")
-    card = attacks.describe(options.attack)
-    attack = _attack(options)
-    _check_surrogates(options, card)
-    _check_unused(options, card)
-    if options.trigger is None and card.takes_trigger:
-        options = replace(options, trigger=_DEFAULT_TRIGGER)
+    method = attacks.describe(options.attack)
+    attack = attacks.get(options.attack, preset=options.preset, **options_of(options.option))
+    _check_surrogates(options, method)
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
-            splits = load_data(options.data, options.test_data, run.device)
-            goal, source, target = _goal(options, card, splits)
-        networks = []
-        if card.surrogates:
-            with run.stage("surrogates"):
-                networks = list(_surrogates(options, card, splits.train, console))
-        with run.stage("craft"):
-            budget = (
-                Budget(count=options.budget_count)
-                if options.budget_count is not None
-                else Budget(share=_DEFAULT_SHARE if options.budget is None else options.budget)
-            )
-            poison = attack.craft(
-                goal, splits.train, budget=budget, surrogate=networks or None, seed=options.run.seed
+            splits = data.load(options.data, test=options.test_data).to(run.device)
+            goal = _goal(options, method, splits)
+            surrogates: Sequence[workflow.Model] | int | None = options.surrogates
+            if options.surrogate:
+                surrogates = [
+                    load_model(str(place), ModelOptions(), splits.train).model for place in options.surrogate
+                ]
+        with run.stage("craft"), console.progress(f"crafting by {options.attack}") as progress:
+            poison = workflow.craft(
+                attack,
+                goal,
+                splits.train,
+                budget=Budget(share=share)
+                if options.budget_count is None
+                else Budget(count=options.budget_count),
+                surrogates=surrogates,
+                recipe=_recipe(options),
+                seed=options.run.seed,
+                checkpoints=options.checkpoints,
+                progress=progress,
             )
             poison.save(run.artefact("poison", "poison"))
         names = splits.train.class_names
+        source = _class_name(goal, names, "source", "true_label")
+        target = _class_name(goal, names, "target")
         run.results.update(
             attack=poison.attack,
+            goal=goal.kind,
             poisons=len(poison),
             share=len(poison) / len(splits.train),
-            source=None if source is None else names[source],
-            target=names[target],
+            source=source,
+            target=target,
             linf_max=float(poison.linf.max()),
             l2_mean=float(poison.l2.mean()),
             fingerprint=poison.fingerprint,
-            **({"surrogates": len(networks)} if networks else {}),
+            **{key: poison.configuration[key] for key in ("surrogates",) if method.surrogates},
         )
-    aim = "any other class" if source is None else names[source]
-    if options.target_image is not None:
-        aim = f"{options.target_image} ({aim})"
+    images = f"{', '.join(options.target_image)} of " if options.target_image else ""
     console.show(
         f"{len(poison)} of {len(splits.train)} examples poisoned by {poison.attack}: "
-        f"{aim} -> {names[target]}",
+        f"{images}{source or 'any other class'} -> {target or 'any other class'}",
         f"the poison set is {options.out / 'poison'}",
     )
     return 0
 
 
-def _attack(options: Craft) -> attacks.Attack:
-    return attacks.get(options.attack, **changes_of(options.option, "--option"))
+def _budget(options: Craft) -> Budget:
+    if options.budget_count is not None:
+        return Budget(count=options.budget_count)
+    return Budget(share=_DEFAULT_SHARE if options.budget is None else options.budget)
 
 
-def _check_surrogates(options: Craft, card: Method) -> None:
-    if not card.surrogates and (options.surrogate or options.surrogates is not None):
-        raise InputError(f"--surrogate and --surrogates: {card.name} crafts without a network")
+def _goal(options: Craft, method: Method, splits: Splits) -> Goal:
+    return make_goal(
+        method.goals,
+        options.goal,
+        class_names=splits.train.class_names,
+        source=options.source,
+        target=options.target,
+        trigger=_trigger(options, method),
+        test_set=splits.test,
+        test_indices=indices_of(options.target_image, splits, "--target-image"),
+        options=_OPTIONS,
+    )
+
+
+def _trigger(options: Craft, method: Method) -> str | None:
+    if options.trigger is not None and not method.takes_trigger:
+        why = "it makes its own" if method.makes_trigger else "it is no backdoor"
+        raise InputError(f"--trigger: {method.name} takes no trigger; {why}")
+    return options.trigger
+
+
+def _class_name(goal: Any, names: Sequence[str], *attributes: str) -> str | None:
+    """The name of the class that a goal has under one of these names, if it has one."""
+    labels = [label for name in attributes if (label := getattr(goal, name, None)) is not None]
+    return names[labels[0]] if labels else None
+
+
+def _check_surrogates(options: Craft, method: Method) -> None:
+    """That no option is given of which this attack makes no use."""
+    if not method.accepts_surrogates and (options.surrogate or options.surrogates is not None):
+        raise InputError(f"--surrogate and --surrogates: {method.name} crafts without a network")
     if options.surrogate and options.surrogates is not None:
         raise InputError("--surrogate and --surrogates: name the networks, or say how many to train")
     if options.surrogates is not None and options.surrogates < 1:
         raise InputError(f"--surrogates {options.surrogates}: must be at least 1")
-
-
-def _check_unused(options: Craft, card: Method) -> None:
-    """That no option is given which this attack would pass over in silence."""
-    if options.trigger is not None and not card.takes_trigger:
-        why = "it makes its own" if card.makes_trigger else "it is no backdoor"
-        raise InputError(f"--trigger: {card.name} takes no trigger; {why}")
-    if not card.surrogates:
+    if options.surrogate or not (method.surrogates or options.surrogates):
         training = {one.name: getattr(options.training, one.name) for one in fields(options.training)}
         for name, value in {**training, "model": options.model, "width": options.width}.items():
             if value is not None:
                 raise InputError(
-                    f"--{name.replace('_', '-')}: {card.name} makes no use of it; it is for attacks that "
-                    "have surrogates trained"
+                    f"--{name.replace('_', '-')}: {method.name} makes no use of it; it says how surrogates "
+                    "are trained"
                 )
 
 
-def _goal(options: Craft, card: Method, splits: Splits) -> tuple[Goal, int | None, int]:
-    """What the attack is to achieve, with source and target class."""
-    names = splits.train.class_names
-    source = None if options.source is None else label_of(options.source, names, "--source")
-    target = label_of(options.target, names, "--target")
-    if options.target_image is None:
-        if "mistakes" in card.goals:
-            if source is None:
-                raise InputError(f"--source: {card.name} needs the class whose labels are to be wrong")
-            return Mistakes(source, target), source, target
-        if "backdoor" not in card.goals:
-            raise InputError(f"--target-image: {card.name} is about one test image; name it as test:INDEX")
-        trigger = trigger_of(options.trigger or _DEFAULT_TRIGGER)
-        return Backdoor(trigger, source, target), source, target
-    if "targeted-misclassification" not in card.goals:
-        raise InputError(f"--target-image: {card.name} serves {', '.join(card.goals)} only")
-    index = index_of_test_image(options.target_image, splits, "--target-image")
-    assert splits.test is not None
-    goal = TargetedMisclassification.of(splits.test, index, target=target)
-    own = int(splits.test.labels[index])
-    if source is not None and source != own:
-        raise InputError(f"--source {options.source}: {options.target_image} is of class {names[own]}")
-    return goal, own, target
-
-
-def _surrogates(
-    options: Craft, card: Method, training_set: TrainingSet, console: Console
-) -> Iterator[nn.Module]:
-    """The networks to craft on: those named, or as many trained on the clean set."""
-    for place in options.surrogate:
-        yield load_model(str(place), ModelOptions(), training_set).module
-    if options.surrogate:
-        return
-    recipe = recipe_of(options.training, model=options.model, width=options.width)
-    for number in range(card.surrogates if options.surrogates is None else options.surrogates):
-        with epochs(console, f"training surrogate {number + 1}", recipe) as on_epoch:
-            seed = derive_seed(options.run.seed, "surrogate", number)
-            yield train(training_set, recipe, seed=seed, on_epoch=on_epoch).model
+def _recipe(options: Craft) -> Recipe:
+    return recipe_of(options.training, model=options.model, width=options.width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from unpoison.cli._options import Heal, ModelOptions, RecipeOptions, Scan, Trace
 from unpoison.detectors import Findings
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.models import Normalized
-from unpoison.threats import Backdoor, PatchTrigger, PoisonSet, Trigger
+from unpoison.threats import Backdoor, PoisonSet
 from unpoison.training import Recipe, Trained, predict
 
 if TYPE_CHECKING:
@@ -39,48 +39,6 @@ def load_set(
     if options.poison is not None:
         poison = PoisonSet.load(_part(options.poison, "poison", "poison.json", "--poison"))
     return splits, splits.train if poison is None else poison.apply(splits.train), poison
-
-
-def label_of(text: str, class_names: tuple[str, ...], option: str) -> int:
-    """The class called `text`, or numbered so when no class is.
-
-    Raises:
-        InputError: there is no such class, or several are called so.
-
-    >>> label_of("bag", ("shoe", "bag"), "--target"), label_of("0", ("shoe", "bag"), "--target")
-    (1, 0)
-    """
-    called = [label for label, name in enumerate(class_names) if name == text]
-    if not called:
-        called = [label for label, name in enumerate(class_names) if name.casefold() == text.casefold()]
-    if len(called) == 1:
-        return called[0]
-    if len(called) > 1:
-        raise InputError(f"{option} {text}: classes {called} are all called so; give the number")
-    if text.isascii() and text.isdigit() and int(text) < len(class_names):
-        return int(text)
-    shown = ", ".join(class_names[:12]) + (", ..." if len(class_names) > 12 else "")
-    raise InputError(
-        f"{option} {text}: no such class; give a name ({shown}) or a number 0..{len(class_names) - 1}"
-    )
-
-
-def trigger_of(text: str) -> Trigger:
-    """The trigger that `--trigger` names; an image file goes flush into the bottom right corner.
-
-    Raises:
-        InputError: it is neither a known name nor an image.
-    """
-    known: Mapping[str, Callable[[], Trigger]] = {
-        "white-corner": PatchTrigger.white_corner,
-        "four-pixels": PatchTrigger.four_pixels,
-    }
-    if text in known:
-        return known[text]()
-    if not Path(text).exists():
-        raise InputError(f"--trigger {text}: neither {', '.join(known)} nor an image file that is there")
-    height, width = PatchTrigger.from_image(text, row=0, column=0).mask.shape
-    return PatchTrigger.from_image(text, row=-height, column=-width)
 
 
 def options_of(texts: Sequence[str], option: str = "--option") -> dict[str, Any]:
@@ -104,21 +62,23 @@ def options_of(texts: Sequence[str], option: str = "--option") -> dict[str, Any]
     return changes
 
 
-def index_of_test_image(text: str, splits: Splits, option: str) -> int:
-    """The INDEX of test:INDEX.
+def indices_of(texts: Sequence[str], splits: Splits, option: str) -> list[int]:
+    """The INDEX of every test:INDEX.
 
     Raises:
         InputError: there is no test set, or no such image in it.
     """
-    kind, _, number = text.partition(":")
-    if splits.test is None:
-        raise InputError(f"{option} {text}: there is no test set; name one with --test-data")
-    numbered = number.isascii() and number.isdigit()
-    if kind != "test" or not numbered or int(number) >= len(splits.test):
-        raise InputError(
-            f"{option} {text}: expected test:INDEX with an index 0..{len(splits.test) - 1} of the test set"
-        )
-    return int(number)
+    indices = []
+    for text in texts:
+        kind, _, number = text.partition(":")
+        if splits.test is None:
+            raise InputError(f"{option} {text}: there is no test set; name one with --test-data")
+        numbered = number.isascii() and number.isdigit()
+        last = len(splits.test) - 1
+        if kind != "test" or not numbered or int(number) > last:
+            raise InputError(f"{option} {text}: expected test:INDEX with an index 0..{last} of the test set")
+        indices.append(int(number))
+    return indices
 
 
 def recipe_of(

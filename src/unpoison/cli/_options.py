@@ -170,6 +170,8 @@ class Craft:
     width: MaybeCount = None
     """Its width."""
     training: RecipeOptions
+    checkpoints: MaybeDirectory = None
+    """Keep the state of an attack that can resume here; the same command, given again, goes on from it."""
     list: bool = False
     """Describe the attacks, and do nothing else."""
     out: Directory

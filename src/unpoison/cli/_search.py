@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 
 from unpoison import detectors, workflow
 from unpoison.cli._console import Console, per_cent
-from unpoison.cli._inputs import Subject, label_of, load_model, load_set, options_of, suspect_of
+from unpoison.cli._inputs import Subject, load_model, load_set, options_of, suspect_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Scan, Trace
 from unpoison.cli._session import Session, session
 from unpoison.data import TrainingSet, load
 from unpoison.detectors import Findings, Observation
 from unpoison.errors import InputError
-from unpoison.threats import PoisonSet
+from unpoison.threats import PoisonSet, find_class
 
 DONE, FOUND = 0, 1
 _KEPT_IMAGES = 64
@@ -91,9 +91,11 @@ def _observation(
     options: Trace, subject: Subject, training_set: TrainingSet, image: torch.Tensor, true_label: int | None
 ) -> Observation:
     names = training_set.class_names
-    predicted = None if options.predicted is None else label_of(options.predicted, names, "--predicted")
+    predicted = (
+        None if options.predicted is None else find_class(options.predicted, names, option="--predicted")
+    )
     if options.true is not None:
-        true_label = label_of(options.true, names, "--true")
+        true_label = find_class(options.true, names, option="--true")
     try:
         return detectors.check_observation(
             workflow.network_of(subject.model), training_set, Observation(image, predicted, true_label)
