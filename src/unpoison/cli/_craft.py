@@ -52,9 +52,7 @@ def craft(options: Craft, console: Console, interrupts: Interrupts) -> int:
                 attack,
                 goal,
                 splits.train,
-                budget=Budget(share=share)
-                if options.budget_count is None
-                else Budget(count=options.budget_count),
+                budget=_budget(options),
                 surrogates=surrogates,
                 recipe=_recipe(options),
                 seed=options.run.seed,
