@@ -62,6 +62,18 @@ def test_the_ascent_raises_the_loss_within_eps(clean: TrainingSet) -> None:
     assert bool((after > before).all())
 
 
+def test_the_ascent_leaves_the_label_of_an_image_that_is_learned_well() -> None:
+    images = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).requires_grad_(False)
+    weights = torch.randn(3, 192, generator=torch.Generator().manual_seed(0))
+    model[1].weight.copy_(weights)  # type: ignore[operator, union-attr]
+    logits = weights @ torch.full((192,), 100 / 255)
+    model[1].bias.copy_(torch.tensor([28.0, 0.0, -40.0]) - logits)  # type: ignore[operator, union-attr]
+    change = ascended([model], images, torch.tensor([0]), torch.zeros(images.shape), eps=8, step=2, steps=1)
+    # Class 1 is the only rival, so each pixel follows the sign of what it adds to its logit over the label's.
+    assert torch.equal(change.flatten(), 2 * (weights[1] - weights[0]).sign())
+
+
 def test_label_consistent_stamps_what_it_moved(clean: TrainingSet) -> None:
     made = LabelConsistent().craft(goal(), clean, budget=Budget(share=0.1), surrogate=network(), seed=0)
     assert set(made.given_labels.tolist()) == set(made.clean_labels.tolist()) == {2}

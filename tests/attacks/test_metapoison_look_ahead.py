@@ -167,6 +167,37 @@ def test_a_stack_is_its_networks_one_by_one(make: Callable[[int], nn.Module]) ->
         assert torch.allclose(alone.ahead(alone.pixels).logits[0], ahead.logits[place])
 
 
+def test_the_gradient_is_right_for_poisons_that_are_learned_well() -> None:
+    """In float32 with a probability of 1 - 1e-12 of every label, as in float64, where nothing cancels."""
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        case = Case(smooth_net, 1, PLAIN)
+        images, labels = case.images[0][0], case.labels[0][0]
+        network = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)).double()
+        draws = torch.Generator().manual_seed(5)
+        aims = 28 * F.one_hot(labels, CLASSES) + torch.randn(BATCH, CLASSES, generator=draws).double()
+        with torch.no_grad():
+            network[1].weight.copy_(torch.linalg.lstsq(images.flatten(1), aims).solution.T)  # type: ignore[operator, union-attr]
+            network[1].bias.zero_()  # type: ignore[operator, union-attr]
+        network = network.to(dtype)
+        pixels = images.to(dtype).requires_grad_()
+        found = look_ahead(
+            StackedNetwork(network),
+            {name: value.detach()[None] for name, value in network.named_parameters()},
+            {},
+            {},
+            [(pixels[None], labels[None]), (case.images[1].to(dtype), case.labels[1])],
+            case.targets.to(dtype),
+            lambda logits: GOAL.margin(logits).mean(1),
+            SGDStep(PLAIN, torch.tensor([0.1], dtype=dtype)),
+        )
+        gradients.append(torch.autograd.grad(found.loss.sum(), pixels)[0].double().flatten(1))
+    exact, found_ = gradients
+    assert float(exact.abs().max()) < 1e-9
+    cosines = F.cosine_similarity(exact * 1e12, found_ * 1e12, dim=1)
+    assert float(cosines.min()) > 0.999
+
+
 def test_looking_changes_nothing() -> None:
     case = Case(convnet, 2, RICH)
     parameters = case.stacked(lambda network: dict(network.named_parameters()))

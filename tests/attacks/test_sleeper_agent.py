@@ -144,7 +144,7 @@ def test_gradient_norms_of_an_example_that_is_learned_well() -> None:
         model[1].bias.zero_()  # type: ignore[operator, union-attr]
     # The label has a margin of 28, hence a probability of 1 - 7e-13; each logit's gradient is that long.
     expected = 2 / (1 + math.exp(28))
-    assert float(gradient_norms(model.eval(), clean)[0]) == pytest.approx(expected, rel=1e-4)
+    assert float(gradient_norms(model.eval(), clean)[0]) == pytest.approx(expected, rel=1e-4, abs=0)
 
 
 def test_the_published_settings() -> None:

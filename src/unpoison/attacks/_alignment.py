@@ -25,10 +25,10 @@ from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from unpoison._stable import cross_entropy
 from unpoison.errors import InputError
 
 Gradient = tuple[Tensor, ...]
@@ -164,7 +164,7 @@ def _seen(images: Tensor, start: int, views: Sequence[View]) -> Tensor:
 def _gradients(network: nn.Module, seen: Tensor, labels: Tensor, count: int, *, graph: bool) -> Gradient:
     """The part of `g_p` from m of `count` poisons, for each of r alternatives: [r ...] a parameter."""
     if len(seen) == 1:
-        loss = F.cross_entropy(network(seen[0]), labels, reduction="sum") / count
+        loss = cross_entropy(network(seen[0]), labels, reduction="sum") / count
         return tuple(part[None] for part in gradient_of(network, loss, graph=graph))
     # Each alternative has its own copy of the parameters, so that gradients stay apart.
     own = {
@@ -180,7 +180,7 @@ def _gradients(network: nn.Module, seen: Tensor, labels: Tensor, count: int, *, 
         return logits
 
     logits = vmap(answers, randomness="different")(own, seen)
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(seen)), reduction="sum") / count
+    loss = cross_entropy(logits, labels.expand(len(seen), -1), reduction="sum") / count
     found = torch.autograd.grad(loss, tuple(own.values()), create_graph=graph, allow_unused=True)
     return tuple(
         torch.zeros_like(one) if part is None else part for part, one in zip(found, own.values(), strict=True)
@@ -222,7 +222,8 @@ def _pull(direction: Gradient, gradient: Sequence[Tensor], cosine: Tensor) -> li
     def each(numbers: Tensor, part: Tensor) -> Tensor:
         return numbers.view(-1, *[1] * (part.ndim - 1))
 
+    # Divided twice, for the square of the norm of a small gradient would underflow.
     return [
-        each(cosine / norm.square(), part) * part - towards / each(norm, part)
+        (each(cosine, part) * part / each(norm, part) - towards) / each(norm, part)
         for towards, part in zip(direction, gradient, strict=True)
     ]

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from unpoison._stable import cross_entropy
 from unpoison.attacks.metapoison.batch_norm import with_fast_batch_norm
 from unpoison.models import fastest_layout
 from unpoison.training import Recipe
@@ -192,10 +192,8 @@ def look_ahead(
 
 def training_loss(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     """The sum over M networks of the mean cross-entropy of logits Float[M b classes], labels Int64[M b]."""
-    losses = F.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=recipe.label_smoothing
-    )
-    return losses.view(labels.shape).mean(1).sum()
+    losses = cross_entropy(logits, labels, reduction="none", label_smoothing=recipe.label_smoothing)
+    return losses.mean(1).sum()
 
 
 def _laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
