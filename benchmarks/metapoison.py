@@ -27,8 +27,8 @@ from torch.func import functional_call
 from benchmarks._harness import Bench, main, random_images
 from benchmarks._tables import Section
 from unpoison.attacks import MetaPoison
-from unpoison.attacks._surrogates import Epoch, Surrogates, Upbringing
-from unpoison.attacks._unrolled import look_ahead
+from unpoison.attacks.metapoison.look_ahead import look_ahead
+from unpoison.attacks.metapoison.surrogates import Epoch, SurrogateConfiguration, SurrogateStack
 from unpoison.data import TrainingSet
 from unpoison.models import build
 from unpoison.threats import Budget, LInf, TargetedMisclassification
@@ -107,7 +107,7 @@ def following(rows: list[Tensor], number: int) -> list[Tensor]:
 
 
 def agreement(
-    attack: MetaPoison, goal: TargetedMisclassification, surrogates: Surrogates, epoch: Epoch, port: Port
+    attack: MetaPoison, goal: TargetedMisclassification, surrogates: SurrogateStack, epoch: Epoch, port: Port
 ) -> float:
     """The relative difference of the two gradients on one batch, from the same weights."""
     rows = [part[0] for part in epoch.rows]
@@ -118,14 +118,14 @@ def agreement(
     first = epoch.examples(chosen[0][None], (places, pixels), epoch.draws("none"))
     later = [epoch.examples(part[None], None, epoch.draws("none")) for part in chosen[1:]]
     found = look_ahead(
-        surrogates.stack,
+        surrogates.network,
         surrogates.parameters,
         surrogates.buffers,
         surrogates.momenta,
         [first, *later],
         port.target,
         lambda logits: attack.loss(goal, logits),
-        epoch.step(0),
+        epoch.sgd(0),
     )
     (own,) = torch.autograd.grad(found.loss.sum(), pixels)
     state = surrogates.parameters | surrogates.buffers
@@ -145,33 +145,29 @@ def measure(bench: Bench) -> None:
         steps=1,
         unroll=UNROLL,
         lifetime=20,
-        concentrate=0,
+        poisons_per_batch=0,
         selection="first",
         perturbation=LInf(8),
     )
-    upbringing = Upbringing(
+    configuration = SurrogateConfiguration(
         training_set=clean, templates=(), recipe=attack.recipe, lifetime=20, pretrained=False, seed=0
     )
 
-    def fresh() -> tuple[Surrogates, Epoch]:
-        surrogates = Surrogates(upbringing, [0])
-        return surrogates, Epoch(surrogates)
-
     def ordinary() -> None:
-        surrogates, epoch = fresh()
-        surrogates.grow(epoch)
+        SurrogateStack(configuration, [0]).train_epoch()
 
-    def craft(concentrate: int) -> None:
-        # One step with one surrogate, whose pretraining takes no epoch: its age is 0.
-        dataclasses.replace(attack, concentrate=concentrate).craft(
+    def craft(poisons_per_batch: int) -> None:
+        # One step with one surrogate, whose pretraining takes no epoch: it begins at epoch 0.
+        dataclasses.replace(attack, poisons_per_batch=poisons_per_batch).craft(
             goal, clean, budget=Budget(count=count), seed=0
         )
 
-    surrogates, epoch = fresh()
+    surrogates = SurrogateStack(configuration, [0])
+    epoch = Epoch(surrogates)
     rows = [part[0] for part in epoch.rows]
     poisons = (clean.labels == 1).nonzero().squeeze(1)[:count]
     delta = torch.randn(count, 3, 32, 32, generator=generator) * 0.02
-    port = Port(clean, poisons, delta, goal.images.float() / 255, float(epoch.step(0).rates[0]))
+    port = Port(clean, poisons, delta, goal.images.float() / 255, float(epoch.sgd(0).rates[0]))
     error = agreement(attack, goal, surrogates, epoch, port)
     bench.agreement = {"relative error of the gradient on one batch": error}
     found = bench.compare(EQUAL, {"unpoison": lambda: craft(0), "port": lambda: port.epoch(rows)})

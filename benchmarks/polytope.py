@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from benchmarks._harness import Bench, main
 from benchmarks._tables import Section
-from unpoison.attacks._feature_space import Reader
-from unpoison.attacks._stamping import frozen
+from unpoison.attacks._feature_space import FeatureReader
+from unpoison.attacks._networks import frozen
 from unpoison.attacks.convex_polytope import grams_around, nearest_weights
 from unpoison.models import build
 
@@ -79,7 +79,7 @@ def losses(found: list[Tensor], wanted: list[Tensor], weights: Tensor) -> Tensor
 
 def plain(models: list[nn.Module], images: Tensor, wanted: list[Tensor], start: Tensor, solve: Any) -> Found:
     """Loss, weights and slope of one step, poison by poison."""
-    reader = Reader("plain", models, ())
+    reader = FeatureReader("plain", models, ())
     leaves = [image[None].clone().requires_grad_() for image in images]
     apart = [reader(leaf) for leaf in leaves]
     found = [torch.cat(parts) for parts in zip(*apart, strict=True)]
@@ -92,7 +92,7 @@ def plain(models: list[nn.Module], images: Tensor, wanted: list[Tensor], start: 
 def ours(models: list[nn.Module], images: Tensor, wanted: list[Tensor], start: Tensor) -> Found:
     """Loss, weights and slope of one step, all at once."""
     leaf = images.clone().requires_grad_()
-    found = Reader("ours", models, ())(leaf)
+    found = FeatureReader("ours", models, ())(leaf)
     weights = accelerated(found, wanted, start)
     loss = losses(found, wanted, weights)
     (slope,) = torch.autograd.grad(loss, leaf)
@@ -108,7 +108,7 @@ def measure(bench: Bench) -> None:
         target = torch.rand(1, 3, 32, 32, generator=generator)
         with frozen(models):
             with torch.no_grad():
-                wanted = [each[0] for each in Reader("wanted", models, ())(target)]
+                wanted = [each[0] for each in FeatureReader("wanted", models, ())(target)]
             start = torch.full((len(models), POISONS), 1 / POISONS)
             relative, weights = [], {"ours": start, "loop": start}
             for _ in range(STEPS):
