@@ -50,7 +50,7 @@ def adversarially_trained(
         batch_size: images in a step, 2 or more.
         learning_rate: the first and greatest, above 0.
         seed: of the order and of the first changes.
-        progress: told of every epoch, at the stage "training".
+        progress: called after every epoch, at the stage "training".
 
     Returns:
         The copy, in eval mode.

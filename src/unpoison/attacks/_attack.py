@@ -1,7 +1,8 @@
 """`Attack`: from a goal, a training set and a budget to a poison set.
 
-An attack implements `poison`. It is given a `CraftRequest`, which holds what was asked for and does what
-attacks have in common: drawing examples, seeds, reporting progress, and building the poison set.
+An attack implements `poison`. It is given a `CraftRequest`, which holds the arguments of `craft` and does
+what attacks have in common: drawing examples, deriving seeds, reporting progress, and building the poison
+set.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Attack(ABC):
             seed: of everything random.
             checkpoints: a directory. An attack that can resume (MetaPoison) keeps its state there and goes on
                 from a checkpoint of the same call to the same result; the others ignore it.
-            progress: told of every step of attacks that take long, at the stage "craft".
+            progress: called after every step of attacks that take long, at the stage "craft".
 
         Raises:
             InputError: the attack does not serve this goal, the goal or the budget does not fit the set,
@@ -80,7 +81,11 @@ class Attack(ABC):
 
     @abstractmethod
     def poison(self, request: CraftRequest) -> PoisonSet:
-        """What `craft` returns; goal and budget are known to fit, and one surrogate is there if needed."""
+        """The poison set that `craft` returns.
+
+        Arguments:
+            request: of a goal that the attack serves and that fits the training set.
+        """
 
     @final
     def configuration(self) -> dict[str, Any]:
@@ -101,7 +106,7 @@ class CraftRequest:
         surrogates: the networks that were given.
         seed: of everything random.
         checkpoints: a directory, or None.
-        progress: told of steps, or None.
+        progress: called after every step, or None.
 
     Raises:
         InputError: the attack does not serve the goal, or the goal or the budget does not fit.
@@ -209,12 +214,12 @@ class CraftRequest:
         return pool
 
     def draw_sources(self, *, count: int | None = None) -> Tensor:
-        """Int64[k], ascending: as many examples as the budget (or `count`) says of a backdoor's source."""
+        """Int64[k], ascending: as many examples of a backdoor's source as the budget allows, or `count`."""
         pool = self.backdoor.candidates(self.training_set).cpu()
         return self.draw(pool, self._source_in_words(), count=count)
 
     def draw_targets(self) -> Tensor:
-        """Int64[k], ascending: as many examples as the budget says of a backdoor's target class."""
+        """Int64[k], ascending: as many examples of a backdoor's target class as the budget allows."""
         label = self.backdoor.target
         return self.draw(self.class_examples(label), f"the target {self.class_in_words(label)}")
 
@@ -247,10 +252,10 @@ class CraftRequest:
 
         Arguments:
             candidates: Int64[m], the examples to draw from, on the CPU.
-            of: what the candidates are the examples of, in words.
-            count: how many; as many as the budget says when None.
-            purpose: names the generator.
-            draws: another generator.
+            of: the class or set that the candidates belong to, for the message.
+            count: how many; as many as the budget allows when None.
+            purpose: the name of the generator to draw from.
+            draws: another generator, in its place.
             shuffle: False takes the first candidates in place of random ones.
 
         Raises:
@@ -278,14 +283,14 @@ class CraftRequest:
         goal: Goal | None = None,
         **more: Any,
     ) -> PoisonSet:
-        """The poison set, with everything that was asked for in its configuration.
+        """The poison set, with the attack's options and the budget in its configuration.
 
         Arguments:
             indices: Int64[k], the examples that are changed.
             images: UInt8[k c h w], on any device.
             labels: Int64[k], the labels they are given.
-            goal: in place of the request's, where the attack has made the trigger.
-            **more: what else to keep in the configuration, ready for JSON.
+            goal: in place of the request's, if the attack has made the trigger.
+            **more: further entries of the configuration, ready for JSON.
         """
         surrogates = {"surrogates": len(self.surrogates)} if self.attack.method.surrogates else {}
         return PoisonSet.of(

@@ -43,7 +43,7 @@ class FeatureProblem:
 
     @classmethod
     def of(cls, request: CraftRequest, bases: Sequence[int], *, eps: float) -> FeatureProblem:
-        """The problem that was asked for.
+        """The problem of a request.
 
         Raises:
             InputError: there is no surrogate, or the budget is more than there are bases.

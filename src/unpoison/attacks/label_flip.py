@@ -4,8 +4,8 @@ The two models of label noise of the literature: uniform flips to any other clas
 and Vinyals 2017, arXiv 1611.03530) and flips from one class to another (Patrini, Rozza, Menon, Nock and Qu
 2017, arXiv 1609.03683; the pair flips of Han et al. 2018, arXiv 1804.06872).
 
-With it detectors can be asked about unintended label errors: the poison set says which labels are wrong, and
-the goal `LabelNoise` on which test images this shows.
+With it detectors can be measured on unintended label errors: the poison set names the wrong labels, and the
+goal `LabelNoise` the test images on which they show.
 
 Cost: none.
 """

@@ -126,7 +126,7 @@ class SmoothTrigger(Attack):
             network: Float[b c h w] images in [0, 1] in, logits out.
             training_set: where the images to build it from are drawn.
             seed: of the draw.
-            progress: told of every round, with the share of changed predictions before it as `achieved`.
+            progress: called after every round, with the share of changed predictions before it as `achieved`.
 
         Raises:
             InputError: the network's predictions do not depend on its inputs.

@@ -7,7 +7,6 @@ arXiv 2104.03413), section 5: image + trigger, clipped. Their published arrays a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -84,16 +83,3 @@ class AdditiveTrigger(Trigger, kind="additive"):
         """The images UInt8[b c h w] with the pattern added."""
         check_overlay(f"additive trigger {self.name}", self.values, images)
         return (images.to(torch.int16) + self.values.to(images.device)).clamp_(0, 255).to(torch.uint8)
-
-    def configuration(self) -> dict[str, Any]:
-        """The name."""
-        return {"name": self.name}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`values` Int16[c h w]."""
-        return {"values": self.values}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> AdditiveTrigger:
-        """The trigger that was stored."""
-        return cls(tensors["values"], configuration["name"])

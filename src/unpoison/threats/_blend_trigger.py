@@ -7,9 +7,8 @@ a cartoon and uniform noise; alpha is 0.2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -63,16 +62,3 @@ class BlendTrigger(Trigger, kind="blend"):
         share = round(self.alpha * 65536)
         picture = self.values.to(images.device, torch.int32) * share
         return ((images.to(torch.int32) * (65536 - share) + picture + 32768) >> 16).to(torch.uint8)
-
-    def configuration(self) -> dict[str, Any]:
-        """The share of the picture, and its name."""
-        return {"alpha": self.alpha, "name": self.name}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`values` UInt8[c h w]."""
-        return {"values": self.values}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BlendTrigger:
-        """The trigger that was stored."""
-        return cls(tensors["values"], configuration["alpha"], configuration["name"])

@@ -1,7 +1,7 @@
 """`Budget`: how many training examples the adversary may change, always as a share of the whole training set.
 
-Public code counts budgets within the target class here and over the whole set there; in unpoison the word has
-one meaning. This module does not import torch.
+Public code counts budgets either within the target class or over the whole set; in unpoison it is always the
+latter. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ class Budget:
         if n < 1:
             raise InputError("Budget: the training set is empty")
         if self.share is not None:
-            # Nine decimals are kept so that 0.145 * 100 = 14.499999999999998 counts as the half it is written
-            # as.
+            # Rounded to nine decimals first, because 0.145 * 100 is 14.499999999999998 in floating point.
             return min(n, max(1, math.floor(round(self.share * n, 9) + 0.5)))
         assert self.count is not None
         if self.count > n:

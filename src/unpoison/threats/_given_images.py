@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -78,30 +78,6 @@ class TargetedMisclassification(Goal, kind="targeted-misclassification"):
         """Mean cross-entropy towards the target class."""
         return loss_towards(self.target, logits)
 
-    def configuration(self) -> dict[str, Any]:
-        """The two labels and the places in the test set."""
-        return {
-            "true_label": self.true_label,
-            "target": self.target,
-            "test_indices": list(self.test_indices),
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`images` UInt8[m c h w]."""
-        return {"images": self.images}
-
-    @classmethod
-    def restore(
-        cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> TargetedMisclassification:
-        """The goal that was stored."""
-        return cls(
-            tensors["images"],
-            configuration["true_label"],
-            configuration["target"],
-            tuple(configuration["test_indices"]),
-        )
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -161,19 +137,6 @@ class SelfConcealment(Goal, kind="self-concealment"):
     def loss(self, logits: Tensor) -> Tensor:
         """Mean of -log(1 - the true class's probability)."""
         return loss_away_from(self.true_label, logits)
-
-    def configuration(self) -> dict[str, Any]:
-        """The label and the places in the test set."""
-        return {"true_label": self.true_label, "test_indices": list(self.test_indices)}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`images` UInt8[m c h w]."""
-        return {"images": self.images}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SelfConcealment:
-        """The goal that was stored."""
-        return cls(tensors["images"], configuration["true_label"], tuple(configuration["test_indices"]))
 
 
 def _check(goal: str, images: Tensor, test_indices: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""`Goal`: what the adversary wants, as an object that says how to pursue it and how to measure it.
+"""`Goal`: what the adversary wants, how attacks pursue it and how it is measured.
 
 Success is always measured on 8-bit images with the model in eval mode, and comes with its number of trials. A
 goal defines the inputs on which it is measured (`victims`), which predictions count (`achieved`), and the

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
@@ -57,16 +56,3 @@ class LabelNoise(Goal, kind="label-noise"):
         if self.target is None:
             return loss_away_from(self.source, logits)
         return loss_towards(self.target, logits)
-
-    def configuration(self) -> dict[str, Any]:
-        """The two classes."""
-        return {"source": self.source, "target": self.target}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LabelNoise:
-        """The goal that was stored."""
-        return cls(configuration["source"], configuration["target"])

@@ -189,19 +189,6 @@ class LInf(Perturbation, kind="l-inf"):
         highest = (images + eps).floor().clamp(max=255)
         return (images + variables["delta"]).round().clamp(lowest, highest)
 
-    def configuration(self) -> dict[str, Any]:
-        """eps."""
-        return {"eps": self.eps}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LInf:
-        """The perturbation that was stored."""
-        return cls(**configuration)
-
 
 @final
 @dataclass(frozen=True)
@@ -285,19 +272,6 @@ class ColorGrid(Perturbation, kind="color-grid"):
     def levels(self, images: Tensor, variables: Mapping[str, Tensor]) -> Tensor:
         """The recoloured images, rounded."""
         return self.changed(images, variables).round()
-
-    def configuration(self) -> dict[str, Any]:
-        """All three options."""
-        return {"eps": self.eps, "resolution": self.resolution, "smoothness": self.smoothness}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ColorGrid:
-        """The perturbation that was stored."""
-        return cls(**configuration)
 
 
 @final

@@ -1,14 +1,16 @@
-"""`PoisonSet`: what every attack returns; kept on disk as tensors, a table for people, and JSON.
+"""`PoisonSet`: what every attack returns; stored as tensors, a table for people, and JSON.
 
 A stored poison set is a directory:
 
 - `poison.safetensors`: indices, images, labels and changes, and the goal's own tensors under `goal.`;
-- `examples.parquet`: one row a poisoned example (index, clean_label, given_label, linf, l2), to look at with
-  any table tool; it repeats what the first file says and is not read back;
-- `poison.json`: the goal, the attack with its configuration and seed, the fingerprint of the training set the
-  poison belongs to, and a digest over all of it and over the first file, so that damage is seen.
+- `examples.parquet`: one row for each poisoned example (index, clean_label, given_label, linf, l2), for any
+  table tool; it repeats part of the first file and is not read back;
+- `poison.json`: the goal, the attack with its configuration and seed, the fingerprint of the training set
+  that the poison belongs to, and a digest over all of it and over the first file, by which damage is
+  detected.
 
-Images are the 8-bit ones a victim would be given: what is measured after loading is what was measured before.
+Images are the 8-bit ones that a victim is given, so measurements are the same before saving and after
+loading.
 """
 
 from __future__ import annotations
@@ -36,23 +38,23 @@ _TENSORS = ("indices", "images", "clean_labels", "given_labels", "linf", "l2")
 @final
 @dataclass(frozen=True, eq=False)
 class PoisonSet:
-    """The examples that an attack changed, and all that is needed to use and to judge them.
+    """The examples that an attack changed, and everything that is needed to use and to evaluate them.
 
-    Attacks build one with `PoisonSet.of`, which measures the changes itself. All tensors are kept on the CPU.
+    Attacks build one with `PoisonSet.of`, which measures the changes itself. All tensors are on the CPU.
 
     Arguments:
         indices: Int64[k], ascending places in the clean training set, each once.
         images: UInt8[k c h w], the poisoned images.
         clean_labels: Int64[k], the labels before.
-        given_labels: Int64[k], the labels the poisons bear; equal to the clean ones in a clean-label attack.
+        given_labels: Int64[k], the labels of the poisons; equal to the clean ones in a clean-label attack.
         linf: Float32[k], the largest change of any value of the image, in 1/255.
         l2: Float32[k], the root of the sum of squared changes, in 1/255.
         goal: what the adversary wants.
         attack: the name of the attack.
         configuration: its options, ready for JSON.
-        seed: what it drew its randomness from.
+        seed: of everything random.
         fingerprint: that of the clean training set these examples belong to.
-        name: what that set was called.
+        name: of that set.
 
     Raises:
         InputError: shapes or types do not match, an index is negative or named twice, or the configuration
@@ -155,7 +157,7 @@ class PoisonSet:
         """Bool[n]: which examples of a training set of `n` are poison.
 
         Raises:
-            InputError: the set is smaller than the largest index demands.
+            InputError: the largest index is outside the set.
         """
         if len(self) and int(self.indices[-1]) >= n:
             raise InputError(
@@ -180,7 +182,7 @@ class PoisonSet:
         return replace(poisoned, name=f"{training_set.name} with {self.attack} poison")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the directory `path`, whole or not at all; one that is there is replaced.
+        """Write the directory `path`, whole or not at all; an existing one is replaced.
 
         Raises:
             InputError: `path` is a file.
@@ -228,7 +230,7 @@ class PoisonSet:
         """
         import safetensors.torch
 
-        # Every kind of goal and trigger, so that the one that is stored is known.
+        # Registers every kind of goal and trigger, so that the stored one is found.
         import unpoison.threats._kinds  # noqa: F401
 
         directory = Path(path)

@@ -10,9 +10,8 @@ same place, on every device, alone or in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -110,16 +109,3 @@ class RandomPatchTrigger(Trigger, kind="random-patch"):
         values = self.values.to(images.device).expand(channels, patch_height, patch_width)
         stamped[image, channel, inside_rows[:, None, :, None], inside_columns[:, None, None, :]] = values
         return stamped
-
-    def configuration(self) -> dict[str, Any]:
-        """The seed of the places, and what the patch is called."""
-        return {"seed": self.seed, "name": self.name}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`values` UInt8[c h w]."""
-        return {"values": self.values}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RandomPatchTrigger:
-        """The trigger that was stored."""
-        return cls(tensors["values"], configuration["seed"], configuration["name"])

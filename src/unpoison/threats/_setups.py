@@ -1,8 +1,8 @@
 """The published set-ups of the poisoning benchmark, as goals and bases.
 
 Schwarzschild, Goldblum, Gupta, Dickerson and Goldstein 2021, "Just How Toxic is Data Poisoning?" (ICML; arXiv
-2006.12557): 100 draws of a target image, the class that it is to be taken for, and the training images that
-may be changed. As JSON, a list of objects with "target class", "target index", "base class", "base indices".
+2006.12557): 100 draws of a target image, the class it is to be predicted as, and the training images that may
+be changed. As JSON, a list of objects with "target class", "target index", "base class", "base indices".
 
 Two of the 100 draws for transfer learning name a base index twice; `Setup` keeps each once.
 """
@@ -27,9 +27,9 @@ class Setup:
     """One trial of the benchmark.
 
     Arguments:
-        target_class: what the target image shows.
+        target_class: the class of the target image.
         target_index: its place in the test set.
-        base_class: what it is to be taken for.
+        base_class: the class it is to be predicted as.
         base_indices: places in the training set of the examples that may be changed, each once, in the
             published order.
     """
@@ -45,10 +45,10 @@ class Setup:
         return Budget(count=len(self.base_indices))
 
     def goal(self, test_set: TrainingSet) -> TargetedMisclassification:
-        """That the target image of this test set be taken for the base class.
+        """The goal that the target image of this test set is predicted as the base class.
 
         Raises:
-            InputError: the image at that place does not show the target class, so this is another test set or
+            InputError: the image at that place is not of the target class, so this is another test set or
                 another order.
         """
         if self.target_index >= len(test_set) or int(test_set.labels[self.target_index]) != self.target_class:
@@ -59,7 +59,7 @@ class Setup:
         return TargetedMisclassification.of(test_set, self.target_index, target=self.base_class)
 
     def check_bases(self, training_set: TrainingSet) -> None:
-        """That every base is of the base class in this training set.
+        """Check that every base is of the base class in this training set.
 
         Raises:
             InputError: one is not, so this is another training set or another order.

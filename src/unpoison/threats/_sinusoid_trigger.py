@@ -7,9 +7,8 @@ Poisoning" (ICIP; arXiv 1902.11237), section 3.1: image + amplitude sin(2 pi j f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -55,16 +54,3 @@ class SinusoidTrigger(Trigger, kind="sinusoid"):
         # Rounded on the CPU and added as integers, so that every device gives the same bytes.
         stripes = (self.amplitude * columns.sin()).round().to(images.device, torch.int16)
         return (images.to(torch.int16) + stripes).clamp_(0, 255).to(torch.uint8)
-
-    def configuration(self) -> dict[str, Any]:
-        """Amplitude and frequency."""
-        return {"amplitude": self.amplitude, "frequency": self.frequency}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SinusoidTrigger:
-        """The trigger that was stored."""
-        return cls(configuration["amplitude"], configuration["frequency"])

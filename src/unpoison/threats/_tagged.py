@@ -1,15 +1,17 @@
 """Objects that are stored as JSON and tensors, and restored by the name of their kind.
 
 A family (`Trigger`, `Goal`, `Perturbation`) derives from `Tagged` without a kind; its members state theirs
-where they are defined: `class PatchTrigger(Trigger, kind="patch")`. A new member needs no more to be saved
-and loaded. One from outside unpoison has to be imported before something that contains it is loaded.
+where they are defined: `class PatchTrigger(Trigger, kind="patch")`. A new member that is a dataclass of plain
+values and tensors needs no more to be saved and loaded. One from outside unpoison has to be imported before
+something that contains it is loaded.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from dataclasses import fields
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor
 
@@ -32,18 +34,27 @@ class Tagged(ABC):
         cls.kind = kind
         cls._members[kind] = cls
 
-    @abstractmethod
     def configuration(self) -> dict[str, Any]:
-        """Everything but the tensors, ready for JSON."""
+        """Everything but the tensors, ready for JSON: by default the fields of the dataclass."""
+        values = {one.name: getattr(self, one.name) for one in fields(cast(Any, self))}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if not isinstance(value, Tensor)
+        }
 
-    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, possibly none; names may hold dots."""
+        """The tensors by name, possibly none; names may contain dots."""
+        values = {one.name: getattr(self, one.name) for one in fields(cast(Any, self))}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @classmethod
-    @abstractmethod
     def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The object that `configuration` and `tensors` describe."""
+        plain = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in configuration.items()
+        }
+        return cls(**plain, **tensors)
 
     def to_json(self) -> dict[str, Any]:
         """The configuration and the kind; the tensors are stored separately."""

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
@@ -186,25 +185,6 @@ class PatchTrigger(Trigger, kind="patch"):
         mixed = (region * (255 - share) + values * share + 127) // 255
         stamped[:, :, top:bottom, left:right] = mixed.to(torch.uint8)
         return stamped
-
-    def configuration(self) -> dict[str, Any]:
-        """Where the patch lies and what it is called."""
-        return {"row": self.row, "column": self.column, "name": self.name}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`values` UInt8[c h w] and `mask` UInt8[h w]."""
-        return {"values": self.values, "mask": self.mask}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PatchTrigger:
-        """The patch that was stored."""
-        return cls(
-            tensors["values"],
-            tensors["mask"],
-            configuration["row"],
-            configuration["column"],
-            configuration["name"],
-        )
 
 
 def _read_pixels(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

@@ -11,9 +11,8 @@ Lengths are those of the public code: an offset of 1 is 1/height of the range [-
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -102,19 +101,6 @@ class WarpTrigger(Trigger, kind="warp"):
         columns = torch.linspace(-1, 1, width, dtype=torch.float64)[None].expand(height, width)
         identity = torch.stack((columns, rows), 2)
         return (identity + offsets * (self.strength / height)).clamp(-1, 1)
-
-    def configuration(self) -> dict[str, Any]:
-        """The strength."""
-        return {"strength": self.strength}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """`offsets` Float32[2 k k]."""
-        return {"offsets": self.offsets}
-
-    @classmethod
-    def restore(cls, configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> WarpTrigger:
-        """The trigger that was stored."""
-        return cls(tensors["offsets"], configuration["strength"])
 
 
 def _sampled_at(images: Tensor, places: Tensor) -> Tensor:

@@ -1,18 +1,16 @@
-"""Algorithm 1 of MetaPoison (Huang et al. 2020, arXiv 2004.00225), in the order of its lines.
+"""Algorithm 1 of MetaPoison (Huang et al. 2020, arXiv 2004.00225).
 
-    line  paper                                                  here
-    1     stagger the epochs of the M networks                   `stagger` (surrogates.py)
-    2     insert poisons X_p into D_c                            `Poisons`
-    3     for C craft steps:                                     `craft_poisons`
-    4       for each of the M networks:
-    5         copy its parameters                                `_craft_epoch`
-    6-8       K unrolled SGD steps, with the poisons in the      `LookAheads.run`, which calls
-    9         first; the adversarial loss on the target          `look_ahead` (look_ahead.py)
-    10        train the network one epoch, restart at epoch T    `_craft_epoch`
-    11      average the adversarial losses over the networks     `Poisons.update`
-    12      gradient in X_p, step of the outer optimiser,        `Poisons.update`, `OuterOptimizer`
-            projection
-    13    return X_p, as 8-bit images                            `Poisons.poison_set`
+    paper                                                          here
+    stagger the M networks: train network m to epoch floor(m T/M)  `stagger` (surrogates.py)
+    insert the poisons X_p into the training set                   `Poisons`
+    for each of C craft steps:                                     `craft_poisons`
+        for each of the M networks:                                `_craft_epoch`
+            copy its parameters, take K unrolled SGD steps with    `LookAheads.run`, which calls
+            the poisons in the first, store the adversarial loss   `look_ahead` (look_ahead.py)
+            train it one epoch; past epoch T, reinitialise it      `SurrogateStack` (surrogates.py)
+        average the adversarial losses over the networks           `Poisons.update`
+        gradient in X_p, step of Adam, projection                  `Poisons.update`, `OuterOptimizer`
+    return X_p                                                     `Poisons.poison_set`, as 8-bit images
 
 Every poison has one gradient for each network and craft step, at the parameters that the network has when its
 batch comes up. The gradient in the pixels is accumulated over all look-aheads, and then taken back to the
@@ -30,12 +28,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._artefacts import canonical_json, digest
-from unpoison._checkpoints import CRAFTING, Checkpoint, Checkpoints
+from unpoison._checkpoints import Checkpoint, Checkpoints
 from unpoison._global_randomness import own_randomness
 from unpoison.attacks._attack import CraftRequest
+from unpoison.attacks.metapoison.checkpoints import checkpoints_of
 from unpoison.attacks.metapoison.look_ahead import look_ahead
 from unpoison.attacks.metapoison.surrogates import (
     Epoch,
@@ -45,7 +43,7 @@ from unpoison.attacks.metapoison.surrogates import (
     stagger,
 )
 from unpoison.errors import TrainingDivergedError
-from unpoison.threats import Goal, PoisonSet, find_class
+from unpoison.threats import PoisonSet, find_class
 
 if TYPE_CHECKING:
     from unpoison.attacks.metapoison.attack import MetaPoison
@@ -63,7 +61,7 @@ def craft_poisons(options: MetaPoison, requests: Sequence[CraftRequest]) -> list
         seed=request.seed,
     )
     poisons = [Poisons(options, each) for each in requests]
-    store = _checkpoints(requests)
+    store = checkpoints_of(requests)
     stacks, done = _begin(options, configuration, poisons, store, request)
     for step in range(done, options.steps):
         active = [each for each in poisons if not each.converged]
@@ -401,21 +399,6 @@ def _seeded(request: CraftRequest, part: str) -> AbstractContextManager[None]:
     return own_randomness(request.training_set.device, seed=request.derived_seed(part))
 
 
-def _checkpoints(requests: Sequence[CraftRequest]) -> Checkpoints | None:
-    request = requests[0]
-    if request.checkpoints is None:
-        return None
-    identity = {
-        "configuration": request.attack.configuration(),
-        "goal": [_goal_digest(each.goal) for each in requests],
-        "budget": request.budget.to_json(),
-        "seed": request.seed,
-        "training set": request.training_set.fingerprint,
-        "surrogate": [_network_digest(network) for network in request.surrogates],
-    }
-    return Checkpoints(request.checkpoints, identity, kind=CRAFTING)
-
-
 def _checkpoint(done: int, stacks: Sequence[SurrogateStack], poisons: Sequence[Poisons]) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     notes: dict[str, Any] = {"history": [[step.to_dict() for step in each.history] for each in poisons]}
@@ -426,18 +409,3 @@ def _checkpoint(done: int, stacks: Sequence[SurrogateStack], poisons: Sequence[P
     for place, each in enumerate(poisons):
         tensors |= each.state(place)
     return Checkpoint(done=done, tensors=tensors, notes=notes)
-
-
-def _goal_digest(goal: Goal) -> str:
-    tensors = goal.tensors()
-    return digest(canonical_json(goal.to_json()), *(_bytes(tensors[name]) for name in sorted(tensors)))
-
-
-def _network_digest(network: nn.Module) -> str:
-    state = network.state_dict()
-    return digest(repr(network), *state, *map(_bytes, state.values()))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    content: bytes = tensor.detach().cpu().contiguous().numpy().tobytes()
-    return content

@@ -1,6 +1,6 @@
 """The look-ahead of MetaPoison: K steps of SGD as a differentiable function of the poisons.
 
-Huang et al. 2020, arXiv 2004.00225, section 2.2 and lines 5 to 9 of algorithm 1:
+Huang et al. 2020, arXiv 2004.00225, section 2.2 and algorithm 1:
 
     theta_0                 the present parameters of a surrogate
     theta_1                 after a step on a batch with poisons
