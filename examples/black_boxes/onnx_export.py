@@ -1,8 +1,8 @@
-"""A black box for `unpoison.training.ExternalTrainer`: a small network, left as an ONNX model.
+"""A black box for `unpoison.training.ExternalTrainer`: a small network, exported as an ONNX model.
 
     python onnx_export.py TRAIN ASK OUT
 
-Needs torch, onnx and onnxscript; whoever asks the model needs onnxruntime.
+Needs torch, onnx and onnxscript; predictions by the model need onnxruntime.
 """
 
 import os

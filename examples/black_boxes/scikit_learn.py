@@ -19,7 +19,7 @@ def pixels(path):
 
 
 def main():
-    """Train on the class folders and predict the images asked about."""
+    """Train on the class folders and predict the given images."""
     train, ask, out = map(Path, sys.argv[1:])
     examples = [
         (path, folder.name) for folder in sorted(train.iterdir()) for path in sorted(folder.iterdir())

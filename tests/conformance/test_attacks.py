@@ -355,12 +355,6 @@ def test_it_is_a_final_frozen_dataclass_with_a_declaration(name: str) -> None:
     assert {"name", "title", "summary", "paper", "cost", "labels", "goals", "knowledge"} <= set(told)
 
 
-def test_the_page_of_attacks_names_all_of_ours() -> None:
-    page = (Path(__file__).parents[2] / "docs/attacks.md").read_text(encoding="utf-8")
-    ours = [name for name in attacks.names() if attacks.METHODS.module(name).startswith("unpoison.")]
-    assert [name for name in ours if f"| `{name}` |" not in page] == []
-
-
 def test_there_is_no_attack_of_an_unknown_name() -> None:
     with pytest.raises(InputError, match="no attack 'magic'; there are badnets, blended"):
         attacks.get("magic")
