@@ -11,10 +11,11 @@ from unpoison.errors import InputError
 
 
 def check_options(name: str, options: Any, **intervals: str) -> None:
-    """Check the fields of a frozen dataclass, and turn lists among them into tuples.
+    """Check the fields of a frozen dataclass against their annotations.
 
     A field annotated `int` must be a whole number, one annotated `float` a finite number, and one annotated
-    `Literal` one of its words; None is allowed where the annotation has it.
+    `Literal` one of its words; None is allowed where the annotation has it. A field annotated `tuple[T, ...]`
+    becomes a tuple, of a list or of one T alone.
 
     Arguments:
         name: of the method, for messages.
@@ -31,23 +32,24 @@ def check_options(name: str, options: Any, **intervals: str) -> None:
     """
     hints = get_type_hints(type(options))
     for field in fields(options):
-        value, hint = getattr(options, field.name), hints[field.name]
-        if get_origin(hint) in (Union, types.UnionType):
-            if value is None and type(None) in get_args(hint):
-                continue
-            hint = get_args(hint)[0]
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            words = ", ".join(map(repr, get_args(hint)))
-            raise InputError(f"{name}: {field.name} must be one of {words}, found {value!r}")
-        if hint in (int, float) and not _fits(value, hint, intervals.get(field.name)):
-            kind = "a whole number" if hint is int else "a number"
-            range_ = _in_words(intervals.get(field.name))
-            raise InputError(f"{name}: {field.name} must be {kind}{range_}, found {value!r}")
-        if isinstance(value, list):
-            object.__setattr__(options, field.name, tuple(value))
+        value, hint, interval = getattr(options, field.name), hints[field.name], intervals.get(field.name)
+        if get_origin(hint) is tuple:
+            items = tuple(value) if isinstance(value, list | tuple) else (value,)
+            fits = all(_fits(item, get_args(hint)[0], None) for item in items)
+            object.__setattr__(options, field.name, items)
+        else:
+            fits = _fits(value, hint, interval)
+        if not fits:
+            raise InputError(f"{name}: {field.name} must be {_in_words(hint, interval)}, found {value!r}")
 
 
-def _fits(value: Any, hint: type, interval: str | None) -> bool:
+def _fits(value: Any, hint: Any, interval: str | None) -> bool:
+    if _is_union(hint):
+        return any(_fits(value, one, interval) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint not in (int, float):
+        return isinstance(value, hint) if isinstance(hint, type) else True
     allowed = (int,) if hint is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed) or not math.isfinite(value):
         return False
@@ -59,13 +61,25 @@ def _fits(value: Any, hint: type, interval: str | None) -> bool:
     )
 
 
-def _in_words(interval: str | None) -> str:
-    if interval is None:
-        return ""
+def _in_words(hint: Any, interval: str | None) -> str:
+    if get_origin(hint) is tuple:
+        return f"a list, each entry {_in_words(get_args(hint)[0], None)}"
+    if _is_union(hint):
+        return " or ".join(_in_words(one, interval) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    kind = words.get(hint, getattr(hint, "__name__", "another value"))
+    if interval is None or hint not in (int, float):
+        return kind
     low, high = _ends(interval)
     if math.isfinite(high):
-        return f" in {interval}"
-    return f" of at least {low:g}" if interval[0] == "[" else f" above {low:g}"
+        return f"{kind} in {interval}"
+    return f"{kind} of at least {low:g}" if interval[0] == "[" else f"{kind} above {low:g}"
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
 
 
 def _ends(interval: str) -> tuple[float, float]:

@@ -70,6 +70,8 @@ def recipe_of(value: Recipe | str | Mapping[str, Any]) -> Recipe:
         return value
     if isinstance(value, str):
         return Recipe.preset(value)
+    if not isinstance(value, Mapping):
+        raise InputError(f"recipe: expected the name of a preset or fields, found {value!r}")
     fields = dict(value)
     preset = fields.pop("preset", None)
     return Recipe.from_dict(fields) if preset is None else Recipe.preset(preset, **fields)

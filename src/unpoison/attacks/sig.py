@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import final
 
+from unpoison._option_checks import check_options
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.errors import InputError
@@ -55,7 +56,7 @@ class Sig(Attack):
     frequency: float = 6.0
 
     def __post_init__(self) -> None:
-        SinusoidTrigger(self.amplitude, self.frequency)
+        check_options("sig", self, amplitude="(0, 255]", frequency="(0, inf)")
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Striped examples of the target class.

@@ -107,6 +107,7 @@ class SleeperAgent(Attack):
     norm_batch: int = 16
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", recipe_of(self.recipe))
         check_options(
             "sleeper-agent",
             self,
@@ -120,7 +121,6 @@ class SleeperAgent(Attack):
             micro_batch="[1, inf)",
             norm_batch="[1, inf)",
         )
-        object.__setattr__(self, "recipe", recipe_of(self.recipe))
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Poisons crafted against one surrogate or several, on the device where they lie.

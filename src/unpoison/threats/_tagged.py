@@ -80,7 +80,8 @@ class Tagged(ABC):
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{cls.__name__}: cannot restore a {kind!r} ({error!r})") from None
+            reason = " ".join(str(error).split())
+            raise InputError(f"{cls.__name__}: cannot restore a {kind!r} ({reason})") from None
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

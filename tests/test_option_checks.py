@@ -1,0 +1,57 @@
+"""Options against their annotations and intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from unpoison._option_checks import check_options
+from unpoison.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    steps: int = 1
+    rate: float = 0.5
+    mode: Literal["slow", "fast"] = "slow"
+    together: int | None = None
+    flip: bool = True
+    bases: tuple[int, ...] = ()
+    classes: tuple[int | str, ...] = ()
+    layer: str | None = None
+
+    def __post_init__(self) -> None:
+        check_options("test", self, steps="[1, inf)", rate="(0, 1]", together="[1, inf)")
+
+
+def test_what_fits_is_taken_and_lists_become_tuples() -> None:
+    made: Any = Options(steps=3, rate=1, together=2, bases=[1, 2], classes="bag", layer="conv")  # type: ignore[arg-type]
+    assert (made.bases, made.classes, made.rate) == ((1, 2), ("bag",), 1)
+    assert hash(made) == hash(
+        Options(steps=3, rate=1, together=2, bases=(1, 2), classes=("bag",), layer="conv")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "test: steps must be a whole number of at least 1, found 0"),
+        ({"steps": 1.0}, "steps must be a whole number of at least 1, found 1.0"),
+        ({"steps": True}, "steps must be a whole number of at least 1, found True"),
+        ({"rate": 0}, r"rate must be a number in \(0, 1\], found 0"),
+        ({"rate": float("nan")}, r"rate must be a number in \(0, 1\], found nan"),
+        ({"rate": "1"}, r"rate must be a number in \(0, 1\], found '1'"),
+        ({"mode": "best"}, "mode must be one of 'slow', 'fast', found 'best'"),
+        ({"together": 0}, "together must be a whole number of at least 1 or none, found 0"),
+        ({"flip": 1}, "flip must be true or false, found 1"),
+        ({"bases": [1, "a"]}, "bases must be a list, each entry a whole number, found"),
+        ({"bases": 0.5}, "bases must be a list, each entry a whole number, found 0.5"),
+        ({"classes": [None]}, "classes must be a list, each entry a whole number or text, found"),
+        ({"layer": 3}, "layer must be text or none, found 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Options(**options)
