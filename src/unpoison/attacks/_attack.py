@@ -122,6 +122,10 @@ class CraftRequest:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
+        if getattr(self.attack, "method", None) is None:
+            raise InputError(
+                f"{type(self.attack).__name__}: is not registered; see unpoison.attacks.register"
+            )
         served = self.attack.method.goals
         if self.goal.kind not in served:
             raise InputError(

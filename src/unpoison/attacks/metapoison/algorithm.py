@@ -24,8 +24,8 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, final
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -80,8 +80,8 @@ def craft_poisons(options: MetaPoison, requests: Sequence[CraftRequest]) -> list
         request.report(
             step + 1,
             options.steps,
-            loss=sum(one.loss for one in latest) / len(latest),
-            achieved=sum(one.achieved for one in latest) / len(latest),
+            loss=fmean(_mean_loss(entry) for entry in latest),
+            achieved=fmean(entry["achieved"] for entry in latest),
         )
     return [each.poison_set() for each in poisons]
 
@@ -127,7 +127,10 @@ class Poisons:
         start = request.generator("start")
         self.variables = options.perturbation.initial(self.images, generator=start)
         self.optimizer = OuterOptimizer(options.optimizer, options.perturbation.scales())
-        self.history: list[CraftStep] = []
+        # For each craft step, before it moved the poisons: the adversarial loss of each surrogate and the
+        # share of look-aheads after which the targets were predicted as wanted, both over the step's
+        # look-aheads.
+        self.history: list[dict[str, Any]] = []
         self.begin_step()
 
     def begin_step(self) -> None:
@@ -158,7 +161,7 @@ class Poisons:
         moved = self.optimizer.step(self.variables, dict(zip(leaves, gradients, strict=True)), rate)
         self.variables = perturbation.project(moved, self.images)
         achieved = float(torch.cat(self.achieved).mean())
-        self.history.append(CraftStep(step=step, losses=tuple(losses), achieved=achieved, rate=rate))
+        self.history.append({"step": step, "losses": losses, "achieved": achieved, "rate": rate})
 
     @property
     def converged(self) -> bool:
@@ -166,7 +169,7 @@ class Poisons:
         span = self.options.patience
         if not span or len(self.history) < 2 * span:
             return False
-        losses = [step.loss for step in self.history]
+        losses = list(map(_mean_loss, self.history))
         return sum(losses[-span:]) >= sum(losses[-2 * span : -span])
 
     def poison_set(self) -> PoisonSet:
@@ -175,7 +178,7 @@ class Poisons:
             indices=self.indices,
             images=self.options.perturbation.rounded(self.images, self.variables),
             labels=self.labels,
-            history=[step.to_dict() for step in self.history],
+            history=self.history,
         )
 
     def state(self, place: int) -> dict[str, Tensor]:
@@ -198,7 +201,7 @@ class Poisons:
 
         self.variables = group(f"poison.{place}.variable.")
         self.optimizer.tensors = group(f"poison.{place}.optimizer.")
-        self.history = [CraftStep.from_dict(step) for step in checkpoint.notes["history"][place]]
+        self.history = list(checkpoint.notes["history"][place])
         self.optimizer.steps = len(self.history)
 
 
@@ -325,36 +328,8 @@ class OuterOptimizer:
         return moved
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class CraftStep:
-    """The history entry of one craft step, measured before it moved the poisons.
-
-    Arguments:
-        step: counted from 0.
-        losses: for each surrogate its adversarial loss, averaged over the look-aheads of the step.
-        achieved: the share of look-aheads after which the targets were predicted as the adversary wants.
-        rate: of the outer optimiser.
-    """
-
-    step: int
-    losses: tuple[float, ...]
-    achieved: float
-    rate: float
-
-    @property
-    def loss(self) -> float:
-        """The mean over the surrogates."""
-        return sum(self.losses) / len(self.losses)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "losses": list(self.losses)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """The entry that `to_dict` wrote."""
-        return cls(**{**value, "losses": tuple(value["losses"])})
+def _mean_loss(entry: Mapping[str, Any]) -> float:
+    return fmean(entry["losses"])
 
 
 def _chosen(options: MetaPoison, request: CraftRequest) -> Tensor:
@@ -401,7 +376,7 @@ def _seeded(request: CraftRequest, part: str) -> AbstractContextManager[None]:
 
 def _checkpoint(done: int, stacks: Sequence[SurrogateStack], poisons: Sequence[Poisons]) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
-    notes: dict[str, Any] = {"history": [[step.to_dict() for step in each.history] for each in poisons]}
+    notes: dict[str, Any] = {"history": [each.history for each in poisons]}
     for stack in stacks:
         own, own_notes = stack.checkpoint()
         tensors |= own
