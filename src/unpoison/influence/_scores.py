@@ -1,9 +1,9 @@
 """`score`: the influence of every training example on every query, in one pass over the training set.
 
-`values[m, j] = v_m^T (G + damping)^-1 grad L(z_j)`, without a leading minus. With a measurement that
-falls as the model likes the query's label more (minus the margin, for classification), a POSITIVE score
-is a proponent: training more on z_j raises the margin of the query's label. Poison has large positive
-scores for the wrong label it caused.
+`values[m, j] = v_m^T (G + damping)^-1 grad L(z_j)`, without a leading minus. With a measurement that falls
+as the query's label gets more likely (minus the margin, for classification), a POSITIVE score is a
+proponent: training more on z_j raises the margin of the query's label. Poison has large positive scores for
+the wrong label that it caused.
 
 Whatever the number of queries, an example takes one forward and one backward pass without parameter
 gradients, its per-example gradient of each layer (k t o i multiplications) and one product with the m
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,10 @@ class Scores:
 
     Arguments:
         values: Float[m, n]; positive = proponent.
-        losses: Float[n], the loss of each example.
-        gradient_norms: Float[n], the L2 norm of the example's gradient over the tracked parameters, if
-        asked for.
-        self_influence: Float[n], g^T (G + damping)^-1 g of the example's own gradient, if asked for.
+        losses: Float[n], the loss of each example, or its measurement where that was differentiated.
+        gradient_norms: Float64[n], the L2 norm of the example's gradient over the tracked parameters, if
+            asked for.
+        self_influence: Float64[n], g^T (G + damping)^-1 g of the example's own gradient, if asked for.
         start: the index of the first example.
     """
 
@@ -60,6 +60,7 @@ def score(
     examples: Examples,
     task: Task,
     *,
+    gradient: Literal["loss", "measurement"] = "loss",
     gradient_norms: bool = False,
     self_influence: bool = False,
     start: int | None = None,
@@ -78,6 +79,8 @@ def score(
         queries: from `precondition`.
         examples: the training set, read once in consecutive batches.
         task: its `loss` is differentiated.
+        gradient: "measurement" to differentiate the task's measurement at the training examples instead, for
+            scores that are divided by the length of the gradient: see `Task.measurement`.
         gradient_norms: also give the norm of each example's gradient; costs next to nothing.
         self_influence: also give each example's influence on itself; needs factors, about doubles the cost.
         start: first example, 0 by default.
@@ -102,13 +105,14 @@ def score(
         raise InputError(
             f"score: cannot score examples {first} to {last} of {total} in batches of {batch_size}"
         )
+    function = task.loss if gradient == "loss" else task.measurement
     layers = tracked_layers(model, list(queries.values))
     with Sweeper(model, layers, workspace_bytes=workspace_bytes) as sweeper:
         visitor = _Products(layers, queries, sweeper, last - first, gradient_norms, self_influence)
         for low in range(first, last, batch_size):
             high = min(low + batch_size, last)
             visitor.first = low - first
-            values = sweeper.batch(examples.batch(low, high), task.loss, visitor)
+            values = sweeper.batch(examples.batch(low, high), function, visitor)
             visitor.losses[low - first : high - first] = values
             if progress is not None:
                 progress("scores", high - first, last - first)
@@ -140,8 +144,10 @@ class _Products(Visitor):
         self.queries = [queries.values[layer.name].to(device, dtype) for layer in layers]
         self.products = torch.zeros(count, len(queries), device=device, dtype=dtype)
         self.losses = torch.zeros(count, device=device, dtype=dtype)
-        self.squares = torch.zeros(count, device=device, dtype=dtype) if gradient_norms else None
-        self.self_influence = torch.zeros(count, device=device, dtype=dtype) if self_influence else None
+        # Squares of gradients far below 1 are kept in float64.
+        squares = torch.zeros(2, count, device=device, dtype=torch.float64)
+        self.squares = squares[0] if gradient_norms else None
+        self.self_influence = squares[1] if self_influence else None
         self.factors = []
         if self_influence and queries.factors is not None:
             own = [queries.factors.layers[layer.name].to(device, dtype) for layer in layers]
@@ -149,32 +155,50 @@ class _Products(Visitor):
 
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
         rows = slice(self.first + start, self.first + start + len(activations))
-        queries = self.queries[index]
+        queries, scale = self.queries[index], _scale(output_gradients)
+        output_gradients = output_gradients / scale[:, None, None, None]
         if self.self_influence is not None:
             own, reciprocal = self.factors[index]
             assert own.input_basis is not None
             assert own.output_basis is not None
             turned = rotated(activations, output_gradients, own.input_basis, own.output_basis, self.scratch)
-            self.self_influence[rows] += turned.square_().flatten(1).mv(reciprocal.flatten())
+            self._add_self_influence(rows, turned, reciprocal, scale)
         count, groups, outputs, inputs = queries.shape
         if activations.shape[2] == 1 and groups == 1 and count < inputs:
             a, g = activations[:, 0, 0], output_gradients[:, 0, 0]
             through = products(queries.view(count * outputs, inputs), a).view(count, outputs, -1)
-            self.products[rows] += (through * g.t()).sum(1).t()
+            self.products[rows] += (through * g.t()).sum(1).t() * scale[:, None]
             if self.squares is not None:
-                self.squares[rows] += a.square().sum(1) * g.square().sum(1)
+                self.squares[rows] += a.square().sum(1) * g.square().sum(1) * scale.double().square()
             return
-        self._dot(index, rows, outer(activations, output_gradients, self.scratch))
+        self._dot(index, rows, outer(activations, output_gradients, self.scratch), scale)
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         rows = slice(self.first + start, self.first + start + len(gradient))
+        scale = _scale(gradient)
+        gradient = gradient / scale[:, None, None, None]
         if self.self_influence is not None:
-            _, reciprocal = self.factors[index]
-            self.self_influence[rows] += gradient.square().flatten(1).mv(reciprocal.flatten())
-        self._dot(index, rows, gradient)
+            self._add_self_influence(rows, gradient.clone(), self.factors[index][1], scale)
+        self._dot(index, rows, gradient, scale)
 
-    def _dot(self, index: int, rows: slice, gradient: Tensor) -> None:
+    def _add_self_influence(self, rows: slice, turned: Tensor, reciprocal: Tensor, scale: Tensor) -> None:
+        assert self.self_influence is not None
+        own = turned.square_().flatten(1).mv(reciprocal.flatten())
+        self.self_influence[rows] += own * scale.double().square()
+
+    def _dot(self, index: int, rows: slice, gradient: Tensor, scale: Tensor) -> None:
         flat = gradient.flatten(1)
-        self.products[rows] += products(self.queries[index].flatten(1), flat).t()
+        self.products[rows] += products(self.queries[index].flatten(1), flat).t() * scale[:, None]
         if self.squares is not None:
-            self.squares[rows] += torch.linalg.vector_norm(flat, dim=1).square_()
+            self.squares[rows] += (torch.linalg.vector_norm(flat, dim=1) * scale).double().square()
+
+
+def _scale(gradients: Tensor) -> Tensor:
+    """Float[b]: a power of two near the largest entry of each of Float[b ...], 1 where all are 0.
+
+    Divided by it, gradients of examples that are fitted nearly perfectly have squares that do not underflow,
+    and every other number stays what it was.
+    """
+    largest = gradients.flatten(1).abs().amax(1)
+    exponent = torch.frexp(largest).exponent.clamp(-100, 100)  # within the range of float32
+    return torch.ldexp(torch.ones_like(largest), exponent)

@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from unpoison._stable import cross_entropy, margin
 
 Batch = tuple[Tensor, ...]
 
@@ -30,9 +30,11 @@ class Task(ABC):
 
     @abstractmethod
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Float[q]: what is measured of each query; it should FALL as the model likes the query's label more.
+        """Float[q]: what is measured of each query; it should FALL as the query's label gets more likely.
 
-        A positive influence score is then a proponent: see `score`.
+        A positive influence score is then a proponent: see `score`. Where the gradient of the loss is a
+        positive multiple of that of the measurement, scores that are divided by the length of the training
+        gradient may differentiate the measurement in place of the loss.
         """
 
     @abstractmethod
@@ -52,26 +54,25 @@ class Task(ABC):
 class ClassificationTask(Task):
     """Cross-entropy with hard labels, measured by minus the margin. A batch is (inputs, Int64[b] labels).
 
-    The measurement is `m = -(z_y - logsumexp_{c != y} z_c)`, minus the logit of the probability of label y
-    (Park et al., TRAK, 2023), as in the published experiments of Delta-Influence.
+    The measurement is `m = logsumexp_{c != y} z_c - z_y`, minus the log-odds of label y (Park et al., TRAK,
+    2023), as in the published experiments of Delta-Influence. The loss is `softplus(m)`, whose gradient
+    `sigmoid(m) grad m` does not cancel for examples that are fitted to a probability near 1: in float32 the
+    textbook form, softmax minus one-hot, is exactly 0 from a margin of 17 on.
     """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of each example."""
         inputs, labels = batch
-        return functional.cross_entropy(model(inputs), labels, reduction="none")
+        return cross_entropy(model(inputs), labels, reduction="none")
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """Minus the margin of each query's label over all other classes."""
         inputs, labels = batch
-        logits: Tensor = model(inputs)
-        at_label = labels[:, None]
-        others = logits.scatter(1, at_label, -torch.inf)
-        return others.logsumexp(1) - logits.gather(1, at_label)[:, 0]
+        return margin(model(inputs), labels)
 
     def sampled_loss(self, model: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
         """Cross-entropy under labels drawn from the softmax of the logits."""
         logits: Tensor = model(batch[0])
         cumulative = logits.detach().double().softmax(1).cumsum(1)
         drawn = (cumulative < noise[:, None]).sum(1).clamp_(max=logits.shape[1] - 1)
-        return functional.cross_entropy(logits, drawn, reduction="none")
+        return cross_entropy(logits, drawn, reduction="none")
