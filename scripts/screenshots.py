@@ -23,8 +23,8 @@ def screenshot(page: Path) -> Image.Image:
     """The whole page, cut where its content ends."""
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "shot.png"
-        flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars".split()
-        flags += [f"--user-data-dir={folder}/profile", f"--screenshot={shot}"]
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        flags += ["--hide-scrollbars", f"--user-data-dir={folder}/profile", f"--screenshot={shot}"]
         flags += [f"--window-size={WIDTH},{HEIGHT}"]
         subprocess.run(["chromium", *flags, page.as_uri()], check=True, capture_output=True)
         image = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
