@@ -118,6 +118,7 @@ def test_the_tutorial_runs_and_heals(capsys: pytest.CaptureFixture[str]) -> None
     assert names["after"].attack_success.rate < 0.1
     assert names["after"].clean_accuracy.rate > names["before"].clean_accuracy.rate - 0.02
     assert names["findings"].poison_found
-    assert names["judgement"].precision.rate > 0.8
-    assert names["judgement"].recall.rate > 0.9
+    judgement = names["findings"].judge(names["poison"])
+    assert judgement.precision.rate > 0.8
+    assert judgement.recall.rate > 0.9
     assert "predicted Bag" in capsys.readouterr().out

@@ -97,12 +97,11 @@ def make_goal(
 ) -> Goal:
     """The goal that plain values describe, for an attack that serves some kinds of goal.
 
-    | kind | needs | may have |
-    |---|---|---|
-    | "backdoor" | target | source (all classes but the target), trigger ("white-corner") |
-    | "label-noise" | source | target (any other class) |
-    | "targeted-misclassification" | target, test_indices | source, by which the images' class is checked |
-    | "self-concealment" | test_indices | source, by which the images' class is checked |
+    - "backdoor" needs target; it may have source (default: all classes but the target) and trigger (default:
+      "white-corner").
+    - "label-noise" needs source; it may have target (default: any other class).
+    - "targeted-misclassification" needs target and test_indices; source checks the class of the images.
+    - "self-concealment" needs test_indices; source checks the class of the images.
 
     Arguments:
         served: `describe(attack).goals`.
