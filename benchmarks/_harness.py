@@ -183,23 +183,22 @@ def main(measure: Callable[[Bench], None], *, threads: int = 2, **own: Any) -> N
 
 def provenance(name: str, threads: int) -> dict[str, Any]:
     """Machine, date, command and commit."""
+    return {
+        "machine": machine(threads),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "commit": commit(),
+    }
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers are measured on."""
     cpu, processor = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     for line in cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else ():
         processor = line.split(":", 1)[1].strip() if line.startswith("model name") else processor
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     device = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {
-        "machine": {
-            "processor": processor,
-            "cores": os.cpu_count(),
-            "threads": threads,
-            **versions,
-            **device,
-        },
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "commit": commit(),
-    }
+    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, **versions, **device}
 
 
 def fastest(candidates: list[int], work: Callable[[int], Any]) -> int:

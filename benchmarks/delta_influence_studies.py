@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 import unpoison.detectors.delta_influence as method
-from benchmarks.influence import machine, say
+from benchmarks._harness import machine, say
 from unpoison import attacks, data, detectors
 from unpoison._artefacts import read_json, write_json
 from unpoison._seeds import derive_seed, generator

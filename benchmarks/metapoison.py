@@ -87,7 +87,7 @@ class Port:
         return gradient
 
     def epoch(self, rows: list[Tensor]) -> int:
-        """Look ahead wherever a poison falls, and take the ordinary steps; gives the number of look-aheads."""
+        """Look ahead wherever a poison falls, take the ordinary steps, and count the look-aheads."""
         looks = 0
         for number, chosen in enumerate(rows):
             if bool(torch.isin(chosen, self.poisons).any()):

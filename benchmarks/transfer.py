@@ -52,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.influence import machine
+from benchmarks._harness import machine
 from benchmarks.metapoison_success import Pieces
 from unpoison import attacks, data, training
 from unpoison._artefacts import atomic_file
