@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from unpoison import attacks
-from unpoison.attacks import Attack
+from unpoison.attacks import Attack, CraftRequest
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats import (
@@ -358,3 +358,13 @@ def test_it_is_a_final_frozen_dataclass_with_a_declaration(name: str) -> None:
 def test_there_is_no_attack_of_an_unknown_name() -> None:
     with pytest.raises(InputError, match="no attack 'magic'; there are badnets, blended"):
         attacks.get("magic")
+
+
+def test_an_attack_that_is_not_registered_says_so() -> None:
+    class Unregistered(Attack):
+        def poison(self, request: CraftRequest) -> PoisonSet:
+            raise AssertionError
+
+    clean = SETS["colour"]
+    with pytest.raises(InputError, match="Unregistered: is not registered; declare it"):
+        Unregistered().craft(GOALS["backdoor"](clean), clean, budget=Budget(count=1), seed=0)

@@ -123,9 +123,8 @@ class CraftRequest:
 
     def __post_init__(self) -> None:
         if getattr(self.attack, "method", None) is None:
-            raise InputError(
-                f"{type(self.attack).__name__}: is not registered; see unpoison.attacks.register"
-            )
+            name = type(self.attack).__name__
+            raise InputError(f"{name}: is not registered; declare it with unpoison.attacks.register")
         served = self.attack.method.goals
         if self.goal.kind not in served:
             raise InputError(
