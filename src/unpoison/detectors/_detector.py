@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from typing import ClassVar, final
+from typing import ClassVar
 
 from torch import nn
 
@@ -50,24 +49,3 @@ class Detector(ABC):
             InputError: the detector needs an observation and there is none, or the model does not fit the
                 set.
         """
-
-
-@final
-class Stopwatch:
-    """Seconds by stage.
-
-    >>> watch = Stopwatch()
-    >>> watch.lap("scores")
-    >>> list(watch.seconds)
-    ['scores']
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Count what has passed since the last lap for the stage."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
-        self._last = now

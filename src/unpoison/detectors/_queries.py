@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._progress import Progress
-from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
 from unpoison.detectors._findings import Draw
 from unpoison.detectors._transforms import TRANSFORMS
 from unpoison.errors import InputError
-from unpoison.influence import ClassificationTask, Factors, fit_factors
 
 Labels = Literal["uniform", "distinct"]
 Space = Literal["pixels", "normalized"]
@@ -125,34 +122,3 @@ def other_labels(how: Labels, label: int, classes: int, count: int, randomness: 
         rounds = -(-count // (classes - 1))
         drawn = torch.cat([torch.randperm(classes - 1, generator=randomness) for _ in range(rounds)])[:count]
     return drawn + (drawn >= label)
-
-
-def usable_factors(
-    model: nn.Module,
-    training_set: TrainingSet,
-    factors: Factors | None,
-    *,
-    seed: int,
-    modules: tuple[str, ...] | None,
-    covariance_examples: int | None,
-    batch_size: int,
-    progress: Progress | None,
-) -> Factors:
-    """The factors that are given, once they are checked, or those fitted anew.
-
-    Raises:
-        MismatchError: they were fitted to another model or other examples.
-    """
-    if factors is not None:
-        factors.check(model, training_set)
-        return factors
-    return fit_factors(
-        model,
-        training_set,
-        ClassificationTask(),
-        seed=derive_seed(seed, "factors"),
-        modules=modules,
-        covariance_examples=covariance_examples,
-        batch_size=batch_size,
-        progress=progress,
-    )

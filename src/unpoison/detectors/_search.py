@@ -1,49 +1,36 @@
-"""`Scan`: what detectors that look at the training set alone have in common, and scores made `Findings`."""
+"""`Searcher`: what most detectors have in common, from the arguments of `find` to `Findings`.
+
+A detector that derives from `Searcher` implements `search`, which gets a `Search`: the checked arguments and,
+on request, a reader of features, the factors of the influence engine and influence scores. `Search.findings`
+turns a score for every example and a threshold into `Findings`.
+"""
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, final
+from dataclasses import fields, is_dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison._memory import peak_bytes
 from unpoison._progress import Progress
+from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector, Stopwatch
+from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings, Threshold
-from unpoison.detectors._observation import Observation
+from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._representations import Reader
+from unpoison.errors import InputError
+from unpoison.influence import ClassificationTask, Factors, Scores, fit_factors, precondition, score
 
 
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Outcome:
-    """A score for every example, and the score above which an example is flagged.
-
-    Arguments:
-        scores: Float[n].
-        threshold: examples with a higher score are flagged.
-        how: how the threshold was chosen.
-        words: what "3 of 100 training examples" do, such as "stand out in their classes".
-        evidence: Float[n] columns by name.
-    """
-
-    scores: Tensor
-    threshold: float
-    how: str
-    words: str
-    evidence: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class Scan(Detector):
-    """A detector that looks at features of the training set and needs no observation."""
-
-    module: str | None
-    batch_size: int
+class Searcher(Detector):
+    """A detector that scores every example and flags those above a threshold."""
 
     def find(
         self,
@@ -54,80 +41,211 @@ class Scan(Detector):
         reference: TrainingSet | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        factors: Factors | None = None,
     ) -> Findings:
-        """See `Detector.find`; `observation` and `seed` are not used."""
-        watch = Stopwatch()
-        reader = Reader(
-            model, training_set, module=self.module, batch_size=self.batch_size, progress=progress
-        )
-        outcome = self.scan(reader, reference)
-        watch.lap("scores")
-        return findings_of(
-            self, training_set, outcome, seed=seed, seconds=watch.seconds, device=reader.device
-        )
-
-    @abstractmethod
-    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
-        """Score every training example.
+        """See `Detector.find`.
 
         Arguments:
-            reader: of the features of the training set.
-            reference: see `Detector.find`.
+            factors: EK-FAC factors fitted to this model and training set, for detectors by influence, which
+                fit them anew by default.
+
+        Raises:
+            MismatchError: the factors were fitted to another model or other examples.
         """
+        if self.method.needs_observation:
+            observation = check_observation(model, training_set, observation)
+        elif not len(training_set):
+            raise InputError(f"{training_set.name}: there are no training examples to search")
+        else:
+            observation = None
+        if factors is not None:
+            factors.check(model, training_set)
+        search = Search(self, model, training_set, observation, reference, seed, progress, factors)
+        findings = self.search(search)
+        search.lap("scores")
+        return replace(findings, seconds=search.seconds, peak_bytes=peak_bytes(search.device))
+
+    @abstractmethod
+    def search(self, search: Search) -> Findings:
+        """Find the examples that are responsible; the seconds and the memory are added by `find`."""
 
 
-def findings_of(
-    detector: Detector,
-    training_set: TrainingSet,
-    outcome: Outcome,
-    *,
-    seed: int,
-    seconds: Mapping[str, float],
-    device: torch.device,
-    observation: Observation | None = None,
-) -> Findings:
-    """The findings of a detector that flags every score above its threshold.
+@final
+class Search:
+    """One call of `find`, see there for the arguments. The observation is checked, if the detector needs one.
 
-    Arguments:
-        detector: its settings are recorded, together with the seed.
-        training_set: what was searched.
-        outcome: what was found.
-        seed: of everything random.
-        seconds: by stage.
-        device: where the work was done.
-        observation: what was traced, if anything.
+    Detectors by influence have the fields `damping`, `modules`, `covariance_examples` and `batch_size`.
     """
-    scores, labels = outcome.scores.cpu(), training_set.labels.cpu()
-    flagged = (scores > outcome.threshold).nonzero()[:, 0]
-    flagged = flagged[scores[flagged].argsort(descending=True, stable=True)]
-    hit = torch.bincount(labels[flagged], minlength=training_set.num_classes)
-    names = [name for name, count in zip(training_set.class_names, hit.tolist(), strict=True) if count]
-    among = f" (in {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''})"
-    return Findings(
-        method=detector.method.name,
-        configuration=settings_of(detector) | {"seed": seed},
-        fingerprint=training_set.fingerprint,
-        labels=labels,
-        class_names=training_set.class_names,
-        scores=scores,
-        flagged=flagged,
-        threshold=Threshold(outcome.threshold, outcome.how),
-        poison_found=bool(len(flagged)),
-        p_value=None,
-        summary=f"{len(flagged)} of {len(scores)} training examples {outcome.words}{among if names else ''}",
-        evidence={name: column.cpu() for name, column in outcome.evidence.items()},
-        observation=observation,
-        seconds=seconds,
-        peak_bytes=peak_bytes(device),
-    )
+
+    def __init__(
+        self,
+        detector: Detector,
+        model: nn.Module,
+        training_set: TrainingSet,
+        observation: Observation | None,
+        reference: TrainingSet | None,
+        seed: int,
+        progress: Progress | None,
+        factors: Factors | None,
+    ) -> None:
+        self._detector: Any = detector
+        self._factors, self._observation = factors, observation
+        self.model, self.training_set, self.reference = model, training_set, reference
+        self.seed, self.progress = seed, progress
+        tensors = (*model.parameters(), *model.buffers())
+        self.device = next((tensor.device for tensor in tensors), training_set.device)
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    @property
+    def observation(self) -> Observation:
+        """The observation of a detector that needs one."""
+        assert self._observation is not None
+        return self._observation
+
+    @property
+    def answer(self) -> int:
+        """The wrong label."""
+        return self.observation.answer
+
+    @property
+    def answer_name(self) -> str:
+        """The name of the wrong label."""
+        return self.training_set.class_names[self.answer]
+
+    def lap(self, stage: str) -> None:
+        """Count the time since the last call for the stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def reader(self, module: str | None, batch_size: int) -> Reader:
+        """A reader of features of the training set, see there."""
+        return Reader(
+            self.model, self.training_set, module=module, batch_size=batch_size, progress=self.progress
+        )
+
+    @cached_property
+    def factors(self) -> Factors:
+        """The factors that were given, or those fitted anew."""
+        if self._factors is not None:
+            return self._factors
+        factors = fit_factors(
+            self.model,
+            self.training_set,
+            ClassificationTask(),
+            seed=derive_seed(self.seed, "factors"),
+            modules=self._detector.modules,
+            covariance_examples=self._detector.covariance_examples,
+            batch_size=self._detector.batch_size,
+            progress=self.progress,
+        )
+        self.lap("factors")
+        return factors
+
+    def influence(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        *,
+        combine: Tensor | None = None,
+        examples: TrainingSet | None = None,
+        gradient: Literal["loss", "measurement"] = "loss",
+        self_influence: bool = False,
+    ) -> Scores:
+        """The influence of training examples on the margins of labels at inputs.
+
+        Arguments:
+            inputs: Float[q c h w] in [0, 1].
+            labels: Int64[q].
+            combine: Float[m, q], the combinations of margins to score; see `unpoison.influence.precondition`.
+            examples: those to score; the training set by default.
+            gradient: see `unpoison.influence.score`, like the rest.
+            self_influence: also give each example's influence on itself.
+
+        Returns:
+            Float[m n] values, among others, on the device of the model.
+        """
+        detector, task = self._detector, ClassificationTask()
+        queries = precondition(
+            self.model,
+            self.factors,
+            (inputs, labels),
+            task,
+            combine=combine,
+            damping=detector.damping,
+            batch_size=detector.batch_size,
+            progress=self.progress,
+        )
+        self.lap("queries")
+        scores = score(
+            self.model,
+            queries,
+            self.training_set if examples is None else examples,
+            task,
+            gradient=gradient,
+            self_influence=self_influence,
+            batch_size=detector.batch_size,
+            progress=self.progress,
+        )
+        self.lap("scores")
+        return scores
+
+    def influence_on_the_answer(self, **options: Any) -> Scores:
+        """The influence on the margin of the answer, Float[1 n]; the mean where there are several images."""
+        count = len(self.observation)
+        inputs, labels = self.observation.images.float() / 255, torch.full((count,), self.answer)
+        return self.influence(inputs, labels, combine=torch.full((1, count), 1 / count), **options)
+
+    def findings(
+        self,
+        *,
+        scores: Tensor,
+        threshold: float,
+        how: str,
+        words: str,
+        evidence: Mapping[str, Tensor] | None = None,
+    ) -> Findings:
+        """The findings that flag every example above the threshold.
+
+        Arguments:
+            scores: Float[n].
+            threshold: examples with a higher score are flagged.
+            how: how the threshold was chosen.
+            words: what "3 of 100 training examples" do, such as "form a second group in their class".
+            evidence: Float[n] columns by name.
+        """
+        scores, labels = scores.cpu(), self.training_set.labels.cpu()
+        names, classes = self.training_set.class_names, self.training_set.num_classes
+        flagged = (scores > threshold).nonzero()[:, 0]
+        flagged = flagged[scores[flagged].argsort(descending=True, stable=True)]
+        hit = torch.bincount(labels[flagged], minlength=classes).tolist()
+        hit_names = [name for name, count in zip(names, hit, strict=True) if count]
+        more = f" and {len(hit_names) - 3} more" if len(hit_names) > 3 else ""
+        among = f" (in {', '.join(hit_names[:3])}{more})" if hit_names else ""
+        return Findings(
+            method=self._detector.method.name,
+            configuration=settings_of(self._detector) | {"seed": self.seed},
+            fingerprint=self.training_set.fingerprint,
+            labels=labels,
+            class_names=names,
+            scores=scores,
+            flagged=flagged,
+            threshold=Threshold(threshold, how),
+            poison_found=bool(len(flagged)),
+            p_value=None,
+            summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}",
+            evidence={name: column.cpu() for name, column in (evidence or {}).items()},
+            observation=self._observation,
+        )
 
 
 def settings_of(configuration: Any) -> dict[str, Any]:
     """The fields of a dataclass as JSON values; a field that is a dataclass itself is given with its name.
 
-    >>> from unpoison.influence import RelativeDamping
-    >>> settings_of(RelativeDamping(0.1))
-    {'share': 0.1}
+    >>> from unpoison.detectors import EKFACThreshold
+    >>> settings_of(EKFACThreshold())["damping"]
+    {'name': 'RelativeDamping', 'share': 0.1}
     """
     settings: dict[str, Any] = {}
     for one in fields(configuration):
@@ -136,20 +254,3 @@ def settings_of(configuration: Any) -> dict[str, Any]:
             value = {"name": type(value).__name__, **settings_of(value)}
         settings[one.name] = list(value) if isinstance(value, tuple) else value
     return settings
-
-
-def beyond(scores: Tensor, count: int) -> Tensor:
-    """Float64[n] `scores`, at least 0, divided by the largest that is not among the `count` largest.
-
-    What is above 1 is to be removed: `count` examples, fewer where several are equal.
-
-    >>> beyond(torch.tensor([1.0, 8.0, 4.0, 2.0]), 1)
-    tensor([0.2500, 2.0000, 1.0000, 0.5000], dtype=torch.float64)
-    """
-    scores = scores.double()
-    count = min(count, len(scores) - 1)
-    cut = scores.sort(descending=True).values[count]
-    if float(cut) > 0:
-        return scores / cut
-    largest = scores.max()
-    return torch.where(scores > 0, 1 + scores / largest.clamp(min=1e-300), 0.0) if count else scores

@@ -34,10 +34,10 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from unpoison.data import TrainingSet
+from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._representations import Reader, principal
-from unpoison.detectors._scan import Outcome, Scan
+from unpoison.detectors._representations import principal
+from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._two_means import silhouette, two_means
 from unpoison.errors import InputError
 from unpoison.registry import Presets
@@ -57,7 +57,7 @@ Decision = Literal["silhouette", "relative-size", "smaller"]
     can_find_nothing=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class ActivationClustering(Scan):
+class ActivationClustering(Searcher):
     """Part each class in two, and flag the smaller group where it looks like poison.
 
     Arguments:
@@ -106,8 +106,9 @@ class ActivationClustering(Scan):
                 f"ActivationClustering: expected_share must lie in (0, 1], found {self.expected_share}"
             )
 
-    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
-        """See the module's docstring; `reference` is not used."""
+    def search(self, search: Search) -> Findings:
+        """See the module's docstring."""
+        reader = search.reader(self.module, self.batch_size)
         # Below every example of a class with a suspicious group, and below the threshold.
         scores = torch.full((len(reader.training_set),), -2.0, dtype=torch.float64)
         sizes, silhouettes = torch.zeros_like(scores), torch.zeros_like(scores)
@@ -127,7 +128,7 @@ class ActivationClustering(Scan):
             "of its class",
             "smaller": "in the smaller cluster of its class, whatever its size",
         }[self.decision]
-        return Outcome(
+        return search.findings(
             scores=scores,
             threshold=0.0,
             how=how,

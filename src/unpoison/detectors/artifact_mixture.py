@@ -40,15 +40,12 @@ from torch import Tensor, nn
 from unpoison._progress import Progress
 from unpoison._squeezing import grain, recompressed
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector, Stopwatch
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation, check_observation
-from unpoison.detectors._queries import usable_factors
 from unpoison.detectors._representations import Reader
-from unpoison.detectors._scan import Outcome, findings_of
+from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
-from unpoison.influence import ClassificationTask, Damping, Factors, RelativeDamping, precondition, score
+from unpoison.influence import Damping, RelativeDamping
 
 _DAMPING = RelativeDamping(0.1)
 _FEWEST: Final = 5  # members that a component can be learned from
@@ -71,7 +68,7 @@ _RIDGE: Final = 0.1
     can_find_nothing=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class ArtifactMixture(Detector):
+class ArtifactMixture(Searcher):
     """Flag the examples that were optimised like those with the most influence on one wrong prediction.
 
     Arguments:
@@ -95,103 +92,35 @@ class ArtifactMixture(Detector):
         if self.seeds < _FEWEST:
             raise InputError(f"ArtifactMixture: seeds must be at least {_FEWEST}, found {self.seeds}")
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        factors: Factors | None = None,
-    ) -> Findings:
-        """See `Detector.find`; `reference` is not used.
-
-        Arguments:
-            factors: EK-FAC factors fitted to this model and training set; they are fitted anew by default.
-        """
-        observation = check_observation(model, training_set, observation)
-        watch = Stopwatch()
-        factors = usable_factors(
-            model,
-            training_set,
-            factors,
-            seed=seed,
-            modules=self.modules,
-            covariance_examples=self.covariance_examples,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
-        watch.lap("factors")
-        influence = self._influence(model, factors, training_set, observation, progress)
-        watch.lap("scores")
-
-        candidates = training_set.labels.cpu() == observation.answer
+    def search(self, search: Search) -> Findings:
+        """See the module's docstring."""
+        scores = search.influence_on_the_answer(self_influence=True)
+        assert scores.self_influence is not None
+        length = scores.self_influence.sqrt()
+        influence = torch.where(length > 0, scores.values[0] / length, 0).cpu()
+        candidates = search.training_set.labels.cpu() == search.answer
         ranking = influence.argsort(descending=True, stable=True)
         seeds = ranking[candidates[ranking]][: self.seeds]
         log_odds = artifact_mixture(
-            model,
-            training_set,
+            search.model,
+            search.training_set,
             seeds,
             candidates,
             influence,
             batch_size=self.batch_size,
-            progress=progress,
+            progress=search.progress,
         )
-        watch.lap("artifact features")
+        search.lap("artifact features")
         if log_odds is None:  # below the threshold, in the order of influence
             log_odds = _normal_scores(influence).mul(0.1).tanh() - 1
-        outcome = Outcome(
+        return search.findings(
             scores=log_odds,
             threshold=0.0,
-            how=f"more likely than not in one component with the {len(seeds)} examples of most influence, by "
-            "noise and by displacement under recompression and a shift",
+            how=f"more likely than not in one component with the {len(seeds)} examples of most influence, "
+            "by noise and by displacement under recompression and a shift",
             words="have the artifacts of the examples with the most influence on the answer",
             evidence={"influence_before": influence},
         )
-        return findings_of(
-            self,
-            training_set,
-            outcome,
-            seed=seed,
-            seconds=watch.seconds,
-            device=training_set.device,
-            observation=observation,
-        )
-
-    def _influence(
-        self,
-        model: nn.Module,
-        factors: Factors,
-        training_set: TrainingSet,
-        observation: Observation,
-        progress: Progress | None,
-    ) -> Tensor:
-        """Float[n]: the normalised influence of every example on the margin of the answer."""
-        count, task = len(observation), ClassificationTask()
-        queries = precondition(
-            model,
-            factors,
-            (observation.images.float() / 255, torch.full((count,), observation.answer)),
-            task,
-            combine=torch.full((1, count), 1 / count),
-            damping=self.damping,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
-        found = score(
-            model,
-            queries,
-            training_set,
-            task,
-            self_influence=True,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
-        assert found.self_influence is not None
-        length = found.self_influence.cpu().clamp(min=0).sqrt()
-        return torch.where(length > 0, found.values[0].cpu() / length, 0)
 
 
 def artifact_mixture(

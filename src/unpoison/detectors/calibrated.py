@@ -38,23 +38,18 @@ from functools import partial
 from typing import Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._memory import peak_bytes
-from unpoison._progress import Progress
 from unpoison._seeds import generator
-from unpoison.data import TrainingSet
 from unpoison.detectors._conformal import Decision, decide
-from unpoison.detectors._detector import Detector, Stopwatch
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation, check_observation
-from unpoison.detectors._queries import Changes, Drawing, Labels, Queries, usable_factors
-from unpoison.detectors._scan import settings_of
+from unpoison.detectors._queries import Changes, Drawing, Labels, Queries
+from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
 from unpoison.detectors.artifact_mixture import artifact_mixture
 from unpoison.errors import InputError
-from unpoison.influence import ClassificationTask, Damping, Factors, RelativeDamping, precondition, score
+from unpoison.influence import Damping, RelativeDamping
 from unpoison.training import predict
 
 _DAMPING = RelativeDamping(0.1)
@@ -74,7 +69,7 @@ _NO_MEMBERS: Final = 0.25
     uses_reference=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class Calibrated(Detector):
+class Calibrated(Searcher):
     """Trace one wrong prediction to the training examples that caused it, or find that none did.
 
     Arguments:
@@ -125,68 +120,37 @@ class Calibrated(Detector):
     def _drawing(self) -> Drawing:
         return Drawing(self.draws, self.labels, "pixels", self.changes)
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        factors: Factors | None = None,
-    ) -> Findings:
-        """See `Detector.find`.
-
-        Arguments:
-            factors: EK-FAC factors fitted to this model and training set; they are fitted anew by default.
+    def search(self, search: Search) -> Findings:
+        """See the module's docstring.
 
         Raises:
             InputError: there are too few calibration inputs for the level.
         """
-        observation = check_observation(model, training_set, observation)
-        watch = Stopwatch()
-        inputs = self._calibration(model, training_set, observation.answer, reference)
-        watch.lap("calibration inputs")
-        factors = usable_factors(
-            model,
-            training_set,
-            factors,
-            seed=seed,
-            modules=self.modules,
-            covariance_examples=self.covariance_examples,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
-        watch.lap("factors")
-        collapses = self._collapses(model, factors, training_set, observation, inputs, seed, progress)
-        watch.lap("scores")
+        calibration = self._calibration(search)
+        collapses = self._collapses(search, calibration)
         decision = decide(
             collapses.normalised[0],
             collapses.normalised[1:],
-            training_set.labels.cpu() == observation.answer,
+            search.training_set.labels.cpu() == search.answer,
             level=self.false_alarm_level,
             false_discoveries=self.false_discoveries,
-            ignore=inputs.indices,
+            ignore=calibration.indices,
         )
-        findings = self._undecided(training_set, observation, inputs, collapses, decision, seed)
-        if len(decision.seeds):
-            findings = self._expanded(findings, decision, model, factors, training_set, watch, progress)
-        return replace(findings, seconds=watch.seconds, peak_bytes=peak_bytes(collapses.device))
+        findings = self._undecided(search, calibration, collapses, decision)
+        return self._expanded(search, findings, decision) if len(decision.seeds) else findings
 
-    def _calibration(
-        self, model: nn.Module, training_set: TrainingSet, answer: int, reference: TrainingSet | None
-    ) -> _CalibrationInputs:
+    def _calibration(self, search: Search) -> _CalibrationInputs:
         """The correctly classified examples of other classes that are nearest to the answer."""
+        training_set, reference = search.training_set, search.reference
         source = training_set if reference is None else reference
         if source.image_shape != training_set.image_shape or source.num_classes != training_set.num_classes:
             raise InputError(
                 f"{source.name}: a reference needs images of shape {training_set.image_shape} in "
                 f"{training_set.num_classes} classes, found {source.image_shape} in {source.num_classes}"
             )
-        logits = predict(model, source.images).cpu()
+        logits = predict(search.model, source.images).cpu()
         labels = source.labels.cpu()
-        others = ((logits.argmax(1) == labels) & (labels != answer)).nonzero()[:, 0]
+        others = ((logits.argmax(1) == labels) & (labels != search.answer)).nonzero()[:, 0]
         if len(others) < self.calibration_inputs:
             fits = math.ceil(2000 / (len(others) + 1)) / 1000
             advice = f"raise the level to {fits} or give" if len(others) >= 3 else "give"
@@ -195,54 +159,29 @@ class Calibrated(Detector):
                 f"{self.calibration_inputs} examples of other classes that the model classifies correctly, "
                 f"there are {len(others)}; {advice} a larger reference"
             )
-        nearness = logits.log_softmax(1)[others, answer]
+        nearness = logits.log_softmax(1)[others, search.answer]
         chosen = others[nearness.argsort(descending=True, stable=True)[: self.calibration_inputs]]
         images = source.images[chosen.to(source.device)].cpu()
+        search.lap("calibration inputs")
         return _CalibrationInputs(images, chosen if reference is None else None)
 
-    def _collapses(
-        self,
-        model: nn.Module,
-        factors: Factors,
-        training_set: TrainingSet,
-        observation: Observation,
-        calibration: _CalibrationInputs,
-        seed: int,
-        progress: Progress | None,
-    ) -> _Collapses:
+    def _collapses(self, search: Search, calibration: _CalibrationInputs) -> _Collapses:
         """Stage 1, for the observation and every calibration input, in one pass over the training set."""
 
         def queries(images: Tensor, stream: str) -> Queries:
-            randomness = generator(seed, "draws", stream)
-            return self._drawing.queries(images, observation.answer, training_set, randomness)
+            randomness = generator(search.seed, "draws", stream)
+            return self._drawing.queries(images, search.answer, search.training_set, randomness)
 
         # The names of the streams are part of what a seed means.
-        own = queries(observation.images, "suspect")
+        own = queries(search.observation.images, "suspect")
         others = [queries(image[None], f"innocent {place}") for place, image in enumerate(calibration.images)]
-        task = ClassificationTask()
-        preconditioned = precondition(
-            model,
-            factors,
-            (
-                torch.cat([own.inputs, *(other.inputs for other in others)]),
-                torch.cat([own.labels, *(other.labels for other in others)]),
-            ),
-            task,
+        scores = search.influence(
+            torch.cat([own.inputs, *(other.inputs for other in others)]),
+            torch.cat([own.labels, *(other.labels for other in others)]),
             combine=torch.block_diag(  # type: ignore[no-untyped-call]
                 own.every_difference(), *(other.mean_difference() for other in others)
             ),
-            damping=self.damping,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
-        scores = score(
-            model,
-            preconditioned,
-            training_set,
-            task,
             self_influence=True,
-            batch_size=self.batch_size,
-            progress=progress,
         )
         assert scores.self_influence is not None
         values, length = scores.values.cpu(), scores.self_influence.cpu().clamp(min=0).sqrt()
@@ -256,38 +195,19 @@ class Calibrated(Detector):
             after=(before + differences.mean(0)) / length,
             votes=(differences < 0).sum(0).float(),
             queries=own,
-            device=scores.values.device,
         )
 
     def _undecided(
-        self,
-        training_set: TrainingSet,
-        observation: Observation,
-        calibration: _CalibrationInputs,
-        collapses: _Collapses,
-        decision: Decision,
-        seed: int,
+        self, search: Search, calibration: _CalibrationInputs, collapses: _Collapses, decision: Decision
     ) -> Findings:
         """The findings before expansion, in which nothing is flagged."""
         source = "the training set" if calibration.indices is not None else "a trusted reference"
-        return Findings(
-            method=self.method.name,
-            configuration=settings_of(self) | {"seed": seed},
-            fingerprint=training_set.fingerprint,
-            labels=training_set.labels.cpu(),
-            class_names=training_set.class_names,
+        findings = search.findings(
             scores=decision.excess,
-            flagged=torch.empty(0, dtype=torch.int64),
-            threshold=Threshold(
-                decision.threshold,
-                f"more influence on this answer than for {self.calibration_inputs} calibration inputs from "
-                f"{source}",
-                self.false_alarm_level,
-            ),
-            poison_found=False,
-            p_value=decision.p_value,
-            summary="No poison found: the answer "
-            f"{training_set.class_names[observation.answer]!r} does not differ from an ordinary error",
+            threshold=math.inf,
+            how=f"more influence on this answer than for {self.calibration_inputs} calibration inputs from "
+            f"{source}",
+            words="",
             evidence={
                 "influence_before": collapses.before,
                 "influence_after": collapses.after,
@@ -295,50 +215,51 @@ class Calibrated(Detector):
                 "normalised_collapse": collapses.normalised[0],
                 "excess": decision.excess,
             },
-            observation=observation,
+        )
+        return replace(
+            findings,
+            threshold=Threshold(decision.threshold, findings.threshold.how, self.false_alarm_level),
+            p_value=decision.p_value,
+            summary=f"No poison found: the answer {search.answer_name!r} does not differ from an ordinary "
+            "error",
             draws=collapses.queries.draws,
             draw_images=collapses.queries.draw_images(),
         )
 
-    def _expanded(
-        self,
-        findings: Findings,
-        decision: Decision,
-        model: nn.Module,
-        factors: Factors,
-        training_set: TrainingSet,
-        watch: Stopwatch,
-        progress: Progress | None,
-    ) -> Findings:
-        """Stage 4: all examples like the seeds, by the rule of the module's docstring."""
+    def _expanded(self, search: Search, findings: Findings, decision: Decision) -> Findings:
+        """Stage 4: all examples that resemble the seeds, by the rule of the module's docstring."""
         expand = partial(
-            expand_seeds, model, factors, damping=self.damping, batch_size=self.batch_size, progress=progress
+            expand_seeds,
+            search.model,
+            search.factors,
+            damping=self.damping,
+            batch_size=self.batch_size,
+            progress=search.progress,
         )
-        assert findings.observation is not None
         seeds, how = decision.seeds, findings.threshold.how
         if not decision.found:
-            likely = (findings.labels == findings.observation.answer).nonzero()[:, 0]
+            likely = (findings.labels == search.answer).nonzero()[:, 0]
             places = torch.searchsorted(likely, seeds)
-            own = expand(training_set.subset(likely), places)
-            watch.lap("seed expansion")
+            own = expand(search.training_set.subset(likely), places)
+            search.lap("seed expansion")
             if not own.separated or 2 * int(own.members[places].sum()) <= len(places):
                 return findings
             how += f", which leaves doubt (p = {decision.p_value:.3g}), but in a separated group"
-        expansion = expand(training_set, seeds)
-        watch.lap("seed expansion")
+        expansion = expand(search.training_set, seeds)
+        search.lap("seed expansion")
         evidence = {**findings.evidence, "seed_similarity": expansion.scores}
         log_odds = None
         if not expansion.separated:
             log_odds = artifact_mixture(
-                model,
-                training_set,
+                search.model,
+                search.training_set,
                 seeds,
                 expansion.candidates,
                 decision.excess,
                 batch_size=self.batch_size,
-                progress=progress,
+                progress=search.progress,
             )
-            watch.lap("artifact features")
+            search.lap("artifact features")
         if log_odds is not None:
             evidence["artifact_log_odds"] = log_odds
         selection = select(expansion, log_odds)
@@ -351,7 +272,10 @@ class Calibrated(Detector):
             flagged=indices,
             threshold=replace(findings.threshold, value=selection.threshold, how=how),
             poison_found=bool(len(indices)),
-            summary=_found(findings, len(indices)),
+            summary=f"Poison found: {len(indices)} of {len(findings)} training examples make the model "
+            f"answer {search.answer_name!r}"
+            if len(indices)
+            else findings.summary,
             evidence=evidence,
         )
 
@@ -406,7 +330,6 @@ class _Collapses:
         after: Float[n], its mean over the draws.
         votes: Float[n], the number of draws in which the influence falls.
         queries: those of the observation.
-        device: where the scores were computed.
     """
 
     normalised: Tensor
@@ -414,12 +337,3 @@ class _Collapses:
     after: Tensor
     votes: Tensor
     queries: Queries
-    device: torch.device
-
-
-def _found(findings: Findings, flagged: int) -> str:
-    assert findings.observation is not None
-    if not flagged:
-        return findings.summary
-    name = findings.class_names[findings.observation.answer]
-    return f"Poison found: {flagged} of {len(findings)} training examples make the model answer {name!r}"

@@ -29,10 +29,9 @@ import torch
 from torch import Tensor
 
 from unpoison._progress import Progress
-from unpoison.data import TrainingSet
+from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._representations import Reader
-from unpoison.detectors._scan import Outcome, Scan
+from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 
@@ -47,7 +46,7 @@ from unpoison.registry import Presets
     presets=("original",),
 )
 @dataclass(frozen=True, kw_only=True)
-class DeepKNN(Scan):
+class DeepKNN(Searcher):
     """Flag the examples that their nearest neighbours outvote.
 
     Arguments:
@@ -76,9 +75,10 @@ class DeepKNN(Scan):
         if self.neighbours is not None and self.neighbours < 1:
             raise InputError(f"DeepKNN: neighbours must be positive, found {self.neighbours}")
 
-    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
-        """See the module's docstring; `reference` is not used."""
-        features, training_set = reader.all(), reader.training_set
+    def search(self, search: Search) -> Findings:
+        """See the module's docstring."""
+        reader = search.reader(self.module, self.batch_size)
+        features, training_set = reader.all(), search.training_set
         count = self.count(len(features))
         own, other = neighbour_votes(
             features,
@@ -86,9 +86,9 @@ class DeepKNN(Scan):
             training_set.num_classes,
             count,
             block_bytes=self.block_bytes,
-            progress=reader.progress,
+            progress=search.progress,
         )
-        return Outcome(
+        return search.findings(
             scores=(other - own) / max(count, 1),
             threshold=0.0,
             how=f"another label is more frequent among the {count} nearest examples than the own one",

@@ -30,19 +30,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._progress import Progress
 from unpoison._seeds import generator
-from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector, Stopwatch
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation, check_observation
-from unpoison.detectors._queries import Changes, Drawing, Labels, Space, usable_factors
-from unpoison.detectors._scan import Outcome, findings_of
+from unpoison.detectors._queries import Changes, Drawing, Labels, Space
+from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
-from unpoison.influence import AbsoluteDamping, ClassificationTask, Damping, Factors, precondition, score
+from unpoison.influence import AbsoluteDamping, Damping
 from unpoison.registry import Presets
 
 _DAMPING = AbsoluteDamping(1e-8)
@@ -59,7 +55,7 @@ _DAMPING = AbsoluteDamping(1e-8)
     needs_observation=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class DeltaInfluence(Detector):
+class DeltaInfluence(Searcher):
     """Flag the examples whose influence on one wrong prediction collapses in nearly all draws.
 
     Arguments:
@@ -111,79 +107,29 @@ class DeltaInfluence(Detector):
     def _drawing(self) -> Drawing:
         return Drawing(self.draws, self.labels, self.space, self.changes)
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        factors: Factors | None = None,
-    ) -> Findings:
-        """See `Detector.find`; `reference` is not used.
-
-        Arguments:
-            factors: EK-FAC factors fitted to this model and training set; they are fitted anew by default.
-        """
-        observation = check_observation(model, training_set, observation)
-        watch, task = Stopwatch(), ClassificationTask()
-        factors = usable_factors(
-            model,
-            training_set,
-            factors,
-            seed=seed,
-            modules=self.modules,
-            covariance_examples=self.covariance_examples,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
-        watch.lap("factors")
-
-        randomness = generator(seed, "draws", "suspect")
-        queries = self._drawing.queries(observation.images, observation.answer, training_set, randomness)
-        preconditioned = precondition(
-            model,
-            factors,
-            (queries.inputs, queries.labels),
-            task,
-            combine=queries.every_difference(),
-            damping=self.damping,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
-        watch.lap("queries")
-        scores = score(
-            model, preconditioned, training_set, task, batch_size=self.batch_size, progress=progress
-        )
+    def search(self, search: Search) -> Findings:
+        """Stages I to III; see the module's docstring."""
+        randomness = generator(search.seed, "draws", "suspect")  # the name is part of what a seed means
+        images, answer = search.observation.images, search.answer
+        queries = self._drawing.queries(images, answer, search.training_set, randomness)
+        scores = search.influence(queries.inputs, queries.labels, combine=queries.every_difference())
         before, differences = scores.values[0].cpu(), scores.values[1:].cpu()
-        watch.lap("scores")
-
-        findings = findings_of(
-            self,
-            training_set,
-            self._vote(before, differences, training_set.class_names[observation.answer]),
-            seed=seed,
-            seconds=watch.seconds,
-            device=scores.values.device,
-            observation=observation,
-        )
+        findings = self._vote(search, before, differences)
         return replace(findings, draws=queries.draws, draw_images=queries.draw_images())
 
-    def _vote(self, before: Tensor, differences: Tensor, answer: str) -> Outcome:
+    def _vote(self, search: Search, before: Tensor, differences: Tensor) -> Findings:
         """Stage IV: from Float[n] s_0 and Float[draws n] D to flags."""
         votes = (differences < self.threshold).sum(0)
         needed = len(differences) - self.tolerance
         # The mean collapse adds less than half a vote, so no example lies on the threshold.
         collapse = -differences.mean(0).double()
         ranking = votes.double() + 0.49 * collapse / collapse.abs().max().clamp(min=1e-300)
-        return Outcome(
+        return search.findings(
             scores=ranking,
             threshold=needed - 0.5,
             how=f"influence fell by more than {0 - self.threshold:g} in at least {needed} of "
             f"{len(differences)} draws, as published; the rule names examples for any prediction",
-            words=f"lose their influence on the answer {answer!r} in nearly every draw",
+            words=f"lose their influence on the answer {search.answer_name!r} in nearly every draw",
             evidence={
                 "influence_before": before,
                 "influence_after": before + differences.mean(0),

@@ -14,26 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-from torch import nn
-
-from unpoison._progress import Progress
-from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector, Stopwatch
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation, check_observation
-from unpoison.detectors._queries import usable_factors
-from unpoison.detectors._scan import Outcome, findings_of
-from unpoison.influence import (
-    AbsoluteDamping,
-    ClassificationTask,
-    Damping,
-    Factors,
-    RelativeDamping,
-    precondition,
-    score,
-)
+from unpoison.detectors._search import Search, Searcher
+from unpoison.influence import AbsoluteDamping, Damping, RelativeDamping
 from unpoison.registry import Presets
 
 _DAMPING = RelativeDamping(0.1)
@@ -50,7 +34,7 @@ _DAMPING = RelativeDamping(0.1)
     needs_observation=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class EKFACThreshold(Detector):
+class EKFACThreshold(Searcher):
     """Flag the examples whose influence on the wrong prediction exceeds a threshold.
 
     Arguments:
@@ -72,58 +56,13 @@ class EKFACThreshold(Detector):
     covariance_examples: int | None = None
     batch_size: int = 128
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        factors: Factors | None = None,
-    ) -> Findings:
-        """See `Detector.find`; `reference` is not used.
-
-        Arguments:
-            factors: EK-FAC factors fitted to this model and training set; they are fitted anew by default.
-        """
-        observation = check_observation(model, training_set, observation)
-        watch, task = Stopwatch(), ClassificationTask()
-        factors = usable_factors(
-            model,
-            training_set,
-            factors,
-            seed=seed,
-            modules=self.modules,
-            covariance_examples=self.covariance_examples,
-            batch_size=self.batch_size,
-            progress=progress,
-        )
-        watch.lap("factors")
-        count = len(observation)
-        batch = (observation.images.float() / 255, torch.full((count,), observation.answer))
-        mean = torch.full((1, count), 1 / count)
-        queries = precondition(
-            model, factors, batch, task, combine=mean, damping=self.damping, progress=progress
-        )
-        found = score(model, queries, training_set, task, batch_size=self.batch_size, progress=progress)
-        watch.lap("scores")
-        scores = found.values[0]
-        outcome = Outcome(
+    def search(self, search: Search) -> Findings:
+        """See the module's docstring."""
+        scores = search.influence_on_the_answer().values[0]
+        return search.findings(
             scores=scores,
             threshold=self.threshold,
             how="given in advance, the same for every model and attack",
-            words=f"have an influence above {self.threshold:g} on the answer "
-            f"{training_set.class_names[observation.answer]!r}",
+            words=f"have an influence above {self.threshold:g} on the answer {search.answer_name!r}",
             evidence={"influence_before": scores},
-        )
-        return findings_of(
-            self,
-            training_set,
-            outcome,
-            seed=seed,
-            seconds=watch.seconds,
-            device=scores.device,
-            observation=observation,
         )

@@ -14,8 +14,8 @@ from those of the same images with synthetic triggers, and is then shown the tra
 
 The model under suspicion plays no part. What the classifier learns from is `reference` where there is one,
 else the training set itself (most of which is clean). A trained classifier is for images of one shape, and
-can be saved and used again: `fit_classifier`, `FrequencyClassifier.save`, and `find(..., classifier=...)`
-or the option `classifier`, the directory of a saved one.
+can be saved and used again: `fit_classifier`, `FrequencyClassifier.save`, and the option `classifier`, the
+directory of a saved one.
 
 Presets: `quick`, ours and the default, learns from at most 2,000 images for 6 passes, with triggers drawn
 anew in each. `original` takes the published 5 rounds of 10 passes in batches of 64 (triggers are drawn anew
@@ -49,11 +49,9 @@ from unpoison._artefacts import atomic_directory, read_json, write_json
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
-from unpoison.detectors._detector import Detector, Stopwatch
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation
-from unpoison.detectors._scan import Outcome, findings_of
+from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 
@@ -73,7 +71,7 @@ _DROPOUT = (0.2, 0.3, 0.4)
     uses_reference=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class Frequency(Detector):
+class Frequency(Searcher):
     """Flag the images whose spectrum looks like that of an image with a trigger.
 
     Arguments:
@@ -116,47 +114,28 @@ class Frequency(Detector):
         if self.examples is not None and self.examples < 1:
             raise InputError(f"Frequency: examples must be positive, found {self.examples}")
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-        classifier: FrequencyClassifier | None = None,
-    ) -> Findings:
-        """See `Detector.find`; `observation` is not used, and of `model` only its device.
-
-        Arguments:
-            classifier: a trained one; it is trained on `reference`, or the training set, by default.
-        """
-        if not len(training_set):
-            raise InputError(f"{training_set.name}: there are no training examples to look at")
-        device = next((tensor.device for tensor in model.parameters()), training_set.device)
-        watch = Stopwatch()
-        if classifier is None and self.classifier is not None:
+    def search(self, search: Search) -> Findings:
+        """See the module's docstring; of the model only the device is used."""
+        if self.classifier is not None:
             classifier = FrequencyClassifier.load(self.classifier)
-        if classifier is None:
+        else:
+            examples = search.training_set if search.reference is None else search.reference
             classifier = self.fit_classifier(
-                training_set if reference is None else reference, seed=seed, device=device, progress=progress
+                examples, seed=search.seed, device=search.device, progress=search.progress
             )
-        watch.lap("training")
-        scores = classifier.to(device).probabilities(
-            training_set,
+        search.lap("training")
+        scores = classifier.to(search.device).probabilities(
+            search.training_set,
             batch_size=max(self.batch_size, 256),
             standardize=self.standardize,
-            progress=progress,
+            progress=search.progress,
         )
-        watch.lap("scores")
-        outcome = Outcome(
+        return search.findings(
             scores=scores,
             threshold=self.threshold,
             how="probability of a trigger, by a classifier of spectra; given in advance",
             words="have the spectrum of an image with a trigger",
         )
-        return findings_of(self, training_set, outcome, seed=seed, seconds=watch.seconds, device=device)
 
     def fit_classifier(
         self,

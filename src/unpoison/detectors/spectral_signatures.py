@@ -30,10 +30,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from unpoison.data import TrainingSet
+from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader, principal
-from unpoison.detectors._scan import Outcome, Scan, beyond
+from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 
@@ -48,7 +48,7 @@ from unpoison.registry import Presets
     presets=("original", "comparison"),
 )
 @dataclass(frozen=True, kw_only=True)
-class SpectralSignatures(Scan):
+class SpectralSignatures(Searcher):
     """Flag the examples of each class that lie farthest along its direction of largest variance.
 
     Arguments:
@@ -83,12 +83,13 @@ class SpectralSignatures(Scan):
         if not self.multiplier > 0:
             raise InputError(f"SpectralSignatures: multiplier must be positive, found {self.multiplier}")
 
-    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
-        """See the module's docstring; `reference` is not used."""
+    def search(self, search: Search) -> Findings:
+        """See the module's docstring."""
+        reader = search.reader(self.module, self.batch_size)
         if self.thresholds is not None:
             least, threshold = self.thresholds
             norms = _norms_of_the_whole_set(reader, least)
-            return Outcome(
+            return search.findings(
                 scores=norms,
                 threshold=threshold,
                 how=f"norm in the span of all singular vectors with values above {least:g}; given in advance",
@@ -101,7 +102,7 @@ class SpectralSignatures(Scan):
             own = spectral_scores(one.values).cpu()
             raw[one.indices] = own
             scores[one.indices] = beyond(own, int(self.multiplier * self.expected_share * len(own)))
-        return Outcome(
+        return search.findings(
             scores=scores,
             threshold=1.0,
             how=f"the {100 * self.multiplier * self.expected_share:g} % of each class that score highest; "
@@ -134,3 +135,20 @@ def _norms_of_the_whole_set(reader: Reader, least: float) -> Tensor:
     kept = directions[:, squares.clamp(min=0).sqrt() > least]
     rows = [torch.linalg.vector_norm(values.double() @ kept, dim=1).cpu() for _, values in reader.in_order()]
     return torch.cat(rows)
+
+
+def beyond(scores: Tensor, count: int) -> Tensor:
+    """Float64[n] `scores`, at least 0, divided by the largest that is not among the `count` largest.
+
+    What is above 1 is to be removed: `count` examples, fewer where several are equal.
+
+    >>> beyond(torch.tensor([1.0, 8.0, 4.0, 2.0]), 1)
+    tensor([0.2500, 2.0000, 1.0000, 0.5000], dtype=torch.float64)
+    """
+    scores = scores.double()
+    count = min(count, len(scores) - 1)
+    cut = scores.sort(descending=True).values[count]
+    if float(cut) > 0:
+        return scores / cut
+    largest = scores.max()
+    return torch.where(scores > 0, 1 + scores / largest.clamp(min=1e-300), 0.0) if count else scores

@@ -40,10 +40,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from unpoison.data import TrainingSet
+from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._representations import Reader, principal
-from unpoison.detectors._scan import Outcome, Scan, beyond
+from unpoison.detectors._representations import principal
+from unpoison.detectors._search import Search, Searcher
+from unpoison.detectors.spectral_signatures import beyond
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 
@@ -60,7 +61,7 @@ _ROUNDS = 30
     presets=("original",),
 )
 @dataclass(frozen=True, kw_only=True)
-class Spectre(Scan):
+class Spectre(Searcher):
     """Flag the examples that stand out from one class after its clean covariance is divided out.
 
     Arguments:
@@ -96,9 +97,10 @@ class Spectre(Scan):
         if self.most_dimensions < 1:
             raise InputError(f"Spectre: most_dimensions must be positive, found {self.most_dimensions}")
 
-    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
-        """See the module's docstring; `reference` is not used."""
-        training_set = reader.training_set
+    def search(self, search: Search) -> Findings:
+        """See the module's docstring."""
+        reader = search.reader(self.module, self.batch_size)
+        training_set = search.training_set
         raw = torch.zeros(len(training_set), dtype=torch.float64)
         scores, strengths = raw.clone(), raw.clone()
         target, strongest = -1, 0.0
@@ -112,7 +114,7 @@ class Spectre(Scan):
         elsewhere = training_set.labels.cpu() != target
         scores[elsewhere] = scores[elsewhere].clamp(max=1) * (strengths / max(strongest, 1e-300))[elsewhere]
         name = training_set.class_names[target] if target >= 0 else "none"
-        return Outcome(
+        return search.findings(
             scores=scores,
             threshold=1.0,
             how=f"the {100 * self.multiplier * self.expected_share:g} % with the highest scores of the class "

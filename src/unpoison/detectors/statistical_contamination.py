@@ -40,10 +40,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from unpoison.data import TrainingSet
+from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader
-from unpoison.detectors._scan import Outcome, Scan
+from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._two_means import two_means
 from unpoison.errors import InputError
 from unpoison.registry import Presets
@@ -61,7 +61,7 @@ from unpoison.registry import Presets
     uses_reference=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class StatisticalContamination(Scan):
+class StatisticalContamination(Searcher):
     """Flag the smaller group of every class that is two groups, by comparison with all classes.
 
     Arguments:
@@ -86,9 +86,10 @@ class StatisticalContamination(Scan):
                 f"StatisticalContamination: dimensions must be positive, found {self.dimensions}"
             )
 
-    def scan(self, reader: Reader, reference: TrainingSet | None) -> Outcome:
+    def search(self, search: Search) -> Findings:
         """See the module's docstring."""
-        training_set, clean = reader.training_set, reader
+        reader = search.reader(self.module, self.batch_size)
+        training_set, reference, clean = search.training_set, search.reference, reader
         if reference is not None:
             if reference.image_shape != training_set.image_shape:
                 raise InputError(
@@ -110,7 +111,7 @@ class StatisticalContamination(Scan):
         for label, value in anomaly(statistics).items():
             of_class[label] = value
         contaminated = (of_class > self.threshold)[labels]
-        return Outcome(
+        return search.findings(
             scores=torch.where(contaminated, margins, margins - 2),
             threshold=0.0,
             how="in the smaller group of a class whose likelihood ratio lies more than "

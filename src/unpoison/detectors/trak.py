@@ -32,11 +32,9 @@ from torch import Tensor, nn
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison.data import TensorExamples, TrainingSet
-from unpoison.detectors._detector import Detector, Stopwatch
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._observation import Observation, check_observation
-from unpoison.detectors._scan import Outcome, findings_of
+from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
 from unpoison.influence import ClassificationTask, project
 from unpoison.registry import Presets
@@ -53,7 +51,7 @@ from unpoison.registry import Presets
     needs_observation=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class TRAK(Detector):
+class TRAK(Searcher):
     """Flag the examples whose attribution to the wrong prediction is an outlier.
 
     Arguments:
@@ -78,54 +76,32 @@ class TRAK(Detector):
         if self.dimensions < 1:
             raise InputError(f"TRAK: dimensions must be positive, found {self.dimensions}")
 
-    def find(
-        self,
-        model: nn.Module,
-        training_set: TrainingSet,
-        observation: Observation | None = None,
-        *,
-        reference: TrainingSet | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
-    ) -> Findings:
-        """See `Detector.find`; `reference` is not used."""
-        observation = check_observation(model, training_set, observation)
-        watch = Stopwatch()
-        labels = torch.full((len(observation),), observation.answer)
+    def search(self, search: Search) -> Findings:
+        """See the module's docstring."""
+        images, training_set = search.observation.images, search.training_set
         attributions = trak_scores(
-            model,
+            search.model,
             training_set,
-            TensorExamples(observation.images.float() / 255, labels),
+            TensorExamples(images.float() / 255, torch.full((len(images),), search.answer)),
             dimensions=min(self.dimensions, max(1, len(training_set) // 4)),
-            seed=derive_seed(seed, "trak"),
+            seed=derive_seed(search.seed, "trak"),
             modules=self.modules,
             batch_size=self.batch_size,
             workspace_bytes=self.workspace_bytes,
-            progress=progress,
+            progress=search.progress,
         )
         raw = attributions.mean(0).double()
         centre = raw.median()
         spread = 1.4826 * (raw - centre).abs().median()
         if not float(spread) > 0:  # more than half of the examples have no gradient at all
             spread = raw.std().clamp(min=1e-300)
-        watch.lap("scores")
-        outcome = Outcome(
+        return search.findings(
             scores=(raw - centre) / spread,
             threshold=self.threshold,
             how=f"attribution more than {self.threshold:g} deviations above the median, by the median "
             "absolute deviation; given in advance",
-            words="have an outlying attribution to the answer "
-            f"{training_set.class_names[observation.answer]!r}",
+            words=f"have an outlying attribution to the answer {search.answer_name!r}",
             evidence={"influence_before": raw},
-        )
-        return findings_of(
-            self,
-            training_set,
-            outcome,
-            seed=seed,
-            seconds=watch.seconds,
-            device=attributions.device,
-            observation=observation,
         )
 
 
