@@ -11,8 +11,6 @@ The same results give the same bytes. Reading 10,000 trials and writing the page
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import os
 from collections import defaultdict
@@ -22,15 +20,14 @@ from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any, final
 
-from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from unpoison._artefacts import atomic_file
 from unpoison._statistics import Proportion
 from unpoison.evaluation import Comparison, Line, Mean, Results, compare, leaderboard
 from unpoison.report._figures import percent
-from unpoison.report._page import _resource
 from unpoison.report._svg import Canvas, Scale, coordinate, plain
+from unpoison.report._templates import environment, policy, resource
 
 _MOST_COMPARISONS = 200
 
@@ -290,36 +287,30 @@ def _latex(text: str) -> str:
 def leaderboard_html(results: Results) -> str:
     """The leaderboard as one HTML page."""
     lines = leaderboard(results)
-    style = _resource("page.css") + _resource("leaderboard.css")
-    script = _resource("leaderboard.js")
-    environment = Environment(
-        loader=DictLoader({"leaderboard": _resource("leaderboard.html.j2")}),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["plain"] = plain
+    style = resource("page.css") + resource("leaderboard.css")
+    script = resource("leaderboard.js")
     table = table_of(lines).without_empty()
-    return environment.get_template("leaderboard").render(
-        results=results,
-        description=plain(results.experiment.get("description", "")),
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
-        columns=table.columns,
-        groups=_groups(table.columns),
-        rows=[(bool(line.control), row) for line, row in zip(lines, table.rows, strict=True)],
-        plot=_plot(lines) if lines else None,
-        growth=_growth(lines),
-        comparisons=list(_comparisons(lines)),
-        single=all(map(_single_inputs, lines)),
-        trials=[
-            (method_name(line), attack_name(line), _classes(line), _stages(line), _trials(line))
-            for line in lines
-        ],
+    return (
+        environment()
+        .get_template("leaderboard.html.j2")
+        .render(
+            results=results,
+            description=plain(results.experiment.get("description", "")),
+            style=Markup(style),
+            script=Markup(script),
+            policy=policy(style, script),
+            columns=table.columns,
+            groups=_groups(table.columns),
+            rows=[(bool(line.control), row) for line, row in zip(lines, table.rows, strict=True)],
+            plot=_plot(lines) if lines else None,
+            growth=_growth(lines),
+            comparisons=list(_comparisons(lines)),
+            single=all(map(_single_inputs, lines)),
+            trials=[
+                (method_name(line), attack_name(line), _classes(line), _stages(line), _trials(line))
+                for line in lines
+            ],
+        )
     )
 
 
@@ -331,10 +322,6 @@ def write_leaderboard(path: str | os.PathLike[str], results: Results) -> None:
     text = made(results)
     with atomic_file(path) as staging:
         staging.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _groups(columns: Sequence[Column]) -> list[tuple[str, int]]:

@@ -10,18 +10,15 @@ figures hold counts and a bounded number of points, never one mark for each exam
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any, final
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from unpoison._artefacts import atomic_file
@@ -30,6 +27,7 @@ from unpoison.report import _figures as figures
 from unpoison.report._data import Rate, ReportData
 from unpoison.report._pictures import OBSERVATION_SIDE, data_uri
 from unpoison.report._svg import hatch, number, plain
+from unpoison.report._templates import environment, policy, resource
 from unpoison.runs import RunRecord
 
 SHOWN_EXAMPLES = 24
@@ -54,17 +52,15 @@ def write_report(path: str | os.PathLike[str], runs: Sequence[str | os.PathLike[
 
 def render(data: ReportData) -> str:
     """The page as HTML text."""
-    style = _resource("page.css")
-    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    style = resource("page.css")
     return (
         _environment()
-        .get_template("page")
+        .get_template("page.html.j2")
         .render(
             data=data,
             # Jinja keeps the text as it is in between; the hash is of exactly these bytes.
             style=Markup(style),
-            policy=f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; "
-            "base-uri 'none'; form-action 'none'",
+            policy=policy(style),
             verdict=verdict(data),
             key_figures=_key_figures(data),
             hatch=hatch(),
@@ -329,28 +325,17 @@ def _configurations(data: ReportData) -> list[tuple[str, str]]:
     ]
 
 
-def _resource(name: str) -> str:
-    return resources.files("unpoison.report").joinpath(name).read_text(encoding="utf-8")
-
-
 @cache
 def _environment() -> Environment:
-    from jinja2 import DictLoader
-
-    environment = Environment(
-        loader=DictLoader({"page": _resource("page.html.j2")}),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["plain"] = plain
-    environment.filters["number"] = number
-    environment.filters["duration"] = duration
-    environment.filters["rate"] = figures.rate_text
-    environment.filters["short"] = _short
-    environment.filters["count"] = _count
-    environment.filters["interval"] = _interval
-    environment.filters["total"] = _total
-    return environment
+    made = environment().overlay()
+    made.filters = {
+        **made.filters,
+        "number": number,
+        "duration": duration,
+        "rate": figures.rate_text,
+        "short": _short,
+        "count": _count,
+        "interval": _interval,
+        "total": _total,
+    }
+    return made
