@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unpoison.data import TrainingSet
+from unpoison.detectors import Calibrated
+from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import (
     SeedExpansion,
     expand_seeds,
@@ -103,11 +105,14 @@ def twins() -> tuple[nn.Module, TrainingSet, Factors]:
     return model, training_set, fit_factors(model, training_set, ClassificationTask(), seed=0)
 
 
+def search_of(model: nn.Module, training_set: TrainingSet, factors: Factors) -> Search:
+    detector = Calibrated(damping=RelativeDamping(0.1), batch_size=16)
+    return Search(detector, model, training_set, None, None, 0, None, factors)
+
+
 def expand(twins: tuple[nn.Module, TrainingSet, Factors], seeds: list[int]) -> tuple[Tensor, float, Tensor]:
     model, training_set, factors = twins
-    found = expand_seeds(
-        model, factors, training_set, torch.tensor(seeds), damping=RelativeDamping(0.1), batch_size=16
-    )
+    found = expand_seeds(search_of(model, training_set, factors), torch.tensor(seeds))
     return found.scores, found.threshold, found.candidates
 
 
@@ -185,9 +190,7 @@ def test_an_example_without_gradient_gives_zero_not_nan() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False)).eval()
     factors = fit_factors(model, training_set, ClassificationTask(), seed=0)
     for seeds in ([3], [3, 5], [1, 5]):
-        found = expand_seeds(
-            model, factors, training_set, torch.tensor(seeds), damping=RelativeDamping(0.1), batch_size=8
-        )
+        found = expand_seeds(search_of(model, training_set, factors), torch.tensor(seeds))
         assert bool(torch.isfinite(found.scores).all())
         assert float(found.scores[3]) == 0
         assert math.isfinite(found.threshold)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from unpoison import detectors
 from unpoison._progress import Progress
@@ -104,3 +105,19 @@ def test_ek_fac_flags_influence_above_its_threshold(scene: Any) -> None:
     assert float(torch.corrcoef(torch.stack([found.scores, expected]))[0, 1]) > 0.95
     assert torch.equal(found.mask(), found.scores > 1.0)
     assert found.judge(scene.poison).average_precision > 0.3
+
+
+@pytest.mark.parametrize("name", [*TRACING, "trak"])
+def test_examples_that_are_fitted_perfectly_keep_their_influence(scene: Any, name: str) -> None:
+    model = copy.deepcopy(scene.model)
+    with torch.no_grad():  # larger logits, the same answers
+        model[5].weight *= 3
+        model[5].bias *= 3
+        inputs, labels = scene.poisoned.batch(0, len(scene.poisoned))
+        textbook = functional.cross_entropy(model(inputs), labels, reduction="none")
+    assert int((textbook == 0).sum()) > 300
+    found = quick(name).find(model, scene.poisoned, scene.observation)
+    assert bool((found.evidence["influence_before"] != 0).all())
+    if name == "calibrated":
+        assert found.poison_found
+        assert found.judge(scene.poison).average_precision >= 0.95

@@ -5,7 +5,9 @@ direction: in the metric of the inverse curvature P, the cosine between two trai
 
     cos(j, k) = g_j^T P g_k / sqrt(g_j^T P g_j  g_k^T P g_k)
 
-is high between poisons and near zero between a poison and a clean example of the same class. Stages:
+is high between poisons and near zero between a poison and a clean example of the same class. The gradients
+are those of the margin, which have the same cosines as those of the loss and do not vanish for examples that
+are fitted perfectly. Stages:
 
 1. cosines of every example with at most 64 seeds;
 2. their weights: the leading eigenvector of the cosines among the seeds, so that a few clean ones among them,
@@ -26,11 +28,10 @@ from dataclasses import dataclass
 from typing import Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unpoison._progress import Progress
 from unpoison.data import TrainingSet
-from unpoison.influence import Batch, ClassificationTask, Damping, Factors, Task, precondition, score
+from unpoison.detectors._search import Search
 
 _MOST_SEEDS: Final = 64
 # The separation from which members are a group of their own. Chosen from a trial that is not kept: of 2,637
@@ -82,81 +83,35 @@ class SeedExpansion:
         return 2 * int(self.members.sum()) <= int(self.candidates.sum()) and self.separation >= _SEPARATED
 
 
-@final
-class _OwnLoss(Task):
-    """Training gradients as queries: the loss is the measurement."""
-
-    def __init__(self) -> None:
-        self._task = ClassificationTask()
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._task.loss(model, batch)
-
-    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._task.loss(model, batch)
-
-    def sampled_loss(self, model: nn.Module, batch: Batch, noise: Tensor) -> Tensor:
-        return self._task.sampled_loss(model, batch, noise)
-
-
-def expand_seeds(
-    model: nn.Module,
-    factors: Factors,
-    training_set: TrainingSet,
-    seeds: Tensor,
-    *,
-    damping: Damping,
-    batch_size: int,
-    progress: Progress | None = None,
-) -> SeedExpansion:
+def expand_seeds(search: Search, seeds: Tensor, examples: TrainingSet | None = None) -> SeedExpansion:
     """Score every example by its cosine with the seeds, in the metric of the inverse curvature.
 
     Arguments:
-        model: that was trained on the set.
-        factors: fitted to this model.
-        training_set: the examples to score.
-        seeds: Int64[k], indices into the set; the first 64 count.
-        damping: of the curvature.
-        batch_size: examples of a forward pass.
-        progress: called with the stage, examples done and examples to do.
+        search: the model, its factors and the settings of the engine.
+        seeds: Int64[k], indices into the examples; the first 64 count.
+        examples: those to score; the training set by default.
     """
+    examples = search.training_set if examples is None else examples
     seeds = seeds[:_MOST_SEEDS].cpu()
-    chosen = training_set.subset(seeds)
-    queries = precondition(
-        model,
-        factors,
-        chosen.batch(0, len(chosen)),
-        _OwnLoss(),
-        damping=damping,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    found = score(
-        model,
-        queries,
-        training_set,
-        ClassificationTask(),
-        self_influence=True,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    inputs, given = examples.subset(seeds).batch(0, len(seeds))
+    found = search.influence(inputs, given, examples=examples, gradient="measurement", self_influence=True)
     assert found.self_influence is not None
-    length = found.self_influence.cpu().clamp(min=0).sqrt()
+    length = found.self_influence.cpu().sqrt()
     inverse = torch.where(length > 0, 1 / length, 0)
     cosines = found.values.cpu() * inverse * inverse[seeds][:, None]
     among = cosines[:, seeds].clone().fill_diagonal_(0)
     # Perron and Frobenius: the leading eigenvector of a non-negative matrix has one sign.
-    weights = torch.linalg.eigh(((among + among.t()) / 2).clamp(min=0).double()).eigenvectors[:, -1].abs()
+    weights = torch.linalg.eigh(((among + among.t()) / 2).clamp(min=0)).eigenvectors[:, -1].abs()
     if float(weights.sum()) <= 0 or len(seeds) == 1:
         weights = torch.ones(len(seeds), dtype=torch.float64)
     # A seed's cosine with itself says nothing.
-    present = torch.ones(len(seeds), len(training_set), dtype=torch.float64)
+    present = torch.ones(len(seeds), len(examples), dtype=torch.float64)
     present[torch.arange(len(seeds)), seeds] = 0
     weighted = weights[:, None] * present
     total = weighted.sum(0)
-    scores = (weighted * cosines.double()).sum(0) / torch.where(total > 0, total, 1)
-    labels = training_set.labels.cpu()
-    counts = torch.bincount(labels[seeds], minlength=training_set.num_classes)
+    scores = (weighted * cosines).sum(0) / torch.where(total > 0, total, 1)
+    labels = examples.labels.cpu()
+    counts = torch.bincount(labels[seeds], minlength=examples.num_classes)
     candidates = (counts >= 0.1 * len(seeds))[labels]
     return SeedExpansion(scores, valley(scores[candidates]), candidates)
 

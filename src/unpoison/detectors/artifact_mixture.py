@@ -8,7 +8,8 @@ artifacts of this attack look like is learned from a few seeds. Stages:
 
 1. seeds      here the examples with the answered label of the highest influence on the observation,
               normalised (l-RelatIF; Barshan, Brunet and Dziugaite, 2020): v^T P g / sqrt(g^T P g) with the
-              query v, the inverse curvature P and the training gradient g. `calibrated` gives its own seeds.
+              query v, the inverse curvature P and the training gradient g of the margin. `calibrated` gives
+              its own seeds.
 2. features   of every candidate, an example with the label of a seed: its noise level in the flattest quarter
               of the image, and half of each of how far its penultimate features move under JPEG and under a
               shift of one pixel; all three as logarithms, minus the median of the class, divided by its
@@ -94,7 +95,7 @@ class ArtifactMixture(Searcher):
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
-        scores = search.influence_on_the_answer(self_influence=True)
+        scores = search.influence_on_the_answer(gradient="measurement", self_influence=True)
         assert scores.self_influence is not None
         length = scores.self_influence.sqrt()
         influence = torch.where(length > 0, scores.values[0] / length, 0).cpu()

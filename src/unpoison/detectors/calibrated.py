@@ -5,7 +5,9 @@ Ours; the stages in standard terms:
 1. collapse    of every training example's influence on the observation, as in `delta_influence`, divided by
                the root of its self-influence (l-RelatIF; Barshan, Brunet and Dziugaite, "RelatIF: Identifying
                Explanatory Training Samples via Relative Influence", 2020), so that a few examples with large
-               gradients do not outweigh the rest.
+               gradients do not outweigh the rest. The training gradient is that of the margin: a positive
+               multiple of that of the loss, so that the quotient is the same, which does not vanish for
+               examples that the model has fitted perfectly, as it often has the poison.
 2. calibration inputs  m of them: examples of other classes that the model classifies correctly, those nearest
                to the answer first, each with queries of its own as if it had been given that answer: what an
                ordinary error would look like. From `reference`, or from the training set.
@@ -34,7 +36,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final, final
 
 import torch
@@ -181,10 +182,11 @@ class Calibrated(Searcher):
             combine=torch.block_diag(  # type: ignore[no-untyped-call]
                 own.every_difference(), *(other.mean_difference() for other in others)
             ),
+            gradient="measurement",
             self_influence=True,
         )
         assert scores.self_influence is not None
-        values, length = scores.values.cpu(), scores.self_influence.cpu().clamp(min=0).sqrt()
+        values, length = scores.values.cpu(), scores.self_influence.cpu().sqrt()
         length = torch.where(length > 0, length, torch.inf)
         before, differences = values[0], values[1 : 1 + len(own.draws)]
         collapses = -torch.cat([differences.mean(0, keepdim=True), values[1 + len(own.draws) :]]) / length
@@ -228,24 +230,16 @@ class Calibrated(Searcher):
 
     def _expanded(self, search: Search, findings: Findings, decision: Decision) -> Findings:
         """Stage 4: all examples that resemble the seeds, by the rule of the module's docstring."""
-        expand = partial(
-            expand_seeds,
-            search.model,
-            search.factors,
-            damping=self.damping,
-            batch_size=self.batch_size,
-            progress=search.progress,
-        )
         seeds, how = decision.seeds, findings.threshold.how
         if not decision.found:
             likely = (findings.labels == search.answer).nonzero()[:, 0]
             places = torch.searchsorted(likely, seeds)
-            own = expand(search.training_set.subset(likely), places)
+            own = expand_seeds(search, places, search.training_set.subset(likely))
             search.lap("seed expansion")
             if not own.separated or 2 * int(own.members[places].sum()) <= len(places):
                 return findings
             how += f", which leaves doubt (p = {decision.p_value:.3g}), but in a separated group"
-        expansion = expand(search.training_set, seeds)
+        expansion = expand_seeds(search, seeds)
         search.lap("seed expansion")
         evidence = {**findings.evidence, "seed_similarity": expansion.scores}
         log_odds = None
