@@ -11,6 +11,8 @@ from ._methods import names as names
 from ._methods import register as register
 from ._observation import Observation as Observation
 from ._observation import check_observation as check_observation
+from ._search import Search as Search
+from ._search import Searcher as Searcher
 from .activation_clustering import ActivationClustering as ActivationClustering
 from .artifact_mixture import ArtifactMixture as ArtifactMixture
 from .calibrated import Calibrated as Calibrated
@@ -40,6 +42,8 @@ __all__ = [
     "FrequencyClassifier",
     "Judgement",
     "Observation",
+    "Search",
+    "Searcher",
     "SpectralSignatures",
     "Spectre",
     "StatisticalContamination",
