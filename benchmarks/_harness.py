@@ -46,6 +46,7 @@ from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
 
 RESULTS: Final = Path(__file__).parent / "results"
+CLOCKS: Final = {"wall": time.perf_counter, "processor": time.process_time}
 PARTS: Final = ("ratios", "agreement", "seconds", "peak_bytes", "rates", "differs", "work", "trials")
 
 
@@ -63,7 +64,7 @@ class Bench:
     """What one run of a benchmark has measured so far.
 
     Arguments:
-        options: `repeats`, `threads` and `quick`, and the benchmark's own.
+        options: `repeats`, `threads`, `clock` and `quick`, and the benchmark's own.
         trials: those that an earlier run has stored; see `trial`.
         keep: stores the record as it stands; called after each trial.
     """
@@ -109,7 +110,7 @@ class Bench:
                 if turn < 0:
                     release_memory()
                 reset_peak()
-                spent, result = timed(sides[side])
+                spent, result = timed(sides[side], CLOCKS[self.options.clock])
                 if turn < 0 or warm:
                     peaks[side] = max(peaks[side], peak_bytes())
                 if isinstance(result, Timed):
@@ -158,6 +159,9 @@ def main(measure: Callable[[Bench], None], *, threads: int = 2, **own: Any) -> N
     parser.add_argument("--json", action="store_true", help="print the whole record, not the ratios alone")
     parser.add_argument("--no-write", action="store_true", help="leave benchmarks/results as it is")
     parser.add_argument("--quick", action="store_true", help="less work, once; never written")
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="processor: where the machine is not idle"
+    )
     for option, value in {"repeats": 3, "threads": threads, **own}.items():
         several = isinstance(value, list)
         kind = type(value[0] if several else value)
@@ -177,6 +181,7 @@ def main(measure: Callable[[Bench], None], *, threads: int = 2, **own: Any) -> N
     stored = json.loads(path.read_text(encoding="utf-8")) if writes and path.exists() else {}
     bench = Bench(options, stored.get("trials"), write)
     measure(bench)
+    bench.work |= {"clock": options.clock} if bench.ratios else {}
     write(bench)
     print(json.dumps(record(bench) if options.json else bench.ratios or bench.rates))
 
@@ -206,11 +211,11 @@ def fastest(candidates: list[int], work: Callable[[int], Any]) -> int:
     return min(candidates, key=lambda one: timed(lambda: work(one))[0])
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def timed(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> tuple[float, Any]:
     """Seconds of one run, and what it gave."""
-    started = time.perf_counter()
+    started = clock()
     result = work()
-    return time.perf_counter() - started, result
+    return clock() - started, result
 
 
 def release_memory() -> None:

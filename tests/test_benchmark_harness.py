@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from benchmarks._harness import Bench, Timed
 
 
 def bench(**options: Any) -> Bench:
-    return Bench(argparse.Namespace(**{"repeats": 3, "threads": 1, "quick": False, **options}))
+    return Bench(
+        argparse.Namespace(**{"repeats": 3, "threads": 1, "quick": False, "clock": "wall", **options})
+    )
 
 
 def test_sides_warm_up_and_take_turns() -> None:
@@ -54,6 +57,12 @@ def test_memory_is_that_of_one_side() -> None:
         assert peaks["large"] - peaks["small"] > 150_000_000
 
 
+def test_the_processor_clock_does_not_count_waiting() -> None:
+    one = bench(clock="processor", repeats=1)
+    one.compare("w", {"ours": lambda: time.sleep(0.2)})
+    assert one.seconds["w"]["ours"]["minimum"] < 0.1
+
+
 def test_a_trial_is_done_once() -> None:
     kept, called = [], []
     one = Bench(argparse.Namespace(), [{"name": "a", "seed": 0, "x": 1}], lambda it: kept.append(it.record()))
@@ -75,7 +84,7 @@ def test_a_run_is_stored_with_where_it_was_made(
 
     _harness.main(measure, threads=1, size=3, names=["z"])
     record = json.loads((tmp_path / "thing.json").read_text(encoding="utf-8"))
-    assert record["work"] == {"size": 7, "names": ["x", "y"]}
+    assert record["work"] == {"size": 7, "names": ["x", "y"], "clock": "wall"}
     assert record["command"] == "python -m benchmarks.thing --size 7 --names x y"
     assert {"ratios", "agreement", "seconds", "peak_bytes", "rates", "machine", "date", "commit"} <= set(
         record
