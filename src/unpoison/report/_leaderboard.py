@@ -103,6 +103,7 @@ COLUMNS = (
     Column("Clean accuracy", _OUTCOME, "on clean test images"),
     Column("Worst class", _OUTCOME, "the lowest accuracy of a class, all trials together"),
     Column("Traced", _SEARCH, "trials with a wrong prediction to trace; there is none where an attack fails"),
+    Column("Poison found", _SEARCH, "trials in which the detector says that there is poison"),
     Column("Recall", _SEARCH, "share of the poisoned examples that are excluded, all trials together"),
     Column("Precision", _SEARCH, "share of the excluded examples that are poison"),
     Column("False positives", _SEARCH, "share of the clean examples that are excluded"),
@@ -123,21 +124,16 @@ def table_of(lines: Sequence[Line]) -> Table:
     """The leaderboard's table. The time of training is given where there are defenses to compare."""
     compared = any(line.defense != "none" for line in lines)
     undefended = {
-        (line.attack, line.budget): line.seconds.get("train")
+        (line.attack, line.budget, line.victim): line.seconds.get("train")
         for line in lines
         if compared and line.control == "no defense"
     }
-    return Table(
-        COLUMNS,
-        tuple(
-            tuple(
-                _cells(
-                    line, _training(line, undefended.get((line.attack, line.budget))) if compared else _NONE
-                )
-            )
-            for line in lines
-        ),
-    )
+
+    def training(line: Line) -> Cell:
+        usual = undefended.get((line.attack, line.budget, line.victim))
+        return _training(line, usual) if compared else _NONE
+
+    return Table(COLUMNS, tuple(tuple(_cells(line, training(line))) for line in lines))
 
 
 def _training(line: Line, undefended: float | None) -> Cell:
@@ -159,9 +155,10 @@ def method_name(line: Line) -> str:
 
 
 def attack_name(line: Line) -> str:
-    """The attack and its budget."""
+    """The attack and its budget, and the kind of victim where it has a name."""
     budget = f"{100 * line.budget:g} %" if line.budget <= 1 else f"{line.budget:g} examples"
-    return f"{line.attack}, {budget}"
+    victim = "" if line.victim == "default" else f"; {line.victim}"
+    return f"{line.attack}, {budget}{victim}" if line.budget else f"{line.attack}{victim}"
 
 
 def _cells(line: Line, training: Cell) -> Iterator[Cell]:
@@ -174,6 +171,7 @@ def _cells(line: Line, training: Cell) -> Iterator[Cell]:
     yield Cell(cell.text, f"{worst}, {cell.note}", cell.value) if cell.note else _NONE
     traced = line.observed
     yield Cell(f"{traced.successes} of {traced.trials}", "", traced.successes) if traced.trials else _NONE
+    yield _proportion(line.found)
     yield from map(_proportion, _excluded(line))
     yield _mean(line.average_precision, share=False)
     bias = line.filter_bias
@@ -191,7 +189,7 @@ def _cells(line: Line, training: Cell) -> Iterator[Cell]:
 def _excluded(line: Line) -> tuple[Proportion, Proportion, Proportion]:
     """Recall, precision and false positives of the flags of a detector or of the drops of a defense."""
     if not line.dropped.trials:
-        return line.caught, line.precision, line.clean_lost
+        return line.true_positives, line.precision, line.false_positives
     poison, dropped = line.drop_recall, line.dropped
     false_positives = Proportion(dropped.successes - poison.successes, dropped.trials - poison.trials)
     return poison, line.drop_precision, false_positives
@@ -204,7 +202,7 @@ def _single_inputs(line: Line) -> bool:
 
 def _success(line: Line) -> Cell:
     """One rate: of the trials where each has one input, else of the inputs, beside the count of trials."""
-    if _single_inputs(line):
+    if not line.success.trials or _single_inputs(line):
         return _proportion(line.success)
     rate, trials = _mean(line.success_rate), _proportion(line.success)
     return rate if trials == _NONE else Cell(rate.text, trials.note.replace(";", " trials;"), rate.value)
@@ -302,7 +300,7 @@ def leaderboard_html(results: Results) -> str:
             columns=table.columns,
             groups=_groups(table.columns),
             rows=[(bool(line.control), row) for line, row in zip(lines, table.rows, strict=True)],
-            plot=_plot(lines) if lines else None,
+            plot=_plot(lines) if any(line.success.trials for line in lines) else None,
             growth=_growth(lines),
             comparisons=list(_comparisons(lines)),
             single=all(map(_single_inputs, lines)),
@@ -343,11 +341,11 @@ def _trials(line: Line) -> list[dict[str, Any]]:
     return [
         {
             "subject": f"{row['source']} → {row['target']}"
-            + ("" if row["test_index"] is None else f" (test {row['test_index']})"),
+            + (f" (test {', '.join(map(str, row['test_indices']))})" if row["test_indices"] else ""),
             "seed": row["seed"],
-            "success": f"{row['attack_successes']} of {row['attack_total']}",
+            "success": f"{row['attack_successes']} of {row['attack_total']}" if row["attack_total"] else "–",
             "accuracy": f"{row['clean_correct']} of {row['clean_total']}",
-            "recall": "–" if row["flagged"] is None else f"{row['caught']} of {row['poisons']}",
+            "recall": "–" if row["flagged"] is None else f"{row['true_positives']} of {row['poisons']}",
             "flagged": "–" if row["flagged"] is None else row["flagged"],
             "key": row["key"],
         }
@@ -364,14 +362,15 @@ def _plot(lines: Sequence[Line]) -> Markup:
         "Each number is a row of the table; its whiskers are the standard deviations over trials.",
         "plot",
     )
-    accuracies = [100 * line.clean_accuracy.mean for line in lines]
+    numbered = [(place, line) for place, line in enumerate(lines, 1) if line.success.trials]
+    accuracies = [100 * line.clean_accuracy.mean for _, line in numbered]
     lowest, highest = min(accuracies), max(accuracies)
     pad = max(1.0, 0.08 * (highest - lowest))
     x = Scale(max(0.0, lowest - pad), min(100.0, highest + pad), 48.0, 620.0)
     y = Scale(0.0, 100.0, 340.0, 30.0)
     canvas.y_axis(y, 48.0, "attack success rate, %", right=620.0)
     canvas.x_axis(x, 340.0, "clean accuracy", percent=True)
-    for line in lines:
+    for _, line in numbered:
         at_x, at_y = x.at(100 * line.clean_accuracy.mean), y.at(100 * line.success_rate.mean)
         for mean, scale, across in ((line.clean_accuracy, x, True), (line.success_rate, y, False)):
             if mean.n > 1:
@@ -383,7 +382,7 @@ def _plot(lines: Sequence[Line]) -> Markup:
                 )
                 canvas.add("path", class_="spread", d=path)
     labels: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for place, line in enumerate(lines, 1):
+    for place, line in numbered:
         at_x, at_y = x.at(100 * line.clean_accuracy.mean), y.at(100 * line.success_rate.mean)
         kind = "point control" if line.control else "point"
         canvas.add("circle", class_=kind, cx=at_x, cy=at_y, r=3.5)
@@ -436,7 +435,7 @@ def _comparisons(lines: Sequence[Line]) -> Iterator[tuple[str, str, str, Compari
     """Each method with no defense, and methods with each other, on the same attack and budget."""
     count = 0
     for first, second in combinations(lines, 2):
-        if (first.attack, first.budget) != (second.attack, second.budget):
+        if (first.attack, first.budget, first.victim) != (second.attack, second.budget, second.victim):
             continue
         if first.control == "no defense":
             first, second = second, first

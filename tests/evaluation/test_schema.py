@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,11 +10,8 @@ from typing import Any
 
 import pytest
 
-from unpoison import defenses, detectors
-from unpoison.defenses._dropping import DroppingDefense
 from unpoison.errors import InputError
 from unpoison.evaluation import Experiment
-from unpoison.evaluation._experiment import DETECTORS, DROPPING
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -38,9 +34,9 @@ def test_a_recipe_holds_what_it_says() -> None:
     experiment = Experiment.from_dict(values())
     assert experiment.attacks[0].budget == (0.01, 0.02)
     assert experiment.targets.pairs == (("Sandal", "Bag"), (0, 1))
-    assert experiment.recipe.epochs == 2
+    assert experiment.recipe().epochs == 2
     assert [one.label for one in experiment.detectors] == [
-        "delta-influence (calibrated)",
+        "delta-influence",
         "ek-fac (published)",
     ]
     assert experiment.unlearners[0].label == "fine-tune (layers 1)"
@@ -77,19 +73,12 @@ def test_a_surrogate_s_training_does_not_hide_an_attack_s_option() -> None:
     ]
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda path: path.name)
 def test_the_recipes_of_the_project_can_be_read(path: Path) -> None:
     experiment = Experiment.read(path)
     assert experiment.name == path.stem
     stored = json.loads(json.dumps(experiment.to_dict()))
     assert Experiment.from_dict(stored).to_dict() == experiment.to_dict()
-
-
-def test_the_detectors_are_those_of_their_room() -> None:
-    assert sorted(DETECTORS) == sorted(detectors.names())
-    for name, presets in DETECTORS.items():
-        for preset in presets:
-            detectors.get(name, preset=None if preset == "default" else preset)
 
 
 def test_reading_imports_no_torch() -> None:
@@ -109,7 +98,7 @@ def test_reading_imports_no_torch() -> None:
         ({"data": {}}, "recipe: data: the key 'source' is missing"),
         (
             {"attacks": [{"name": "badnet", "budget": 0.1}]},
-            "recipe: attacks[0]: name: there is no 'badnet'; did you mean 'badnets'?",
+            "recipe: attacks[0]: there is no attack 'badnet'; did you mean 'badnets'?",
         ),
         (
             {"attacks": [{"name": "badnets", "budget": 1.5}]},
@@ -117,7 +106,23 @@ def test_reading_imports_no_torch() -> None:
         ),
         ({"attacks": [{"name": "badnets"}]}, "give either 'budget'"),
         ({"attacks": [{"name": "badnets", "bugdet": 0.1}]}, "'bugdet'; did you mean 'budget'?"),
-        ({"attacks": []}, "attacks: needs at least one"),
+        ({"attacks": []}, "attacks and targets: give both, or neither"),
+        ({"attacks": [], "targets": None}, "give answers = 'errors' or 'right'"),
+        ({"detectors": [{"name": "ek-fac", "answers": "erors"}]}, "did you mean 'errors'?"),
+        ({"detectors": [{"name": "ek-fac", "inputs": 0}]}, "inputs: 0 is outside 1.."),
+        ({"detectors": [{"name": "ek-fac", "parts": ["detectd"]}]}, "did you mean 'detected'?"),
+        (
+            {"detectors": [{"name": "deep-knn", "observations": 2}]},
+            "deep-knn scans the training set; leave out answers, observations and inputs",
+        ),
+        ({"victims": []}, "victims: needs at least one"),
+        ({"victims": [{"name": "a"}, {"name": "a"}]}, "victims: 'a' stands there twice"),
+        ({"victims": [{"name": "a", "training": {"epoch": 3}}]}, "did you mean 'epochs'?"),
+        ({"probe": ["logit"]}, "probe: there is no 'logit'; did you mean 'logits'?"),
+        ({"attacks": [{"name": "badnets", "budget": 0.1, "goal": "targeted-misclassification"}]}, "goal: "),
+        ({"attacks": [{"name": "badnets", "budget": 0.1, "known": 1.0}]}, "known: 1 is outside 0..0.999"),
+        ({"pretraining": {"training": {"width": 8}}}, "the architecture is that of the victims"),
+        ({"targets": {"pairs": [["Bag", "Coat"]], "networks": 2}}, "networks: choose test images; give 'c"),
         ({"targets": {"pairs": ["Sandal", "Bag"]}}, "targets: pairs[0]: must be a list of 2, found 'Sandal'"),
         ({"targets": {"pairs": [["Bag", "Bag"]]}}, "source and target are the same class 'Bag'"),
         ({"targets": {}}, "give either 'pairs' of classes, test 'images' or a file of published 'setups'"),
@@ -127,8 +132,11 @@ def test_reading_imports_no_torch() -> None:
         ({"detectors": [{"name": "ek-fac", "preset": "pub"}]}, "preset: there is no 'pub'"),
         ({"detectors": [{"name": "ek-fac"}, {"name": "ek-fac"}]}, "detectors: 'ek-fac' stands there twice"),
         ({"detectors": []}, "so the recipe needs one of those"),
-        ({"unlearners": [{"name": "retrian"}]}, "there is no 'retrian'; did you mean 'retrain'?"),
-        ({"defenses": [{"name": "epix"}]}, "defenses[0]: name: there is no 'epix'; did you mean 'epic'?"),
+        (
+            {"unlearners": [{"name": "retrian"}]},
+            "unlearners[0]: there is no unlearner 'retrian'; did you mean 'retrain'?",
+        ),
+        ({"defenses": [{"name": "epix"}]}, "defenses[0]: there is no defense 'epix'; did you mean 'epic'?"),
         ({"defenses": [{"name": "epic", "preset": "strong"}]}, "defenses[0]: preset: there is no 'strong'"),
         ({"defenses": [{"name": "epic"}, {"name": "epic"}]}, "defenses: 'epic' stands there twice"),
         ({"defenses": [{"name": "epic", "like": "epic"}]}, "it is for loss-drop, random-drop"),
@@ -138,7 +146,7 @@ def test_reading_imports_no_torch() -> None:
         ),
         (
             {"defenses": [{"name": "mixup"}, {"name": "random-drop", "like": "mixup"}]},
-            "recipe: defenses: like = 'mixup': mixup drops nothing in rounds; only epic, feature-squeezing, ",
+            "recipe: defenses: like = 'mixup': mixup drops nothing in rounds; only epic, ",
         ),
         (
             {"attacks": [{"name": "badnets", "budget": 0.1, "surrogates": 2}]},
@@ -154,6 +162,7 @@ def test_reading_imports_no_torch() -> None:
         ),
         ({"targets": {"setups": "x.json", "correct": 1}}, "correct: chooses test images of 'pairs'"),
         ({"targets": {"pairs": [["Bag", "Coat"]], "correct": 0}}, "correct: 0 is outside 1.."),
+        ({"targets": {"images": [{"test_index": [], "target": "Bag"}]}}, "test_index: needs at least one"),
         ({"targets": {"images": [{"target": "Bag"}]}}, "targets: images[0]: the key 'test_index' is missing"),
         ({"seeds": []}, "seeds: needs at least one"),
         ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),
@@ -172,38 +181,46 @@ def test_a_mistake_is_named_in_one_line(changes: dict[str, Any], said: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_the_defenses_that_drop_are_known_as_such() -> None:
-    found = []
-    for name in defenses.names():
-        module, _, kind = defenses.describe(name).implementation.partition(":")
-        if issubclass(getattr(importlib.import_module(module), kind), DroppingDefense):
-            found.append(name)
-    assert tuple(found) == DROPPING
+def test_what_is_left_out_is_what_was_before() -> None:
+    experiment = Experiment.from_dict(values())
+    assert [(victim.name, victim.count) for victim in experiment.victims] == [("default", 1)]
+    assert experiment.attacks[0].goal_kind == "backdoor"
+    assert experiment.attacks[0].known == (0.0,)
 
 
-def test_the_file_is_named_too(tmp_path: Path) -> None:
-    path = tmp_path / "broken.toml"
-    path.write_text("name = ")
-    with pytest.raises(InputError, match=r"broken\.toml: not TOML"):
-        Experiment.read(path)
-    with pytest.raises(InputError, match=r"missing\.toml: No such file"):
-        Experiment.read(tmp_path / "missing.toml")
-    path.write_text('folder = "x"')
-    with pytest.raises(InputError, match="unknown key 'folder'"):
-        Experiment.read(path)
-
-
-def test_targets_come_from_published_setups(tmp_path: Path) -> None:
-    setups = [
-        {"target class": 7, "target index": 7762, "base class": 3, "base indices": [5, 6]},
-        {"target class": 1, "target index": 12, "base class": 2, "base indices": [8]},
+def test_kinds_of_victims_change_the_training_or_replace_it() -> None:
+    victims = [
+        {"name": "same"},
+        {"name": "wider", "training": {"width": 32}, "count": 3},
+        {"name": "other", "training": {"preset": "cifar10-small"}},
     ]
-    (tmp_path / "setups.json").write_text(json.dumps(setups))
-    wanted = Experiment.from_dict(values(targets={"setups": "setups.json", "first": 1, "count": 1})).targets
-    [one] = wanted.each(tmp_path)
-    assert (one.source, one.target, one.test_index, one.bases) == (1, 2, 12, (8,))
-    with pytest.raises(InputError, match="has 2 set-ups"):
-        Experiment.from_dict(values(targets={"setups": "setups.json", "count": 3})).targets.each(tmp_path)
-    (tmp_path / "setups.json").write_text('[{"target": 1}]')
-    with pytest.raises(InputError, match="not a list of published set-ups"):
-        Experiment.from_dict(values(targets={"setups": "setups.json"})).targets.each(tmp_path)
+    pretraining = {"training": {"epochs": 4}}
+    experiment = Experiment.from_dict(values(victims=victims, pretraining=pretraining))
+    recipes = [experiment.recipe(victim) for victim in experiment.victims]
+    assert [(recipe.model, recipe.width) for recipe in recipes] == [
+        ("convnet-bn", 16),
+        ("convnet-bn", 32),
+        ("resnet9", 16),
+    ]
+    assert [recipe.epochs for recipe in recipes] == [2, 2, 10]
+    # What each starts from has its own architecture, and is trained as the recipe says.
+    before = [experiment.pretraining_recipe(victim) for victim in experiment.victims]
+    assert [(one.model, one.width, one.epochs) for one in before] == [
+        ("convnet-bn", 16, 4),
+        ("convnet-bn", 32, 4),
+        ("resnet9", 16, 4),
+    ]
+
+
+def test_detectors_that_are_asked_otherwise_are_told_apart() -> None:
+    detectors = [
+        {"name": "ek-fac"},
+        {"name": "ek-fac", "answers": "errors", "observations": 50},
+        {"name": "ek-fac", "inputs": 4},
+    ]
+    experiment = Experiment.from_dict(values(detectors=detectors))
+    assert [one.label for one in experiment.detectors] == [
+        "ek-fac",
+        "ek-fac (answers errors)",
+        "ek-fac (inputs 4)",
+    ]

@@ -1,8 +1,9 @@
-"""`choose_targets`: test images that the clean networks of an experiment answer rightly.
+"""`choose_targets`: test images that clean networks predict correctly.
 
-An image that is taken for another class without any poison tells nothing about an attack. Which are not is
-known only when the clean networks of an experiment are trained; they are its controls, so training them first
-costs nothing.
+An image that is predicted as another class without any poison says nothing about an attack. By default the
+clean networks are the controls of the experiment, so training them first costs nothing; but then the control
+"no attack" can only miss. With `targets.networks` they are others, and the control says how often a correctly
+predicted image is missed anyway.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 from unpoison._artefacts import read_json
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.evaluation._executors import Executor
-from unpoison.evaluation._experiment import Experiment, TargetImage, Targets
 from unpoison.evaluation._plan import controls
+from unpoison.evaluation._schema import Experiment
+from unpoison.evaluation._sections import TargetImage, Targets
 from unpoison.evaluation._store import Store
 from unpoison.evaluation._sweep import Watcher, make
 
@@ -31,36 +33,39 @@ def choose_targets(
     """The experiment with `targets.images` in place of `targets.pairs` and `targets.correct`.
 
     Arguments:
-        experiment: given back as it is where it names no `targets.correct`.
+        experiment: returned as it is where it has no `targets.correct`.
         store: where its clean networks are, or will be.
-        executor: who trains them.
+        executor: trains them.
         device: where.
-        watch: told how far it has come.
+        watch: called with the progress.
 
     Raises:
-        InputError: as `plan`; or a class has too few images that all of them answer rightly.
+        InputError: as `plan`; or a class has too few images that all of them predict correctly.
         UnpoisonError: a clean network could not be trained.
     """
-    wanted = experiment.targets.correct
-    if wanted is None:
+    targets = experiment.targets
+    if targets is None or targets.correct is None:
         return experiment
     work = controls(experiment, device=device)
     found = Store(Path(store))
     failures = make(work, found, executor, watch=watch)
     if failures:
-        raise UnpoisonError(f"targets.correct: a clean network could not be had: {failures[0]}")
+        raise UnpoisonError(f"targets.correct: a clean network could not be trained: {failures[0]}")
     answers = [
         read_json(found.place(stage.key) / "right.json") for stage in work.stages if stage.kind == "measure"
     ]
     names: list[str] = answers[0]["class_names"]
     images: list[TargetImage] = []
-    for source, target in experiment.targets.pairs:
+    for source, target in targets.pairs:
         label = source if isinstance(source, int) else names.index(source)
         shared = sorted(set.intersection(*(set(each["right"][label]) for each in answers)))
-        if len(shared) < wanted:
+        if len(shared) < targets.correct:
             raise InputError(
-                f"targets.correct: the clean networks all answer {len(shared)} test images of class "
-                f"{source!r} rightly, fewer than {wanted}"
+                f"targets.correct: all clean networks predict {len(shared)} test images of class {source!r} "
+                f"correctly, fewer than {targets.correct}"
             )
-        images += [TargetImage(test_index=index, target=target, source=source) for index in shared[:wanted]]
+        images += [
+            TargetImage(test_index=(index,), target=target, source=source)
+            for index in shared[: targets.correct]
+        ]
     return dataclasses.replace(experiment, targets=Targets(images=tuple(images)))
