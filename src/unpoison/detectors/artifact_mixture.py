@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._progress import Progress
-from unpoison._squeezing import grain, recompressed
+from unpoison._recompression import grain, recompressed
 from unpoison.data import TrainingSet
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register

@@ -1,30 +1,26 @@
-"""Isolation: what stands out goes, copies are no company, and nobody loses a class."""
+"""kNN outlier filter: groups of copies are outliers too, and no class loses more than its share."""
 
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from unpoison.defenses import EPIC, Isolation, isolated, strays
-from unpoison.defenses.isolation import _kth_distance, _kth_distance_in_blocks, distances
+from unpoison.defenses import EPIC, KNNOutlierFilter, isolated, outliers
+from unpoison.defenses.knn_outlier_filter import _kth_distance, _kth_distance_in_blocks, distances
 from unpoison.errors import InputError
 from unpoison.training import Recipe
 
-
-def draw_logits(counts: tuple[int, ...], *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits Float[n classes] and labels Int64[n], classes one after the other."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    logits = torch.randn(len(labels), len(counts), generator=generator)
-    logits[torch.arange(len(labels)), labels] += 2 + 6 * torch.rand(len(labels), generator=generator)
-    return logits, labels
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import draw_logits
 
 
 def with_poison(counts: tuple[int, ...], *, copies: int, noise: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sure clean examples, and six poisons of class 0 far from it, each in `copies` that differ a little."""
+    """Confident clean examples, and six poisons of class 0 far from it, each in several near-copies."""
     generator = torch.Generator().manual_seed(9)
     logits, labels = draw_logits(counts)
     logits[torch.arange(len(labels)), labels] += 3
@@ -70,20 +66,20 @@ def test_pairs_evade_epic_and_not_this(noise: float, copies: int) -> None:
     logits, labels, truth = with_poison((300,) * 4, copies=copies, noise=noise)
     recall = {
         "epic": float(isolated(logits, labels, subset_size=0.1)[truth].double().mean()),
-        "ours": float(strays(logits, labels, most=0.1)[truth].double().mean()),
+        "ours": float(outliers(logits, labels, max_fraction=0.1)[truth].double().mean()),
     }
     assert recall["ours"] == 1.0
     if copies == 1:
         assert recall["epic"] > 0.8
     else:
-        # Each vouches for the other.
+        # Neither is alone in its cluster.
         assert recall["epic"] < 0.2
 
 
-def test_a_crowd_of_copies_is_no_company_either() -> None:
+def test_many_copies_are_outliers_too() -> None:
     logits, labels, truth = with_poison((2000, 50, 50, 50), copies=15, noise=0.01)
-    assert bool(strays(logits, labels, most=0.1)[truth].all())
-    assert not bool(strays(logits, labels, most=0.1, merge=0.0, neighbours=8)[truth].any())
+    assert bool(outliers(logits, labels, max_fraction=0.1)[truth].all())
+    assert not bool(outliers(logits, labels, max_fraction=0.1, merge=0.0, neighbours=8)[truth].any())
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9, 10, 19, 50])
@@ -91,17 +87,17 @@ def test_no_class_loses_more_than_its_share(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     logits = 4 * torch.randn(4 * size, 4, generator=generator)
     labels = torch.arange(4).repeat_interleave(size)
-    dropped = strays(logits, labels, most=0.1, least=0.0, fence=0.0)
+    dropped = outliers(logits, labels, max_fraction=0.1, min_distance=0.0, iqr_factor=0.0)
     assert bool((torch.bincount(labels[dropped], minlength=4) <= int(0.1 * size)).all())
 
 
-def test_a_class_that_is_one_cloud_loses_nothing() -> None:
+def test_a_class_without_outliers_loses_nothing() -> None:
     logits = torch.tensor([[6.0, 0.0, 0.0]]).repeat(100, 1)
     logits += 0.3 * torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
-    assert not bool(strays(logits, torch.zeros(100, dtype=torch.int64)).any())
+    assert not bool(outliers(logits, torch.zeros(100, dtype=torch.int64)).any())
 
 
-def test_the_order_of_the_examples_is_nothing(drawn: tuple[Tensor, Tensor]) -> None:
+def test_the_order_of_the_examples_does_not_matter(drawn: tuple[Tensor, Tensor]) -> None:
     logits, labels = drawn
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     every = torch.ones_like(labels, dtype=torch.bool)
@@ -110,14 +106,14 @@ def test_the_order_of_the_examples_is_nothing(drawn: tuple[Tensor, Tensor]) -> N
         distances(logits[shuffled], labels[shuffled], neighbours=8, merge=0.05, among=every),
     )
     # Of two that are each other's m-th neighbour, at the edge of the cap, the first goes.
-    one, other = strays(logits, labels)[shuffled], strays(logits[shuffled], labels[shuffled])
+    one, other = outliers(logits, labels)[shuffled], outliers(logits[shuffled], labels[shuffled])
     assert int(one.sum()) == int(other.sum())
     assert int((one != other).sum()) <= 2 * 4
 
 
-def test_a_network_that_knows_nothing_yet_drops_nothing(drawn: tuple[Tensor, Tensor]) -> None:
+def test_nothing_is_dropped_at_a_low_training_accuracy(drawn: tuple[Tensor, Tensor]) -> None:
     logits, labels = drawn
-    defense = Isolation(epochs=(3, 6), fence=0.0, least=0.0)
+    defense = KNNOutlierFilter(epochs=(3, 6), iqr_factor=0.0, min_distance=0.0)
     assert bool(defense.select(3, logits.roll(1, 1), labels).all())
     later = defense.select(6, logits, labels)
     assert int((~later).sum()) == 4 * int(0.1 * 120)
@@ -125,7 +121,7 @@ def test_a_network_that_knows_nothing_yet_drops_nothing(drawn: tuple[Tensor, Ten
 
 def test_the_cap_grows_from_round_to_round(drawn: tuple[Tensor, Tensor]) -> None:
     logits, labels = drawn
-    defense = Isolation(epochs=(2, 5, 9), most=0.2, fence=0.0, least=0.0)
+    defense = KNNOutlierFilter(epochs=(2, 5, 9), max_fraction=0.2, iqr_factor=0.0, min_distance=0.0)
     for epoch in (2, 5, 9):
         defense.select(epoch, logits, labels)
     assert [report.in_all for report in defense.reports] == [4 * 8, 4 * 16, 4 * 24]
@@ -133,7 +129,7 @@ def test_the_cap_grows_from_round_to_round(drawn: tuple[Tensor, Tensor]) -> None
 
 def test_few_rounds() -> None:
     for epochs, most in ((5, 1), (15, 1), (40, 4), (200, 5)):
-        chosen = Isolation.for_recipe(Recipe(epochs=epochs)).epochs
+        chosen = KNNOutlierFilter.for_recipe(Recipe(epochs=epochs)).epochs
         assert chosen is not None
         assert len(chosen) == most
         assert epochs / 4 <= min(chosen) <= max(chosen) <= 3 * epochs / 4
@@ -142,26 +138,26 @@ def test_few_rounds() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"most": 1.5},
+        {"max_fraction": 1.5},
         {"neighbours": 0},
         {"merge": -1.0},
-        {"fence": math.nan},
-        {"least": 3.0},
-        {"ready": 2.0},
+        {"iqr_factor": math.nan},
+        {"min_distance": 3.0},
+        {"min_train_accuracy": 2.0},
         {"epochs": (4, 2)},
         {"epochs": ()},
     ],
 )
 def test_values_out_of_range(wrong: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=f"isolation: {next(iter(wrong))}"):
-        Isolation(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"knn-outlier-filter: {next(iter(wrong))}"):
+        KNNOutlierFilter(**wrong)  # type: ignore[arg-type]
 
 
 def test_it_judges_as_epic_does() -> None:
     logits, labels, truth = with_poison((300,) * 4, copies=2, noise=0.02)
     judged = {}
-    for defense in (Isolation(epochs=(1,)), EPIC()):
+    for defense in (KNNOutlierFilter(epochs=(1,)), EPIC()):
         defense.select(1, logits, labels)
         judged[type(defense)] = defense.reports[-1].judge(truth)
-    assert judged[Isolation].recall.rate == 1.0
-    assert judged[Isolation].precision.rate > judged[EPIC].precision.rate
+    assert judged[KNNOutlierFilter].recall.rate == 1.0
+    assert judged[KNNOutlierFilter].precision.rate > judged[EPIC].precision.rate

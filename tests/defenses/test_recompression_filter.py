@@ -1,4 +1,4 @@
-"""Feature squeezing: what stands out, what it looks at, that it drops tuned poison and spares the rest."""
+"""Recompression filter: its scores and outliers, and that it drops optimised poison and keeps the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
-from unpoison.defenses import FeatureSqueezing, fragile, grain, suspicion
+from unpoison.defenses import RecompressionFilter, grain, recompression_outliers, recompression_scores
 from unpoison.errors import InputError
 from unpoison.training import Recipe, train
 
@@ -26,7 +26,7 @@ def stripes(n: int = 120, channels: int = 1) -> TrainingSet:
 
 
 def with_noise(training_set: TrainingSet, rows: Tensor, size: int = 16) -> TrainingSet:
-    """Rows whose pixels move by up to `size`, as a perturbation would move them."""
+    """The set with the pixels of some rows changed by `size`, like a perturbation."""
     images = training_set.images.clone()
     shape = (len(rows), *images.shape[1:])
     noise = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(1)) * 2 * size - size
@@ -58,15 +58,15 @@ def test_grain_of_tiny_and_no_images_is_nothing() -> None:
     assert grain(torch.rand(0, 3, 8, 8)).shape == (0,)
 
 
-def test_what_stands_out_is_capped_by_class() -> None:
+def test_outliers_are_capped_by_class() -> None:
     sums = torch.cat([torch.linspace(1, 2, 90), torch.linspace(50, 60, 10)])
     labels = torch.cat([torch.zeros(90), torch.ones(10)]).long()
-    assert int(fragile(sums, labels, most=1.0).sum()) == 10
-    capped = fragile(sums, labels, most=0.4).nonzero().flatten().tolist()
+    assert int(recompression_outliers(sums, labels, max_fraction=1.0).sum()) == 10
+    capped = recompression_outliers(sums, labels, max_fraction=0.4).nonzero().flatten().tolist()
     assert capped == [96, 97, 98, 99]  # the farthest of their class
-    assert not bool(fragile(sums, labels, most=0.0).any())
-    assert not bool(fragile(torch.ones(5), torch.zeros(5, dtype=torch.int64)).any())
-    assert fragile(torch.empty(0), torch.empty(0, dtype=torch.int64)).shape == (0,)
+    assert not bool(recompression_outliers(sums, labels, max_fraction=0.0).any())
+    assert not bool(recompression_outliers(torch.ones(5), torch.zeros(5, dtype=torch.int64)).any())
+    assert recompression_outliers(torch.empty(0), torch.empty(0, dtype=torch.int64)).shape == (0,)
 
 
 def test_the_order_of_the_examples_does_not_matter() -> None:
@@ -74,19 +74,21 @@ def test_the_order_of_the_examples_does_not_matter() -> None:
     displaced, noise = torch.rand(50, 2, generator=generator), torch.rand(50, generator=generator) * 9
     labels = torch.randint(0, 3, (50,), generator=generator)
     order = torch.randperm(50, generator=generator)
-    named = fragile(suspicion(displaced, noise), labels, fence=0.1)
-    again = fragile(suspicion(displaced[order], noise[order]), labels[order], fence=0.1)
-    assert torch.equal(named[order], again)
-    assert bool(named.any())
+    found = recompression_outliers(recompression_scores(displaced, noise), labels, iqr_factor=0.1)
+    again = recompression_outliers(
+        recompression_scores(displaced[order], noise[order]), labels[order], iqr_factor=0.1
+    )
+    assert torch.equal(found[order], again)
+    assert bool(found.any())
 
 
-def test_it_drops_tuned_poison_before_the_first_step() -> None:
+def test_it_drops_optimised_poison_before_the_first_step() -> None:
     clean = stripes()
     start = train(clean, RECIPE, seed=0).model
     rows = torch.arange(0, 24, 2)
     poisoned = with_noise(clean, rows)
-    defense = FeatureSqueezing()
-    trained = train(poisoned, RECIPE, seed=1, model=start, defense=defense)
+    defense = RecompressionFilter()
+    trained = train(poisoned, RECIPE, seed=1, start=start, defense=defense)
     first = defense.reports[0]
     assert first.epoch == 0
     judgement = first.judge(rows)
@@ -96,8 +98,8 @@ def test_it_drops_tuned_poison_before_the_first_step() -> None:
     assert [report.epoch for report in defense.reports] == [0]  # it is done
 
 
-def test_a_raw_network_is_not_asked() -> None:
-    defense = FeatureSqueezing(epochs=(0, 3), ready=0.8)
+def test_there_is_no_round_at_a_low_training_accuracy() -> None:
+    defense = RecompressionFilter(epochs=(0, 3), min_train_accuracy=0.8)
     trained = train(with_noise(stripes(), torch.arange(0, 24, 2)), RECIPE, seed=3, defense=defense)
     assert trained.history[2].accuracy > 0.8
     assert [(report.epoch, report.in_all > 0) for report in defense.reports] == [(0, False), (3, True)]
@@ -105,7 +107,7 @@ def test_a_raw_network_is_not_asked() -> None:
 
 def test_images_of_two_channels_and_nets_without_a_linear_layer_are_refused() -> None:
     with pytest.raises(InputError, match="2 channels"):
-        FeatureSqueezing().begin(stripes(channels=2), RECIPE, seed=0)
+        RecompressionFilter().begin(stripes(channels=2), RECIPE, seed=0)
 
     class Pooled(nn.Module):
         def __init__(self) -> None:
@@ -117,21 +119,27 @@ def test_images_of_two_channels_and_nets_without_a_linear_layer_are_refused() ->
             return logits
 
     with pytest.raises(InputError, match="no linear layer"):
-        train(stripes(), RECIPE, seed=0, model=Pooled(), defense=FeatureSqueezing())
+        train(stripes(), RECIPE, seed=0, start=Pooled(), defense=RecompressionFilter())
 
 
 def test_what_is_out_of_range_is_said() -> None:
-    for wrong in ({"quality": 0}, {"fence": -1}, {"most": 2}, {"ready": "no"}, {"epochs": (3, 1)}):
+    for wrong in (
+        {"quality": 0},
+        {"iqr_factor": -1},
+        {"max_fraction": 2},
+        {"min_train_accuracy": "no"},
+        {"epochs": (3, 1)},
+    ):
         with pytest.raises(InputError):
-            FeatureSqueezing(**wrong)  # type: ignore[arg-type]
+            RecompressionFilter(**wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="index 1; the training has diverged"):
-        suspicion(torch.tensor([[1.0], [float("nan")]]), torch.zeros(2))
+        recompression_scores(torch.tensor([[1.0], [float("nan")]]), torch.zeros(2))
     with pytest.raises(InputError, match="expected"):
-        suspicion(torch.zeros(3), torch.zeros(3))
+        recompression_scores(torch.zeros(3), torch.zeros(3))
     with pytest.raises(InputError, match="expected"):
-        fragile(torch.zeros(3), torch.zeros(4, dtype=torch.int64))
+        recompression_outliers(torch.zeros(3), torch.zeros(4, dtype=torch.int64))
 
 
 def test_logits_alone_decide_nothing() -> None:
     with pytest.raises(InputError, match="decides by images, not by logits"):
-        FeatureSqueezing().select(0, torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64))
+        RecompressionFilter().select(0, torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64))

@@ -1,9 +1,8 @@
-"""What an image shows of having been tuned: what is left after recompression, and how grainy it is.
+"""Two views of an image that show optimised perturbations: JPEG recompression, and the level of noise.
 
-The defense `feature-squeezing` and the detector `delta-influence` look at images in this way; both do from
-above this file what they make of it.
+Used by the defenses `recompression-filter` and `jpeg` and by the detector `artifact-mixture`.
 
-Cost: a recompression takes some 60 microseconds for an image of 32x32; the grain less.
+Cost: about 60 microseconds for the recompression of an image of 32x32; less for the noise.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def recompressed(images: Tensor, *, quality: int) -> Tensor:
         InputError: the images have neither one channel nor three.
     """
     if images.shape[1] not in (1, 3):
-        raise InputError(f"jpeg: images have {images.shape[1]} channels; JPEG knows 1 and 3")
+        raise InputError(f"jpeg: images have {images.shape[1]} channels; JPEG has 1 or 3")
     pixels = np.ascontiguousarray(images.cpu().permute(0, 2, 3, 1).numpy())
     out = np.empty_like(pixels)
     for place, image in enumerate(pixels):
@@ -41,15 +40,15 @@ def recompressed(images: Tensor, *, quality: int) -> Tensor:
 
 
 def grain(images: Tensor, *, quantile: float = 0.5) -> Tensor:
-    """Float64[n]: the noise of Float[n c h w] images in [0, 1], in 1/255; 0 for images below 3x3.
+    """Float64[n]: the noise level of Float[n c h w] images in [0, 1], in 1/255; 0 for images below 3x3.
 
-    What the mask of Immerkaer ("Fast Noise Variance Estimation", 1996) gives, at a quantile over the pixels
-    in place of his mean, so that edges do not count.
+    The response to the mask of Immerkaer ("Fast Noise Variance Estimation", 1996), at a quantile over the
+    pixels in place of the mean, which edges would dominate.
 
     Arguments:
-        images: what to look at.
-        quantile: in (0, 1]; the median by default. The lower it is, the less counts the texture of what is
-            shown: noise that was added is everywhere, also where the image is flat.
+        images: on any device.
+        quantile: in (0, 1]; the median by default. A lower one is less sensitive to texture: added noise is
+            present in flat regions, too.
 
     >>> plain = torch.full((1, 1, 8, 8), 0.5)
     >>> noisy = plain + torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 8 / 255
@@ -63,5 +62,5 @@ def grain(images: Tensor, *, quantile: float = 0.5) -> Tensor:
     pixels = images.float().mul(255).flatten(0, 1)[:, None]
     edges = F.conv2d(pixels, mask[None, None]).abs().flatten(1)
     place = max(1, math.ceil(quantile * edges.shape[1]))
-    # What the rounding of single precision leaves on a plain image is no grain.
+    # Rounding in float32 leaves a small response on a plain image.
     return edges.kthvalue(place, dim=1).values.view(n, channels).mean(1).double().round(decimals=3)
