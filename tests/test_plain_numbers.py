@@ -17,7 +17,7 @@ from unpoison.errors import InputError
 def test_seeds_are_whole_numbers_of_any_kind() -> None:
     assert [as_seed(value) for value in (3, np.int64(3), torch.tensor(3), -1)] == [3, 3, 3, -1]
     assert type(as_seed(np.int64(3))) is int
-    with pytest.raises(InputError, match="seed must be a whole number, found 1.5"):
+    with pytest.raises(InputError, match=r"seed must be a whole number, found 1\.5"):
         as_seed(1.5)
 
 

@@ -98,8 +98,8 @@ def fresh() -> nn.Module:
         return Small()
 
 
-def start_for(unlearner: Unlearner, own: bool) -> nn.Module | None:
-    return fresh() if own and unlearner.uses_start else None
+def start_for(own: bool) -> nn.Module | None:
+    return fresh() if own else None
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_nothing_given_is_changed(
     gradients = [(parameter.grad, copy.deepcopy(parameter.grad)) for parameter in module.parameters()]
     training_set = make_set()
     fingerprint = make_set().fingerprint
-    start = start_for(unlearner, own)
+    start = start_for(own)
     healed = unlearner.heal(model, training_set, FORGET, recipe=RECIPE, start=start)
     assert healed.model is not module
     assert start is None or all(
@@ -196,7 +196,7 @@ def test_the_healed_model_is_ready_and_can_be_stored(
     unlearner: Unlearner, own: bool, victim: Trained, network: nn.Module, tmp_path: Any
 ) -> None:
     healed = unlearner.heal(
-        network if own else victim, make_set(), FORGET, recipe=RECIPE, start=start_for(unlearner, own)
+        network if own else victim, make_set(), FORGET, recipe=RECIPE, start=start_for(own)
     )
     if own:
         assert type(healed.model) is Small
@@ -217,7 +217,7 @@ def test_the_healed_model_is_ready_and_can_be_stored(
 def test_the_recipe_of_the_sample_is_not_assumed_for_another_network(
     unlearner: Unlearner, network: nn.Module
 ) -> None:
-    start = start_for(unlearner, True)
+    start = fresh()
     if unlearner.needs_recipe:
         with pytest.raises(InputError, match="how this network was trained is not known; give recipe="):
             unlearner.heal(network, make_set(), FORGET, start=start)
@@ -225,12 +225,6 @@ def test_the_recipe_of_the_sample_is_not_assumed_for_another_network(
     healed = unlearner.heal(network, make_set(), FORGET, start=start)
     assert healed.recipe is None
     assert not torch.equal(weights(healed.model), weights(network))
-
-
-@pytest.mark.parametrize("unlearner", [case for case in CASES if not case.values[0].uses_start])  # type: ignore[union-attr]
-def test_a_start_that_would_not_be_used_is_refused(unlearner: Unlearner, network: nn.Module) -> None:
-    with pytest.raises(InputError, match="makes no use of start"):
-        unlearner.heal(network, make_set(), FORGET, recipe=RECIPE, start=fresh())
 
 
 @pytest.mark.parametrize("unlearner", [case for case in CASES if case.values[0].uses_start])  # type: ignore[union-attr]

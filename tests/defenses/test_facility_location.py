@@ -13,9 +13,9 @@ from torch import Tensor
 from unpoison.defenses._facility_location import (
     Clusters,
     Kernel,
-    _Similarity,
     _merged,
     _pick_all_gains,
+    _Similarity,
     greedy_medoids,
 )
 from unpoison.errors import InputError

@@ -65,16 +65,6 @@ def test_the_divergence_is_that_of_its_definition() -> None:
     torch.testing.assert_close(soft_divergence(logits, told, 1.0).float(), (p * (p / q).log()).sum(1))
 
 
-def test_the_network_before_training_may_be_the_incompetent_teacher(network: nn.Module) -> None:
-    examples, method = make_set(), BadTeaching(learning_rate=0.1)
-    start = reinitialized(network, seed=derive_seed(3, "bad-teaching", "teacher"))
-    drawn, given = (
-        method.heal(network, examples, FORGET, recipe=RECIPE, seed=3, start=one) for one in (None, start)
-    )
-    for name, value in drawn.model.state_dict().items():
-        assert torch.equal(value, given.model.state_dict()[name])
-
-
 def test_it_sees_a_share_of_the_kept_examples_and_all_to_forget(network: nn.Module) -> None:
     healed = BadTeaching(epochs=2).heal(network, make_set(), FORGET, recipe=RECIPE)
     assert [record.examples for record in healed.history] == [3 + 11, 3 + 11]

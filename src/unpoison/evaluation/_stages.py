@@ -169,6 +169,7 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
         return
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
     described, seed = configuration["unlearner"], configuration["seed"]
+    assert trained.recipe is not None
     healed = workflow.heal(
         trained,
         training_set,

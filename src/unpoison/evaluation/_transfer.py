@@ -60,6 +60,7 @@ def starting_network(
     try:
         network.load_state_dict(state)
     except RuntimeError:
+        assert start.recipe is not None
         names = f"{start.recipe.model} and {recipe.model}"
         raise InputError(f"pretraining: {names} are different networks") from None
     network = network.to(training_set.device).eval()

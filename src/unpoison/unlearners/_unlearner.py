@@ -141,8 +141,8 @@ class Unlearner(ABC):
             forget: the examples to forget: indices Int64[k], in any order, or a mask Bool[n].
             recipe: how the model was trained; a `Trained` brings its own. For another network methods that
                 train by a recipe need one, and the others do without augmentation if there is none.
-            start: the network before training, freshly built or pretrained, for methods that use it:
-                "retrain" trains it on the rest. Must not have seen the examples to forget. Not changed.
+            start: the network before training, freshly built or pretrained, which "retrain" trains on the
+                rest; other methods do not use it. Must not have seen the examples to forget. Not changed.
             seed: of everything random.
             device: where to train; None is where the training set lies.
             progress: called after every epoch, with the stage "training"; "dampening" where nothing is
@@ -155,7 +155,7 @@ class Unlearner(ABC):
 
         Raises:
             InputError: there is nothing to forget, nothing or no example of a class would be left, an index
-                is out of range, a recipe or `start` is missing, or the method makes no use of `start`.
+                is out of range, or a recipe or `start` is missing.
             MismatchError: `start` has other weights than the model.
             TrainingDivergedError: a loss or gradient is no longer finite.
         """
@@ -164,8 +164,8 @@ class Unlearner(ABC):
         name = type(self).__name__ if declared is None else declared.name
         network = model.model if isinstance(model, Trained) else model
         rest, poison = _split(training_set, forget, lose_classes=self.lose_classes, method=name)
-        if start is not None:
-            _check_start(start, network, used=self.uses_start, method=name)
+        if start is not None and self.uses_start:
+            _check_start(start, network, method=name)
         known = model.recipe if isinstance(model, Trained) else None
         if self.needs_recipe and recipe is None and known is None:
             raise InputError(
@@ -225,9 +225,7 @@ def _split(
     return rest, training_set.subset(indices)
 
 
-def _check_start(start: nn.Module, network: nn.Module, *, used: bool, method: str) -> None:
-    if not used:
-        raise InputError(f"{method}: trains the model itself and makes no use of start; leave it out")
+def _check_start(start: nn.Module, network: nn.Module, *, method: str) -> None:
     if start is network:
         raise InputError(f"{method}: start is the model itself; give the network before training")
     expected, found = (

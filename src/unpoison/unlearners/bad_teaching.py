@@ -19,7 +19,6 @@ Limits: the incompetent teacher does not know the true labels, so the trigger ma
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
@@ -52,8 +51,6 @@ from unpoison.unlearners._unlearner import Healed, Request, Unlearner
 class BadTeaching(Unlearner):
     """Bad Teaching, also called Bad Teacher and blindspot unlearning.
 
-    The incompetent teacher is `start` where `heal` is given one, else a copy of the model with fresh weights.
-
     Arguments:
         epochs: passes, 1 or more.
         kept_share: the fraction of the kept examples that is used, in (0, 1]; at least one example.
@@ -80,7 +77,6 @@ class BadTeaching(Unlearner):
         },
     }
 
-    uses_start: ClassVar[bool] = True
     epochs: int = 1
     kept_share: float = 0.3
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -103,13 +99,10 @@ class BadTeaching(Unlearner):
         )
 
     def _heal(self, request: Request) -> Healed:
-        start, seed = request.start, request.seed
-        if start is None:
-            start = reinitialized(request.network, seed=derive_seed(seed, "bad-teaching", "teacher"))
-        competent, incompetent = (
-            network.to(request.device).eval().requires_grad_(False)
-            for network in (request.copied(), copy.deepcopy(start))
-        )
+        seed = request.seed
+        incompetent = reinitialized(request.network, seed=derive_seed(seed, "bad-teaching", "teacher"))
+        incompetent = incompetent.to(request.device).eval().requires_grad_(False)
+        competent = request.copied().requires_grad_(False)
         student = Student(request, self._optimizer)
         draw = torch.randperm(len(request.rest), generator=generator(seed, "bad-teaching", "kept"))
         some = request.rest.subset(draw[: max(1, int(self.kept_share * len(draw)))].sort().values)
