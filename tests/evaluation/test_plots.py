@@ -29,7 +29,7 @@ name = "badnets"
 budget = [0.05, 0.1]
 
 [training]
-model = "convnet"
+model = "resnet9"
 width = 4
 epochs = 3
 batch_size = 32

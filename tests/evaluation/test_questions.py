@@ -401,19 +401,21 @@ def test_a_craft_that_is_killed_goes_on_from_its_checkpoint(
         targets={"images": [{"test_index": 0, "target": "right"}]},
         training={"model": "convnet-bn", "width": 2, "epochs": 3, "batch_size": 64, "learning_rate": 0.05},
     )
-    _, expected = swept(experiment, tmp_path / "whole")
-    project, steps = LInf.project, []
+    project, calls, fatal = LInf.project, [0], 0
 
-    def dying(self: LInf, *arguments: Any) -> Any:
-        steps.append(arguments)
-        if len(steps) == 3:
+    def counted(self: LInf, *arguments: Any) -> Any:
+        calls[-1] += 1
+        if calls[-1] == fatal:
             raise KeyboardInterrupt
         return project(self, *arguments)
 
-    monkeypatch.setattr(LInf, "project", dying)
+    monkeypatch.setattr(LInf, "project", counted)
+    _, expected = swept(experiment, tmp_path / "whole")
+    calls, fatal = [*calls, 0], calls[0] - 1
     with pytest.raises(KeyboardInterrupt):
         swept(experiment, tmp_path)
+    calls, fatal = [*calls, 0], 0
     _, results = swept(experiment, tmp_path)
-    assert len(steps) == 3 + 2  # two steps were in the checkpoint
+    assert calls[2] < calls[0]  # the steps before the last but one were in the checkpoint
     assert results.fingerprint == expected.fingerprint
     assert not list((tmp_path / "store/checkpoints").iterdir())
