@@ -55,7 +55,10 @@ SETS = {
     "equal images": TrainingSet(
         torch.full((24, 1, 6, 6), 90, dtype=torch.uint8), torch.arange(24) % 3, ("a", "b", "c"), "equal"
     ),
+    "one example": make_set(counts=(14, 14, 14), channels=1).subset([20]),
 }
+# Sets with too few correctly classified examples of other classes to calibrate on.
+REFUSED = {("calibrated default", "equal images"), ("calibrated default", "one example")}
 
 
 class View(nn.Module):
@@ -90,15 +93,8 @@ MODELS = {name: trained(training_set) for name, training_set in SETS.items()}
 CASES = [f"{name} {preset}" for name in detectors.names() for preset in detectors.describe(name).presets]
 TRACING = [case for case in CASES if detectors.describe(case.split()[0]).needs_observation]
 EACH = pytest.mark.parametrize("case", CASES)
-# The calibration inputs are examples that the model classifies correctly; of equal images there are too few.
 EVERY = pytest.mark.parametrize(
-    ("case", "which"),
-    [
-        (case, which)
-        for case in CASES
-        for which in SETS
-        if (case, which) != ("calibrated default", "equal images")
-    ],
+    ("case", "which"), [(case, which) for case in CASES for which in SETS if (case, which) not in REFUSED]
 )
 
 
@@ -162,6 +158,36 @@ def test_saved_and_loaded_findings_are_equal(case: str, which: str, tmp_path: Pa
     for field in ("configuration", "threshold", "poison_found", "p_value", "summary", "draws", "fingerprint"):
         assert getattr(loaded, field) == getattr(found, field)
     assert loaded.evidence.keys() == found.evidence.keys()
+
+
+@pytest.mark.parametrize(("case", "which"), sorted(REFUSED))
+def test_sets_that_do_not_suffice_are_an_input_error_of_one_line(case: str, which: str) -> None:
+    with pytest.raises(InputError) as error:
+        find(case, which)
+    assert "\n" not in str(error.value)
+
+
+class Cast(nn.Module):
+    """Casts the images to the precision of the network."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.to(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@EACH
+def test_networks_of_other_precisions(case: str, dtype: torch.dtype) -> None:
+    model = nn.Sequential(Cast(dtype), copy.deepcopy(MODELS["grey"]).to(dtype)).eval()
+    image = observe("grey").images
+    observation = Observation(image, int(predict(model, image).argmax()))
+    found = make(case).find(model, SETS["grey"], observation, seed=SEED)
+    assert bool(torch.isfinite(found.scores).all())
+    if dtype == torch.float64 and case not in TRACING:
+        torch.testing.assert_close(found.scores, find(case, "grey").scores, rtol=1e-2, atol=1e-2)
 
 
 @EACH

@@ -143,6 +143,8 @@ class Calibrated(Searcher):
     def _calibration(self, search: Search) -> _CalibrationInputs:
         """The correctly classified examples of other classes that are nearest to the answer."""
         training_set, reference = search.training_set, search.reference
+        if len(training_set) < 2:
+            raise InputError(f"{training_set.name}: needs two training examples or more to compare")
         source = training_set if reference is None else reference
         if source.image_shape != training_set.image_shape or source.num_classes != training_set.num_classes:
             raise InputError(

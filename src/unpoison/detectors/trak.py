@@ -94,7 +94,7 @@ class TRAK(Searcher):
         centre = raw.median()
         spread = 1.4826 * (raw - centre).abs().median()
         if not float(spread) > 0:  # more than half of the examples have no gradient at all
-            spread = raw.std().clamp(min=1e-300)
+            spread = raw.std(correction=0).clamp(min=1e-300)
         return search.findings(
             scores=(raw - centre) / spread,
             threshold=self.threshold,
