@@ -52,7 +52,7 @@ def clustered(drawn: list[Tensor]) -> list[tuple[Tensor, bool]]:
         assert parted is not None
         separation = silhouette(points, parted.smaller, block_bytes=OURS.block_bytes)
         small = parted.share < OURS.expected_share
-        found.append((parted.smaller, small and separation > OURS.least_silhouette))
+        found.append((parted.smaller, small and separation > OURS.min_silhouette))
     return found
 
 

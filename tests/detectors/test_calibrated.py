@@ -110,9 +110,9 @@ def test_the_level_decides_the_number_of_calibration_inputs(level: float, inputs
 @pytest.mark.parametrize("name", ["false_alarm_level", "false_discoveries"])
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, math.nan])
 def test_levels_outside_0_and_1_are_refused(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=f"Calibrated: {name} must lie between 0 and 1"):
+    with pytest.raises(InputError, match=rf"calibrated: {name} must be a number in \(0, 1\)"):
         Calibrated(**{name: value})
-    with pytest.raises(InputError, match="at least one, found 0"):
+    with pytest.raises(InputError, match="draws must be a whole number of at least 1, found 0"):
         Calibrated(draws=0)
 
 

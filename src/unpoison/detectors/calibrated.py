@@ -41,6 +41,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from unpoison._option_checks import check_options
 from unpoison._seeds import generator
 from unpoison.detectors._conformal import Decision, decide
 from unpoison.detectors._findings import Findings, Threshold
@@ -107,10 +108,15 @@ class Calibrated(Searcher):
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("false_alarm_level", "false_discoveries"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"Calibrated: {name} must lie between 0 and 1, found {getattr(self, name)}")
-        _ = self._drawing  # checks draws, labels and changes
+        check_options(
+            self.method.name,
+            self,
+            false_alarm_level="(0, 1)",
+            false_discoveries="(0, 1)",
+            draws="[1, inf)",
+            covariance_examples="[1, inf)",
+            batch_size="[1, inf)",
+        )
 
     @property
     def calibration_inputs(self) -> int:
