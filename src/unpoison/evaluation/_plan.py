@@ -274,6 +274,8 @@ class _Planner:
         pair = {**scene.poison, "victim": victim}
         findings = graph.findings(detector, number, scene.seed, scene.subset, pair)
         self._healed(scene, words, victim, findings)
+        if not scene.poison and not self.experiment.unlearners:
+            return  # a filter as large would show nothing
         inputs = {**scene.poison, "findings": findings}
         seed = derive_seed(scene.seed, "random filter", detector.label)
         drawn = graph.filtered("random_filter", {**scene.subset, "seed": seed}, inputs)
