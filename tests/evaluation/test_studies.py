@@ -11,7 +11,7 @@ import pytest
 import torch
 from fake_stages import InlineExecutor
 
-from unpoison import attacks, detectors
+from unpoison import attacks, defenses, detectors, unlearners
 from unpoison.data import TrainingSet, write_npz
 from unpoison.evaluation import Experiment, leaderboard, plan, sweep
 from unpoison.training import Recipe
@@ -92,6 +92,23 @@ def tiny_targets(targets: dict[str, Any], folder: Path) -> dict[str, Any]:
     if targets["images"]:
         return {"images": [{"test_index": 2, "target": targets["images"][0]["target"]}]}
     return {"pairs": targets["pairs"][:1]}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.toml")), ids=lambda path: path.stem)
+def test_every_option_of_a_recipe_exists(path: Path) -> None:
+    experiment = Experiment.read(path)
+    for choice in experiment.attacks:
+        options: dict[str, Any] = dict(choice.options)
+        if choice.name == "metapoison":
+            options["recipe"] = experiment.surrogate_recipe(choice)
+        attacks.get(choice.name, preset=choice.preset, **options)
+    for methods, choices in (
+        (defenses.METHODS, experiment.defenses),
+        (detectors.METHODS, experiment.detectors),
+        (unlearners.METHODS, experiment.unlearners),
+    ):
+        for one in choices:
+            methods.get(one.name, preset=one.preset, **one.options)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, final
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import defenses, detectors, unlearners
 from unpoison._code import Source
 from unpoison._seeds import derive_seed
 from unpoison.errors import InputError
@@ -117,7 +117,6 @@ class _Planner:
         """Look at every method's options, class and budget before anything is done."""
         experiment, data = self.experiment, self.graph.data
         for methods, choices in (
-            (attacks.METHODS, experiment.attacks),
             (defenses.METHODS, experiment.defenses),
             (detectors.METHODS, experiment.detectors),
             (unlearners.METHODS, experiment.unlearners),
@@ -125,6 +124,7 @@ class _Planner:
             for choice in choices:
                 methods.get(choice.name, preset=choice.preset, **choice.options)
         for attack in experiment.attacks:
+            self.graph.attack(attack)
             self.graph.trigger(attack)
             for budget in _budgets(attack):
                 budget.count_in(len(data.whole))
@@ -274,6 +274,8 @@ class _Planner:
         pair = {**scene.poison, "victim": victim}
         findings = graph.findings(detector, number, scene.seed, scene.subset, pair)
         self._healed(scene, words, victim, findings)
+        if not scene.poison and not self.experiment.unlearners:
+            return  # a filter as large would show nothing
         inputs = {**scene.poison, "findings": findings}
         seed = derive_seed(scene.seed, "random filter", detector.label)
         drawn = graph.filtered("random_filter", {**scene.subset, "seed": seed}, inputs)

@@ -170,6 +170,7 @@ class StageGraph:
         trigger, around = self.trigger(choice)
         start = self.pretrained(experiment.victims[0]) if choice.method.accepts_surrogates else {}
         recipe = experiment.surrogate_recipe(choice).to_dict()
+        attack = self.attack(choice, target["bases"])
         surrogates = {
             f"surrogate {number}": self.trained(
                 {**subset, "recipe": recipe, "seed": derive_seed(seed, "surrogate", number)}, start
@@ -177,7 +178,6 @@ class StageGraph:
             for number in range(choice.surrogate_count)
         }
         parts = {key: target[key] for key in _GOALS.get(choice.goal_kind, ())}
-        attack = self._attack(choice, target["bases"], recipe)
         if "bases" in attack["options"]:  # some published set-ups name a base image twice
             bases = len(attack["options"]["bases"])
             budget = Budget(count=min(budget.count_in(len(self.data.whole)), bases))
@@ -197,17 +197,23 @@ class StageGraph:
         share = {"known": known, "seed": derive_seed(seed, "known")}
         return self.add("craft", "corrected", share, {"poison": poison}, "unpoison.threats:PoisonSet")
 
-    def _attack(self, choice: AttackChoice, bases: Sequence[int], recipe: Given) -> Values:
-        """The attack with its options, the base images of the set-up and how it trains surrogates itself."""
-        made: Any = attacks.get(choice.name, preset=choice.preset, **choice.options)
-        fields = {one.name for one in dataclasses.fields(made)}
-        preset = getattr(made, "PRESETS", {}).get(choice.preset or choice.method.presets[0], {})
+    def attack(self, choice: AttackChoice, bases: Sequence[int] = ()) -> Values:
+        """The attack with its options, the base images of the set-up and how it trains surrogates itself.
+
+        Raises:
+            InputError: an option does not exist or is out of range.
+        """
+        kind: Any = attacks.METHODS.implementation(choice.name)
+        fields = {one.name for one in dataclasses.fields(kind)}
+        preset = getattr(kind, "PRESETS", {}).get(choice.preset or choice.method.presets[0], {})
         options: Values = {}
         if bases and "bases" in fields:
             options["bases"] = list(bases)
         if "recipe" in fields and "recipe" not in preset:
-            options["recipe"] = recipe
-        return _configuration(attacks.METHODS, choice, **options)
+            options["recipe"] = self.experiment.surrogate_recipe(choice).to_dict()
+        described = _configuration(attacks.METHODS, choice, **options)
+        attacks.get(described["name"], preset=described["preset"], **described["options"])
+        return described
 
     def trigger(self, choice: AttackChoice) -> tuple[Values, Values]:
         """The trigger of a goal, and where its picture lies; hashed is what the picture shows.
