@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import importlib.util
-import json
 import os
-import random
 import re
 import signal
 import tempfile
@@ -26,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -202,13 +198,14 @@ def run(kind: Kind, verb: str) -> Outcome:
                 complaint = _DO[verb](case, within)
         except UnpoisonError as error:
             message = str(error)
+            message = message.replace(folder, "FOLDER")
             if len(message.splitlines()) != 1:
                 return Outcome("fails", f"refused in {len(message.splitlines())} lines: {message}")
             return Outcome("refused", message)
         except Hung:
             return Outcome("fails", f"no answer within {SECONDS} seconds")
         except Exception as error:
-            told = " ".join(str(error).split())[:160]
+            told = " ".join(str(error).split()).replace(folder, "FOLDER")[:160]
             return Outcome("fails", f"{type(error).__name__}: {told}", _where(error))
         return Outcome("fails", complaint) if complaint else Outcome("works")
 
@@ -334,7 +331,7 @@ def _heal(method: str) -> Callable[[Case, float], str | None]:
         fresh = None
         if method == "retrain":
             fresh = copy.deepcopy(case.model) if case.fresh is None else case.fresh()
-            arguments["start"] = fresh
+            arguments["start"] = copy.deepcopy(fresh)
         with _untouched(case.model) as changed, case.wrapped():
             healed = unpoison.heal(case.model, _examples(case), list(FORGET), method=method, **arguments)
         network = getattr(healed, "model", healed)
@@ -347,7 +344,7 @@ def _heal(method: str) -> Callable[[Case, float], str | None]:
         if told or case.training_set is None or "normalization" in case.arguments:
             return told
         if fresh is not None:
-            arguments["start"] = case.plain(copy.deepcopy(fresh))
+            arguments["start"] = case.plain(fresh)
         plain = unpoison.heal(
             case.plain(copy.deepcopy(case.model)), case.training_set, list(FORGET), method=method, **arguments
         )
@@ -368,7 +365,6 @@ _DO: Final[Mapping[str, Callable[[Case, float], str | None]]] = {
     "fine-tune": _heal("fine-tune"),
     "ssd": _heal("ssd"),
 }
-_PROBE: Final = {"scan": _scan}
 
 
 # The plain form.
