@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from compat_harness import EIGHT_BITS, ONLY_IMAGES, Case, Kind, Refused, Works, table
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, random_split
 
-from compat_harness import EIGHT_BITS, ONLY_IMAGES, Case, Kind, Refused, Works, table
 from unpoison import data
 from unpoison.data import TrainingSet
 
@@ -51,7 +51,11 @@ def pil(image: Tensor) -> Image.Image:
 def convolution(channels: int = 3, classes: int = CLASSES) -> nn.Module:
     """A small network for pictures of any size."""
     return nn.Sequential(
-        nn.Conv2d(channels, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, classes)
+        nn.Conv2d(channels, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(54, classes),
     ).eval()
 
 
@@ -108,7 +112,7 @@ def of_values(
     query: Any = None,
     **more: Any,
 ) -> Case:
-    """A case whose inputs are no 8-bit pictures; rows are (input, label) unless `open(inputs, labels)` says else."""
+    """A case whose inputs are no 8-bit pictures; rows are pairs unless `open(inputs, labels)` says else."""
     parts = inputs if isinstance(inputs, tuple) else (inputs,)
     labels = labels_of(len(parts[0]))
     query_inputs = tuple(part[2:3].flip(-1) for part in parts)
@@ -142,7 +146,9 @@ def float_pairs(folder: Path) -> Case:
 
 @kind("(PIL image, int)")
 def pil_pairs(folder: Path) -> Case:
-    return of_pictures(lambda x, y: Rows(lambda i: (pil(x[i]), int(y[i])), classes=list(NAMES)), class_names=NAMES)
+    return of_pictures(
+        lambda x, y: Rows(lambda i: (pil(x[i]), int(y[i])), classes=list(NAMES)), class_names=NAMES
+    )
 
 
 @kind("(numpy array [h w c], int)")
@@ -309,7 +315,10 @@ def hf_numpy(folder: Path) -> Case:
         import datasets
 
         features = datasets.Features(
-            {"img": datasets.Array3D((3, SIZE, SIZE), "uint8"), "labels": datasets.ClassLabel(names=list(NAMES))}
+            {
+                "img": datasets.Array3D((3, SIZE, SIZE), "uint8"),
+                "labels": datasets.ClassLabel(names=list(NAMES)),
+            }
         )
         rows = {"img": list(x.numpy()), "labels": y.tolist()}
         return datasets.Dataset.from_dict(rows, features=features).with_format("numpy")
@@ -317,7 +326,12 @@ def hf_numpy(folder: Path) -> Case:
     return of_pictures(open, class_names=NAMES)
 
 
-@kind("datasets.Dataset with_transform", needs=["datasets"], retrain=EIGHT_BITS, variations=(Works(), EIGHT_BITS))
+@kind(
+    "datasets.Dataset with_transform",
+    needs=["datasets"],
+    retrain=EIGHT_BITS,
+    variations=(Works(), EIGHT_BITS),
+)
 def hf_transform(folder: Path) -> Case:
     mean, std = (torch.tensor(part)[:, None, None] for part in (MEAN, STD))
     images = pictures()
@@ -345,7 +359,11 @@ def hf_from_disk(folder: Path) -> Case:
     return of_pictures(open, class_names=NAMES)
 
 
-@kind("the folder of Dataset.save_to_disk, given as a path", needs=["datasets"], every=(Works(), Refused("save_to_disk")))
+@kind(
+    "the folder of Dataset.save_to_disk, given as a path",
+    needs=["datasets"],
+    every=(Works(), Refused("save_to_disk")),
+)
 def hf_folder(folder: Path) -> Case:
     def open(x: Tensor, y: Tensor) -> Any:
         hugging_face(x, y).save_to_disk(folder / "saved")
@@ -388,7 +406,8 @@ def subset(folder: Path) -> Case:
 @kind("ConcatDataset")
 def concatenated(folder: Path) -> Case:
     return of_pictures(
-        lambda x, y: ConcatDataset([named_rows(x[:20], y[:20]), named_rows(x[20:], y[20:])]), class_names=NAMES
+        lambda x, y: ConcatDataset([named_rows(x[:20], y[:20]), named_rows(x[20:], y[20:])]),
+        class_names=NAMES,
     )
 
 
@@ -421,7 +440,12 @@ def memory_map(folder: Path) -> Case:
     return of_pictures(open)
 
 
-@kind("torchvision ImageFolder with Resize, ToTensor, Normalize", needs=["torchvision"], retrain=EIGHT_BITS, variations=(Works(), EIGHT_BITS))
+@kind(
+    "torchvision ImageFolder with Resize, ToTensor, Normalize",
+    needs=["torchvision"],
+    retrain=EIGHT_BITS,
+    variations=(Works(), EIGHT_BITS),
+)
 def torchvision_folder(folder: Path) -> Case:
     from torchvision import datasets, transforms
 
@@ -447,7 +471,9 @@ def torchvision_fake(folder: Path) -> Case:
     return of_pictures(lambda x, y: dataset, images=images, labels=labels)
 
 
-@kind("timm ImageDataset", needs=["timm", "torchvision"], retrain=EIGHT_BITS, variations=(Works(), EIGHT_BITS))
+@kind(
+    "timm ImageDataset", needs=["timm", "torchvision"], retrain=EIGHT_BITS, variations=(Works(), EIGHT_BITS)
+)
 def timm_dataset(folder: Path) -> Case:
     import timm.data
 
@@ -492,7 +518,9 @@ def random_late(folder: Path) -> Case:
 
 @kind("random flip with probability 1/2", every=Refused("random"))
 def random_flip(folder: Path) -> Case:
-    return of_pictures(lambda x, y: Rows(lambda i: (x[i].flip(-1) if torch.rand(()) < 0.5 else x[i], int(y[i]))))
+    return of_pictures(
+        lambda x, y: Rows(lambda i: (x[i].flip(-1) if torch.rand(()) < 0.5 else x[i], int(y[i])))
+    )
 
 
 @kind("empty", every=Refused("no example|empty"))
@@ -502,7 +530,9 @@ def empty(folder: Path) -> Case:
 
 @kind("one example", every=(Works(), Refused("example|class|forget")))
 def one(folder: Path) -> Case:
-    return of_pictures(lambda x, y: Rows(lambda i: (x[i], int(y[i])), 1), images=pictures()[1:2], labels=torch.tensor([1]))
+    return of_pictures(
+        lambda x, y: Rows(lambda i: (x[i], int(y[i])), 1), images=pictures()[1:2], labels=torch.tensor([1])
+    )
 
 
 @kind("one class", every=(Works(), Refused("class")))
@@ -600,7 +630,9 @@ def one_based(folder: Path) -> Case:
 
 @kind("classes: whole numbers in `.classes`")
 def integer_names(folder: Path) -> Case:
-    return of_pictures(lambda x, y: Rows(lambda i: (x[i], int(y[i])), classes=[10, 20, 30]), class_names=["10", "20", "30"])
+    return of_pictures(
+        lambda x, y: Rows(lambda i: (x[i], int(y[i])), classes=[10, 20, 30]), class_names=["10", "20", "30"]
+    )
 
 
 @kind("classes: a number in `.classes`", every=(Works(), Refused("classes")))
@@ -725,7 +757,11 @@ def _of_mode(mode: str, **more: Any) -> Case:
 
 @kind("PIL palette images")
 def palette(folder: Path) -> Case:
-    return _of_mode("P", query=pil(pictures()[2].flip(-1)).convert("P"), query_inputs=(_rgb(pil(pictures()[2].flip(-1)).convert("P")),))
+    return _of_mode(
+        "P",
+        query=pil(pictures()[2].flip(-1)).convert("P"),
+        query_inputs=(_rgb(pil(pictures()[2].flip(-1)).convert("P")),),
+    )
 
 
 def _rgb(image: Image.Image) -> Tensor:
@@ -762,7 +798,9 @@ def sixteen_bits(folder: Path) -> Case:
 def mixed(folder: Path) -> Case:
     images = pictures()
     images[::2] = images[::2, :1]
-    return of_pictures(lambda x, y: Rows(lambda i: (pil(x[i, :1] if i % 2 == 0 else x[i]), int(y[i]))), images=images)
+    return of_pictures(
+        lambda x, y: Rows(lambda i: (pil(x[i, :1] if i % 2 == 0 else x[i]), int(y[i]))), images=images
+    )
 
 
 # Files and folders, through `load`.
@@ -845,7 +883,10 @@ def nested(folder: Path) -> Case:
     return of_folder(folder, write, ids=None)
 
 
-@kind("folder one level too high: photos/all/CLASS", every=(Works(), Refused("level|all|wrapp|at least two classes")))
+@kind(
+    "folder one level too high: photos/all/CLASS",
+    every=(Works(), Refused("level|all|wrapp|at least two classes")),
+)
 def wrapped(folder: Path) -> Case:
     return of_folder(folder, lambda x: _class_folders(folder / "all", x))
 
@@ -903,7 +944,9 @@ def folder_cmyk(folder: Path) -> Case:
         shown = [np.array(pil(image).convert("CMYK").convert("RGB")) for image in images]
         return torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one in shown])
 
-    return of_folder(folder, lambda x: _class_folders(folder, x, suffix=".tiff", save=save), seen=seen, suffix=".tiff")
+    return of_folder(
+        folder, lambda x: _class_folders(folder, x, suffix=".tiff", save=save), seen=seen, suffix=".tiff"
+    )
 
 
 @kind("folder of 16-bit PNG", every=Refused("16 bits"))
@@ -928,7 +971,9 @@ def animated(folder: Path) -> Case:
             shown.append(torch.from_numpy(np.array(Image.open(stream).convert("RGB"))).permute(2, 0, 1))
         return torch.stack(shown)
 
-    return of_folder(folder, lambda x: _class_folders(folder, x, suffix=".gif", save=save), seen=seen, suffix=".gif")
+    return of_folder(
+        folder, lambda x: _class_folders(folder, x, suffix=".gif", save=save), seen=seen, suffix=".gif"
+    )
 
 
 def _turned(folder: Path) -> None:
@@ -979,8 +1024,8 @@ def csv_manifest(folder: Path) -> Case:
         with (folder / "train.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label"])
-            for label, row in ((label, row) for label in range(CLASSES) for row in range(label, COUNT, CLASSES)):
-                writer.writerow([f"{NAMES[label]}/{row:02d}.png", NAMES[label]])
+            for label, name in enumerate(NAMES):
+                writer.writerows([f"{name}/{row:02d}.png", name] for row in range(label, COUNT, CLASSES))
 
     return of_folder(folder, write, where="train.csv")
 
@@ -993,7 +1038,10 @@ def parquet_manifest(folder: Path) -> Case:
 
         _class_folders(folder, x)
         rows = [(label, row) for label in range(CLASSES) for row in range(label, COUNT, CLASSES)]
-        paths, names = [f"{NAMES[label]}/{row:02d}.png" for label, row in rows], [NAMES[label] for label, _ in rows]
+        paths, names = (
+            [f"{NAMES[label]}/{row:02d}.png" for label, row in rows],
+            [NAMES[label] for label, _ in rows],
+        )
         pyarrow.parquet.write_table(pyarrow.table({"path": paths, "label": names}), folder / "train.parquet")
 
     return of_folder(folder, write, where="train.parquet")

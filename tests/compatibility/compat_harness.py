@@ -3,8 +3,8 @@
 A `Kind` builds a tiny `Case` and says what each verb should do with it: give a result, or refuse in one line.
 `run` tries one verb and catches everything. A result counts as right only if it agrees with a plain form of
 the same case: the inputs as the network takes them, held in memory, and the network with tensor logits. For
-scores that form is a `TrainingSet` of numbers and a network that looks the inputs up by number, so that inputs
-of any shape and type have one; for healing and for changed inputs it is the same pixels as a `TrainingSet`.
+scores that form is a `TrainingSet` of numbers and a network that looks the inputs up by number, so that
+inputs of any shape and type have one; for healing and for changed inputs it is the same pixels as a `TrainingSet`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torchvision_shim import without_cuda_operators
 
 import unpoison
-from torchvision_shim import without_cuda_operators
 from unpoison import data
 from unpoison.data import TrainingSet
 from unpoison.errors import UnpoisonError
@@ -145,7 +147,7 @@ class Kind:
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb did with a case: "works", "refused", "fails" or "skipped", the words, and where it failed."""
+    """What a verb did: "works", "refused", "fails" or "skipped", the words, and where it failed."""
 
     outcome: str
     words: str = ""
@@ -162,7 +164,9 @@ class Outcome:
         )
 
 
-def table(*registries: list[Kind]) -> Callable[..., Callable[[Callable[[Path], Case]], Callable[[Path], Case]]]:
+def table(
+    *registries: list[Kind],
+) -> Callable[..., Callable[[Callable[[Path], Case]], Callable[[Path], Case]]]:
     """A decorator that puts a builder into a list: `@kind("name", needs=(...), verb=expected, ...)`."""
     (kinds,) = registries
 
@@ -233,7 +237,12 @@ def within_time() -> Iterator[None]:
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
     """Hugging Face's packages open no connection and show no progress."""
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    names = (
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "HF_DATASETS_OFFLINE",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS",
+    )
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
     try:
@@ -320,7 +329,8 @@ def _coverage(case: Case, within: float) -> str | None:
     share = outside_tracked_kinds(case.model)
     if share == 0 or getattr(findings, "tracked_share", None) is not None:
         return None
-    return f"{100 * share:.0f} % of the parameters lie outside Linear and Conv2d, and nothing is said of them"
+    told = f"{100 * share:.0f} % of the parameters lie outside plain Linear and Conv2d layers"
+    return f"{told}, and nothing is said of them"
 
 
 def _heal(method: str) -> Callable[[Case, float], str | None]:
@@ -387,7 +397,9 @@ class LookedUp(nn.Module):
 def _plain_findings(case: Case, verb: str, method: str) -> Any:
     count = len(case.labels)
     numbers = torch.arange(count + 1, dtype=torch.uint8)[:, None, None, None]
-    inputs = tuple(torch.cat([part, query]) for part, query in zip(case.inputs, case.query_inputs, strict=True))
+    inputs = tuple(
+        torch.cat([part, query]) for part, query in zip(case.inputs, case.query_inputs, strict=True)
+    )
     network = LookedUp(case.plain(copy.deepcopy(case.model)).eval(), inputs)
     names = tuple(str(label) for label in range(case.classes))
     training_set = TrainingSet(numbers[:count], case.labels, names)
@@ -405,7 +417,11 @@ def _compared(found: Tensor, right: Tensor, within: float) -> str | None:
         return told
     found, right = found.double().cpu(), right.double().cpu()
     difference = float((found - right).abs().max() / right.abs().max().clamp(min=1e-12))
-    return f"wrong: differs from the plain form by {difference:.2g} of the largest value" if difference > within else None
+    return (
+        f"wrong: differs from the plain form by {difference:.2g} of the largest value"
+        if difference > within
+        else None
+    )
 
 
 def _finite(values: Tensor, count: int) -> str | None:
@@ -436,7 +452,7 @@ def _untouched(model: nn.Module) -> Iterator[Callable[[], str | None]]:
     def state() -> dict[str, Any]:
         return {
             "a weight": {
-                name: value.clone() if isinstance(value, Tensor) else None
+                name: value.clone() if isinstance(value, Tensor) and not is_lazy(value) else None
                 for name, value in model.state_dict().items()
             },
             "the mode": [module.training for module in model.modules()],
@@ -450,8 +466,10 @@ def _untouched(model: nn.Module) -> Iterator[Callable[[], str | None]]:
     def changed() -> str | None:
         for what, now in state().items():
             was = before[what]
-            same = was == now if what != "a weight" else all(
-                (value is None) or torch.equal(value, now[name]) for name, value in was.items()
+            same = (
+                was == now
+                if what != "a weight"
+                else all((value is None) or torch.equal(value, now[name]) for name, value in was.items())
             )
             if not same:
                 return f"wrong: {what} of the given model was changed"
@@ -461,11 +479,13 @@ def _untouched(model: nn.Module) -> Iterator[Callable[[], str | None]]:
 
 
 def outside_tracked_kinds(model: nn.Module) -> float:
-    """The share of parameters that belong to no Linear and no Conv2d."""
+    """The share of parameters that belong to no Linear and no Conv2d with torch's own forward and weight."""
     inside = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
+        and type(module).forward in (nn.Linear.forward, nn.Conv2d.forward)
+        and not parametrize.is_parametrized(module)
         for parameter in module.parameters(recurse=False)
     }
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from compat_datasets import COUNT, Bag, Rows, convolution, labels_of, of_values, pictures
+from compat_harness import ONLY_IMAGES, Case, Kind, Refused, Works, table
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from compat_datasets import COUNT, Bag, Rows, convolution, labels_of, of_values, pictures
-from compat_harness import ONLY_IMAGES, Case, Kind, Refused, Works, table
 from unpoison.data import TrainingSet
 
 NETWORKS: Final[list[Kind]] = []
@@ -49,7 +50,7 @@ def of_network(
     query = images[2].flip(-1)
     return Case(
         open=lambda: training_set,
-        model=build().train(training),
+        model=in_mode(build(), training),
         fresh=build,
         plain=plain,
         query=query,
@@ -62,10 +63,19 @@ def of_network(
     )
 
 
+def in_mode(network: nn.Module, training: bool) -> nn.Module:
+    """The network in train or eval mode, where it has modes."""
+    with contextlib.suppress(NotImplementedError):  # what torch.export gives
+        network.train(training)
+    return network
+
+
 class Returning(nn.Module):
     """A network that returns something made of its logits and its inputs."""
 
-    def __init__(self, make: Callable[[Tensor, Tensor], Any], classes: int = CLASSES, network: Any = None) -> None:
+    def __init__(
+        self, make: Callable[[Tensor, Tensor], Any], classes: int = CLASSES, network: Any = None
+    ) -> None:
         super().__init__()
         self.net, self.make = network or convolution(classes=classes), make
 
@@ -119,7 +129,9 @@ def list_output(folder: Path) -> Case:
 
 @kind('a dict {"logits": ...}')
 def dict_output(folder: Path) -> Case:
-    return returning(lambda logits, images: {"features": images, "logits": logits}, lambda outputs: outputs["logits"])
+    return returning(
+        lambda logits, images: {"features": images, "logits": logits}, lambda outputs: outputs["logits"]
+    )
 
 
 @kind("a dict with one tensor of another name")
@@ -141,7 +153,9 @@ def named_tuple(folder: Path) -> Case:
 def model_output(folder: Path) -> Case:
     from transformers.modeling_outputs import ImageClassifierOutput
 
-    return returning(lambda logits, images: ImageClassifierOutput(logits=logits), lambda outputs: outputs.logits)
+    return returning(
+        lambda logits, images: ImageClassifierOutput(logits=logits), lambda outputs: outputs.logits
+    )
 
 
 @kind("auxiliary outputs in train mode alone (Inception)")
@@ -188,19 +202,21 @@ def fewer_logits(folder: Path) -> Case:
     return of_network(lambda: convolution(classes=2), classes=3)
 
 
-@kind("probabilities (softmax inside)", **every_output((PROBABILITIES)))
+@kind("probabilities (softmax inside)", **every_output(PROBABILITIES))
 def probabilities(folder: Path) -> Case:
     return of_network(lambda: nn.Sequential(convolution(), nn.Softmax(1)))
 
 
-@kind("one probability (sigmoid inside)", **every_output((PROBABILITIES)))
+@kind("one probability (sigmoid inside)", **every_output(PROBABILITIES))
 def one_probability(folder: Path) -> Case:
     return of_network(lambda: nn.Sequential(convolution(classes=1), nn.Sigmoid()), classes=2)
 
 
 @kind("log-probabilities (log-softmax inside)")
 def log_probabilities(folder: Path) -> Case:
-    return of_network(lambda: nn.Sequential(convolution(), nn.LogSoftmax(1)), plain=lambda network: network[0])
+    return of_network(
+        lambda: nn.Sequential(convolution(), nn.LogSoftmax(1)), plain=lambda network: network[0]
+    )
 
 
 @kind("maps of logits [b, c, 1, 1]", **every_output((Works(), Refused("shape|logit"))))
@@ -224,12 +240,17 @@ def double(folder: Path) -> Case:
     return of_network(lambda: convolution().double(), plain=lambda net: copy.deepcopy(net).float())
 
 
-@kind("bfloat16", **{verb: Works(0.3) for verb in ("trace", "variations", "scan", "retrain", "fine_tune", "ssd")})
+@kind(
+    "bfloat16",
+    **{verb: Works(0.3) for verb in ("trace", "variations", "scan", "retrain", "fine_tune", "ssd")},
+)
 def brain(folder: Path) -> Case:
     return of_network(lambda: convolution().bfloat16(), plain=lambda net: copy.deepcopy(net).float())
 
 
-@kind("float16", **{verb: Works(0.3) for verb in ("trace", "variations", "scan", "retrain", "fine_tune", "ssd")})
+@kind(
+    "float16", **{verb: Works(0.3) for verb in ("trace", "variations", "scan", "retrain", "fine_tune", "ssd")}
+)
 def half(folder: Path) -> Case:
     return of_network(lambda: convolution().half(), plain=lambda net: copy.deepcopy(net).float())
 
@@ -350,7 +371,11 @@ def frozen(folder: Path) -> Case:
     return of_network(build)
 
 
-@kind("everything frozen", fine_tune=Refused("frozen|requires_grad"), retrain=(Works(), Refused("frozen|requires_grad")))
+@kind(
+    "everything frozen",
+    fine_tune=Refused("frozen|requires_grad"),
+    retrain=(Works(), Refused("frozen|requires_grad")),
+)
 def all_frozen(folder: Path) -> Case:
     return of_network(lambda: convolution().requires_grad_(False))
 
@@ -470,7 +495,12 @@ def checkpointed(folder: Path) -> Case:
 
 def _with_norm() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Flatten(), nn.Linear(216, CLASSES)
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(216, CLASSES),
     )
 
 
@@ -483,7 +513,10 @@ def batch_norm(folder: Path) -> Case:
 def batch_norm_mixing(folder: Path) -> Case:
     return of_network(
         lambda: nn.Sequential(
-            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, track_running_stats=False), nn.Flatten(), nn.Linear(216, CLASSES)
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6, track_running_stats=False),
+            nn.Flatten(),
+            nn.Linear(216, CLASSES),
         )
     )
 
@@ -713,7 +746,11 @@ def repeated(folder: Path) -> Case:
     return of_network(Loop)
 
 
-@kind("parameters of its own, without layers (F.linear)", scan=(Works(), Refused("Linear")), trace=(Works(), Refused("Linear")))
+@kind(
+    "parameters of its own, without layers (F.linear)",
+    scan=(Works(), Refused("Linear")),
+    trace=(Works(), Refused("Linear")),
+)
 def functional_only(folder: Path) -> Case:
     class Functional(nn.Module):
         def __init__(self) -> None:
@@ -760,45 +797,86 @@ def viewing(folder: Path) -> Case:
 # Networks of other packages.
 
 
-def _timm(name: str, **options: Any) -> Callable[[Path], Case]:
-    def build(folder: Path) -> Case:
-        import timm
+def _tiny_vit(**options: Any) -> nn.Module:
+    import timm
 
-        return of_network(lambda: timm.create_model(name, num_classes=CLASSES, **options), size=32)
-
-    return build
-
-
-for _name, _options in (
-    ("test_vit", {"img_size": 32, "patch_size": 8}),
-    ("test_convnext", {}),
-    ("test_resnet", {}),
-    ("test_efficientnet", {}),
-    ("test_nfnet", {}),
-    ("test_mambaout", {}),
-):
-    kind(f"timm {_name}", needs=["timm", "torchvision"])(_timm(_name, **_options))
+    network: nn.Module = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, num_classes=CLASSES, embed_dim=24, depth=2, num_heads=3, **options
+    )
+    return network
 
 
-@kind("timm ViT with LayerScale", needs=["timm", "torchvision"])
-def timm_layer_scale(folder: Path) -> Case:
+@kind("timm ViT", needs=["timm", "torchvision"])
+def timm_vit(folder: Path) -> Case:
+    return of_network(_tiny_vit, size=32)
+
+
+@kind("timm ConvNeXt", needs=["timm", "torchvision"])
+def timm_convnext(folder: Path) -> Case:
     import timm
 
     def build() -> nn.Module:
-        return timm.models.vision_transformer.VisionTransformer(
-            img_size=32, patch_size=8, num_classes=CLASSES, embed_dim=24, depth=2, num_heads=3, init_values=0.1
+        network: nn.Module = timm.models.convnext.ConvNeXt(
+            depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=CLASSES
         )
+        return network
 
     return of_network(build, size=32)
 
 
-@kind("torchvision ResNet", needs=["torchvision"])
-def torchvision_resnet(folder: Path) -> Case:
-    from torchvision.models import resnet
+@kind("timm ResNet", needs=["timm", "torchvision"])
+def timm_resnet(folder: Path) -> Case:
+    import timm
 
-    return of_network(
-        lambda: resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES, width_per_group=64), size=32
-    )
+    def build() -> nn.Module:
+        network: nn.Module = timm.models.resnet.ResNet(
+            timm.models.resnet.BasicBlock,
+            (1, 1, 1, 1),
+            channels=(8, 8, 16, 16),
+            stem_width=8,
+            num_classes=CLASSES,
+        )
+        return network
+
+    return of_network(build, size=32)
+
+
+@kind("timm EfficientNet", needs=["timm", "torchvision"])
+def timm_efficientnet(folder: Path) -> Case:
+    import timm
+    from timm.models import _efficientnet_builder as builder
+
+    def build() -> nn.Module:
+        blocks = builder.decode_arch_def([["ds_r1_k3_s1_e1_c8"], ["ir_r1_k3_s2_e2_c8_se0.25"]])
+        network: nn.Module = timm.models.EfficientNet(
+            blocks, num_classes=CLASSES, num_features=16, stem_size=8
+        )
+        return network
+
+    return of_network(build, size=32)
+
+
+@kind("timm ScaledStdConv2d: a Conv2d that standardises its weight (NFNet)", needs=["timm", "torchvision"])
+def timm_standardised(folder: Path) -> Case:
+    import timm
+
+    def build() -> nn.Module:
+        conv = timm.layers.ScaledStdConv2d(3, 6, 3)
+        return nn.Sequential(conv, nn.SiLU(), nn.Flatten(), nn.Linear(216, CLASSES))
+
+    return of_network(build)
+
+
+@kind("timm ViT with LayerScale", needs=["timm", "torchvision"])
+def timm_layer_scale(folder: Path) -> Case:
+    return of_network(lambda: _tiny_vit(init_values=0.1), size=32)
+
+
+@kind("torchvision ShuffleNetV2", needs=["torchvision"])
+def torchvision_shufflenet(folder: Path) -> Case:
+    from torchvision.models import ShuffleNetV2
+
+    return of_network(lambda: ShuffleNetV2([1, 1, 1], [8, 16, 16, 16, 32], CLASSES), size=32)
 
 
 @kind("torchvision VisionTransformer", needs=["torchvision"])
@@ -809,13 +887,6 @@ def torchvision_vit(folder: Path) -> Case:
         return vision_transformer.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=CLASSES)
 
     return of_network(build, size=32)
-
-
-@kind("torchvision MobileNetV3", needs=["torchvision"])
-def torchvision_mobilenet(folder: Path) -> Case:
-    from torchvision.models import mobilenet_v3_small
-
-    return of_network(lambda: mobilenet_v3_small(num_classes=CLASSES, width_mult=0.25), size=32)
 
 
 def _logits(network: nn.Module) -> nn.Module:
