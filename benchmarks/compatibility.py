@@ -1,16 +1,18 @@
 """What people bring: kinds of dataset and of network.
 
-    python -m benchmarks.compatibility [--only WORDS] [--json]
+    python -m benchmarks.compatibility [--only WORDS] [--pending 1] [--json]
 
 Each kind in tests/compatibility is built at a tiny size, and each verb is tried with it. A verb works if its
 result agrees with that of the plain form (the same inputs in memory, the same network with tensor logits); it
 refuses if it raises one of unpoison's own errors with a message of one line; anything else fails. Beside each
 outcome stands whether it is the one that is wanted of this kind: "as wanted" counts those. Kinds that need a
-package which is not installed are skipped.
+package which is not installed are skipped. With `--pending 1` what is not yet as wanted is written to
+tests/compatibility/pending.json, which the tests expect to fail.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,6 +62,15 @@ def measure(bench: Bench) -> None:
         told = [one for row in rows for one in row["verbs"].values() if one["outcome"] != "skipped"]
         bench.rates[f"verbs on kinds of {side} as wanted"] = _counted([one["as wanted"] for one in told])
     bench.work = {"verbs": dict(harness.VERBS)}
+    if bench.options.pending:
+        pending = {
+            row["kind"]: [verb for verb, one in row["verbs"].items() if not one["as wanted"]]
+            for row in bench.trials
+            if not row["as wanted"]
+        }
+        (FOLDER / "pending.json").write_text(
+            json.dumps(pending, indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
 
 
 def _counted(right: Sequence[bool]) -> dict[str, int]:
@@ -106,4 +117,4 @@ SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 
 
 if __name__ == "__main__":
-    main(measure, threads=1, only="")
+    main(measure, threads=1, only="", pending=0)

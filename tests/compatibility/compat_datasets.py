@@ -528,7 +528,7 @@ def empty(folder: Path) -> Case:
     return of_pictures(lambda x, y: Rows(lambda i: (x[i], 0), 0))
 
 
-@kind("one example", every=(Works(), Refused("example|class|forget")))
+@kind("one example", every=(Works(), Refused("example|class|forget|index")))
 def one(folder: Path) -> Case:
     return of_pictures(
         lambda x, y: Rows(lambda i: (x[i], int(y[i])), 1), images=pictures()[1:2], labels=torch.tensor([1])
@@ -635,7 +635,7 @@ def integer_names(folder: Path) -> Case:
     )
 
 
-@kind("classes: a number in `.classes`", every=(Works(), Refused("classes")))
+@kind("classes: a number in `.classes`", every=(Works(), Refused("class")))
 def number_of_names(folder: Path) -> Case:
     return of_pictures(lambda x, y: Rows(lambda i: (x[i], int(y[i])), classes=3))
 

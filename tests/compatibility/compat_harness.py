@@ -4,7 +4,8 @@ A `Kind` builds a tiny `Case` and says what each verb should do with it: give a 
 `run` tries one verb and catches everything. A result counts as right only if it agrees with a plain form of
 the same case: the inputs as the network takes them, held in memory, and the network with tensor logits. For
 scores that form is a `TrainingSet` of numbers and a network that looks the inputs up by number, so that
-inputs of any shape and type have one; for healing and for changed inputs it is the same pixels as a `TrainingSet`.
+inputs of any shape and type have one; for healing and for changed inputs it is the same pixels as a
+`TrainingSet`.
 """
 
 from __future__ import annotations

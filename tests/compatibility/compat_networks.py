@@ -861,7 +861,7 @@ def timm_standardised(folder: Path) -> Case:
     import timm
 
     def build() -> nn.Module:
-        conv = timm.layers.ScaledStdConv2d(3, 6, 3)
+        conv = timm.layers.ScaledStdConv2d(3, 6, 3, padding=0)
         return nn.Sequential(conv, nn.SiLU(), nn.Flatten(), nn.Linear(216, CLASSES))
 
     return of_network(build)

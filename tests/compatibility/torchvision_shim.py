@@ -1,8 +1,8 @@
 """Lets torchvision 0.28.0, and timm with it, be imported beside a torch without CUDA.
 
 Its compiled operators need CUDA's libraries; without them the import ends with "operator torchvision::nms
-does not exist" (pytorch/vision #9077). Declaring the two operators that are looked up at import is enough; `nms`
-itself then cannot be called. For tests alone; the package never imports torchvision.
+does not exist" (pytorch/vision #9077). Declaring the two operators that are looked up at import is
+enough; `nms` itself then cannot be called. For tests alone; the package never imports torchvision.
 """
 
 from __future__ import annotations
