@@ -1,13 +1,13 @@
 """What people bring: kinds of dataset and of network.
 
-    python -m benchmarks.compatibility [--only WORDS] [--pending 1] [--json]
+    python -m benchmarks.compatibility [--only WORDS] [--pending 1] [--page FILE] [--json]
 
 Each kind in tests/compatibility is built at a tiny size, and each verb is tried with it. A verb works if its
 result agrees with that of the plain form (the same inputs in memory, the same network with tensor logits); it
 refuses if it raises one of unpoison's own errors with a message of one line; anything else fails. Beside each
-outcome stands whether it is the one that is wanted of this kind: "as wanted" counts those. Kinds that need a
+outcome stands whether it is the one that is wanted of this kind: ✗ marks those that are not. Kinds that need a
 package which is not installed are skipped. With `--pending 1` what is not yet as wanted is written to
-tests/compatibility/pending.json, which the tests expect to fail.
+tests/compatibility/pending.json, which the tests expect to fail; `--page` writes the tables to a file.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ def measure(bench: Bench) -> None:
         told = [one for row in rows for one in row["verbs"].values() if one["outcome"] != "skipped"]
         bench.rates[f"verbs on kinds of {side} as wanted"] = _counted([one["as wanted"] for one in told])
     bench.work = {"verbs": dict(harness.VERBS)}
+    if bench.options.page:
+        page = "\n\n".join([f"# {SECTION.title}", SECTION.about, *tables(bench.record())])
+        Path(bench.options.page).write_text(page + "\n", encoding="utf-8")
     if bench.options.pending:
         pending = {
             row["kind"]: [verb for verb, one in row["verbs"].items() if not one["as wanted"]]
@@ -93,7 +96,7 @@ def tables(record: Record) -> Iterator[str]:
 
 
 def _mark(one: Record) -> str:
-    return MARKS[one["outcome"]] + ("" if one["as wanted"] else " (not as wanted)")
+    return ("" if one["as wanted"] else "✗ ") + MARKS[one["outcome"]]
 
 
 def _unwanted(row: Record) -> list[list[str]]:
@@ -117,4 +120,4 @@ SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 
 
 if __name__ == "__main__":
-    main(measure, threads=1, only="", pending=0)
+    main(measure, threads=1, only="", pending=0, page="")

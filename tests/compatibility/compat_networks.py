@@ -22,6 +22,8 @@ NETWORKS: Final[list[Kind]] = []
 kind = table(NETWORKS)
 CLASSES: Final = 3
 PROBABILITIES: Final = Refused("probabilit")
+ALL_AT_ONCE: Final = (Works(), Refused("example by example.*per_example"))
+"""Where torch cannot differentiate example by example, the message says what to set."""
 SEEN_BY_ALL: Final = ("trace", "variations", "retrain", "fine_tune", "ssd")
 """The verbs that look at outputs; `scan` looks at features alone."""
 
@@ -429,7 +431,7 @@ def graph(folder: Path) -> Case:
     return of_network(lambda: torch.fx.symbolic_trace(convolution()))
 
 
-@kind("torch.export", every=(Works(), Refused("export|Linear")))
+@kind("torch.export", every=(Works(), Refused("export|Linear|Guard")))
 def exported(folder: Path) -> Case:
     return of_network(lambda: torch.export.export(convolution(), (torch.zeros(COUNT, 3, 8, 8),)).module())
 
@@ -475,7 +477,7 @@ def hooked(folder: Path) -> Case:
     return of_network(build)
 
 
-@kind("gradient checkpointing")
+@kind("gradient checkpointing", ssd=ALL_AT_ONCE)
 def checkpointed(folder: Path) -> Case:
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
@@ -555,7 +557,7 @@ def lstm(folder: Path) -> Case:
     return of_network(lambda: Recurrent(nn.LSTM, batch_first=True))
 
 
-@kind("GRU, sequence first")
+@kind("GRU, sequence first", ssd=ALL_AT_ONCE)
 def gru(folder: Path) -> Case:
     return of_network(lambda: Recurrent(nn.GRU, batch_first=False))
 
