@@ -4,9 +4,9 @@
 
 Each kind in tests/compatibility is built at a tiny size, and each verb is tried with it. A verb works if its
 result agrees with that of the plain form (the same inputs in memory, the same network with tensor logits); it
-refuses if it raises one of unpoison's own errors with a message of one line; anything else fails. Beside each
-outcome stands whether it is the one that is wanted of this kind: ✗ marks those that are not. Kinds that need a
-package which is not installed are skipped. With `--pending 1` what is not yet as wanted is written to
+refuses if it raises one of unpoison's own errors with a message of one line; anything else fails. ✗ marks the
+outcomes that are not wanted of a kind; "as wanted" counts the others. Kinds that need a package which is not
+installed are skipped. With `--pending 1` what is not yet as wanted is written to
 tests/compatibility/pending.json, which the tests expect to fail; `--page` writes the tables to a file.
 """
 
