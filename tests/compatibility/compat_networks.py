@@ -375,8 +375,8 @@ def frozen(folder: Path) -> Case:
 
 @kind(
     "everything frozen",
-    fine_tune=Refused("frozen|requires_grad"),
-    retrain=(Works(), Refused("frozen|requires_grad")),
+    fine_tune=Refused("frozen|requires a gradient"),
+    retrain=(Works(), Refused("frozen|requires a gradient")),
 )
 def all_frozen(folder: Path) -> Case:
     return of_network(lambda: convolution().requires_grad_(False))
