@@ -31,7 +31,7 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(kind, verb, id=f"{kind.name}-{verb}", marks=marks)
 
 
-@pytest.mark.parametrize(("kind", "verb"), cases())
+@pytest.mark.parametrize(("kind", "verb"), list(cases()))
 def test_kind(kind: Kind, verb: str) -> None:
     outcome, expected = run(kind, verb), kind.expected.get(verb, WORKS)
     if outcome.outcome == "skipped":
