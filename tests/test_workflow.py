@@ -80,7 +80,7 @@ class Story:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = TheirNetwork()
-        trained = unpoison.train(self.pixels, RECIPE, seed=0, model=Normalized(network, MEAN, STD))
+        trained = unpoison.train(self.pixels, RECIPE, seed=0, start=Normalized(network, MEAN, STD))
         assert isinstance(trained.model, Normalized)
         self.trained = trained
         self.network = trained.model.network
