@@ -18,7 +18,7 @@ import ast
 import importlib.util
 import subprocess
 from collections.abc import Iterable, Iterator
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -41,7 +41,8 @@ class Source:
 
     def __init__(self, root: Path = Path(__file__).parents[1]) -> None:
         self.root = root
-        self._modules: dict[str, _Module] = {}
+        self._modules: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self._stubs: dict[str, dict[str, str]] = {}
 
     def closure(self, *names: str) -> tuple[str, ...]:
         """The named modules and all that they import of their own packages and of this one, sorted.
@@ -56,24 +57,52 @@ class Source:
             name = fresh.pop()
             if name not in found:
                 found.add(name)
-                fresh += self._module(name).imports
+                fresh += self._module(name)[1]
         return tuple(sorted(found))
 
     def digest(self, modules: Iterable[str]) -> str:
-        """A digest of what the modules state, in the order of their names."""
-        names = sorted(set(modules))
-        return digest(*(part for name in names for part in (name, self._module(name).statements)))
+        """A digest of the statements of the modules."""
+        return digest(*(part for name in sorted(set(modules)) for part in (name, self._module(name)[0])))
 
-    def _module(self, name: str) -> _Module:
+    def _module(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """The statements of a module, and the modules that it imports."""
         if name not in self._modules:
-            self._modules[name] = _Module(self, name)
+            path = self._path(name)
+            tree = ast.parse("" if path is None else path.read_text(encoding="utf-8"))
+            inside = path is not None and path.name == "__init__.py"
+            package = name if inside else name.rpartition(".")[0]
+            # A lazy package holds nothing but the names that are looked up in it.
+            imports = {one for one in self._imported(tree, package) if not self._stub(one)}
+            self._modules[name] = ast.unparse(_Plain().visit(tree)), tuple(sorted(imports))
         return self._modules[name]
 
-    def path(self, name: str) -> Path | None:
+    def _imported(self, tree: ast.AST, package: str) -> Iterator[str]:
+        roots, lazy = {_PACKAGE, package.partition(".")[0]}, dict[str, str]()
+        nodes: list[ast.AST] = []
+        _collect(tree, nodes)
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                named = [(alias.asname or alias.name, alias.name) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = _absolute(node, package)
+                names = node.names if base.partition(".")[0] in roots else []
+                named = [(alias.asname or alias.name, self._resolved(base, alias.name)) for alias in names]
+            else:
+                continue
+            for name, module in named:
+                if module.partition(".")[0] in roots:
+                    lazy[name] = module
+                    yield module
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module = lazy.get(node.value.id, "")
+                if self._stub(module):
+                    yield self._resolved(module, node.attr)
+
+    def _path(self, name: str) -> Path | None:
         """The file of a module, or of the `__init__` of a package; None where there is no source."""
-        parts = name.split(".")
-        if parts[0] == _PACKAGE:
-            place = self.root.joinpath(*parts)
+        if name.partition(".")[0] == _PACKAGE:
+            place = self.root.joinpath(*name.split("."))
             files = (place.with_suffix(".py"), place / "__init__.py")
             return next((file for file in files if file.is_file()), None)
         try:
@@ -85,74 +114,23 @@ class Source:
 
     def _resolved(self, package: str, name: str) -> str:
         """The module that `from package import name` reads."""
-        if self.path(f"{package}.{name}") is not None:
+        if self._path(f"{package}.{name}") is not None:
             return f"{package}.{name}"
         return self._stub(package).get(name, package)
 
-    def is_lazy(self, package: str) -> bool:
-        """Whether a package imports its names when they are first used."""
-        return bool(self._stub(package))
-
-    @cache  # noqa: B019  (lives as long as the object, which has few packages)
     def _stub(self, package: str) -> dict[str, str]:
-        """The module of every name of a lazy package."""
-        file = self.path(package)
-        stub = None if file is None or file.name != "__init__.py" else file.with_suffix(".pyi")
-        if stub is None or not stub.is_file():
-            return {}
-        tree = ast.parse(stub.read_text(encoding="utf-8"))
-        return {
-            alias.asname or alias.name: _absolute(node, package)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-
-
-@final
-class _Module:
-    """One module: what it states and which modules it imports."""
-
-    def __init__(self, source: Source, name: str) -> None:
-        self.source, self.name = source, name
-        path = source.path(name)
-        self.package = name if path is not None and path.name == "__init__.py" else name.rpartition(".")[0]
-        self.tree = ast.parse("" if path is None else path.read_text(encoding="utf-8"))
-
-    @cached_property
-    def statements(self) -> str:
-        """The source without comments, docstrings and declarations."""
-        return ast.unparse(_Plain().visit(self.tree))
-
-    @cached_property
-    def imports(self) -> tuple[str, ...]:
-        """The modules of its own package, and of this one, that it imports."""
-        # A lazy package holds nothing but the names that are looked up in it.
-        return tuple(sorted({name for name in self._imported() if not self.source.is_lazy(name)}))
-
-    def _is_own(self, name: str) -> bool:
-        return name.partition(".")[0] in (_PACKAGE, self.name.partition(".")[0])
-
-    def _imported(self) -> Iterator[str]:
-        facades: dict[str, str] = {}
-        nodes: list[ast.AST] = []
-        _collect(self.tree, nodes)
-        for node in nodes:
-            if isinstance(node, ast.Import):
-                for alias in filter(lambda alias: self._is_own(alias.name), node.names):
-                    yield alias.name
-                    facades[alias.asname or alias.name] = alias.name
-            elif isinstance(node, ast.ImportFrom):
-                base = _absolute(node, self.package)
-                for alias in node.names if self._is_own(base) else ():
-                    module = self.source._resolved(base, alias.name)
-                    yield module
-                    facades[alias.asname or alias.name] = module
-        for node in nodes:
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                package = facades.get(node.value.id)
-                if package is not None and self.source.is_lazy(package):
-                    yield self.source._resolved(package, node.attr)
+        """The module of every name of a lazy package; nothing for other modules."""
+        if package not in self._stubs:
+            file = self._path(package) if package else None
+            stub = None if file is None or file.name != "__init__.py" else file.with_suffix(".pyi")
+            text = stub.read_text(encoding="utf-8") if stub is not None and stub.is_file() else ""
+            self._stubs[package] = {
+                alias.asname or alias.name: _absolute(node, package)
+                for node in ast.walk(ast.parse(text))
+                if isinstance(node, ast.ImportFrom)
+                for alias in node.names
+            }
+        return self._stubs[package]
 
 
 class _Plain(ast.NodeTransformer):

@@ -30,7 +30,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Any, Self, final
 
@@ -85,7 +85,7 @@ class Mean:
         half = float(student.ppf(0.5 + level / 2, self.n - 1)) * self.deviation / math.sqrt(self.n)
         return self.mean - half, self.mean + half
 
-    def to_dict(self) -> dict[str, float | int | None]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON; what is not known is None."""
         return {
             "mean": self.mean if self.n else None,
@@ -154,32 +154,20 @@ class Line:
         return len(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the trials; costs stand apart under `costs`."""
+        """For JSON, without the trials; costs are separate, under `costs`."""
+        summaries = {
+            one.name: value.to_dict()
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), Proportion | Mean)
+            and (self.dropped.trials or not one.name.startswith("drop"))
+        }
+        summaries["success_by_target"]["interval"] = self.target_interval
         return {
             **{name: getattr(self, name) for name in METHOD},
             "n": self.n,
-            "success": self.success.to_dict(),
-            "success_by_target": {**self.success_by_target.to_dict(), "interval": self.target_interval},
-            "success_rate": self.success_rate.to_dict(),
-            "margin": self.margin.to_dict(),
-            "clean_accuracy": self.clean_accuracy.to_dict(),
+            **summaries,
             "per_class": {name: share.to_dict() for name, share in self.per_class.items()},
-            "observed": self.observed.to_dict(),
-            "found": self.found.to_dict(),
-            "true_positives": self.true_positives.to_dict(),
-            "precision": self.precision.to_dict(),
-            "false_positives": self.false_positives.to_dict(),
-            "average_precision": self.average_precision.to_dict(),
             "filter_bias": self.filter_bias,
-            **(
-                {
-                    "dropped": self.dropped.to_dict(),
-                    "drop_precision": self.drop_precision.to_dict(),
-                    "drop_recall": self.drop_recall.to_dict(),
-                }
-                if self.dropped.trials
-                else {}
-            ),
             "costs": {
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 "peak_bytes": self.peak_bytes,
