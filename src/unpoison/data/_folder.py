@@ -39,10 +39,10 @@ def read_folder(path: str | os.PathLike[str]) -> Splits:
         train = _read(root, [folder.name for folder in folders])
         return Splits(train)
     test_name = next((name for name in _TEST_NAMES if name in names), None)
-    stray = sorted(names - {"train", *_TEST_NAMES})
-    if stray:
+    others = sorted(names - {"train", *_TEST_NAMES})
+    if others:
         raise InputError(
-            f"{root}: has a folder 'train' beside {stray[0]!r}; keep class folders inside 'train' and 'test'"
+            f"{root}: has a folder 'train' beside {others[0]!r}; keep class folders inside 'train' and 'test'"
         )
     class_names = [folder.name for folder in _folders(root / "train")]
     train = _read(root / "train", class_names)

@@ -217,14 +217,14 @@ class FriendlyNoise(Defense):
         memory = self._memory
         if memory.noise is None:
             return {}
-        told = torch.tensor([memory.divergence, memory.seconds], dtype=torch.float64)
-        return {"noise": memory.noise, "told": told}
+        numbers = torch.tensor([memory.divergence, memory.seconds], dtype=torch.float64)
+        return {"noise": memory.noise, "numbers": numbers}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned."""
         if "noise" in state:
             self._memory.noise = state["noise"]
-            self._memory.divergence, self._memory.seconds = state["told"].tolist()
+            self._memory.divergence, self._memory.seconds = state["numbers"].tolist()
 
     def report(self) -> dict[str, Any]:
         """The mean absolute noise in 1/255, the mean KL divergence that it causes, and its seconds."""

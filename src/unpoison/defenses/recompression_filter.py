@@ -138,15 +138,15 @@ class RecompressionFilter(DroppingDefense):
         with torch.no_grad(), FeatureTap(model, head, side="input") as tap:
 
             def features(images: Tensor) -> tuple[Tensor, Tensor]:
-                answers = logits_of(model, images).argmax(1)
-                return tap.value.flatten(1), answers
+                predicted = logits_of(model, images).argmax(1)
+                return tap.value.flatten(1), predicted
 
             known, right = [], []
             for start in starts:
                 images, labels = training_set.batch(start, start + _BATCH)
-                seen, answers = features(images)
+                seen, predicted = features(images)
                 known.append(seen)
-                right.append((answers == labels).double())
+                right.append((predicted == labels).double())
             columns = torch.zeros(len(training_set), 4, dtype=torch.float64, device=training_set.device)
             columns[:, 3] = torch.cat(right)
             if self._drops.included is not None and not self._is_ready(columns, self._drops.included):

@@ -21,7 +21,7 @@ class Architecture:
         width: channels of the first convolution as published; all other layers scale with it.
         options: what else its class is given.
         smallest_image: the least height and width that survive its pooling.
-        fixed_size: whether its class must be told the size of the images.
+        fixed_size: whether its class needs the size of the images.
     """
 
     network: str

@@ -1,4 +1,4 @@
-"""Several unlearners, and the best result as far as it can be told without knowing the trigger.
+"""Several unlearners, and the best of their results, chosen without knowing the trigger.
 
 The right duration or learning rate depends on network and data, and published comparisons choose it by the
 attack's success on test images, which is not known in practice. Here a tenth of the kept examples is held out
