@@ -242,6 +242,6 @@ def provenance(record: Record) -> str:
     named += [f"{machine[key]} {key}" for key in ("cores", "threads") if machine.get(key)]
     named += [f"{key} {machine[key]}" for key in ("python", "torch") if machine.get(key)]
     command, date = command_of(record), str(record.get("date", record.get("started", "")))[:10]
-    commit = f"commit {record['commit']}" if record.get("commit") else ""
+    commit = f"commit {record['commit'][:12]}" if record.get("commit") else ""
     parts = (f"`{command}`" if command else "", ", ".join(named), date, commit)
     return f"*{'; '.join(part for part in parts if part)}*" if any(parts) else ""

@@ -85,7 +85,7 @@ def main():
         dataset,
         findings,
         recipe=unpoison.Recipe(epochs=8, batch_size=64, learning_rate=0.05),
-        start=Network(),  # retraining begins with a new network; leave it out to draw the parameters again
+        start=Network(),  # retraining begins with a new network
         normalization=normalization,
     )
     after = unpoison.measure(healed.model, splits.test, goal, normalization=normalization)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pytest
+import torch
 
 from unpoison._option_checks import check_options
 from unpoison.errors import InputError
@@ -21,6 +24,7 @@ class Options:
     bases: tuple[int, ...] = ()
     classes: tuple[int | str, ...] = ()
     layer: str | None = None
+    epochs: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_options("test", self, steps="[1, inf)", rate="(0, 1]", together="[1, inf)")
@@ -32,6 +36,20 @@ def test_what_fits_is_taken_and_lists_become_tuples() -> None:
     assert hash(made) == hash(
         Options(steps=3, rate=1, together=2, bases=(1, 2), classes=("bag",), layer="conv")
     )
+
+
+def test_numbers_of_numpy_and_torch_are_stored_as_pythons() -> None:
+    made = Options(
+        steps=np.int64(3),
+        rate=np.float32(0.5),
+        together=torch.tensor(2),
+        flip=np.bool_(False),
+        bases=[np.uint8(7)],
+    )  # type: ignore[arg-type]
+    assert (made.steps, made.rate, made.together, made.flip, made.bases) == (3, 0.5, 2, False, (7,))
+    assert {type(made.steps), type(made.bases[0])} == {int}
+    assert type(made.rate) is float
+    json.dumps(asdict(made))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +68,8 @@ def test_what_fits_is_taken_and_lists_become_tuples() -> None:
         ({"bases": 0.5}, "bases must be a list, each entry a whole number, found 0.5"),
         ({"classes": [None]}, "classes must be a list, each entry a whole number or text, found"),
         ({"layer": 3}, "layer must be text or none, found 3"),
+        ({"steps": np.float64(2.0)}, "steps must be a whole number of at least 1, found"),
+        ({"epochs": [1.5]}, "epochs must be a list, each entry a whole number or none, found"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
-from unpoison._stable import cross_entropy, margin, margins
+from unpoison._stable import cross_entropy, margin, margins, softmax_minus_one_hot
 
 LABELS = torch.tensor([2, 0, 1])
 
@@ -172,3 +172,20 @@ def test_the_margins_of_all_labels_are_those_of_each(missing: float) -> None:
     (expected,) = torch.autograd.grad((each * weights.double()).sum(), exact)
     torch.testing.assert_close(every.double(), each, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", [0.9, 0.3, 1e-5, 1e-12, 1e-20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softmax_minus_one_hot_is_that_gradient(missing: float, dtype: torch.dtype) -> None:
+    logits = fitted(missing, dtype)
+    found = softmax_minus_one_hot(logits, LABELS)
+    assert found.dtype == dtype
+    rounding = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(found.double(), reference(logits), rtol=20 * rounding, atol=0)
+
+
+def test_softmax_minus_one_hot_of_half_precision_is_computed_in_single() -> None:
+    logits = fitted(1e-12, torch.bfloat16)
+    found = softmax_minus_one_hot(logits, LABELS)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), reference(logits), rtol=1e-4, atol=0)

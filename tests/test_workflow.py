@@ -80,7 +80,7 @@ class Story:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = TheirNetwork()
-        trained = unpoison.train(self.pixels, RECIPE, seed=0, model=Normalized(network, MEAN, STD))
+        trained = unpoison.train(self.pixels, RECIPE, seed=0, start=Normalized(network, MEAN, STD))
         assert isinstance(trained.model, Normalized)
         self.trained = trained
         self.network = trained.model.network
@@ -130,6 +130,8 @@ def test_the_three_lines(story: Story) -> None:
     assert not healed.model.training
     accepting_pixels = Normalized(healed.model, *normalization).eval()
     assert (predict(accepting_pixels, story.victims).argmax(1) == 2).float().mean() < 0.2
+    measured = unpoison.measure(healed, story.pixels, normalization=normalization)
+    assert measured.clean_accuracy.rate > 0.85
 
 
 def test_the_default_is_calibrated_and_decides(story: Story) -> None:

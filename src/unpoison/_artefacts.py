@@ -1,7 +1,7 @@
-"""Artefacts on disk: written whole or not at all, and named by what they hold.
+"""Artefacts on disk, written whole or not at all, and digests of their content.
 
-An artefact is a directory of safetensors, parquet and JSON files. It is written into a temporary sibling and
-renamed into place in one step, so a killed process leaves either the old artefact or the new one.
+An artefact is a directory of safetensors, parquet and JSON files. It is written into a temporary directory
+beside its place and renamed, so a killed process leaves either the old artefact or the new one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unpoison.errors import InputError
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no white space, no NaN.
+    """The canonical JSON text of a value: sorted keys, no white space, no NaN.
 
     >>> canonical_json({"b": 1, "a": [1, 2]})
     '{"a":[1,2],"b":1}'
@@ -84,9 +84,17 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """Write a JSON object to `path`, indented for people, in one step."""
+    """Write a JSON object to `path`, indented, in one step; numbers of NumPy are written as Python's."""
     with atomic_file(path) as staging:
-        staging.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=2, allow_nan=False, default=_plain)
+        staging.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar, or a tensor or array of one number, as Python's."""
+    if getattr(value, "ndim", None) != 0:
+        raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+    return value.item()
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,12 +1,11 @@
-"""Checkpoints of long work: after each step, everything the next one needs, as safetensors and JSON.
+"""Checkpoints of long work: the state after each step, as safetensors and JSON.
 
-A checkpoint is a directory `epoch-0003` (three epochs done) that appears in one piece; the one before it is
-removed afterwards, so a process killed at any moment leaves a whole one. Random numbers need no place in it:
-whoever goes on derives generators from the seed and the number of the step.
+A checkpoint is a directory `epoch-0003` (three epochs done) that is renamed into place; the one before it is
+removed afterwards, so a process killed at any moment leaves a whole one. It holds no random state: generators
+are derived from the seed and the number of the step.
 
-A checkpoint that belongs to other work is a `MismatchError`, and one that cannot be read an `InputError`:
-directories appear whole, so damage means a failing disk or a foreign hand, and hours of work are not thrown
-away in silence.
+A checkpoint of other work is a `MismatchError`, one that cannot be read an `InputError`: it is never silently
+replaced, since hours of work may depend on it.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ _STATE = "state.safetensors"
 @final
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What the checkpoints of one kind of work are called.
+    """The names in checkpoints of one kind of work.
 
     Arguments:
         work: in messages, "run" or "craft".
-        unit: of what is done, which begins the names of the directories.
+        unit: of progress; begins the names of the directories.
         file: the JSON file in each.
-        notes: under which key of it the notes stand.
+        notes: the key of its notes.
     """
 
     work: str
@@ -69,11 +68,12 @@ class Checkpoint:
 
 @final
 class Checkpoints:
-    """The checkpoints of one piece of work in one directory.
+    """The checkpoints of one run in one directory.
 
     Arguments:
-        directory: made when the first checkpoint is written.
-        identity: what the work is (plain values); a checkpoint with another identity is refused.
+        directory: created with the first checkpoint.
+        identity: everything that decides the result (plain values); a checkpoint with another identity is
+            refused.
         kind: `TRAINING` or `CRAFTING`.
     """
 
@@ -123,7 +123,7 @@ class Checkpoints:
             write_json(
                 staging / self.kind.file, {"identity": self.identity, self.kind.notes: checkpoint.notes}
             )
-        # Only what writers that were killed left behind: `.epoch-0003.1a2b3c4d.partial`.
+        # Left by processes that were killed: `.epoch-0003.1a2b3c4d.partial`.
         for path in (*older, *self.directory.glob(f".{self.kind.unit}-*.partial")):
             shutil.rmtree(path, ignore_errors=True)
 

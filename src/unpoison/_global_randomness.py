@@ -1,7 +1,6 @@
-"""The one thing that takes no generator: dropout and its like draw from the global ones.
+"""Seeding of the global generators, from which dropout and similar layers draw.
 
-Whoever runs a network in training mode does so within `own_randomness`: the global generators are seeded
-there, and are afterwards as they were before.
+Networks run in training mode within `own_randomness`, which seeds the global generators and restores them.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import torch
 def own_randomness(
     device: torch.device, *, seed: int | None = None, deterministic: bool = False
 ) -> Iterator[None]:
-    """Give back the global generators of the CPU and of `device` when the block ends, however it ends.
+    """Restore the global generators of the CPU and of `device` when the block ends, also by an error.
 
     Arguments:
         device: where the network lies.
-        seed: of these generators within the block; None leaves it to the block (`seed_global_generators`).
-        deterministic: have cuDNN choose kernels that repeat bit for bit.
+        seed: of these generators within the block; None leaves them to the block (`seed_global_generators`).
+        deterministic: let cuDNN choose only kernels that repeat bit for bit.
 
     >>> before = torch.get_rng_state()
     >>> with own_randomness(torch.device("cpu"), seed=1):
@@ -42,7 +41,7 @@ def own_randomness(
 
 
 def seed_global_generators(seed: int, device: torch.device) -> None:
-    """Seed the global generators of the CPU and of `device`, and no other: unlike `torch.manual_seed`."""
+    """Seed the global generators of the CPU and of `device`; unlike `torch.manual_seed`, no others."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)

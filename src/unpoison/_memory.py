@@ -1,4 +1,4 @@
-"""How much memory this process has needed."""
+"""The peak memory of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def peak_bytes(device: torch.device | str = "cpu") -> int:
-    """The most memory the process (or, on CUDA, its tensors) ever held, in bytes.
+    """The peak resident memory of the process or, on CUDA, of its tensors, in bytes.
 
     >>> peak_bytes() > 1_000_000
     True

@@ -15,7 +15,8 @@ def check_options(name: str, options: Any, **intervals: str) -> None:
 
     A field annotated `int` must be a whole number, one annotated `float` a finite number, and one annotated
     `Literal` one of its words; None is allowed where the annotation has it. A field annotated `tuple[T, ...]`
-    becomes a tuple, of a list or of one T alone.
+    becomes a tuple, of a list or of one T alone. Numbers of NumPy and torch are stored as Python's, so that
+    every option can be written as JSON.
 
     Arguments:
         name: of the method, for messages.
@@ -33,14 +34,23 @@ def check_options(name: str, options: Any, **intervals: str) -> None:
     hints = get_type_hints(type(options))
     for field in fields(options):
         value, hint, interval = getattr(options, field.name), hints[field.name], intervals.get(field.name)
-        if get_origin(hint) is tuple:
-            items = tuple(value) if isinstance(value, list | tuple) else (value,)
-            fits = all(_fits(item, get_args(hint)[0], None) for item in items)
+        sequence = next((one for one in (hint, *get_args(hint)) if get_origin(one) is tuple), None)
+        if sequence is not None and value is not None:
+            items = tuple(map(_plain, value)) if isinstance(value, list | tuple) else (_plain(value),)
+            fits = all(_fits(item, get_args(sequence)[0], None) for item in items)
             object.__setattr__(options, field.name, items)
         else:
-            fits = _fits(value, hint, interval)
+            plain = _plain(value)
+            fits = _fits(plain, hint, interval)
+            if plain is not value:
+                object.__setattr__(options, field.name, plain)
         if not fits:
             raise InputError(f"{name}: {field.name} must be {_in_words(hint, interval)}, found {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or torch as Python's, any other value as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _fits(value: Any, hint: Any, interval: str | None) -> bool:

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import operator
+from typing import Any
 
 import torch
+
+from unpoison.errors import InputError
+
+
+def as_seed(value: Any) -> int:
+    """A seed as Python's own whole number, which can be stored.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"seed must be a whole number, found {value!r}") from None
 
 
 def derive_seed(seed: int, *names: str | int) -> int:

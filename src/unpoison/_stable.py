@@ -85,3 +85,21 @@ def cross_entropy(
     if reduction == "none":
         return losses
     return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def softmax_minus_one_hot(logits: Tensor, labels: Tensor) -> Tensor:
+    """Float[... classes]: the gradient of each example's cross-entropy in its logits.
+
+    The label's entry is minus the sum of the others. Float32 at least, also for logits of a lower precision.
+
+    Arguments:
+        logits: Float[... classes], two classes or more.
+        labels: Int64[...], in 0..classes-1.
+
+    >>> softmax_minus_one_hot(torch.tensor([[0.0, 40.0]]), torch.tensor([1]))
+    tensor([[ 4.2484e-18, -4.2484e-18]])
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labelled = torch.arange(logits.shape[-1], device=logits.device) == labels.unsqueeze(-1)
+    others = logits.softmax(-1).masked_fill(labelled, 0)
+    return others - others.sum(-1, keepdim=True) * labelled

@@ -1,4 +1,4 @@
-"""Rates with their uncertainty: a proportion of n trials and its Wilson interval."""
+"""Proportions of n trials, with Wilson intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unpoison.errors import InputError
 @final
 @dataclass(frozen=True)
 class Proportion:
-    """`successes` out of `trials`; never shown without its n.
+    """`successes` out of `trials`.
 
     >>> half = Proportion(10, 20)
     >>> half.rate, [round(bound, 3) for bound in half.interval()]
@@ -42,7 +42,7 @@ class Proportion:
         n, rate = self.trials, self.rate
         centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-        # At the ends the algebra gives exactly 0 or 1; rounding must not push the rate outside its interval.
+        # Exactly 0 or 1 at the ends, where rounding could put the rate outside its interval.
         return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
 
     def to_dict(self) -> dict[str, float | int | list[float] | None]:

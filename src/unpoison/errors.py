@@ -1,7 +1,7 @@
-"""What can go wrong, by who has to act on it.
+"""The exceptions of the package.
 
-Every error the library raises on purpose is an `UnpoisonError`. Its message is one line that says what was
-wrong, where, and what to do about it; the command prints that line and ends with status 2 for `InputError`.
+Every error that is raised on purpose is an `UnpoisonError`. Its message is one line that says what was wrong,
+where, and what to do about it; the command prints that line and ends with status 2 for `InputError`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class UnpoisonError(Exception):
 
 
 class InputError(UnpoisonError, ValueError):
-    """Something given by the caller cannot be used: a file, a row, an argument, a model."""
+    """An input cannot be used: a file, a row, an argument, a model."""
 
 
 class MismatchError(InputError):
@@ -23,7 +23,7 @@ class MismatchError(InputError):
 
 
 class TrainingDivergedError(UnpoisonError, ArithmeticError):
-    """The training loss stopped being a finite number."""
+    """The training loss is no longer finite."""
 
 
 class MissingExtraError(UnpoisonError, ImportError):
@@ -31,7 +31,7 @@ class MissingExtraError(UnpoisonError, ImportError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The hint that follows a word nobody knows.
+    """The hint after an unknown word: the nearest of the known ones, else all of them.
 
     >>> nearest("bugdet", ["budget", "trigger"])
     "did you mean 'budget'?"

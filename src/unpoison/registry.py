@@ -46,7 +46,8 @@ Kind = Literal["attack", "defense", "detector", "unlearner"]
 Presets = Mapping[str, Mapping[str, Any]]
 """The constructor arguments of each preset, by its name."""
 T = TypeVar("T")
-_PLUGINS: Final = "UNPOISON_PLUGINS"
+PLUGINS: Final = "UNPOISON_PLUGINS"
+"""The environment variable that names other people's modules."""
 _DECLARATION: Final = re.compile(r"^@register\(\n(.*?)^\)", re.MULTILINE | re.DOTALL)
 
 
@@ -252,8 +253,8 @@ def _import_plugins() -> None:
     if _imported:
         return
     _imported = True
-    for name in filter(None, os.environ.get(_PLUGINS, "").split(",")):
+    for name in filter(None, os.environ.get(PLUGINS, "").split(",")):
         try:
             importlib.import_module(name.strip())
         except ImportError as error:
-            raise InputError(f"{_PLUGINS}: {name.strip()} cannot be imported ({error})") from None
+            raise InputError(f"{PLUGINS}: {name.strip()} cannot be imported ({error})") from None

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -196,8 +196,8 @@ def trace(
         reference: labelled examples that are known to be clean and were not trained on, for detectors that
             make use of some.
         normalization: mean and standard deviation of each channel that the network expects its input to be
-            standardised with (a `Trained` standardises by itself). A dataset that gives float images is then
-            taken to be standardised so as well, and is read back to 8 bits.
+            standardised with, unless it is a `Normalized`, as those that `train` builds are. A dataset that
+            gives float images is then taken to be standardised so as well, and is read back to 8 bits.
         seed: of everything random.
         progress: told the stage, the examples done and the examples to do.
 
@@ -317,8 +317,8 @@ def heal(
         device=device,
         progress=progress,
     )
-    if normalization is not None and not isinstance(model, Trained):
-        healed = replace(healed, model=cast("Normalized", healed.model).network)
+    if isinstance(healed.model, Normalized) and not isinstance(network_of(model), Normalized):
+        healed = replace(healed, model=healed.model.network)
     return healed
 
 
@@ -475,13 +475,15 @@ def _examples(dataset: Dataset, normalization: Normalization | None) -> Training
 
 
 def _accepting_pixels(model: Model, normalization: Normalization | None) -> Model:
-    """A network behind its normalisation, on its own device; anything else as it is."""
-    if normalization is None or isinstance(model, Trained):
+    """A network behind its normalisation, on its own device; one that has its own already as it is."""
+    network = network_of(model)
+    if normalization is None or isinstance(network, Normalized):
         return model
-    device = next((parameter.device for parameter in model.parameters()), None)
-    wrapped = Normalized(model, *normalization)
-    wrapped.training = model.training  # without `train()`, which would change the caller's network
-    return wrapped.to(device)
+    device = next((parameter.device for parameter in network.parameters()), None)
+    wrapped = Normalized(network, *normalization)
+    wrapped.training = network.training  # without `train()`, which would change the caller's network
+    wrapped = wrapped.to(device)
+    return replace(model, model=wrapped) if isinstance(model, Trained) else wrapped
 
 
 def _detectors(*, needs_observation: bool) -> list[str]:

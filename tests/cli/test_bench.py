@@ -100,7 +100,7 @@ def test_a_choice_of_targets_that_fails_ends_in_status_1(
     assert said.out == ""
     assert "Traceback" not in said.err
     (line,) = [line for line in said.err.splitlines() if line.startswith("unpoison: error: ")]
-    assert line.startswith("unpoison: error: targets.correct: a clean network could not be had: ")
+    assert line.startswith("unpoison: error: targets.correct: a clean network could not be trained: ")
     assert line.endswith(f"{out / 'bench.log'} has more, and the same command tries again")
     assert "failed: TrainingDivergedError" in (out / "bench.log").read_text()
 
@@ -108,7 +108,7 @@ def test_a_choice_of_targets_that_fails_ends_in_status_1(
 def test_more_targets_than_there_are_is_bad_input(recipe: Path, tmp_path: Path, fails: Any) -> None:
     choosing(recipe, "epochs = 1", correct=21)
     said = fails(["bench", recipe, "--out", tmp_path / "store", "--workers", "1"])
-    assert said.endswith("of class 'left' rightly, fewer than 21")
+    assert said.endswith("of class 'left' correctly, fewer than 21")
 
 
 def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, fails: Any) -> None:

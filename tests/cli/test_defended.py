@@ -58,7 +58,7 @@ def test_train_refuses(more: tuple[str, ...], said: str, story: Any, fails: Fail
 
 
 def craft(story: Any, out: Path, *more: str) -> list[str]:
-    network = ("--model", "resnet9", "--width", "4", "--epochs", "1")
+    network = () if "--surrogate" in more else ("--model", "resnet9", "--width", "4", "--epochs", "1")
     return [
         *("craft", "fake-matching", "--data", story.data, "--target", "right", "--budget-count", "5"),
         *("--out", str(out), *network, *more),
@@ -86,9 +86,9 @@ def test_craft_trains_or_takes_surrogates(
 def test_craft_refuses(story: Any, monkeypatch: pytest.MonkeyPatch, fails: Fails, tmp_path: Path) -> None:
     fake_matching(monkeypatch)
     out, image = tmp_path / "out", ("--target-image", "test:3")
-    assert "fake-matching is about one test image" in fails(craft(story, out))
+    assert "--target-image: the goal 'targeted-misclassification' needs it" in fails(craft(story, out))
     assert "expected test:INDEX with an index 0..59" in fails(craft(story, out, "--target-image", "test:60"))
-    assert "test:3 is of class left" in fails(craft(story, out, *image, "--source", "middle"))
+    assert "test image 3 is of class left" in fails(craft(story, out, *image, "--source", "middle"))
     assert "--surrogates 0: must be at least 1" in fails(craft(story, out, *image, "--surrogates", "0"))
     both = ("--surrogates", "1", "--surrogate", story.place("clean"))
     assert "or say how many to train" in fails(craft(story, out, *image, *both))

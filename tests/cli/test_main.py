@@ -55,7 +55,7 @@ def test_a_missing_parser_is_one_line(monkeypatch: pytest.MonkeyPatch, fails: Ca
     ("arguments", "said"),
     [
         ([], "expected one of {demo, craft, train, trace, scan, heal, bench, report}"),
-        (["craft"], "missing from unpoison craft: ATTACK, --data DATA, --target CLASS, --out DIR"),
+        (["craft"], "missing from unpoison craft: ATTACK, --data DATA, --out DIR"),
         (["train", "--data", "d", "--out", "o", "--epochs", "1.5"], "--epochs"),
         (["demo", "--sed", "3"], "--sed"),
         (

@@ -11,6 +11,7 @@ import pytest
 
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
+from unpoison.cli._session import run_directory
 from unpoison.errors import InputError
 from unpoison.runs import Recorder, RunRecord, check_out, json_value, run_schema
 
@@ -18,7 +19,7 @@ VERBS = ("craft", "train", "trace", "heal", "bench", "report", "demo")
 
 
 def a_record() -> RunRecord:
-    recorder = Recorder("report", {"out": Path("x")}, 3, Console())
+    recorder = Recorder("report", {"out": Path("x")}, 3)
     with recorder.stage("start"):
         pass
     recorder.results["rate"] = math.nan
@@ -57,7 +58,7 @@ def test_what_json_does_not_know_is_an_error(value: object) -> None:
 
 
 def test_stages_of_one_name_add_up() -> None:
-    recorder = Recorder("train", {}, 0, Console())
+    recorder = Recorder("train", {}, 0)
     with recorder.stage("train"):
         pass
     once = recorder.seconds["train"]
@@ -154,8 +155,8 @@ def test_a_bar_leaves_standard_output_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with Console().progress("training", 3, "epochs") as step:
-        step(1, "loss 0.5")
+    with Console().progress("training") as progress:
+        progress("epochs", 1, 3, loss=0.5)
     said = capsys.readouterr()
     assert said.out == ""
     assert "3/3" in said.err
@@ -164,11 +165,11 @@ def test_a_bar_leaves_standard_output_alone(
 def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter([0.0, 1.0, 6.0, 7.0, 8.0])
     monkeypatch.setattr("unpoison.cli._console.time.monotonic", lambda: next(clock))
-    with Console().progress("training", 3, "epochs") as step:
+    with Console().progress("training") as progress:
         for done in (1, 2, 3):
-            step(done, f"loss {done}")
+            progress("epochs", done, 3, loss=done)
     assert capsys.readouterr().err.splitlines() == [
         "training ...",
-        "training: 2 of 3 epochs, 6 s, loss 2",
+        "training: epochs, 2 of 3, 6 s, loss 2.000",
         "training: done in 8.0 s",
     ]

@@ -1,4 +1,4 @@
-"""What every detector promises, asked of every preset of every registered detector."""
+"""What every preset of every registered detector must do."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def make(case: str, **options: Any) -> Detector:
 
 
 def observe(which: str) -> Observation:
-    """Any drawn image, asked about as the model answers it."""
+    """A random image with the answer of the model."""
     shape = SETS[which].image_shape
     image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return Observation(image, int(predict(MODELS[which], image[None]).argmax()))

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "more" / "birds").mkdir()
     refused(lambda: load(tmp_path / "more"), "'birds'", "keep class folders inside")
     (tmp_path / "notes.txt").write_text("hello")
-    refused(lambda: load(tmp_path / "notes.txt"), "notes.txt", "no known format")
+    refused(lambda: load(tmp_path / "notes.txt"), "notes.txt", "format is not known")
 
 
 def npz_case(**changes: Any) -> dict[str, Any]:
@@ -179,6 +180,34 @@ def test_archives_that_are_cut_or_cannot_be_mapped(tmp_path: Path) -> None:
     refused(lambda: load(file), str(file), "cut short")
 
 
+DAMAGES: dict[str, tuple[bytes, bytes]] = {
+    "a brace is missing": (b"}", b" "),
+    "a quote is missing": (b"'descr'", b" descr'"),
+    "a name is another": (b"'shape'", b"'shake'"),
+    "more dimensions than there is memory": (b"(4, 5, 6, 3)", b"(4, 5, 6, 9**20)"),
+    "an unknown type": (b"'|u1'", b"'|y1'"),
+    "no magic": (b"\x93NUMPY", b"\x93NUMBY"),
+}
+
+
+@pytest.mark.parametrize("memory_map", [False, True])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_archives_with_a_damaged_header(tmp_path: Path, kind: str, memory_map: bool) -> None:
+    np.savez(tmp_path / "whole.npz", **npz_case())
+    before, after = DAMAGES[kind]
+    with (
+        zipfile.ZipFile(tmp_path / "whole.npz") as whole,
+        zipfile.ZipFile(tmp_path / "a.npz", "w") as damaged,
+    ):
+        for name in whole.namelist():
+            content = whole.read(name)
+            if name == "images.npy":
+                assert before in content
+                content = content.replace(before, after.ljust(len(before)), 1)
+            damaged.writestr(name, content)
+    refused(lambda: read_npz(tmp_path / "a.npz", memory_map=memory_map), str(tmp_path / "a.npz"), "images")
+
+
 def parquet(path: Path, **changes: Any) -> Path:
     columns: dict[str, Any] = {"image": [{"bytes": png(), "path": "x"}] * 4, "label": [0, 1, 0, 1]}
     columns.update(changes)
@@ -204,6 +233,22 @@ def parquet(path: Path, **changes: Any) -> Path:
 def test_parquet(tmp_path: Path, changes: dict[str, Any], parts: tuple[str, ...]) -> None:
     file = parquet(tmp_path / "a.parquet", **changes)
     refused(lambda: load(file), str(file), *parts)
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    encoded = pa.array([png()] * 2)
+    for names in (["image", "image", "label"], ["image", "label", "label"]):
+        columns = [encoded if name == "image" else pa.array([0, 1]) for name in names]
+        pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "a.parquet")
+        refused(lambda: load(tmp_path / "a.parquet"), "a.parquet", f"several columns {names[1]!r}")
+
+
+def test_a_folder_above_parquet_files_says_which_to_give(tmp_path: Path) -> None:
+    (tmp_path / "plain_text").mkdir()
+    parquet(tmp_path / "plain_text" / "train.parquet")
+    refused(lambda: load(tmp_path), "holds parquet files", f"give {tmp_path / 'plain_text'}")
+    (tmp_path / "raw").mkdir()
+    refused(lambda: load(tmp_path), "holds parquet files", f"give {tmp_path / 'plain_text'}")
 
 
 def test_parquet_cut_in_the_middle_or_absent(tmp_path: Path) -> None:
@@ -319,6 +364,7 @@ class Pairs(list[Any]):
         ([(torch.zeros(3, 4, 4), 0)], ("at least two classes",)),
         ([(torch.zeros(5, 4, 6), 0)], ("row 0", "shape")),
         ([("hello", 0)], ("row 0", "PIL image")),
+        ([(torch.zeros(3, 4, 4, dtype=torch.bfloat16), 0)], ("row 0", "bfloat16")),
         ([torch.zeros(3, 4, 4)], ("row 0", "pair")),
     ],
 )
@@ -354,7 +400,8 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
         write_npz(tmp_path / "a.npz", made)
     with pytest.raises(KeyboardInterrupt):
         write_parquet(tmp_path / "a.parquet", made)
+    monkeypatch.undo()
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     refused(lambda: write_npz(tmp_path / "a.zip", made), "a.zip", ".npz")
     four = TrainingSet(torch.zeros(3, 4, 4, 4, dtype=torch.uint8), torch.tensor([0, 1, 0]), ("a", "b"))
-    refused(lambda: write_parquet(tmp_path / "b.parquet", four), "1 or 3 channels")
+    refused(lambda: write_parquet(tmp_path / "b.parquet", four), "4 channels")

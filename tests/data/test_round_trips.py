@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from unpoison.data import (
     Splits,
     TrainingSet,
     as_training_set,
+    encode_png,
     from_dataset,
     load,
     read_cifar,
@@ -291,3 +293,38 @@ def test_the_sample() -> None:
     file = Path(_sample.__file__).with_name("fashion_mnist_sample.npz")
     assert file.stat().st_size <= 4_000_000
     assert "Zalando SE" in file.with_name("FASHION_MNIST_LICENSE.txt").read_text()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1", "RGBA", "LA"])
+def test_an_opened_image_is_read_like_its_file(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6))
+    image = grey.convert("RGB").convert(mode) if mode == "P" else grey.convert(mode)
+    image.save(tmp_path / "a.png")
+    found = read_image(image)
+    assert torch.equal(found, read_image(tmp_path / "a.png"))
+    with Image.open(tmp_path / "a.png") as opened:
+        assert torch.equal(read_image(opened), found)
+    if mode not in ("1", "P"):  # these round
+        assert torch.equal(found[0], torch.from_numpy(np.array(grey)))
+
+
+def test_a_palette_is_not_taken_for_grey_levels() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 200, 200, 10, 20, 30])
+    image.putdata([0, 1])
+    assert read_image(image).flatten(1).T.tolist() == [[200, 200, 200], [10, 20, 30]]
+
+
+def test_sixteen_bits_are_refused_of_an_opened_image_too() -> None:
+    with pytest.raises(InputError, match="16 bits a channel"):
+        read_image(Image.fromarray(np.array([[100, 30000]], np.uint16)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_keeps_every_pixel(channels: int) -> None:
+    image = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
+    for level in (1, 6):
+        with Image.open(io.BytesIO(encode_png(image, compress_level=level))) as opened:
+            assert torch.equal(read_image(opened), image)
+    with pytest.raises(InputError, match="2 channels"):
+        encode_png(torch.zeros(2, 4, 4, dtype=torch.uint8))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from unpoison.data import TrainingSet, read_npz, write_npz
+from unpoison.data import TrainingSet, from_dataset, read_npz, write_npz
 from unpoison.errors import InputError
 
 
@@ -81,3 +83,37 @@ def test_what_cannot_be_a_training_set_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=message):
             TrainingSet(*arguments)
+
+
+def test_examples_are_chosen_by_indices_or_by_a_mask() -> None:
+    made = make(5)
+    mask = torch.tensor([False, True, True, False, True])
+    for chosen in (mask, mask.tolist(), mask.numpy(), [1, 2, 4], torch.tensor([1, 2, 4], dtype=torch.uint8)):
+        assert torch.equal(made.subset(chosen).images, made.images[[1, 2, 4]])
+        assert torch.equal(made.without(chosen).images, made.images[[0, 3]])
+        changed = made.with_examples(chosen, made.images[:3], made.labels[:3])
+        assert torch.equal(changed.images[[1, 2, 4]], made.images[:3])
+    assert made.indices(range(2)).tolist() == [0, 1]
+    for wrong, message in (
+        (mask[:4], r"a mask must be bool \[5\], found \(4,\)"),
+        ([0.0, 1.0], "indices must be whole numbers, found torch.float32"),
+    ):
+        with pytest.raises(InputError, match=message):
+            made.subset(wrong)
+
+
+@pytest.mark.parametrize("names", [[0, 1], torch.arange(2), np.arange(2), (np.str_("0"), b"1"), range(2)])
+def test_class_names_are_text_whatever_they_were(names: Any) -> None:
+    made = make(4)
+    named = TrainingSet(made.images, made.labels, names)
+    assert named.class_names == ("0", "1")
+    assert all(type(name) is str for name in named.class_names)
+    assert named.fingerprint == TrainingSet(made.images, made.labels, ("0", "1")).fingerprint
+    read = from_dataset([made[index] for index in range(4)], class_names=names)
+    assert read.fingerprint == named.fingerprint
+
+
+@pytest.mark.parametrize("names", [2, "ab", {"a": 0, "b": 1}, torch.tensor(2)])
+def test_what_cannot_be_class_names_is_refused(names: Any) -> None:
+    with pytest.raises(InputError, match="class names must be a list of text"):
+        TrainingSet(make(2).images, make(2).labels, names)

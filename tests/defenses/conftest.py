@@ -1,19 +1,15 @@
-"""Logits as networks give them: most examples sure, some not."""
+"""Logits as networks return them."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
-import torch
 from torch import Tensor
 
-
-def draw_logits(counts: tuple[int, ...], *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits Float[n classes] and labels Int64[n], classes one after the other."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    logits = torch.randn(len(labels), len(counts), generator=generator)
-    logits[torch.arange(len(labels)), labels] += 2 + 6 * torch.rand(len(labels), generator=generator)
-    return logits, labels
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import draw_logits
 
 
 @pytest.fixture

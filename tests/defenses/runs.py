@@ -1,4 +1,4 @@
-"""Short defended runs on a tiny set, for the tests of single defenses."""
+"""Short defended runs on a tiny set, and logits, for the tests of single defenses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
-from unpoison.training import Defense, EpochRecord, Recipe, Trained, train
+from unpoison.training import Defense, Recipe, Trained, train
 
 RECIPE = Recipe(
     model="resnet9", width=2, epochs=3, batch_size=16, learning_rate=0.05, flip=True, crop_padding=1
@@ -26,6 +26,15 @@ def some_set(n: int = 40, *, channels: int = 1) -> TrainingSet:
     return TrainingSet((images + 60 * labels[:, None, None, None]).to(torch.uint8), labels, ("a", "b", "c"))
 
 
+def draw_logits(counts: tuple[int, ...], *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits Float[n classes] and labels Int64[n] in order, confident for most examples."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    logits = torch.randn(len(labels), len(counts), generator=generator)
+    logits[torch.arange(len(labels)), labels] += 2 + 6 * torch.rand(len(labels), generator=generator)
+    return logits, labels
+
+
 def same(first: nn.Module, second: nn.Module) -> bool:
     one, two = first.state_dict(), second.state_dict()
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
@@ -35,8 +44,8 @@ def check_run(make: Callable[[], Defense], directory: Path, recipe: Recipe = REC
     """Defend a run: it differs from an undefended one, repeats, and resumes to the same weights; an object
     that has defended another run before does the same."""
 
-    def interrupt(record: EpochRecord) -> None:
-        if record.epoch == 1:
+    def interrupt(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        if done == 2:
             raise KeyboardInterrupt
 
     used = make()
@@ -45,7 +54,7 @@ def check_run(make: Callable[[], Defense], directory: Path, recipe: Recipe = REC
     assert not same(whole.model, other.model)
     assert not same(whole.model, train(some_set(), recipe, seed=0).model)
     with pytest.raises(KeyboardInterrupt):
-        train(some_set(), recipe, seed=0, defense=make(), checkpoints=directory, on_epoch=interrupt)
+        train(some_set(), recipe, seed=0, defense=make(), checkpoints=directory, progress=interrupt)
     resumed = train(some_set(), recipe, seed=0, defense=make(), checkpoints=directory)
     assert same(whole.model, resumed.model)
     assert whole.defense is not None

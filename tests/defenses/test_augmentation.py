@@ -1,4 +1,4 @@
-"""Mixup, CutMix, Cutout and MaxUp: what a batch and its targets look like, and which gradient is followed."""
+"""Mixup, CutMix, Cutout and MaxUp: their batches, targets and gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unpoison.defenses import CutMix, Cutout, MaxUp, Mixup
 from unpoison.defenses._mixing import dirichlet
 from unpoison.errors import InputError
-from unpoison.training import Defense, Recipe
+from unpoison.training import Batch, Defense, Recipe, Step
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import RECIPE, check_run, some_set
@@ -26,14 +26,15 @@ def shown(defense: Defense, seed: int = 0, *, plain: Tensor | None = None) -> tu
     defense.begin(training_set, RECIPE, seed=0)
     images = torch.rand(24, 1, 12, 12, generator=torch.Generator().manual_seed(9)) if plain is None else plain
     labels = training_set.labels[:24]
-    made, targets = defense.batch(
-        (images * 255).to(torch.uint8),
-        labels,
-        torch.arange(24),
+    batch = Batch(
+        images=(images * 255).to(torch.uint8),
+        labels=labels,
+        indices=torch.arange(24),
         epoch=0,
         augment=lambda given: given.float() / 255,
         generator=torch.Generator().manual_seed(seed),
     )
+    made, targets = defense.batch(batch)
     return made, targets, (images * 255).to(torch.uint8).float() / 255
 
 
@@ -100,9 +101,15 @@ def test_maxup_follows_the_worst_copy() -> None:
     def loss_of(logits: Tensor, wanted: Tensor, *, reduction: str = "mean") -> Tensor:
         return F.cross_entropy(logits, wanted, reduction=reduction)
 
-    loss, logits = MaxUp(copies=3).gradients(
-        model, made, targets, logits_of=model, loss_of=loss_of, generator=torch.Generator()
+    step = Step(
+        model=model,
+        images=made,
+        targets=targets,
+        logits_of=model,
+        loss_of=loss_of,
+        generator=torch.Generator(),
     )
+    loss, logits = MaxUp(copies=3).gradients(step)
     logits = logits.detach()
     found = [parameter.grad for parameter in model.parameters()]
     worst = []
@@ -129,7 +136,7 @@ def options(defense: Any) -> dict[str, Any]:
 
 
 def test_maxup_needs_copies_that_differ() -> None:
-    with pytest.raises(InputError, match="all copies are the same"):
+    with pytest.raises(InputError, match="all copies would be equal"):
         MaxUp().begin(some_set(), Recipe(), seed=0)
     MaxUp(cutout=3).begin(some_set(), Recipe(), seed=0)
 
@@ -138,7 +145,7 @@ def test_maxup_needs_copies_that_differ() -> None:
     ("make", "said"),
     [
         (lambda: Mixup(alpha=0), "mixup: alpha must be a number"),
-        (lambda: Mixup(ways=1), r"mixup: ways must be a whole number in 2\.\.64"),
+        (lambda: Mixup(ways=1), r"mixup: ways must be a whole number in \[2, 64\]"),
         (lambda: CutMix(alpha="1"), "cutmix: alpha must be a number"),
         (lambda: Cutout(side=0), "cutout: side must be a whole number"),
         (lambda: MaxUp(copies=1), "maxup: copies must be a whole number"),

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unpoison.data import TrainingSet
 from unpoison.defenses import EPIC, DroppingDefense, LossDrop, RandomDrop
 from unpoison.errors import InputError
+from unpoison.training import Recipe
 
 
 @pytest.mark.parametrize("control", [RandomDrop, LossDrop])
@@ -36,10 +38,24 @@ def test_the_highest_losses_go(drawn: tuple[Tensor, Tensor]) -> None:
     assert float(losses[~keep].min()) >= float(losses[keep].max())
 
 
-def test_the_seed_decides_the_draw(drawn: tuple[Tensor, Tensor]) -> None:
-    kept = [RandomDrop(sizes=((1, 50),), seed=seed).select(1, *drawn) for seed in (0, 0, 1)]
+def test_the_seed_of_the_run_decides_the_draw(drawn: tuple[Tensor, Tensor]) -> None:
+    clean = TrainingSet(torch.zeros(480, 1, 2, 2, dtype=torch.uint8), drawn[1], ("a", "b", "c", "d"))
+    kept = []
+    for seed in (0, 0, 1):
+        defense = RandomDrop(sizes=((1, 50),))
+        defense.begin(clean, Recipe(), seed=seed)
+        kept.append(defense.select(1, *drawn))
     assert torch.equal(kept[0], kept[1])
     assert not torch.equal(kept[0], kept[2])
+    assert torch.equal(RandomDrop(sizes=((1, 50),)).select(1, *drawn), kept[0])
+
+
+def test_losses_of_examples_that_are_fit_are_told_apart() -> None:
+    """At probabilities of 1 - 1e-12 and nearer to 1, where p - 1 and log p round to 0 in float32."""
+    heights = torch.tensor([28.0, 31.0, 29.0, 40.0, 30.0])
+    logits = torch.stack([heights, torch.zeros(5)], 1)
+    keep = LossDrop(sizes=((1, 2),)).select(1, logits, torch.zeros(5, dtype=torch.int64))
+    assert (~keep).nonzero().flatten().tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("control", [RandomDrop, LossDrop])
@@ -57,6 +73,7 @@ def test_never_all_of_them(control: type[RandomDrop] | type[LossDrop], drawn: tu
         {"sizes": 5},
         {"share": 1.5},
         {"interval": 0},
+        {"sizes": ((1, 2, 3),)},
     ],
 )
 def test_values_out_of_range(control: type[RandomDrop] | type[LossDrop], wrong: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""EPIC: what it drops, when, and that it remembers."""
+"""EPIC: what it drops, when, and that drops are cumulative."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_presets() -> None:
     for name, epochs in rounds.items():
         defense = defenses.get("epic", preset=name)
         assert [epoch for epoch in range(300) if defense.is_round(epoch)] == list(epochs)
-    assert defenses.get("epic", preset="released-fine-tune", seed=4).seed == 4
+    assert defenses.get("epic", preset="released-fine-tune", interval=4).interval == 4
     with pytest.raises(InputError, match="released-transfer"):
         defenses.get("epic", preset="published")
 
@@ -274,8 +274,8 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
     class Cut(Exception):
         pass
 
-    def cut(record: object) -> None:
-        if getattr(record, "epoch", 0) == 2:
+    def cut(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        if done == 3:
             raise Cut
 
     def fresh() -> EPIC:
@@ -284,7 +284,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
     whole_defense, cut_defense = fresh(), fresh()
     whole = train(training_set, RECIPE, seed=0, defense=whole_defense)
     with pytest.raises(Cut):
-        train(training_set, RECIPE, seed=0, defense=fresh(), checkpoints=tmp_path, on_epoch=cut)
+        train(training_set, RECIPE, seed=0, defense=fresh(), checkpoints=tmp_path, progress=cut)
     resumed = train(training_set, RECIPE, seed=0, defense=cut_defense, checkpoints=tmp_path)
     assert cut_defense.sizes_so_far() == whole_defense.sizes_so_far()
     assert_same_weights(whole, resumed)
@@ -315,6 +315,28 @@ def test_the_bias_of_the_classifier_is_left_out() -> None:
     assert torch.equal(
         training_logits(plain, training_set, without_bias=True), predict(plain, training_set.images)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_examples_that_are_fit_do_not_cancel(dtype: torch.dtype) -> None:
+    """At a probability of 1 - 1e-12 the label's entry is minus the sum of the others."""
+    logits = torch.tensor([[28.0, 0.0, -1.0], [2.0, 30.0, 0.0]], dtype=dtype)
+    found = logit_gradients(logits, torch.tensor([0, 1])).tolist()
+    for row, label, gradient in zip(logits.double().tolist(), (0, 1), found, strict=True):
+        total = math.fsum(map(math.exp, row))
+        expected = [math.exp(value) / total for value in row]
+        expected[label] = -math.fsum(value for place, value in enumerate(expected) if place != label)
+        assert abs(expected[label]) < 2e-12
+        assert gradient == pytest.approx(expected, rel=1e-12)
+
+
+def test_isolation_is_found_among_examples_that_are_fit(drawn: tuple[Tensor, Tensor]) -> None:
+    """Two examples that are fit to 1 - 1e-12 differ in which other class they are nearest to."""
+    logits = torch.zeros(40, 3)
+    logits[:, 0] = 30
+    logits[:, 1] = 2
+    logits[7, 1], logits[7, 2] = 0, 2
+    assert isolated(logits, torch.zeros(40, dtype=torch.int64)).nonzero().flatten().tolist() == [7]
 
 
 def test_the_gradient_is_that_of_the_loss(drawn: tuple[Tensor, Tensor]) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 from unpoison.defenses._facility_location import (
     Clusters,
     Kernel,
-    _Likeness,
     _merged,
-    _picked_without_looking,
+    _pick_all_gains,
+    _Similarity,
     greedy_medoids,
 )
 from unpoison.errors import InputError
@@ -39,7 +39,7 @@ def assert_greedy(found: Clusters, points: Tensor, count: int, kernel: Kernel = 
     rows = points.tolist()
     n, d = len(rows), len(rows[0])
 
-    def likeness(i: int, j: int) -> float:
+    def similarity(i: int, j: int) -> float:
         distance = math.dist(rows[i], rows[j])
         return math.exp(-distance / d) if kernel == "exponential" else -distance
 
@@ -47,11 +47,11 @@ def assert_greedy(found: Clusters, points: Tensor, count: int, kernel: Kernel = 
     medoids = found.medoids.tolist()
     assert len(medoids) == len(set(medoids)) == min(count, len({tuple(row) for row in rows}))
     for medoid in medoids:
-        gains = [sum(max(likeness(i, j) - served[i], 0.0) for i in range(n)) for j in range(n)]
+        gains = [sum(max(similarity(i, j) - served[i], 0.0) for i in range(n)) for j in range(n)]
         assert gains[medoid] >= max(gains) * (1 - 1e-5) - 1e-12
-        served = [max(served[i], likeness(i, medoid)) for i in range(n)]
+        served = [max(served[i], similarity(i, medoid)) for i in range(n)]
     for i, owner in enumerate(found.owner.tolist()):
-        assert likeness(i, medoids[owner]) >= served[i] - 1e-7
+        assert similarity(i, medoids[owner]) >= served[i] - 1e-7
     assert found.sizes.tolist() == [found.owner.tolist().count(place) for place in range(len(medoids))]
 
 
@@ -76,7 +76,7 @@ def test_any_cloud(n: int, count: int, seed: int) -> None:
 def test_what_an_accelerator_does_is_the_same(kernel: Kernel) -> None:
     points = gradients(200)
     distinct, first, group, weights = _merged(torch.cat([points, points[:30]]))
-    order, owner = _picked_without_looking(_Likeness(distinct, kernel, 2**30, None), weights, 50)
+    order, owner = _pick_all_gains(_Similarity(distinct, kernel, 2**30, None), weights, 50)
     lazily = greedy_medoids(torch.cat([points, points[:30]]), 50, kernel=kernel)
     assert torch.equal(first[order], lazily.medoids)
     assert torch.equal(owner[group], lazily.owner)

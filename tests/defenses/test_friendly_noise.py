@@ -1,4 +1,4 @@
-"""Friendly noise against a plain loop over single images, and what it promises: large, harmless, clamped."""
+"""Friendly noise against a plain loop over single images: large, clamped, predictions unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unpoison import defenses
 from unpoison.defenses import FriendlyNoise
 from unpoison.errors import InputError
 from unpoison.models import build
-from unpoison.training import train
+from unpoison.training import Batch, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import RECIPE, check_run, some_set
@@ -56,7 +56,7 @@ def test_it_is_what_a_loop_over_images_finds(weight: float, clamp: float) -> Non
     assert float(found.abs().max()) <= clamp / 255 + 1e-7
 
 
-def test_more_weight_makes_more_noise_and_the_answers_stay() -> None:
+def test_more_weight_makes_more_noise_and_predictions_stay() -> None:
     model, images = network(), some_set().images.float() / 255
     start = (2 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) - 1) * 8 / 255
     none, heavy = (FriendlyNoise(weight=weight, steps=30) for weight in (0.0, 2000.0))
@@ -80,14 +80,15 @@ def test_the_batch_shows_the_noise(random: str) -> None:
     assert not bool(noise[11].any())
     assert noise.dtype == torch.int8
     indices = torch.tensor([7, 11, 2])
-    shown, labels = defense.batch(
-        training_set.images[indices],
-        training_set.labels[indices],
-        indices,
+    batch = Batch(
+        images=training_set.images[indices],
+        labels=training_set.labels[indices],
+        indices=indices,
         epoch=1,
         augment=lambda images: images,
         generator=torch.Generator().manual_seed(0),
     )
+    shown, labels = defense.batch(batch)
     assert torch.equal(labels, training_set.labels[indices])
     clean = training_set.images[indices].float() / 255
     friendly = (clean + noise[indices] * (16 / 127 / 255)).clamp(0, 1)
@@ -134,9 +135,9 @@ def test_a_short_run_has_none() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"random": "pink"}, "random must be one of bernoulli"),
-        ({"steps": 0}, "steps must be a whole number from 1"),
-        ({"momentum": 1}, "momentum must be a number from 0 to below 1"),
+        ({"random": "pink"}, "random must be one of 'bernoulli'"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"momentum": 1}, r"momentum must be a number in \[0, 1\)"),
         ({"clamp": 0}, "clamp must be a number"),
         ({"begin_epoch": 1.5}, "begin_epoch must be a whole number"),
     ],

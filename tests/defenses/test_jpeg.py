@@ -57,10 +57,10 @@ def test_it_defends_a_run(tmp_path: Path) -> None:
 
 def test_it_refuses() -> None:
     two = TrainingSet(torch.zeros(2, 2, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
-    with pytest.raises(InputError, match="2 channels; JPEG knows 1 and 3"):
+    with pytest.raises(InputError, match="2 channels; JPEG has 1 or 3"):
         JPEG().begin(two, RECIPE, seed=0)
     for quality in (0, 96, 50.0, True):
-        with pytest.raises(InputError, match=r"a whole number in 1\.\.95"):
+        with pytest.raises(InputError, match=r"a whole number in \[1, 95\]"):
             JPEG(quality=quality)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no preset"):
         defenses.get("jpeg", preset="quality-50")

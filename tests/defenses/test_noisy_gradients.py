@@ -19,7 +19,7 @@ from unpoison.defenses import DPSGD, NoisyGradient
 from unpoison.defenses.dp_sgd import gaussian_epsilon
 from unpoison.errors import InputError, MissingExtraError
 from unpoison.models import build
-from unpoison.training import train
+from unpoison.training import Step, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from runs import RECIPE, check_run, some_set
@@ -33,14 +33,15 @@ def loss_of(logits: Tensor, wanted: Tensor, *, reduction: str = "mean") -> Tenso
 
 def gradients(defense: Any, model: nn.Module) -> tuple[Tensor, list[Tensor]]:
     training_set = some_set(10)
-    loss, logits = defense.gradients(
-        model,
-        training_set.images.float() / 255,
-        training_set.labels,
+    step = Step(
+        model=model,
+        images=training_set.images.float() / 255,
+        targets=training_set.labels,
         logits_of=model,
         loss_of=loss_of,
         generator=torch.Generator().manual_seed(0),
     )
+    loss, logits = defense.gradients(step)
     assert logits.shape == (10, 3)
     found = []
     for parameter in model.parameters():

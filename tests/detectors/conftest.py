@@ -67,7 +67,7 @@ class Scene:
     model: nn.Sequential
     factors: Factors
     observation: Observation
-    suspects: Observation
+    observations: Observation
 
 
 def make_scene(seed: int) -> Scene:

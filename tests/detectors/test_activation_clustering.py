@@ -32,18 +32,18 @@ def inertia(points: torch.Tensor, group: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("gap", [0.0, 1.5, 6.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_two_means_is_as_good_as_many_restarts(seed: int, gap: float) -> None:
+def test_two_means_is_as_good_as_many_random_restarts(seed: int, gap: float) -> None:
     points = groups(seed, gap=gap).double()
-    parted = two_means(points)
-    assert parted is not None
+    clusters = two_means(points)
+    assert clusters is not None
     theirs = KMeans(2, n_init=20, random_state=0).fit(points.numpy())
-    assert inertia(points, parted.smaller) <= 1.02 * theirs.inertia_
+    assert inertia(points, clusters.smaller) <= 1.02 * theirs.inertia_
     total = float((points - points.mean(0)).square().sum())
-    assert parted.explained == pytest.approx(total - inertia(points, parted.smaller))
-    assert torch.equal(parted.margin > 0, parted.smaller)
-    assert parted.share <= 0.5
+    assert clusters.explained == pytest.approx(total - inertia(points, clusters.smaller))
+    assert torch.equal(clusters.margin > 0, clusters.smaller)
+    assert clusters.share <= 0.5
     if gap == 6.0:
-        assert parted.smaller.nonzero()[:, 0].tolist() == list(range(12))
+        assert clusters.smaller.nonzero()[:, 0].tolist() == list(range(12))
 
 
 def test_silhouettes_are_exact() -> None:
@@ -76,7 +76,7 @@ def test_the_adversarial_robustness_toolbox_agrees(reduction: str, monkeypatch: 
     defence = pytest.importorskip("art.defences.detector.poison.activation_defence")
     analyzer = pytest.importorskip("art.defences.detector.poison.clustering_analyzer").ClusteringAnalyzer()
     by_class = [groups(3, gap=12.0).numpy(), groups(4, gap=0.0).numpy()]
-    # The toolbox starts its k-means once, where a global generator says; from some places it ends elsewhere.
+    # The toolbox starts its k-means once, from centres of a global generator; from some it ends elsewhere.
     monkeypatch.setattr(np.random.mtrand, "_rand", np.random.RandomState(0))
     clusters, reduced = defence.cluster_activations(
         by_class,
@@ -88,13 +88,13 @@ def test_the_adversarial_robustness_toolbox_agrees(reduction: str, monkeypatch: 
     ours = ActivationClustering(
         dimensions=2 if reduction == "FastICA" else 4, reduction="ica" if reduction == "FastICA" else "pca"
     )
-    parted = two_means(ours.reduced(torch.from_numpy(by_class[0])))
-    assert parted is not None
+    found = two_means(ours.reduced(torch.from_numpy(by_class[0])))
+    assert found is not None
     theirs = np.asarray(clusters[0]) == np.bincount(clusters[0]).argmin()
-    assert parted.smaller.numpy().tolist() == theirs.tolist()
+    assert found.smaller.numpy().tolist() == theirs.tolist()
     report = analyzer.analyze_by_silhouette_score(clusters[:1], reduced_activations_by_class=reduced[:1])[2]
     points = ours.reduced(torch.from_numpy(by_class[0]))
-    mean = silhouette(points, parted.smaller, block_bytes=1 << 20)
+    mean = silhouette(points, found.smaller, block_bytes=1 << 20)
     assert float(report["class_0"]["avg_silhouette_score"]) == pytest.approx(mean, abs=2e-3)
 
 
@@ -126,8 +126,8 @@ def test_no_poison_no_findings(planted: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"dimensions": 0}, {"reduction": "tsne"}, {"decision": "taste"}, {"expected_share": 0.0}],
+    [{"dimensions": 0}, {"reduction": "tsne"}, {"decision": "nosuch"}, {"expected_share": 0.0}],
 )
 def test_impossible_settings(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="ActivationClustering"):
+    with pytest.raises(InputError, match="activation-clustering"):
         ActivationClustering(**options)

@@ -269,7 +269,7 @@ def test_the_level_decides_the_number_of_calibration_errors(level: float, errors
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, math.nan])
 def test_levels_outside_0_and_1_are_refused(value: float) -> None:
-    with pytest.raises(InputError, match="Calibrated: false_alarm_level must lie between 0 and 1"):
+    with pytest.raises(InputError, match=r"calibrated: false_alarm_level must be a number in \(0, 1\)"):
         Calibrated(false_alarm_level=value)
 
 

@@ -53,5 +53,5 @@ def test_a_set_of_one_has_no_neighbours(planted: Any) -> None:
 
 @pytest.mark.parametrize("options", [{"expected_share": 0.0}, {"expected_share": 0.5}, {"neighbours": 0}])
 def test_impossible_settings(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="DeepKNN"):
+    with pytest.raises(InputError, match="deep-knn"):
         DeepKNN(**options)

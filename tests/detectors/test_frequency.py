@@ -49,14 +49,14 @@ def test_every_image_gets_a_trigger(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 11, 6)])
-def test_any_size_can_be_learnt(shape: tuple[int, int, int]) -> None:
+def test_images_of_any_size(shape: tuple[int, int, int]) -> None:
     classifier = QUICK.fit_classifier(smooth(40, shape))
     probabilities = classifier.probabilities(smooth(10, shape, seed=1), batch_size=4)
     assert probabilities.shape == (10,)
     assert bool(((probabilities >= 0) & (probabilities <= 1)).all())
 
 
-def test_a_corner_of_noise_is_told_from_smooth_images() -> None:
+def test_a_corner_of_noise_is_distinguished_from_smooth_images() -> None:
     clean = smooth(400, (1, 12, 12))
     images = clean.images.clone()
     images[:40, :, -3:, -3:] = torch.tensor([0, 255, 0, 255, 0, 255, 0, 255, 0]).byte().view(3, 3)
@@ -79,7 +79,7 @@ def test_a_saved_classifier_is_used_again(tmp_path: Path) -> None:
         named.find(model, smooth(4, (1, 12, 12)))
 
 
-def test_a_reference_is_what_is_learnt_from() -> None:
+def test_the_classifier_is_trained_on_the_reference() -> None:
     training_set, clean = smooth(40, (1, 10, 10)), smooth(40, (1, 10, 10), seed=9)
     found = QUICK.find(nn.Linear(1, 1), training_set, reference=clean)
     assert torch.equal(found.scores, QUICK.fit_classifier(clean).probabilities(training_set))
@@ -103,5 +103,5 @@ def test_damaged_classifiers_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"examples": 0}, {"rounds": 0}, {"epochs": 0}, {"batch_size": 0}])
 def test_impossible_settings(options: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="Frequency"):
+    with pytest.raises(InputError, match="frequency"):
         Frequency(**options)  # type: ignore[arg-type]

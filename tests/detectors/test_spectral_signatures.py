@@ -79,7 +79,7 @@ def test_the_whole_set_rule_is_the_notebooks(planted: Any) -> None:
     assert set(found.flagged.tolist()) == set(np.flatnonzero(expected > 7).tolist())
 
 
-def test_a_class_of_one_and_classes_too_small_lose_nobody() -> None:
+def test_nothing_is_flagged_in_small_classes() -> None:
     images = torch.randint(
         0, 256, (12, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -93,7 +93,7 @@ def test_a_class_of_one_and_classes_too_small_lose_nobody() -> None:
 
 @pytest.mark.parametrize("options", [{"expected_share": 0.0}, {"expected_share": 1.0}, {"multiplier": 0.0}])
 def test_impossible_settings(options: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="SpectralSignatures"):
+    with pytest.raises(InputError, match="spectral-signatures"):
         SpectralSignatures(**options)  # type: ignore[arg-type]
 
 

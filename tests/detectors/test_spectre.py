@@ -67,8 +67,8 @@ def test_it_finds_what_the_direction_of_largest_variance_does_not_show(planted: 
 
 @pytest.mark.parametrize(
     "options",
-    [{"expected_share": 0.0}, {"expected_share": 0.4}, {"multiplier": 20.0}, {"most_dimensions": 0}],
+    [{"expected_share": 0.0}, {"expected_share": 0.4}, {"multiplier": 20.0}, {"max_dimensions": 0}],
 )
 def test_impossible_settings(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="Spectre"):
+    with pytest.raises(InputError, match="spectre"):
         Spectre(**options)

@@ -22,7 +22,7 @@ def test_the_second_group_is_found(planted: Any) -> None:
     assert len(set(found.evidence["anomaly"].tolist())) == 6
 
 
-def test_no_poison_is_said(planted: Any) -> None:
+def test_nothing_is_found_in_a_clean_set(planted: Any) -> None:
     scene = planted(gap=0.0, classes=6)
     found = StatisticalContamination(dimensions=8).find(scene.model, scene.training_set)
     assert not found.poison_found
@@ -42,7 +42,7 @@ def test_deviations_are_whitened(planted: Any) -> None:
     torch.testing.assert_close(white.t() @ white / len(white), torch.eye(5, dtype=torch.float64))
 
 
-def test_a_reference_is_taken_for_clean(planted: Any) -> None:
+def test_a_reference_improves_the_covariance(planted: Any) -> None:
     scene, clean = planted(classes=6), planted(gap=0.0, classes=6)
     detector = StatisticalContamination(dimensions=8)
     alone = detector.find(scene.model, scene.training_set)
@@ -54,7 +54,7 @@ def test_a_reference_is_taken_for_clean(planted: Any) -> None:
         detector.find(scene.model, scene.training_set, reference=small)
 
 
-def test_two_classes_have_no_median_to_stand_out_from() -> None:
+def test_two_classes_are_too_few() -> None:
     assert anomaly({0: 1.0, 4: 90.0}) == {0: 0.0, 4: 0.0}
     with pytest.raises(InputError, match="dimensions"):
         StatisticalContamination(dimensions=0)

@@ -93,14 +93,14 @@ def test_factors_are_reused_and_checked(scene: Any, name: str) -> None:
 
 
 def test_ek_fac_flags_influence_above_its_threshold(scene: Any) -> None:
-    found = EKFACThreshold(threshold=1.0).find(scene.model, scene.poisoned, scene.suspects)
+    found = EKFACThreshold(threshold=1.0).find(scene.model, scene.poisoned, scene.observations)
     task = ClassificationTask()
     factors = scene.factors
     expected = torch.zeros(len(scene.poisoned))
-    for image in scene.suspects.images:
+    for image in scene.observations.images:
         batch = (image[None].float() / 255, torch.tensor([0]))
         query = precondition(scene.model, factors, batch, task)
-        expected += score(scene.model, query, scene.poisoned, task).values[0] / len(scene.suspects)
+        expected += score(scene.model, query, scene.poisoned, task).values[0] / len(scene.observations)
     # Other label samples for the factors, so similar but not equal.
     assert float(torch.corrcoef(torch.stack([found.scores, expected]))[0, 1]) > 0.95
     assert torch.equal(found.mask(), found.scores > 1.0)

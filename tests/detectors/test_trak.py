@@ -95,18 +95,20 @@ def test_projections_keep_inner_products() -> None:
 
 
 def test_attributions_are_the_papers_formula() -> None:
-    model, examples, asked = small_net(), images(60, 3), images(4, 4)
-    suspects = TensorExamples(*asked.batch(0, 4))
-    found = trak_scores(model, examples, suspects, dimensions=12, seed=1)
+    model, examples = small_net(), images(60, 3)
+    queries = TensorExamples(*images(4, 4).batch(0, 4))
+    found = trak_scores(model, examples, queries, dimensions=12, seed=1)
     phi = project(model, examples, TASK.measurement, dimensions=12, seed=1).gradients.double()
-    query = project(model, suspects, TASK.measurement, dimensions=12, seed=1).gradients.double()
+    query = project(model, queries, TASK.measurement, dimensions=12, seed=1).gradients.double()
     inputs, labels = examples.batch(0, 60)
     doubt = 1 - model(inputs).softmax(1).gather(1, labels[:, None])[:, 0]
     expected = query @ torch.linalg.inv(phi.t() @ phi) @ phi.t() * doubt
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
 
 
-def theirs(model: nn.Module, examples: TrainingSet, asked: TensorExamples, folder: Path, seed: int) -> Tensor:
+def theirs(
+    model: nn.Module, examples: TrainingSet, queries: TensorExamples, folder: Path, seed: int
+) -> Tensor:
     """traker's attributions Float[m n], with its own projector for processors."""
     from trak import TRAKer
     from trak.projectors import BasicProjector, ProjectionType
@@ -137,9 +139,9 @@ def theirs(model: nn.Module, examples: TrainingSet, asked: TensorExamples, folde
             batch = examples.batch(start, start + 100)
             traker.featurize(batch=batch, num_samples=len(batch[0]))
         traker.finalize_features()
-        traker.start_scoring_checkpoint("asked", model.state_dict(), model_id=0, num_targets=len(asked))
-        traker.score(batch=asked.tensors, num_samples=len(asked))
-        scores: Any = traker.finalize_scores(exp_name="asked")
+        traker.start_scoring_checkpoint("queries", model.state_dict(), model_id=0, num_targets=len(queries))
+        traker.score(batch=queries.tensors, num_samples=len(queries))
+        scores: Any = traker.finalize_scores(exp_name="queries")
     return torch.from_numpy(np.array(scores)).t()
 
 
@@ -155,38 +157,38 @@ def ranks_agree(one: Tensor, other: Tensor) -> float:
 def test_traker_agrees_up_to_its_own_randomness(tmp_path: Path) -> None:
     pytest.importorskip("trak")
     model, examples = small_net(), images(300, 5)
-    asked = TensorExamples(*images(5, 6).batch(0, 5))
-    first, second = (theirs(model, examples, asked, tmp_path / str(seed), seed) for seed in (0, 1))
-    ours = [trak_scores(model, examples, asked, dimensions=64, seed=seed) for seed in (0, 1)]
+    queries = TensorExamples(*images(5, 6).batch(0, 5))
+    first, second = (theirs(model, examples, queries, tmp_path / str(seed), seed) for seed in (0, 1))
+    ours = [trak_scores(model, examples, queries, dimensions=64, seed=seed) for seed in (0, 1)]
     among_theirs = ranks_agree(first, second)
     across = sum(ranks_agree(mine, their) for mine in ours for their in (first, second)) / 4
     assert across > among_theirs - 0.05
     assert across > 0.4
 
 
-def test_a_backdoor_is_found(scene: Any) -> None:
+def test_a_backdoor_has_high_scores(scene: Any) -> None:
     found = TRAK().find(scene.model, scene.poisoned, scene.observation)
     truth = torch.zeros(len(scene.poisoned), dtype=torch.bool)
     truth[scene.poison.indices] = True
     assert average_precision(found.scores, truth) > 0.2  # chance is .05
     assert found.poison_found
-    several = TRAK().find(scene.model, scene.poisoned, scene.suspects)
+    several = TRAK().find(scene.model, scene.poisoned, scene.observations)
     assert not torch.equal(several.scores, found.scores)
 
 
-def test_what_cannot_be_projected() -> None:
+def test_impossible_projections() -> None:
     model, examples = small_net(), images(4, 0)
     for options in ({"dimensions": 0}, {"dimensions": 4, "batch_size": 0}):
         with pytest.raises(InputError, match="cannot project 4 examples"):
             project(model, examples, TASK.measurement, seed=0, **options)
     with pytest.raises(InputError, match="cannot project 0 examples"):
         project(model, examples.subset([]), TASK.measurement, seed=0, dimensions=3)
-    with pytest.raises(InputError, match="dimensions must be positive"):
+    with pytest.raises(InputError, match="dimensions must be a whole number of at least 1"):
         TRAK(dimensions=0)
 
 
 def test_progress_counts_up() -> None:
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     project(
         small_net(),
         images(10, 0),
@@ -194,6 +196,6 @@ def test_progress_counts_up() -> None:
         dimensions=4,
         seed=0,
         batch_size=4,
-        progress=lambda *step, **_: told.append(step),
+        progress=lambda *step, **_: reported.append(step),
     )
-    assert told == [("projections", 4, 10), ("projections", 8, 10), ("projections", 10, 10)]
+    assert reported == [("projections", 4, 10), ("projections", 8, 10), ("projections", 10, 10)]

@@ -1,63 +1,47 @@
-"""An attack on single test images that needs surrogates, and does nothing but look at them."""
+"""An attack on single test images that needs surrogates, and only counts them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import pytest
 import torch
-from torch import nn
 
-from unpoison.attacks import Attack, AttackCard, _registry
-from unpoison.data import TrainingSet
-from unpoison.threats import Budget, Goal, PoisonSet, TargetedMisclassification
-
-CARD = AttackCard(
-    name="fake-matching",
-    title="Fake",
-    summary="Adds one to pixels.",
-    knowledge="networks",
-    labels="clean",
-    goals=("targeted-misclassification",),
-    paper="none",
-    cost="none",
-    implementation="fake_matching:FakeMatching",
-    surrogates=1,
-)
-
-
-def fake_matching(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `fake-matching` be one of the attacks."""
-    monkeypatch.setitem(_registry._CARDS, CARD.name, CARD)
+from unpoison import attacks
+from unpoison.attacks import Attack, CraftRequest
+from unpoison.threats import PoisonSet, TargetedMisclassification
 
 
 @dataclass(frozen=True, kw_only=True)
 class FakeMatching(Attack):
     RECIPE: ClassVar[str] = 'name = "fake-matching"\nsurrogates = 2\nsurrogate = { epochs = 2 }'
 
-    def craft(
-        self,
-        goal: Goal,
-        training_set: TrainingSet,
-        *,
-        budget: Budget,
-        surrogate: nn.Module | Sequence[nn.Module] | None = None,
-        seed: int,
-    ) -> PoisonSet:
-        assert isinstance(goal, TargetedMisclassification)
-        networks: Any = surrogate
-        assert all(isinstance(one, nn.Module) and not one.training for one in networks)
-        indices = torch.arange(budget.count_in(len(training_set)))
-        images = training_set.images[indices]
-        return PoisonSet.of(
-            training_set,
+    def poison(self, request: CraftRequest) -> PoisonSet:
+        assert isinstance(request.goal, TargetedMisclassification)
+        assert all(not one.training for one in request.models)
+        indices = torch.arange(request.count)
+        images = request.training_set.images[indices]
+        return request.poison_set(
             indices=indices,
             images=images + (images < 255).to(torch.uint8),
-            given_labels=training_set.labels[indices],
-            goal=goal,
-            attack=CARD.name,
-            configuration={"surrogates": len(networks)},
-            seed=seed,
+            labels=request.training_set.labels[indices],
         )
+
+
+def fake_matching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `fake-matching` be one of the attacks."""
+    methods: Any = attacks.METHODS
+    for name in ("_classes", "_methods"):  # a registration of its own, which ends with the test
+        monkeypatch.setattr(methods, name, dict(getattr(methods, name)))
+    attacks.register(
+        name="fake-matching",
+        title="Fake",
+        summary="Adds one to pixels.",
+        paper="none",
+        cost="none",
+        labels="clean",
+        goals=("targeted-misclassification",),
+        surrogates=1,
+        accepts_surrogates=True,
+    )(final(FakeMatching))

@@ -1,6 +1,6 @@
-"""Stages that only note that they were done, plans of them, and an executor without processes.
+"""Stages that only log that they were done, plans of them, and an executor without processes.
 
-Workers import this module by its name, so the folder stands on the path (see conftest.py).
+Workers import this module by its name, so the folder is on the path (see conftest.py).
 """
 
 from __future__ import annotations
@@ -40,22 +40,26 @@ def work(
 
 
 def make_row(seed: int, detector: str = "none", **changes: Any) -> dict[str, Any]:
-    """A row as `measure` writes it: of a control without detector, or of a detector that caught half."""
+    """A row as `measure` writes it: of a control without detector, or of a detector that flags half."""
     row: dict[str, Any] = {
         "attack": "badnets",
         "budget": 0.02,
         "source": "left",
         "target": "right",
-        "test_index": None,
+        "test_indices": [],
         "seed": seed,
+        "victim": "default",
+        "number": 0,
         "defense": "none",
         "detector": detector,
+        "observation": 0,
         "unlearner": "none",
         "control": "no defense" if detector == "none" else "",
         "poisons": 10,
         "poison_share": 0.02,
         "clean_correct": 80 + seed,
         "clean_total": 100,
+        "margin": 0.5,
         "attack_successes": 30,
         "attack_total": 40,
         "class_names": ["left", "right"],
@@ -66,11 +70,12 @@ def make_row(seed: int, detector: str = "none", **changes: Any) -> dict[str, Any
         row |= {
             "observed": True,
             "flagged": 9,
-            "caught": 5,
-            "clean_flagged": 4,
+            "found": True,
+            "true_positives": 5,
+            "false_positives": 4,
             "clean_examples": 490,
             "average_precision": 0.5,
-            "class_clean_flagged": [4, 0],
+            "class_false_positives": [4, 0],
             "class_clean": [240, 250],
             "attack_successes": 4,
         }

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.evaluation import measure
 from unpoison.threats import Backdoor, PatchTrigger
 from unpoison.training import Recipe, Trained
+from unpoison.workflow import measure
 
 
 class ByBrightness(nn.Module):

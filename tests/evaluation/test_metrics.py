@@ -13,12 +13,13 @@ from fake_stages import make_row
 from unpoison._statistics import Proportion
 from unpoison.errors import InputError
 from unpoison.evaluation import Line, Results, bootstrap, compare, leaderboard, tango
-from unpoison.evaluation._results import _KEYED
+from unpoison.evaluation._results import ROW
 
 
 def results(rows: list[dict[str, Any]], planned: int | None = None) -> Results:
-    keyed = [{**dict.fromkeys(_KEYED.names), **row, "key": f"{place:032x}"} for place, row in enumerate(rows)]
-    table = pa.Table.from_pylist(keyed, schema=_KEYED)
+    schema = ROW.append(pa.field("key", pa.string()))
+    keyed = [{**dict.fromkeys(schema.names), **row, "key": f"{place:032x}"} for place, row in enumerate(rows)]
+    table = pa.Table.from_pylist(keyed, schema=schema)
     return Results("made", table, len(rows) if planned is None else planned, (), Path(), {})
 
 
@@ -35,12 +36,14 @@ def test_a_line_by_hand() -> None:
     assert found.success_rate.deviation == pytest.approx(0.425 / math.sqrt(2))
     assert found.clean_accuracy.mean == pytest.approx(0.85)
     assert found.worst_class == ("right", Proportion(70, 100))
-    assert found.caught == Proportion(10, 20)
+    assert found.true_positives == Proportion(10, 20)
     assert found.precision == Proportion(10, 18)
-    assert found.clean_lost == Proportion(8, 980)
+    assert found.false_positives == Proportion(8, 980)
     assert found.average_precision.mean == 0.75
     assert found.filter_bias == pytest.approx(4 / 240)
     assert found.observed == Proportion(2, 2)
+    assert found.found == Proportion(2, 2)
+    assert found.margin.mean == 0.5
 
 
 def test_a_trial_without_anything_to_trace_has_no_ranking() -> None:
@@ -59,10 +62,10 @@ def test_half_of_the_inputs_is_no_success() -> None:
 
 def test_lines_without_detector_have_nothing_to_judge() -> None:
     found = line([make_row(0)])
-    assert found.caught == Proportion(0, 0)
+    assert found.true_positives == Proportion(0, 0)
     assert found.filter_bias is None
     assert math.isnan(found.success_rate.deviation)
-    assert found.to_dict()["caught"]["rate"] is None
+    assert found.to_dict()["true_positives"]["rate"] is None
 
 
 def test_methods_budgets_and_controls_are_lines_of_their_own() -> None:
@@ -74,6 +77,53 @@ def test_methods_budgets_and_controls_are_lines_of_their_own() -> None:
         make_row(0, "random", control="random filter"),
     ]
     assert [one.n for one in leaderboard(results(rows))] == [2, 1, 1, 1]
+
+
+def test_trials_of_one_target_are_one_value_of_the_interval() -> None:
+    def trials(target: str, hits: str) -> list[dict[str, Any]]:
+        return [
+            make_row(0, number=number, target=target, attack_total=1, attack_successes=int(hit == "x"))
+            for number, hit in enumerate(hits)
+        ]
+
+    found = line([*trials("a", "xx"), *trials("b", "x."), *trials("c", "xxxx")])
+    assert found.success == Proportion(7, 8)
+    assert (found.success_by_target.mean, found.success_by_target.n) == (pytest.approx(2.5 / 3), 3)
+    # Means 1, 1/2 and 1: deviation .2887; 4.303 is Student's quantile for two degrees of freedom.
+    low, high = found.target_interval or (0.0, 0.0)
+    assert low == pytest.approx(2.5 / 3 - 4.303 * 0.28868 / 3**0.5, abs=1e-3)
+    assert high == 1.0
+    assert line(trials("a", "x.")).target_interval is None
+    assert found.to_dict()["success_by_target"]["interval"][1] == 1.0
+
+
+def test_attacks_are_compared_on_the_same_targets_and_victims() -> None:
+    def trials(attack: str, **hits: str) -> Line:
+        return line(
+            [
+                make_row(0, attack=attack, target=target, number=number, attack_total=1)
+                | {"attack_successes": int(hit == "x")}
+                for target, marks in hits.items()
+                for number, hit in enumerate(marks)
+            ]
+        )
+
+    first = trials("one", a="xx", b="x.", c="xx", d="xx")
+    # Of c there is one victim yet, of d none.
+    found = compare(first, trials("two", a=".x", b="x.", c=".")).success_by_target
+    # Differences 1/2, 0 and 1.
+    assert (found.mean, found.n) == (0.5, 3)
+    assert found.interval() == pytest.approx(
+        (0.5 - 4.303 * 0.5 / 3**0.5, 0.5 + 4.303 * 0.5 / 3**0.5), abs=1e-3
+    )
+
+
+def test_lines_of_clean_victims_have_no_attack_success() -> None:
+    nothing = {"attack_successes": None, "attack_total": None, "margin": None, "poisons": 0}
+    found = line([make_row(0, "corner", attack="none", found=False, true_positives=0, **nothing)])
+    assert found.success == Proportion(0, 0)
+    assert found.found == Proportion(0, 1)
+    assert found.to_dict()["margin"]["mean"] is None
 
 
 def test_compared_on_the_trials_that_both_have() -> None:

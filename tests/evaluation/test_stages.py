@@ -66,21 +66,25 @@ def test_rows_say_what_the_artefacts_say(swept: tuple[Plan, Results]) -> None:
         if "findings" in inputs:
             findings = Findings.load(store.place(inputs["findings"]) / "findings")
             assert row["flagged"] == len(findings.flagged)
-            assert row["caught"] == findings.judge(poison).recall.successes
-            assert sum(row["class_clean_flagged"]) == row["clean_flagged"] == row["flagged"] - row["caught"]
+            assert row["true_positives"] == findings.judge(poison).recall.successes
+            assert row["false_positives"] == row["flagged"] - row["true_positives"]
+            assert sum(row["class_false_positives"]) == row["false_positives"]
             assert sum(row["class_clean"]) == row["clean_examples"] == 270
         else:
             assert row["flagged"] is None
         assert row["seconds_train"] > 0
         assert row["peak_bytes"] > 1e6
+        # Inputs are answered as wanted where the margin is negative, on average.
+        assert 0 <= row["attack_correct"] <= 20 - row["attack_successes"]
+        assert (row["margin"] < 0) == (row["attack_successes"] > 10)
 
 
 def test_controls_are_what_they_say(swept: tuple[Plan, Results]) -> None:
     _, results = swept
     lines = {line.control: line for line in leaderboard(results)}
     assert set(lines) == {"no attack", "no defense", "", "random filter", "perfect filter"}
-    assert lines["perfect filter"].caught.rate == 1.0
-    assert lines["perfect filter"].clean_lost.successes == 0
+    assert lines["perfect filter"].true_positives.rate == 1.0
+    assert lines["perfect filter"].false_positives.successes == 0
     for found, drawn in zip(lines[""].rows, lines["random filter"].rows, strict=True):
         assert drawn["flagged"] == found["flagged"]
     assert all(line.n == 2 for line in lines.values())
@@ -107,13 +111,29 @@ def test_what_changes_a_stage_changes_its_key_and_those_after_it(tmp_path: Path)
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('["left", "right"]', '["left", "rihgt"]', "has no class 'rihgt'; did you mean 'right'?"),
-        ('["left", "right"]', '["left", 3]', "class 3 is outside 0..2"),
-        ("layers = 1", "layer = 1", "fine-tune: unknown option 'layer'; did you mean 'layers'?"),
-        ("threshold = 0.0", "treshold = 0.0", "ek-fac: unknown option 'treshold'; did you mean 'threshold'?"),
+        (
+            '["left", "right"]',
+            '["left", "rihgt"]',
+            "targets.pairs rihgt: no such class; give a name (left, mi",
+        ),
+        (
+            '["left", "right"]',
+            '["left", 3]',
+            "targets.pairs 3: no such class; give a name (left, middle",
+        ),
+        ("layers = 1", "layer = 1", "fine-tune: there is no option 'layer'; did you mean 'layers'?"),
+        (
+            "threshold = 0.0",
+            "treshold = 0.0",
+            "ek-fac: there is no option 'treshold'; did you mean 'threshold'?",
+        ),
         ("layers = 1", "layers = 0", "fine-tune: layers must be"),
         ("tiny.npz", "gone.npz", "gone.npz: no such file"),
-        ("budget = 0.1", 'budget = 0.1\ntrigger = "white-cornr"', "did you mean 'white-corner'?"),
+        (
+            "budget = 0.1",
+            'budget = 0.1\ntrigger = "white-cornr"',
+            "white-cornr: neither one of white-corner, ",
+        ),
         ("budget = 0.1", "budget_count = 500", "count 500 is more than"),
     ],
 )
@@ -132,7 +152,7 @@ def test_published_setups_decide_source_and_target(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('pairs = [["left", "right"]]', 'setups = "setups.json"'))
     work = plan(Experiment.read(path))
     trial = work.stages[-1].configuration["trial"]
-    assert (trial["source"], trial["target"], trial["test_index"]) == ("right", "left", 5)
+    assert (trial["source"], trial["target"], trial["test_indices"]) == ("right", "left", [5])
 
 
 DEFENSES = """
@@ -164,22 +184,15 @@ def test_each_defense_has_a_victim_of_its_own(tmp_path: Path) -> None:
         trained = Trained.load(store.place(stages[row["key"]].inputs["victim"]) / "model")
         assert [record.examples for record in trained.history] == [300, 260, 240]
         poison = PoisonSet.load(store.place(stages[row["key"]].inputs["poison"]) / "poison")
-        caught = int(poison.membership(300)[trained.dropped].sum())
-        assert row["dropped_poisons"] == caught
-        assert (line.drop_precision.successes, line.drop_precision.trials) == (caught, 60)
-        assert (line.drop_recall.successes, line.drop_recall.trials) == (caught, 30)
+        poisons = int(poison.membership(300)[trained.dropped].sum())
+        assert row["dropped_poisons"] == poisons
+        assert (line.drop_precision.successes, line.drop_precision.trials) == (poisons, 60)
+        assert (line.drop_recall.successes, line.drop_recall.trials) == (poisons, 30)
         assert line.to_dict()["dropped"]["rate"] == 0.2
         assert label.startswith(trained.defense["name"].partition("(")[0].replace("Drop", "-drop").lower())
     undefended = [line for line in leaderboard(results) if line.control]
     assert [line.control for line in undefended] == ["no attack", "no defense"]
     assert all("dropped" not in line.to_dict() for line in undefended)
-
-
-def test_a_recipe_without_defenses_has_the_digest_it_had_before_there_were_any(
-    swept: tuple[Plan, Results],
-) -> None:
-    _, results = swept
-    assert not set(results.deterministic.column_names) & {"dropped", "dropped_poisons", "examples"}
 
 
 def test_attacks_get_the_surrogates_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,9 +215,9 @@ def test_attacks_get_the_surrogates_that_they_need(tmp_path: Path, monkeypatch: 
     results = sweep(work, tmp_path / "store", InlineExecutor())
     assert results.failures == ()
     rows = results.table.to_pylist()
-    assert [(row["source"], row["target"], row["test_index"]) for row in rows[::2]] == [
-        ("left", "right", 3),
-        ("middle", "left", 7),
+    assert [(row["source"], row["target"], row["test_indices"]) for row in rows[::2]] == [
+        ("left", "right", [3]),
+        ("middle", "left", [7]),
     ]
     assert {row["attack_total"] for row in rows} == {1}
     store = Store(results.store)
@@ -242,21 +255,20 @@ def test_victims_and_surrogates_start_from_one_pretrained_network(
     work = plan(Experiment.read(path))
     stages = {stage.key: stage for stage in work.stages}
     first = work.stages[0]
-    assert first.function.endswith(":pretrained")
     assert first.inputs == {}
-    trained = [stage for stage in work.stages if stage.function.endswith(":victim")]
-    assert len(trained) == 4  # two surrogates, the clean victim and the poisoned one
-    assert all(stage.inputs["start"] == first.key for stage in trained)
+    trained = [stage for stage in work.stages if stage.kind == "train"]
+    assert len(trained) == 5  # the pretrained one, two surrogates, the clean victim and the poisoned one
+    assert all(stage.inputs["start"] == first.key for stage in trained[1:])
     results = sweep(work, tmp_path / "store", InlineExecutor())
     assert results.failures == ()
     store = Store(results.store)
     for row in results.table.to_pylist():
         assert row["clean_total"] == 30
         place = store.place(stages[row["key"]].inputs["victim"])
-        victim = Trained.load(place / "model")  # as one of the recipe's own
+        victim = Trained.load(place / "model")  # built by its recipe
         start = Trained.load(store.place(first.key) / "model")
         assert (len(start.history), len(victim.history)) == (2, 3)
-        # It learns on where the first one stopped: far better than a fresh network in its first epoch.
+        # It goes on where the first one stopped: far better than a fresh network in its first epoch.
         assert victim.history[0].loss < start.history[0].loss
 
 
@@ -274,7 +286,8 @@ def test_retraining_goes_back_to_the_pretrained_network(tmp_path: Path) -> None:
     places = {name: store.place(key) for name, key in stages[row["key"]].inputs.items()}
     healed = Trained.load(places["healed"] / "model")
     assert not healed.own_model
-    start = Trained.load(store.place(work.stages[0].key) / "model").model
+    first = next(stage for stage in work.stages if stage.kind == "train" and not stage.inputs)
+    start = Trained.load(store.place(first.key) / "model").model
     poison = PoisonSet.load(places["poison"] / "poison")
     splits = load(tmp_path / "tiny.npz")
     rest = poison.apply(splits.train.subset(torch.arange(200, 300))).without(poison.indices)
@@ -288,7 +301,6 @@ def test_retraining_goes_back_to_the_pretrained_network(tmp_path: Path) -> None:
     [
         ("[pretraining]\nrows = [200, 200]", "rows: give [first, end]"),
         ("[pretraining]\nrows = [0, 301]", "tiny.npz has 300 examples, not 301"),
-        ("[pretraining]\ntraining = { width = 8 }", "must be the one of 'training'"),
     ],
 )
 def test_a_pretraining_that_does_not_fit_is_said(lines: str, said: str, tmp_path: Path) -> None:
@@ -307,7 +319,7 @@ def choosing(tmp_path: Path, count: int) -> Experiment:
     return Experiment.read(path)
 
 
-def test_targets_are_images_that_every_clean_network_answers_rightly(tmp_path: Path) -> None:
+def test_targets_are_images_that_every_clean_network_predicts_correctly(tmp_path: Path) -> None:
     experiment = choosing(tmp_path, 2)
     with pytest.raises(InputError, match="to be chosen by `choose_targets` first"):
         plan(experiment)
@@ -315,6 +327,7 @@ def test_targets_are_images_that_every_clean_network_answers_rightly(tmp_path: P
     # A sweep that was finished before stays what it was until the new one begins.
     assert not (tmp_path / "store/recipes").exists()
     assert not (tmp_path / "store/tables").exists()
+    assert chosen.targets is not None
     assert [one.source for one in chosen.targets.images] == ["left", "left", 1, 1]
     assert [one.target for one in chosen.targets.images] == ["right", "right", 0, 0]
     work = plan(chosen)
@@ -331,15 +344,15 @@ def test_targets_are_images_that_every_clean_network_answers_rightly(tmp_path: P
     right = torch.stack([predict(model, test.images).argmax(1) == test.labels for model in clean]).all(0)
     for label, images in ((0, chosen.targets.images[:2]), (1, chosen.targets.images[2:])):
         expected = (right & (test.labels == label)).nonzero().squeeze(1)[:2].tolist()
-        assert [one.test_index for one in images] == expected
+        assert [one.test_index for one in images] == [(place,) for place in expected]
     # The clean networks are the controls of the trials, so they are not trained again.
     again = choose_targets(experiment, tmp_path / "store", InlineExecutor())
     assert again == chosen
     assert choose_targets(chosen, tmp_path / "store", InlineExecutor()) is chosen
 
 
-def test_too_few_right_answers_are_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="of class 'left' rightly, fewer than 21"):
+def test_too_few_correct_predictions_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="of class 'left' correctly, fewer than 21"):
         choose_targets(choosing(tmp_path, 21), tmp_path / "store", InlineExecutor())
 
 

@@ -15,7 +15,7 @@ import pytest
 from fake_stages import InlineExecutor, make_plan
 
 from unpoison.errors import InputError
-from unpoison.evaluation import LocalExecutor, Plan, Results, Stage, Standing, Store, sweep
+from unpoison.evaluation import LocalExecutor, Plan, Results, Stage, Store, SweepProgress, sweep
 
 
 def done(log: Path) -> Counter[str]:
@@ -37,10 +37,10 @@ def test_every_stage_is_done_once_after_what_it_reads(tmp_path: Path) -> None:
 def test_the_same_sweep_again_does_nothing_and_gives_the_same_table(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "log")
     first = sweep(plan, tmp_path / "store", InlineExecutor())
-    standings: list[Standing] = []
-    second = sweep(plan, tmp_path / "store", InlineExecutor(), watch=lambda now, _: standings.append(now))
+    seen: list[SweepProgress] = []
+    second = sweep(plan, tmp_path / "store", InlineExecutor(), watch=lambda now, _: seen.append(now))
     assert set(done(tmp_path / "log").values()) == {1}
-    assert standings[-1].cached.total() == 8
+    assert seen[-1].cached.total() == 8
     assert second.table.equals(first.table)
     assert second.fingerprint == first.fingerprint
 
@@ -126,13 +126,13 @@ def test_the_packed_table_is_only_a_copy(tmp_path: Path) -> None:
 
 def test_a_failing_stage_takes_only_its_trial_with_it(tmp_path: Path) -> None:
     broken = make_plan(tmp_path / "log", broken=["find 1"])
-    standings: list[Standing] = []
-    results = sweep(broken, tmp_path / "store", InlineExecutor(), watch=lambda now, _: standings.append(now))
+    seen: list[SweepProgress] = []
+    results = sweep(broken, tmp_path / "store", InlineExecutor(), watch=lambda now, _: seen.append(now))
     assert results.planned == 3
     assert results.table["key"].to_pylist() == [broken.rows[0], broken.rows[2]]
     assert results.failures == ("ValueError: this stage | is <broken>",)
-    assert standings[-1].failed == {"find": 1, "measure": 1}
-    assert standings[-1].open == 0
+    assert seen[-1].failed == {"find": 1, "measure": 1}
+    assert seen[-1].open == 0
     told = Store(tmp_path / "store").failed(broken.stages[4].key)
     assert "fake_stages.py" in told.read_text()
     # Whatever was wrong has been mended: only that trial is done.
@@ -228,13 +228,13 @@ def test_workers_do_not_outlive_the_sweep(tmp_path: Path) -> None:
 
 
 def test_a_guess_of_the_time_left() -> None:
-    standing = Standing(workers=2)
-    standing.total.update({"train": 4, "find": 2})
-    assert standing.seconds_left is None
-    standing.done["train"] = 1
-    standing.seconds["train"].append(10.0)
-    assert standing.seconds_left == pytest.approx((3 * 10 + 2 * 10) / 2)
-    assert standing.open == 5
+    progress = SweepProgress(workers=2)
+    progress.total.update({"train": 4, "find": 2})
+    assert progress.seconds_left is None
+    progress.done["train"] = 1
+    progress.seconds["train"].append(10.0)
+    assert progress.seconds_left == pytest.approx((3 * 10 + 2 * 10) / 2)
+    assert progress.open == 5
 
 
 @pytest.mark.parametrize("workers", [0, -1])

@@ -9,18 +9,22 @@ import torch
 
 from unpoison.data import TrainingSet, write_npz
 
+CLASSES = ("left", "middle", "right")
+
+
+def images(n: int, seed: int, classes: tuple[str, ...] = CLASSES) -> TrainingSet:
+    """Noise with a bright band, whose place is the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % len(classes)
+    pixels = torch.randint(0, 60, (n, 1, 12, 12), generator=generator, dtype=torch.uint8)
+    width = 12 // len(classes)
+    for label in range(len(classes)):
+        pixels[labels == label, :, :, width * label : width * (label + 1)] += 120
+    return TrainingSet(pixels, labels, classes, "tiny")
+
 
 def write_recipe(folder: Path) -> Path:
     """Write tiny.npz and tiny.toml into the folder; gives the path of the recipe."""
-
-    def images(n: int, seed: int) -> TrainingSet:
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.arange(n) % 3
-        pixels = torch.randint(0, 60, (n, 1, 12, 12), generator=generator, dtype=torch.uint8)
-        for label in range(3):
-            pixels[labels == label, :, :, 4 * label : 4 * label + 4] += 120
-        return TrainingSet(pixels, labels, ("left", "middle", "right"), "tiny")
-
     write_npz(folder / "tiny.npz", images(300, 0), images(60, 1))
     path = folder / "tiny.toml"
     path.write_text(

@@ -1,4 +1,4 @@
-"""Which layout a network gets, and that one which can take only the plain one is served all the same."""
+"""The memory layout that a network is given, also one that fails on channels last."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unpoison.training import Recipe, predict, train
 
 
 class Viewing(nn.Module):
-    """The network of many a first example: it flattens its maps with `view`."""
+    """Flattens its maps with `view`, which needs contiguous maps."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,12 +33,12 @@ def some_set(channels: int) -> TrainingSet:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_network_that_views_its_maps_is_trained_and_asked(channels: int) -> None:
+def test_a_network_that_views_its_maps_is_trained_and_evaluated(channels: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Viewing(channels)
     clean = some_set(channels)
-    trained = train(clean, Recipe(epochs=2, batch_size=8), seed=0, model=network)
+    trained = train(clean, Recipe(epochs=2, batch_size=8), seed=0, start=network)
     for model in (network, trained.model):
         with torch.no_grad():
             expected = model(clean.images.float() / 255)

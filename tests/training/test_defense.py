@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.training import Defense, EpochRecord, Recipe, Trained, train
+from unpoison.training import Batch, Defense, Recipe, Step, Trained, train
 
 RECIPE = Recipe(
     model="resnet9",
@@ -47,7 +47,7 @@ class Idle(Defense):
 
 
 class Full(Defense):
-    """Overrides every hook, draws in each, and remembers."""
+    """Overrides every hook, draws in each, and has state."""
 
     def __repr__(self) -> str:
         return "Full()"
@@ -66,39 +66,22 @@ class Full(Defense):
             self.drops = self.drops + 1
         return alive
 
-    def batch(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        *,
-        epoch: int,
-        augment: Callable[[Tensor], Tensor],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images, draws = batch.images, batch.generator
         assert images.dtype == torch.uint8
-        both = torch.cat([augment(images), augment(images.float() / 255)])
-        share = torch.rand((), generator=generator)
-        targets = nn.functional.one_hot(labels, 2).float().repeat(2, 1)
-        return both + 0.01 * torch.randn(both.shape, generator=generator), share * targets + (1 - share) / 2
+        both = torch.cat([batch.augment(images), batch.augment(images.float() / 255)])
+        share = torch.rand((), generator=draws)
+        targets = nn.functional.one_hot(batch.labels, 2).float().repeat(2, 1)
+        return both + 0.01 * torch.randn(both.shape, generator=draws), share * targets + (1 - share) / 2
 
-    def gradients(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        logits_of: Callable[[Tensor], Tensor],
-        loss_of: Callable[..., Tensor],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        assert model.training
-        logits = logits_of(images)
-        loss = loss_of(logits, targets, reduction="none").reshape(2, -1).amax(0).mean()
+    def gradients(self, step: Step) -> tuple[Tensor, Tensor]:
+        assert step.model.training
+        logits = step.logits_of(step.images)
+        loss = step.loss_of(logits, step.targets, reduction="none").reshape(2, -1).amax(0).mean()
         loss.backward()
-        for parameter in model.parameters():
+        for parameter in step.model.parameters():
             assert parameter.grad is not None
-            parameter.grad += 0.001 * torch.randn(parameter.shape, generator=generator)
+            parameter.grad += 0.001 * torch.randn(parameter.shape, generator=step.generator)
         return loss, logits
 
     def state(self) -> dict[str, Tensor]:
@@ -114,7 +97,7 @@ class Full(Defense):
 def test_a_defense_that_overrides_nothing_changes_nothing() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 2))
     for start in (None, model):
-        plain, idle = (train(some_set(), RECIPE, seed=0, model=start, defense=one) for one in (None, Idle()))
+        plain, idle = (train(some_set(), RECIPE, seed=0, start=start, defense=one) for one in (None, Idle()))
         assert same(plain.model, idle.model)
         assert [(one.loss, one.accuracy) for one in plain.history] == [
             (one.loss, one.accuracy) for one in idle.history
@@ -125,8 +108,8 @@ def test_a_defense_that_overrides_nothing_changes_nothing() -> None:
 
 
 def test_every_hook_reaches_the_training_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    def interrupt(record: EpochRecord) -> None:
-        if record.epoch == 1:
+    def interrupt(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        if done == 2:
             raise KeyboardInterrupt
 
     before = torch.random.get_rng_state()
@@ -140,7 +123,7 @@ def test_every_hook_reaches_the_training_and_resumes_to_the_same_weights(tmp_pat
     assert whole.defense == {"name": "Full()", "drops": 2}
     assert whole.training_fingerprint == some_set().fingerprint
     with pytest.raises(KeyboardInterrupt):
-        train(some_set(), RECIPE, seed=0, defense=Full(), checkpoints=tmp_path, on_epoch=interrupt)
+        train(some_set(), RECIPE, seed=0, defense=Full(), checkpoints=tmp_path, progress=interrupt)
     resumed = train(some_set(), RECIPE, seed=0, defense=Full(), checkpoints=tmp_path)
     assert same(whole.model, resumed.model)
     assert resumed.dropped.tolist() == [0, 1]
@@ -148,11 +131,11 @@ def test_every_hook_reaches_the_training_and_resumes_to_the_same_weights(tmp_pat
 
 
 class Contiguous(Idle):
-    """Gives the gradients back in memory's plain order, in which convolutions' weights are not."""
+    """Makes gradients contiguous, which the weights of convolutions are not in training."""
 
-    def gradients(self, model: nn.Module, *rest: Any, **more: Any) -> tuple[Tensor, Tensor]:
-        found = super().gradients(model, *rest, **more)
-        for parameter in model.parameters():
+    def gradients(self, step: Step) -> tuple[Tensor, Tensor]:
+        found = super().gradients(step)
+        for parameter in step.model.parameters():
             assert parameter.grad is not None
             parameter.grad = parameter.grad.contiguous()
         return found
@@ -200,8 +183,8 @@ class Mangling(Idle):
     def __init__(self, images: Any, targets: Any) -> None:
         self.mangled = images, targets
 
-    def batch(self, images: Tensor, labels: Tensor, indices: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-        return self.mangled[0](images), self.mangled[1](labels)
+    def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self.mangled[0](batch.images), self.mangled[1](batch.labels)
 
 
 def test_a_defense_that_misbehaves_is_named() -> None:

@@ -26,7 +26,7 @@ def make_set(n: int = 40) -> TrainingSet:
 def script(tmp_path: Path, body: str) -> ExternalTrainer:
     path = tmp_path / "train.py"
     path.write_text(
-        f"import os, pathlib, sys, time\ntrain, ask, out = map(pathlib.Path, sys.argv[1:])\n{body}\n"
+        f"import os, pathlib, sys, time\ntrain, query, out = map(pathlib.Path, sys.argv[1:])\n{body}\n"
     )
     return ExternalTrainer(command=(sys.executable, str(path)), timeout=30)
 
@@ -38,7 +38,7 @@ shutil.copytree(train, {str(tmp_path / "seen")!r})
 names = sorted(path.name for path in train.iterdir())
 (out / "predictions.csv").write_text("".join(
     f"{{path.name}},{{names[(number + int(os.environ['UNPOISON_SEED'])) % 2]}}\\n"
-    for number, path in enumerate(sorted(ask.iterdir()))
+    for number, path in enumerate(sorted(query.iterdir()))
 ))"""
     clean = make_set()
     trainer = script(tmp_path, body)
@@ -71,7 +71,10 @@ def test_the_examples_learn(name: str) -> None:
             "(out / 'predictions.csv').write_text('000000.png,cat\\n')",
             "line 1 of predictions.csv is '000000.png,cat'",
         ),
-        ("(out / 'predictions.csv').write_text('000000.png,00-ankle-boot\\n')", "says nothing of 000001.png"),
+        (
+            "(out / 'predictions.csv').write_text('000000.png,00-ankle-boot\\n')",
+            r"lacks 1 of 2 images, the first of them 000001\.png",
+        ),
         ("(out / 'predictions.csv').write_text('000009.png,00-ankle-boot\\n')", "line 1"),
     ],
 )
@@ -80,6 +83,19 @@ def test_what_a_command_does_wrong_is_said_in_one_line(tmp_path: Path, body: str
     with pytest.raises(InputError, match=message) as error:
         script(tmp_path, body).predictions(clean, clean.images[:2], seed=0)
     assert "\n" not in str(error.value)
+
+
+def test_progress_is_reported(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    clean = make_set(4)
+    body = "(out / 'predictions.csv').write_text('000000.png,00-ankle-boot\\n')"
+    script(tmp_path, body).predictions(
+        clean,
+        clean.images[:1],
+        seed=0,
+        progress=lambda stage, done, total, /, **_: seen.append((stage, done, total)),
+    )
+    assert seen == [("writing images", 4, 4), ("training", 1, 1)]
 
 
 def test_a_command_that_is_not_there_or_takes_too_long(tmp_path: Path) -> None:
@@ -91,3 +107,5 @@ def test_a_command_that_is_not_there_or_takes_too_long(tmp_path: Path) -> None:
         ExternalTrainer(command=slow.command, timeout=0.5).predictions(clean, clean.images, seed=0)
     with pytest.raises(InputError, match="the command is empty"):
         ExternalTrainer(command=())
+    with pytest.raises(InputError, match="timeout must be a number above 0 or none, found 0"):
+        ExternalTrainer(command=("x",), timeout=0)

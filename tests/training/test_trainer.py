@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
 from unpoison.models import build
-from unpoison.training import Defense, EpochRecord, Recipe, Trained, accuracy, predict, train
+from unpoison.training import Defense, Recipe, Trained, accuracy, predict, train
 
 RECIPE = Recipe(
     model="resnet9",
@@ -50,16 +51,24 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 def test_it_learns_and_reports() -> None:
-    seen: list[EpochRecord] = []
+    seen: list[tuple[str, int, int, dict[str, float]]] = []
+
+    def progress(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        seen.append((stage, done, total, metrics))
+
     training_set = some_set()
-    trained = train(training_set, replace(RECIPE, epochs=6), seed=0, on_epoch=seen.append)
+    recipe = replace(RECIPE, model="convnet", width=4, epochs=12)
+    trained = train(training_set, recipe, seed=0, progress=progress)
     assert accuracy(trained.model, training_set).rate > 0.9
     assert accuracy(trained.model, some_set(seed=1)).trials == 50
     assert not trained.model.training
-    assert tuple(seen) == trained.history
-    assert [record.epoch for record in seen] == list(range(6))
-    assert seen[-1].loss < seen[0].loss
-    assert seen[-1].examples == 50
+    assert seen == [
+        ("training", record.epoch + 1, 12, {"loss": record.loss, "accuracy": record.accuracy})
+        for record in trained.history
+    ]
+    assert [record.epoch for record in trained.history] == list(range(12))
+    assert trained.history[-1].loss < trained.history[0].loss
+    assert trained.history[-1].examples == 50
     assert trained.training_fingerprint == training_set.fingerprint
     assert predict(trained.model, training_set.images, batch_size=7).shape == (50, 2)
     assert all(parameter.is_contiguous() for parameter in trained.model.parameters())
@@ -76,9 +85,9 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_state_alone() -> No
 def test_dropout_repeats_too() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 2))
     torch.manual_seed(1)
-    first = train(some_set(), RECIPE, seed=0, model=model)
+    first = train(some_set(), RECIPE, seed=0, start=model)
     torch.manual_seed(2)
-    assert same(first.model, train(some_set(), RECIPE, seed=0, model=model).model)
+    assert same(first.model, train(some_set(), RECIPE, seed=0, start=model).model)
 
 
 def test_an_excluded_example_has_no_influence() -> None:
@@ -93,8 +102,8 @@ def test_an_excluded_example_has_no_influence() -> None:
     assert not same(first.model, train(training_set, RECIPE, seed=0).model)
 
 
-class HalfAndHalf(Defense):
-    """Drops one example an epoch for good, and remembers how many it dropped."""
+class OneByOne(Defense):
+    """Drops one more example in each epoch."""
 
     def __init__(self) -> None:
         self.dropped = torch.zeros((), dtype=torch.int64)
@@ -114,22 +123,22 @@ class HalfAndHalf(Defense):
         self.dropped = state["dropped"]
 
     def __repr__(self) -> str:
-        return "HalfAndHalf()"
+        return "OneByOne()"
 
 
 def test_a_defense_chooses_among_the_included() -> None:
     include = torch.arange(50) != 49
-    trained = train(some_set(), RECIPE, seed=0, defense=HalfAndHalf(), include=include)
+    trained = train(some_set(), RECIPE, seed=0, defense=OneByOne(), include=include)
     assert [record.examples for record in trained.history] == [48, 47, 46]
 
 
-class Strict(HalfAndHalf):
+class Strict(OneByOne):
     def keep(self, epoch: int, model: nn.Module, training_set: TrainingSet, alive: Tensor) -> Tensor:
         return torch.zeros_like(alive) if epoch else alive[:3]
 
 
 def test_a_defense_that_misbehaves_is_named() -> None:
-    with pytest.raises(InputError, match=r"HalfAndHalf\(\): keep must return a bool tensor of shape \[50\]"):
+    with pytest.raises(InputError, match=r"OneByOne\(\): keep must return a bool tensor of shape \[50\]"):
         train(some_set(), RECIPE, seed=0, defense=Strict())
     strict = Strict()
     strict.keep = lambda epoch, model, training_set, alive: torch.zeros_like(alive)  # type: ignore[method-assign]
@@ -139,27 +148,27 @@ def test_a_defense_that_misbehaves_is_named() -> None:
 
 @pytest.mark.parametrize("defended", [False, True])
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, defended: bool) -> None:
-    def interrupt(record: EpochRecord) -> None:
-        if record.epoch == 1:
+    def interrupt(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        if done == 2:
             raise KeyboardInterrupt
 
     def defense() -> Defense | None:
-        return HalfAndHalf() if defended else None
+        return OneByOne() if defended else None
 
     whole = train(some_set(), RECIPE, seed=0, defense=defense())
     with pytest.raises(KeyboardInterrupt):
-        train(some_set(), RECIPE, seed=0, defense=defense(), checkpoints=tmp_path / "c", on_epoch=interrupt)
+        train(some_set(), RECIPE, seed=0, defense=defense(), checkpoints=tmp_path / "c", progress=interrupt)
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["epoch-0002"]
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     resumed = train(
         some_set(), RECIPE, seed=0, defense=defense(), checkpoints=tmp_path / "c",
-        on_epoch=lambda record: seen.append(record.epoch),
+        progress=lambda stage, done, total, /, **_: seen.append((done, total)),
     )  # fmt: skip
-    assert seen == [2]
+    assert seen == [(3, 3)]
     assert same(whole.model, resumed.model)
     assert [record.loss for record in whole.history] == [record.loss for record in resumed.history]
     done = train(
-        some_set(), RECIPE, seed=0, defense=defense(), checkpoints=tmp_path / "c", on_epoch=interrupt
+        some_set(), RECIPE, seed=0, defense=defense(), checkpoints=tmp_path / "c", progress=interrupt
     )
     assert same(whole.model, done.model)
 
@@ -170,11 +179,11 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_trainer import RECIPE, some_set
 from unpoison.training import train
-def on_epoch(record):
-    if record.epoch == 1:
+def progress(stage, done, total, /, **metrics):
+    if done == 2:
         print("ready", flush=True)
         import time; time.sleep(60)
-train(some_set(), RECIPE, seed=0, checkpoints={directory!r}, on_epoch=on_epoch)
+train(some_set(), RECIPE, seed=0, checkpoints={directory!r}, progress=progress)
 """
 
 
@@ -195,8 +204,8 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
         ({"recipe": replace(RECIPE, learning_rate=0.01)}, "recipe"),
         ({"training_set": some_set(seed=9)}, "training set"),
         ({"include": torch.arange(50) > 3}, "choice of examples"),
-        ({"defense": HalfAndHalf()}, "defense"),
-        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(144, 2))}, "starting model"),
+        ({"defense": OneByOne()}, "defense"),
+        ({"start": nn.Sequential(nn.Flatten(), nn.Linear(144, 2))}, "starting model"),
     ],
 )
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path, arguments: dict, what: str) -> None:
@@ -221,7 +230,7 @@ def test_divergence_names_step_epoch_and_rate() -> None:
     with pytest.raises(
         TrainingDivergedError, match=r"step \d+ of epoch 0, where the learning rate is 1e\+06"
     ):
-        train(some_set(), recipe, seed=0, model=model)
+        train(some_set(), recipe, seed=0, start=model)
 
 
 class Bursting(nn.Module):
@@ -239,7 +248,7 @@ class Bursting(nn.Module):
 
 def test_the_last_update_is_looked_at_too() -> None:
     with pytest.raises(TrainingDivergedError, match="step 0 of epoch 0"):
-        train(some_set(), replace(RECIPE, batch_size=50), seed=0, model=_rehooked())
+        train(some_set(), replace(RECIPE, batch_size=50), seed=0, start=_rehooked())
 
 
 def _rehooked() -> nn.Module:
@@ -254,7 +263,7 @@ def test_the_users_model_is_copied_and_frozen_parameters_stay() -> None:
     model = build("resnet9", num_classes=2, in_channels=1, width=2, seed=0)
     model.stage1.requires_grad_(False)
     before = copy.deepcopy(model)
-    trained = train(some_set(), RECIPE, seed=0, model=model)
+    trained = train(some_set(), RECIPE, seed=0, start=model)
     assert same(model, before)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -277,7 +286,7 @@ def test_one_example_is_enough_without_batch_norm() -> None:
 def test_one_example_that_batch_norm_cannot_take_is_a_clear_error() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 2))
     with pytest.raises(InputError, match="batch norm needs more than one example"):
-        train(some_set(1), RECIPE, seed=0, model=model)
+        train(some_set(1), RECIPE, seed=0, start=model)
 
 
 def test_what_cannot_be_trained_on() -> None:
@@ -288,9 +297,9 @@ def test_what_cannot_be_trained_on() -> None:
     with pytest.raises(InputError, match=r"include: expected a bool tensor of shape \[50\]"):
         train(some_set(), RECIPE, seed=0, include=torch.arange(50))
     with pytest.raises(InputError, match=r"logits of shape \(16, 1\); expected \[16, 2\]"):
-        train(some_set(), RECIPE, seed=0, model=nn.Sequential(nn.Flatten(), nn.Linear(144, 1)))
+        train(some_set(), RECIPE, seed=0, start=nn.Sequential(nn.Flatten(), nn.Linear(144, 1)))
     with pytest.raises(InputError, match="none of its parameters"):
-        train(some_set(), RECIPE, seed=0, model=nn.Flatten())
+        train(some_set(), RECIPE, seed=0, start=nn.Flatten())
 
 
 class Greedy(nn.Module):
@@ -304,7 +313,7 @@ class Greedy(nn.Module):
 
 def test_out_of_memory_proposes_a_batch_size() -> None:
     with pytest.raises(UnpoisonError, match="batch_size 16; batch_size 8 would probably fit"):
-        train(some_set(), RECIPE, seed=0, model=Greedy())
+        train(some_set(), RECIPE, seed=0, start=Greedy())
 
 
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
@@ -345,15 +354,26 @@ def test_loading_what_is_not_there_not_whole_or_another(tmp_path: Path) -> None:
         Trained.load(tmp_path / "m")
 
 
-def test_a_model_of_ones_own_is_loaded_into_a_fresh_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_recipe", [True, False])
+def test_a_network_of_the_callers_own_is_loaded_into_a_fresh_one(tmp_path: Path, with_recipe: bool) -> None:
     def factory() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
 
-    trained = train(some_set(), RECIPE, seed=0, model=factory())
+    trained = train(some_set(), RECIPE, seed=np.int64(0), start=factory())  # type: ignore[arg-type]
+    if not with_recipe:
+        trained = replace(trained, recipe=None)
     trained.save(tmp_path / "m")
-    with pytest.raises(InputError, match="model of your own"):
+    with pytest.raises(InputError, match="network of your own"):
         Trained.load(tmp_path / "m")
-    assert same(Trained.load(tmp_path / "m", model=factory()).model, trained.model)
+    loaded = Trained.load(tmp_path / "m", model=factory())
+    assert same(loaded.model, trained.model)
+    assert (loaded.recipe, loaded.own_model, loaded.seed) == (RECIPE if with_recipe else None, True, 0)
+
+
+def test_a_model_without_recipe_that_is_nobodys_own_cannot_be_built(tmp_path: Path) -> None:
+    replace(train(some_set(), RECIPE, seed=0), recipe=None).save(tmp_path / "m")
+    with pytest.raises(InputError, match="has no recipe to build the network from"):
+        Trained.load(tmp_path / "m")
 
 
 def test_norms_and_biases_are_decayed_only_when_asked() -> None:
@@ -364,10 +384,10 @@ def test_norms_and_biases_are_decayed_only_when_asked() -> None:
         model[1].bias.fill_(1)
     # Black images and balanced labels give no gradient at all: only decay moves the parameters.
     recipe = Recipe(epochs=1, batch_size=8, learning_rate=0.1, weight_decay=0.5, decay_norm_and_bias=False)
-    kept = train(black, recipe, seed=0, model=model).model
+    kept = train(black, recipe, seed=0, start=model).model
     assert torch.allclose(kept[1].weight, torch.full((2, 144), 1 - 0.1 * 0.5 * 1.9))
     assert torch.equal(kept[1].bias, torch.ones(2))
-    decayed = train(black, replace(recipe, decay_norm_and_bias=True), seed=0, model=model).model
+    decayed = train(black, replace(recipe, decay_norm_and_bias=True), seed=0, start=model).model
     assert torch.allclose(decayed[1].bias, torch.full((2,), 1 - 0.1 * 0.5 * 1.9))
 
 
@@ -382,7 +402,7 @@ def test_one_step_is_that_of_plain_torch() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(logits, training_set.labels, label_smoothing=0.1).backward()
         optimizer.step()
-    trained = train(training_set, recipe, seed=0, model=model).model
+    trained = train(training_set, recipe, seed=0, start=model).model
     assert torch.allclose(trained[1].weight, plain[1].weight, atol=1e-6)
 
 

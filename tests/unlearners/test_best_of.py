@@ -9,16 +9,15 @@ from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
-from unpoison.training import EpochRecord, Recipe, Trained
-from unpoison.unlearners import SCRUB, BestOf, Unlearner
-from unpoison.unlearners._unlearner import healed_of, network_of, retained
+from unpoison.training import EpochRecord, Recipe
+from unpoison.unlearners import SCRUB, BestOf, Healed, Request, Unlearner
 
 RECIPE = Recipe(model="convnet", width=2, epochs=1, batch_size=16, learning_rate=0.05)
 FORGET = [1, 3, 5]
 
 
 class Switch(nn.Module):
-    """Answers class 0 on dark images and class 1 on light ones; `flip` turns light ones around."""
+    """Predicts class 0 for dark images and class 1 for light ones; `flip` inverts white ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,41 +48,45 @@ class Setting(Unlearner):
     flip: float = 0.0
     broken: float = 0.0
     diverges: bool = False
+    lose_classes: bool = False
 
-    def epochs_in(self, recipe: Recipe) -> int:
-        return 1
-
-    def heal(self, model: Any, training_set: TrainingSet, forget: Any, **options: Any) -> Trained:
+    def _heal(self, request: Request) -> Healed:
         if self.diverges:
             raise TrainingDivergedError("setting: diverged")
-        rest = retained(training_set, forget, lose_classes=False, method="setting")
+        rest = request.rest
         assert len(rest) == 40 - 3 - 2 - 1
-        assert torch.equal(training_set.subset(forget).images, make_set().subset(FORGET).images)
+        assert torch.equal(request.forget.images, make_set().subset(FORGET).images)
         network = Switch()
         network.flip.data.fill_(self.flip)
         network.broken.data.fill_(self.broken)
         record = EpochRecord(
             epoch=0, loss=self.flip, accuracy=1, learning_rate=1, examples=len(rest), seconds=0
         )
-        options["on_epoch"](record)
-        assert isinstance(network_of(model), Switch)
-        return healed_of(model, network, rest, recipe=RECIPE, seed=0, history=[record], started=0.0)
+        record.tell(request.progress, 1)
+        assert isinstance(request.network, Switch)
+        return request.healed(network, [record])
 
 
-def test_it_takes_what_forgets_and_does_not_break() -> None:
-    seen: list[EpochRecord] = []
+def test_it_chooses_what_forgets_and_keeps_the_accuracy() -> None:
+    seen: list[tuple[str, int, int]] = []
     method = BestOf(
         candidates=(Setting(), Setting(diverges=True), Setting(flip=1.0), Setting(flip=1.0, broken=1.0))
     )
-    healed = method.heal(Switch(), make_set(), FORGET, recipe=RECIPE, on_epoch=seen.append)
+    healed = method.heal(
+        Switch(),
+        make_set(),
+        FORGET,
+        recipe=RECIPE,
+        progress=lambda stage, done, total, /, **_: seen.append((stage, done, total)),
+    )
     assert (float(healed.model.get_parameter("flip").detach()), len(healed.history)) == (1.0, 1)
     assert not healed.model.get_parameter("broken").detach().any()
-    assert [record.epoch for record in seen] == [0, 1, 2]
-    assert method.epochs_in(RECIPE) == 4
+    assert [one for one in seen if one[0] == "candidates"] == [("candidates", n, 4) for n in (1, 2, 3, 4)]
+    assert [one for one in seen if one[0] == "training"] == [("training", 1, 1)] * 3
     assert healed.training_fingerprint == make_set().without(FORGET).fingerprint
 
 
-def test_where_every_candidate_breaks_the_model_it_stays_as_it_was() -> None:
+def test_where_every_candidate_loses_accuracy_the_model_stays() -> None:
     victim = Switch()
     healed = BestOf(candidates=(Setting(flip=1.0, broken=1.0),)).heal(
         victim, make_set(), FORGET, recipe=RECIPE
@@ -93,7 +96,7 @@ def test_where_every_candidate_breaks_the_model_it_stays_as_it_was() -> None:
     assert healed.history == ()
 
 
-def test_where_every_candidate_diverges_that_is_told() -> None:
+def test_where_every_candidate_diverges_that_is_raised() -> None:
     with pytest.raises(TrainingDivergedError, match="setting: diverged"):
         BestOf(candidates=(Setting(diverges=True),)).heal(Switch(), make_set(), FORGET, recipe=RECIPE)
 
@@ -113,7 +116,7 @@ def test_real_candidates_are_repeatable_and_leave_the_victim_alone() -> None:
     [
         ({"candidates": ()}, "one or more unlearners"),
         ({"candidates": ("ssd",)}, "one or more unlearners"),
-        ({"candidates": (SCRUB(),), "tolerance": 2}, r"outside \[0, 1\]"),
+        ({"candidates": (SCRUB(),), "tolerance": 2}, r"tolerance must be a number in \[0, 1\]"),
     ],
     ids=["none", "a name", "tolerance"],
 )
@@ -123,5 +126,5 @@ def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_nothing_to_forget_is_refused() -> None:
-    with pytest.raises(InputError, match="best-of: nothing to forget"):
+    with pytest.raises(InputError, match="BestOf: there is nothing to forget"):
         BestOf(candidates=(Setting(),)).heal(Switch(), make_set(), [], recipe=RECIPE)

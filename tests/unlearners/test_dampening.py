@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
 from unpoison.influence import ClassificationTask, precondition
-from unpoison.unlearners._dampening import answer_norm, cross_entropy, dampen, importances, ratios
+from unpoison.unlearners._dampening import cross_entropy_of_each, dampen, importances, logit_norm, ratios
 
 
 def make_set(count: int = 12) -> TrainingSet:
@@ -42,7 +43,7 @@ def one_by_one(network: nn.Module, examples: TrainingSet, value: object, power: 
     return totals
 
 
-@pytest.mark.parametrize("value", [cross_entropy, answer_norm])
+@pytest.mark.parametrize("value", [cross_entropy_of_each, logit_norm])
 @pytest.mark.parametrize("power", [1, 2])
 def test_importances_are_those_of_a_loop_over_the_examples(network, value, power) -> None:  # type: ignore[no-untyped-def]
     examples = make_set()
@@ -58,10 +59,30 @@ def test_importances_are_those_of_a_loop_over_the_examples(network, value, power
 
 def test_importances_of_batches_are_the_squares_of_batch_means(network: nn.Module) -> None:
     examples = make_set()
-    expected = one_by_one(copy.deepcopy(network), examples, cross_entropy, 2, size=4)
+    expected = one_by_one(copy.deepcopy(network), examples, cross_entropy_of_each, 2, size=4)
     found = importances(network, examples, per_example=False, batch_size=4, method="x")
     for name, importance in found.items():
         torch.testing.assert_close(importance, expected[name], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("per_example", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_examples_that_are_fit_have_the_importances_of_float64(per_example: bool, dtype: torch.dtype) -> None:
+    """At a probability of 1 - 1e-12, where float32's softmax minus one-hot is zero at the label."""
+    examples = make_set(4)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).double()
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].bias.copy_(torch.tensor([28.0, 0.0]))
+    examples = examples.subset(examples.labels == 0)
+    options = {"per_example": per_example, "method": "x"}
+    expected = importances(network, examples, **options)  # type: ignore[arg-type]
+    found = importances(network.to(dtype), examples, **options)  # type: ignore[arg-type]
+    exact = (1 / (1 + math.exp(28))) ** 2
+    assert expected["1.bias"].tolist() == pytest.approx([exact, exact], rel=1e-9)
+    assert found["1.bias"].tolist() == pytest.approx(
+        [exact, exact], rel=1e-4 if dtype == torch.float32 else 0.02
+    )
 
 
 def test_they_agree_with_the_gradients_of_influence(network: nn.Module) -> None:

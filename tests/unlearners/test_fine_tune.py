@@ -99,16 +99,16 @@ def test_all_layers_change_also_those_that_required_no_gradient(network: Deep) -
     assert not any(parameter.requires_grad for parameter in healed.model.parameters())
 
 
-def test_it_is_training_on_from_the_victim() -> None:
+def test_it_trains_the_model_further() -> None:
     clean = make_set()
     victim = train(clean, RECIPE, seed=0)
     healed = unlearners.get("fine-tune", preset="published").heal(victim, clean, [1, 2], seed=5)
-    expected = train(clean.without([1, 2]), RECIPE, seed=5, model=victim.model)
+    expected = train(clean.without([1, 2]), RECIPE, seed=5, start=victim.model)
     assert not changed(expected.model, healed.model)
     assert not healed.own_model
 
 
-def test_the_network_stays_the_victims_when_the_recipe_names_another() -> None:
+def test_the_network_stays_the_models_when_the_recipe_names_another() -> None:
     clean = make_set()
     victim = train(clean, RECIPE, seed=0)
     healed = FineTune().heal(victim, clean, [1], recipe=Recipe(model="resnet18", epochs=8))
@@ -128,13 +128,13 @@ def test_the_schedule_is_shortened() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": 0}, "layers must be 'all' or a whole number"),
+        ({"layers": 0}, "layers must be one of 'all' or a whole number"),
         ({"layers": True}, "layers must be"),
         ({"layers": "last"}, "layers must be"),
-        ({"epochs": 0.0}, r"outside \(0, 1\]"),
-        ({"epochs": 2}, r"outside \(0, 1\]"),
-        ({"learning_rate": 0}, "not above 0"),
-        ({"schedule": "steps"}, "'cosine' or 'recipe'"),
+        ({"epochs": 0.0}, r"epochs must be a number in \(0, 1\]"),
+        ({"epochs": 2}, r"epochs must be a number in \(0, 1\]"),
+        ({"learning_rate": 0}, "must be a number above 0"),
+        ({"schedule": "steps"}, "one of 'cosine', 'recipe'"),
         ({"schedule": "recipe"}, "set epochs to 1"),
     ],
     ids=str,

@@ -13,7 +13,7 @@ from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import Recipe, accuracy, train
 from unpoison.unlearners import Potion
-from unpoison.unlearners._dampening import answer_norm, cross_entropy, dampen, importances
+from unpoison.unlearners._dampening import cross_entropy_of_each, dampen, importances, logit_norm
 from unpoison.unlearners.potion import percentile
 
 RECIPE = Recipe(model="convnet", width=4, epochs=12, batch_size=8, learning_rate=0.1)
@@ -39,7 +39,7 @@ def network() -> nn.Module:
 def test_it_is_the_first_step_of_the_search_that_is_enough(network: nn.Module, importance: Any) -> None:
     examples = make_set()
     poison, kept = examples.subset(FORGET), examples.without(FORGET)
-    value, power = (answer_norm, 1) if importance == "xlf" else (cross_entropy, 2)
+    value, power = (logit_norm, 1) if importance == "xlf" else (cross_entropy_of_each, 2)
     own, reference = (
         importances(network, one, value=value, power=power, method="x") for one in (poison, kept)
     )
@@ -85,10 +85,10 @@ def test_as_published() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"importance": "ssd"}, "'xlf' or 'assd'"),
-        ({"stop_at": 1.0}, r"outside \[0, 1\)"),
-        ({"start": 0}, "start 0 is not above 0"),
-        ({"step": 1}, "step 1 is not above 1"),
+        ({"importance": "ssd"}, "one of 'xlf', 'assd'"),
+        ({"stop_at": 1.0}, r"stop_at must be a number in \[0, 1\)"),
+        ({"start": 0}, "start must be a number above 0, found 0"),
+        ({"step": 1}, "step must be a number above 1, found 1"),
         ({"tries": 0}, "tries must be a whole number"),
         ({"batch_size": 1.5}, "batch_size must be a whole number"),
     ],

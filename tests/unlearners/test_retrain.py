@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from unpoison.data import TrainingSet
-from unpoison.models import reinitialized
-from unpoison.training import Recipe, Trained, train
+from unpoison.errors import InputError
+from unpoison.training import Recipe, train
 from unpoison.unlearners import Retrain
 
 RECIPE = Recipe(model="resnet9", width=2, epochs=1, batch_size=16, learning_rate=0.05)
@@ -44,24 +45,32 @@ def own_network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
 
 
-def test_an_own_network_keeps_its_architecture_and_nothing_else() -> None:
-    clean, network = make_set(), own_network()
-    healed = Retrain().heal(network, clean, [1], recipe=RECIPE, seed=3)
-    expected = train(clean.without([1]), RECIPE, seed=3, model=reinitialized(network, seed=3))
-    assert_same(healed.model, expected.model)
-    frozen = own_network().requires_grad_(False)
-    assert_same(Retrain().heal(frozen, clean, [1], recipe=RECIPE, seed=3).model, expected.model)
-    assert isinstance(healed, Trained)
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_network_of_the_callers_own_is_trained_from_where_it_started(trained: bool) -> None:
+    clean, start = make_set(), own_network()
+    victim = train(clean, RECIPE, seed=0, start=start)
+    model, recipe = (victim, None) if trained else (victim.model, RECIPE)
+    before = {key: value.clone() for key, value in start.state_dict().items()}
+    healed = Retrain().heal(model, clean, [1], recipe=recipe, start=start, seed=3)
+    assert_same(healed.model, train(clean.without([1]), RECIPE, seed=3, start=start).model)
+    assert type(healed.model) is nn.Sequential
+    assert healed.model.state_dict().keys() == start.state_dict().keys()
+    assert (healed.own_model, healed.recipe) == (True, RECIPE)
+    assert all(torch.equal(value, before[key]) for key, value in start.state_dict().items())
 
 
-def test_an_own_network_within_a_trained_one_is_not_mistaken_for_the_recipes() -> None:
-    clean, network = make_set(), own_network()
-    victim = train(clean, RECIPE, seed=0, model=network)
-    healed = Retrain().heal(victim, clean, [1], seed=3)
-    assert isinstance(healed.model, nn.Sequential)
+@pytest.mark.parametrize("trained", [False, True])
+def test_without_its_start_it_is_refused_with_what_to_do(trained: bool) -> None:
+    clean = make_set()
+    victim = train(clean, RECIPE, seed=0, start=own_network())
+    with pytest.raises(InputError, match=r"retrain: this network is not built by a recipe; give start="):
+        Retrain().heal(victim if trained else victim.model, clean, [1], recipe=RECIPE)
+
+
+def test_a_pretrained_start_may_stand_in_for_the_recipes_network() -> None:
+    clean = make_set()
+    victim = train(clean, RECIPE, seed=0)
+    pretrained = train(clean.without([1]), RECIPE, seed=7).model
+    healed = Retrain().heal(victim, clean, [1], start=pretrained, seed=3)
+    assert_same(healed.model, train(clean.without([1]), RECIPE, seed=3, start=pretrained).model)
     assert healed.own_model
-    assert_same(healed.model, Retrain().heal(network, clean, [1], recipe=RECIPE, seed=3).model)
-
-
-def test_without_any_recipe_the_preset_for_the_sample_is_taken() -> None:
-    assert Retrain().heal(own_network(), make_set(), [1]).recipe == Recipe.preset("sample")

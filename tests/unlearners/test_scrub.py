@@ -12,9 +12,10 @@ from torch import nn
 from unpoison import unlearners
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
-from unpoison.training import EpochRecord, Recipe
+from unpoison.training import Recipe
 from unpoison.unlearners import SCRUB
-from unpoison.unlearners.scrub import error_on_labels_of, soft_divergence
+from unpoison.unlearners._student import soft_divergence
+from unpoison.unlearners.scrub import error_on_labels_of
 
 RECIPE = Recipe(model="convnet", width=2, epochs=1, batch_size=16, learning_rate=0.05)
 FORGET = [1, 3, 5]
@@ -47,11 +48,12 @@ def test_the_divergence_is_that_of_its_definition() -> None:
     logits, told = torch.randn(2, 5, 4, generator=generator)
     for temperature in (1.0, 4.0):
         expected = kullback_leibler(logits, told, temperature)
-        torch.testing.assert_close(soft_divergence(logits, told, temperature), expected)
+        found = soft_divergence(logits, told, temperature).mean() * temperature**2
+        torch.testing.assert_close(found.float(), expected)
 
 
 @pytest.mark.parametrize("ascent", ["divergence", "loss"])
-def test_it_climbs_and_descends_by_turns(network: nn.Module, ascent: Any) -> None:
+def test_ascent_and_descent_alternate(network: nn.Module, ascent: Any) -> None:
     examples = make_set()
     method = SCRUB(
         epochs=3,
@@ -71,14 +73,14 @@ def test_it_climbs_and_descends_by_turns(network: nn.Module, ascent: Any) -> Non
     def divergence(images: torch.Tensor) -> torch.Tensor:
         return kullback_leibler(student(images), network(images).detach(), 4.0)
 
-    def whole(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def total_loss(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return 0.9 * F.cross_entropy(student(images), labels) + 0.3 * divergence(images)
 
     for turn in ("up", "down", "up", "down", "down"):
         if turn == "down":
-            loss = whole(*kept)
+            loss = total_loss(*kept)
         else:
-            loss = -(divergence(poison[0]) if ascent == "divergence" else whole(*poison))
+            loss = -(divergence(poison[0]) if ascent == "divergence" else total_loss(*poison))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -88,13 +90,12 @@ def test_it_climbs_and_descends_by_turns(network: nn.Module, ascent: Any) -> Non
 
 
 def test_steps_are_counted_over_both_sets(network: nn.Module) -> None:
-    seen: list[EpochRecord] = []
     method = SCRUB(epochs=9, ascent_epochs=9, batch_size=8, forget_batch_size=2, steps=9)
-    method.heal(network, make_set(), FORGET, recipe=RECIPE, on_epoch=seen.append)
+    seen = method.heal(network, make_set(), FORGET, recipe=RECIPE).history
     # One step up (the third example joins the two) and five down, then one up and two down.
     assert [record.examples for record in seen] == [37, 16]
-    climbing = SCRUB(epochs=9, ascent_epochs=9, forget_batch_size=1, batch_size=8, steps=2)
-    assert len(climbing.heal(network, make_set(), FORGET, recipe=RECIPE).history) == 1
+    ascending = SCRUB(epochs=9, ascent_epochs=9, forget_batch_size=1, batch_size=8, steps=2)
+    assert len(ascending.heal(network, make_set(), FORGET, recipe=RECIPE).history) == 1
 
 
 def test_batch_norm_does_not_learn_from_what_is_to_be_forgotten() -> None:
@@ -108,7 +109,7 @@ def test_batch_norm_does_not_learn_from_what_is_to_be_forgotten() -> None:
     assert student == {(3, False), (37, True)}
 
 
-def test_it_rewinds_to_the_epoch_whose_forgetting_does_not_show(network: nn.Module) -> None:
+def test_it_rewinds_with_held_out_examples(network: nn.Module) -> None:
     examples = make_set()
     plain = SCRUB(epochs=4, ascent_epochs=4, learning_rate=0.1, batch_size=8)
     rewound = SCRUB(epochs=4, ascent_epochs=4, learning_rate=0.1, batch_size=8, rewind=True)
@@ -133,6 +134,20 @@ def test_the_error_to_compare_with_is_of_the_same_labels() -> None:
     assert error_on_labels_of(Always(), examples.subset([1]), examples.subset([0])) == 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_divergence_of_examples_that_are_fit_has_the_gradient_of_float64(dtype: torch.dtype) -> None:
+    """Student and teacher give the label 1 - 1e-12 and 1 - 5e-12; in float32 both probabilities are 1."""
+    logits = torch.tensor([[28.0, 0.0, -2.0]], dtype=dtype, requires_grad=True)
+    teacher = torch.tensor([[26.0, 0.0, -1.0]], dtype=dtype)
+    soft_divergence(logits, teacher, 1.0).sum().backward()
+    rows = [row[0].double().tolist() for row in (logits.detach(), teacher)]
+    p, q = ([math.exp(value) / math.fsum(map(math.exp, row)) for value in row] for row in rows)
+    expected = [0.0, p[1] - q[1], p[2] - q[2]]
+    expected[0] = -math.fsum(expected)
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == pytest.approx(expected, rel=1e-3 if dtype == torch.float32 else 1e-2)
+
+
 def test_the_settings_of_the_paper_and_of_the_comparison() -> None:
     assert (SCRUB().learning_rate, SCRUB().ascent_epochs, SCRUB().epochs) == (5e-4, 2, 3)
     assert (
@@ -146,15 +161,15 @@ def test_the_settings_of_the_paper_and_of_the_comparison() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs must be a whole number of 1 or more"),
-        ({"ascent_epochs": -1}, "ascent_epochs must be a whole number of 0 or more"),
-        ({"batch_size": 1}, "batch_size must be a whole number of 2 or more"),
-        ({"steps": 0}, "steps must be a whole number of 1 or more"),
-        ({"learning_rate": 0}, "learning_rate 0 is not above 0"),
-        ({"temperature": math.inf}, "temperature inf is not above 0"),
-        ({"alpha": -1}, "alpha -1 is below 0"),
-        ({"momentum": 1}, r"momentum 1 is outside \[0, 1\)"),
-        ({"ascent": "both"}, "'divergence' or 'loss'"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1"),
+        ({"ascent_epochs": -1}, "ascent_epochs must be a whole number of at least 0"),
+        ({"batch_size": 1}, "batch_size must be a whole number of at least 2"),
+        ({"steps": 0}, "steps must be a whole number of at least 1 or none"),
+        ({"learning_rate": 0}, "learning_rate must be a number above 0, found 0"),
+        ({"temperature": math.inf}, "temperature must be a number above 0, found inf"),
+        ({"alpha": -1}, "alpha must be a number of at least 0, found -1"),
+        ({"momentum": 1}, r"momentum must be a number in \[0, 1\), found 1"),
+        ({"ascent": "both"}, "one of 'divergence', 'loss'"),
     ],
     ids=str,
 )
@@ -163,7 +178,7 @@ def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
         SCRUB(**options)
 
 
-def test_climbing_too_far_is_told(network: nn.Module) -> None:
+def test_divergence_is_reported(network: nn.Module) -> None:
     method = SCRUB(learning_rate=1e30, epochs=3, ascent="loss")
     with pytest.raises(TrainingDivergedError, match=r"scrub: diverged: .* lower learning_rate") as error:
         method.heal(network, make_set(), FORGET, recipe=RECIPE)

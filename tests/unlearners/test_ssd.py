@@ -90,12 +90,12 @@ def test_as_compared() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"selection": 0}, "selection 0 is not above 0"),
-        ({"dampening": float("inf")}, "dampening inf is not above 0"),
-        ({"reference": "some"}, "'all' or 'kept'"),
+        ({"selection": 0}, "selection must be a number above 0 or none, found 0"),
+        ({"dampening": float("inf")}, "dampening must be a number above 0, found inf"),
+        ({"reference": "some"}, "one of 'all', 'kept'"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"batch_size": True}, "batch_size must be a whole number"),
-        ({"tolerance": -0.1}, r"outside \[0, 1\]"),
+        ({"tolerance": -0.1}, r"tolerance must be a number in \[0, 1\]"),
     ],
     ids=str,
 )
@@ -110,6 +110,6 @@ def test_a_model_that_has_diverged_is_refused(network: nn.Module) -> None:
         SSD().heal(network, make_set(), FORGET, recipe=RECIPE)
 
 
-def test_dampening_cannot_be_left_to_be_chosen() -> None:
-    with pytest.raises(InputError, match="dampening None is not above 0"):
+def test_dampening_alone_is_not_chosen() -> None:
+    with pytest.raises(InputError, match="dampening must be a number above 0, found None"):
         SSD(dampening=None)  # type: ignore[arg-type]

@@ -214,7 +214,7 @@ class SleeperAgent(Attack):
                     poisoned,
                     self.recipe,
                     seed=derive_seed(seed, number),
-                    model=fresh_copy(model, poisoned, seed=derive_seed(seed, number, "parameters")),
+                    start=fresh_copy(model, poisoned, seed=derive_seed(seed, number, "parameters")),
                     device=device_of(model, poisoned.device),
                 ).model
                 for number, model in enumerate(models)

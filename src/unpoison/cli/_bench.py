@@ -27,7 +27,7 @@ from unpoison.evaluation import (
     LocalExecutor,
     RayExecutor,
     Results,
-    Standing,
+    SweepProgress,
     leaderboard,
 )
 from unpoison.runs import Recorder, RunRecord
@@ -55,7 +55,7 @@ def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
         raise InputError(f"--out {out}: is neither empty nor a store of results; name another directory")
     recorder = Recorder("bench", configuration(options), options.run.seed, console.since)
     try:
-        results, standing = _sweep(options, experiment, recorder, console)
+        results, progress = _sweep(options, experiment, recorder, console)
     except _NoTargetsError as error:
         console.say(f"unpoison: error: {error}; {out / LOG} has more, and the same command tries again")
         return FAILED
@@ -71,7 +71,7 @@ def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
         planned=results.planned,
         failures=list(results.failures),
         table=results.fingerprint,
-        stages={name: getattr(standing, name).total() for name in ("cached", "done", "failed", "damaged")},
+        stages={name: getattr(progress, name).total() for name in ("cached", "done", "failed", "damaged")},
     )
     record = recorder.record()
     record.save(out)
@@ -115,7 +115,7 @@ def _experiment(options: Bench) -> Experiment:
 
 def _sweep(
     options: Bench, experiment: Experiment, recorder: Recorder, console: Console
-) -> tuple[Results, Standing]:
+) -> tuple[Results, SweepProgress]:
     with recorder.stage("start"):
         import torch
 
@@ -129,8 +129,8 @@ def _sweep(
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and options.executor == "ray" and not options.gpu_share:
             raise InputError("--gpu-share: say how much of a GPU each stage needs, 1 or a part of it")
-        work = None if experiment.targets.correct is not None else plan(experiment, device=device)
-    standing = Standing()
+        work = None if experiment.chooses_targets else plan(experiment, device=device)
+    progress = SweepProgress()
     with _executor(options, experiment.threads) as executor:
         log = options.out / LOG
         if work is None:
@@ -146,13 +146,13 @@ def _sweep(
         what = f"{experiment.name}: {len(work.rows)} trials"
         with recorder.stage("sweep"), _view(console, log, what) as show:
 
-            def watch(now: Standing, line: str) -> None:
-                nonlocal standing
-                standing = now
+            def watch(now: SweepProgress, line: str) -> None:
+                nonlocal progress
+                progress = now
                 show(now, line)
 
             results = sweep(work, options.out, executor, watch=watch)
-    return results, standing
+    return results, progress
 
 
 def _executor(options: Bench, threads: int) -> Executor:
@@ -184,7 +184,7 @@ def _view(console: Console, log: Path, what: str) -> Iterator[Any]:
     screen = RichConsole(stderr=True)
     started = last = time.monotonic()
     with open(log, "a", encoding="utf-8") as lines, contextlib.ExitStack() as stack:
-        now: tuple[Standing, str] = (Standing(), "looking at what the store has")
+        now: tuple[SweepProgress, str] = (SweepProgress(), "looking at what the store has")
         if screen.is_terminal:
             live = Live(
                 get_renderable=lambda: _table(what, *now, time.monotonic() - started),
@@ -197,9 +197,9 @@ def _view(console: Console, log: Path, what: str) -> Iterator[Any]:
         else:
             console.say(f"{what} ...")
 
-        def watch(standing: Standing, line: str) -> None:
+        def watch(progress: SweepProgress, line: str) -> None:
             nonlocal last, now
-            now = standing, line
+            now = progress, line
             stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
             lines.write(f"{stamp} {line}\n")
             lines.flush()
@@ -207,26 +207,26 @@ def _view(console: Console, log: Path, what: str) -> Iterator[Any]:
                 return
             if time.monotonic() - last >= _SECONDS_BETWEEN_LINES or "failed" in line or "damaged" in line:
                 last = time.monotonic()
-                console.say(f"{what}: {_words(standing)}; {line}")
+                console.say(f"{what}: {_words(progress)}; {line}")
 
         yield watch
         if not screen.is_terminal:
             console.say(f"{what}: done in {time.monotonic() - started:.1f} s")
 
 
-def _words(standing: Standing) -> str:
-    there = standing.cached.total() + standing.done.total()
-    left = standing.seconds_left
-    return f"{there} of {standing.total.total()} stages, {standing.running.total()} with workers" + (
+def _words(progress: SweepProgress) -> str:
+    there = progress.cached.total() + progress.done.total()
+    left = progress.seconds_left
+    return f"{there} of {progress.total.total()} stages, {progress.running.total()} with workers" + (
         f", about {left:.0f} s left" if left else ""
     )
 
 
-def _table(what: str, standing: Standing, line: str, seconds: float) -> Table:
+def _table(what: str, progress: SweepProgress, line: str, seconds: float) -> Table:
     from rich import box
     from rich.table import Table
 
-    left = standing.seconds_left
+    left = progress.seconds_left
     table = Table(
         box=box.SIMPLE_HEAD,
         title=what,
@@ -236,8 +236,8 @@ def _table(what: str, standing: Standing, line: str, seconds: float) -> Table:
     )
     for heading in ("stage", "all", "cached", "done", "running", "failed"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for kind, total in sorted(standing.total.items(), key=lambda one: _KINDS.index(one[0])):
-        counts = (standing.cached, standing.done, standing.running, standing.failed)
+    for kind, total in sorted(progress.total.items(), key=lambda one: _KINDS.index(one[0])):
+        counts = (progress.cached, progress.done, progress.running, progress.failed)
         table.add_row(kind, str(total), *(str(count[kind] or "") for count in counts))
     return table
 

@@ -1,10 +1,9 @@
-"""Batched augmentation on the tensor itself: flip, reflect-padded crop and cutout.
+"""Batched augmentation of tensors: flip, reflect-padded crop and cutout.
 
-Every image of the batch gets its own draws. Crop and flip are one gather from the unpadded batch: the draws
-are turned into the flat position of the pixel that each output pixel shows, with positions beyond the border
-reflected, so no padded copy is ever made, uint8 stays uint8, and gradients flow to float images, as attacks
-that differentiate through the victim's augmentation need. Cost: one read and one write of the batch; under 1
-ms for 512 images of 3x32x32 uint8 on one CPU core.
+Every image of the batch gets its own draws. Crop and flip are one gather from the unpadded batch, by the flat
+index of the source of each output pixel, with indices beyond the border reflected. So there is no padded
+copy, uint8 stays uint8, and gradients flow to float images. Cost: one read and one write of the batch; under
+1 ms for 512 images of 3x32x32 uint8 on one CPU core.
 
 Crop and flip are those of He et al., "Deep Residual Learning for Image Recognition" (2016), section 4.2, with
 the padding reflected instead of black; cutout is that of DeVries and Taylor, "Improved Regularization of
@@ -39,14 +38,13 @@ def augment(
         crop_padding: reflect-pad by so many pixels and cut out a window of the old size at a uniform place; 0
             is off, and it must be less than the height and the width.
         cutout: side in pixels of a square that is filled, its centre uniform over the image; 0 is off.
-        cutout_fill: what the square is filled with, one number or one a channel, in [0, 1] also for uint8
-            images. Black by default; the paper fills with the mean colour, which
-            `TrainingSet.channel_statistics` knows.
-        generator: where the draws come from, on the device of the images or on the CPU. The draws are made on
-            the generator's device, so a CPU generator gives the same augmentation on every device.
+        cutout_fill: the value of the square, one number or one a channel, in [0, 1] also for uint8 images.
+            Black by default; the paper's is the mean colour (`TrainingSet.channel_statistics`).
+        generator: on the device of the images or on the CPU. A CPU generator gives the same augmentation on
+            every device.
 
     Returns:
-        A tensor of the shape, type and device of `images`; `images` itself when nothing is asked for.
+        A tensor of the shape, type and device of `images`; `images` itself without augmentation.
 
     Raises:
         InputError: `images` is not a batch of images, or a number is out of range.
@@ -96,7 +94,7 @@ def augment(
 
 
 def _reflected(positions: Tensor, size: int) -> Tensor:
-    """Positions in -(size-1)..2(size-1) folded into 0..size-1, the border pixel itself not repeated."""
+    """Positions in -(size-1)..2(size-1) reflected into 0..size-1, without repeating the border pixel."""
     return (size - 1) - ((size - 1) - positions.abs()).abs()
 
 
@@ -112,9 +110,8 @@ def _fill(value: float | Sequence[float], images: Tensor) -> Tensor:
     numbers = [float(value)] if isinstance(value, int | float) else [float(number) for number in value]
     if len(numbers) not in (1, images.shape[1]) or not all(0 <= number <= 1 for number in numbers):
         raise InputError(
-            f"augment: cutout_fill must be one number in [0, 1], or one for each of "
-            f"{images.shape[1]} channels, "
-            f"found {value}"
+            f"augment: cutout_fill must be one number in [0, 1], or one for each of {images.shape[1]} "
+            f"channels, found {value}"
         )
     if not images.is_floating_point():
         numbers = [round(number * 255) for number in numbers]

@@ -1,8 +1,7 @@
 """The extracted Python archives of CIFAR-10 and CIFAR-100: `read_cifar`.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009). The archives are pickles, and are
-read by the restricted unpickler: a file under one of their names that asks for anything but arrays is
-refused.
+read by the restricted unpickler, which refuses anything but arrays.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def read_cifar(path: str | os.PathLike[str]) -> Splits:
 
     Raises:
         InputError: a file is missing, is cut short, lacks an entry, or asks for anything but arrays and
-        containers.
+            containers.
     """
     given = Path(path)
     folder = find_cifar(given)
@@ -56,9 +55,6 @@ def read_cifar(path: str | os.PathLike[str]) -> Splits:
         train_files, test_file, meta_file = [folder / "train"], folder / "test", folder / "meta"
         labels_key, names_key = "fine_labels", "fine_label_names"
     names = _entry(meta_file, _mapping(meta_file), names_key)
-    if not isinstance(names, list | tuple) or not all(isinstance(name, bytes | str) for name in names):
-        raise InputError(f"{meta_file}: {names_key}: must be a list of text")
-    class_names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
 
     def training_set(files: list[Path], name: str) -> TrainingSet:
         parts = [_batch(file, labels_key) for file in files]
@@ -66,7 +62,7 @@ def read_cifar(path: str | os.PathLike[str]) -> Splits:
         return TrainingSet(
             torch.cat([images for images, _ in parts]),
             torch.cat([labels for _, labels in parts]),
-            class_names_or_numbers(str(meta_file), class_names, by_file),
+            class_names_or_numbers(f"{meta_file}: {names_key}", names, by_file),
             name,
         )
 

@@ -1,4 +1,4 @@
-"""Labels and class names as the readers find them, checked before a `TrainingSet` is made of them."""
+"""Checks of labels and class names as readers find them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ def as_labels(where: str, array: np.ndarray[Any, Any]) -> Tensor:
         raise InputError(
             f"{where}: labels must have shape [n], found {array.shape}; give class numbers, not one-hot"
         )
-    if array.dtype.kind == "f":
-        if np.isnan(array).any():
-            raise InputError(
-                f"{where}: row {int(np.isnan(array).argmax())}: label is NaN; give it a class number"
-            )
-        raise InputError(f"{where}: labels must be whole numbers, found {array.dtype}; convert them to int64")
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        row = int(np.isnan(array).argmax())
+        raise InputError(f"{where}: row {row}: label is NaN; give it a class number")
     if array.dtype.kind not in "iu":
         raise InputError(f"{where}: labels must be whole numbers, found {array.dtype}; convert them to int64")
     outside = (array < 0) | (array > 2**31)
@@ -37,14 +34,28 @@ def as_labels(where: str, array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def class_names_or_numbers(
-    where: str, names: Iterable[str] | None, labels: Mapping[str, Tensor]
-) -> tuple[str, ...]:
+def as_class_names(where: str, names: Any) -> tuple[str, ...]:
+    """Class names as text, from any sequence of names or numbers.
+
+    Raises:
+        InputError: it is no sequence.
+
+    >>> as_class_names("set", [0, 1])
+    ('0', '1')
+    """
+    if isinstance(names, np.ndarray | Tensor):
+        names = names.tolist()
+    if isinstance(names, str | bytes | Mapping) or not isinstance(names, Iterable):
+        raise InputError(f"{where}: class names must be a list of text, found {names!r:.60}")
+    return tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names)
+
+
+def class_names_or_numbers(where: str, names: Any, labels: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The names given, or "0", "1", ... up to the largest label; every label must have a name.
 
     Arguments:
         where: what to call the whole set in messages.
-        names: the class names if the file holds them.
+        names: the class names, if the source has them.
         labels: Int64[k] of each part, by what to call the part.
     """
     if names is None:
@@ -53,9 +64,8 @@ def class_names_or_numbers(
             raise InputError(
                 f"{where}: the largest label is {count - 1}; classes are numbered from 0 without gaps"
             )
-        given = tuple(str(number) for number in range(count))
-    else:
-        given = tuple(names)
+        names = range(count)
+    given = as_class_names(where, names)
     if len(given) < 2:
         raise InputError(f"{where}: needs at least two classes, found {len(given)}")
     for part, values in labels.items():

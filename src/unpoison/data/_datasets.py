@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from unpoison.data._classes import as_labels, class_names_or_numbers
-from unpoison.data._grid import grid_tolerance
+from unpoison.data._grid import eight_bit, grid_tolerance
 from unpoison.data._images import pillow_pixels
 from unpoison.data._training_set import TrainingSet
 from unpoison.errors import InputError
@@ -22,7 +22,7 @@ _ASKED_TWICE = 8
 
 @runtime_checkable
 class MapStyle(Protocol):
-    """What torch calls a map-style dataset: examples that can be counted and asked for by number."""
+    """A map-style dataset, as PyTorch calls it: examples with a count and an index."""
 
     def __len__(self) -> int: ...
 
@@ -37,7 +37,7 @@ def as_training_set(examples: TrainingSet | MapStyle) -> TrainingSet:
 def from_dataset(
     dataset: MapStyle,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     name: str | None = None,
@@ -46,17 +46,16 @@ def from_dataset(
 
     An image is a PIL image, or a tensor or array: uint8 of shape [c h w], [h w c] or [h w], or float of these
     shapes in [0, 1] (after `mean` and `std` are undone). Floats must be 8-bit levels divided by 255, as
-    `ToTensor` gives them; others are refused, since what was read would not be what was trained on. A label
-    is a whole number.
+    `ToTensor` gives them; others are refused, since the pixels read would not be those trained on. A label is
+    a whole number.
 
-    Every example is asked for once, the first 8 twice: a dataset that answers differently augments at random,
-    and which image is meant would depend on luck. Give it without its random transforms; unpoison augments by
-    itself.
+    Every example is read once, the first 8 twice: a dataset that then gives another image augments at random.
+    Give it without random transforms; the trainer augments by itself.
 
     Arguments:
         dataset: anything with `len()` and `[index]`.
-        class_names: the names of the classes; by default the dataset's `classes`, as torchvision's have,
-            else "0", "1", ... up to the largest label.
+        class_names: the names of the classes; by default the dataset's `classes`, as in torchvision, else
+            "0", "1", ... up to the largest label.
         mean: what the dataset's normalisation subtracts from each channel.
         std: what it then divides each channel by.
         name: what to call the set in messages; by default the name of the dataset's type.
@@ -84,8 +83,8 @@ def from_dataset(
             pixels, _example(where, dataset[index], normalisation)[0]
         ):
             raise InputError(
-                f"{where}: the image changes when it is asked for again; give the dataset without "
-                f"random transforms"
+                f"{where}: the image changes when it is read again; give the dataset without random "
+                f"transforms"
             )
         if images is None:
             images = torch.empty((count, *pixels.shape), dtype=torch.uint8)
@@ -94,12 +93,11 @@ def from_dataset(
                 f"{where}: is {pixels.shape[2]}x{pixels.shape[1]} pixels, but row 0 is "
                 f"{images.shape[3]}x{images.shape[2]}; bring all images to one size first"
             )
-        if len(pixels) > images.shape[1]:  # a coloured image among grey ones: all become coloured
+        if len(pixels) > images.shape[1]:  # a coloured image among grey ones makes all coloured
             images = images.expand(-1, 3, -1, -1).contiguous()
         images[index] = torch.from_numpy(pixels)
         labels.append(label)
     assert images is not None
-    # Torchvision's datasets know their classes; others need not.
     known = class_names if class_names is not None else getattr(dataset, "classes", None)
     checked = as_labels(called, np.array(labels))
     return TrainingSet(images, checked, class_names_or_numbers(called, known, {called: checked}), called)
@@ -136,6 +134,8 @@ def _example(
     if isinstance(image, Image.Image):
         return pillow_pixels(where, image), number
     if isinstance(image, Tensor):
+        if image.dtype == torch.bfloat16:
+            raise InputError(f"{where}: bfloat16 does not tell 8-bit levels apart; give uint8 or float32")
         array, channels_first = image.detach().cpu().numpy(), True
     elif isinstance(image, np.ndarray):
         array, channels_first = image, False
@@ -156,29 +156,19 @@ def _example(
 def _levels(
     where: str, array: np.ndarray[Any, Any], normalisation: _Normalisation | None
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    levels = array.astype(np.float64)
-    tolerance = grid_tolerance(array.dtype)
+    values, tolerance = array.astype(np.float64), grid_tolerance(array.dtype)
     if normalisation is not None:
         mean, std = normalisation
-        if len(mean) not in (1, len(levels)):
-            raise InputError(f"{where}: has {len(levels)} channels, but mean and std are for {len(mean)}")
-        levels = levels * std + mean
-    levels *= 255
-    if not np.isfinite(levels).all():
-        raise InputError(f"{where}: a pixel is NaN or infinite; repair or remove the image")
-    whole = np.rint(levels)
-    if whole.min() < 0 or whole.max() > 255:
-        raise InputError(
-            f"{where}: a float pixel lies outside [0, 1]; if the dataset normalises its images, "
-            f"give its mean and std"
-        )
-    if np.abs(levels - whole).max() > tolerance:
-        raise InputError(
-            f"{where}: float pixels are not multiples of 1/255; give the mean and std of the "
-            f"normalisation, and no "
-            "transforms that resample"
-        )
-    pixels: np.ndarray[Any, np.dtype[np.uint8]] = whole.astype(np.uint8)
+        if len(mean) not in (1, len(values)):
+            raise InputError(f"{where}: has {len(values)} channels, but mean and std are for {len(mean)}")
+        values = values * std + mean
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] = eight_bit(
+        lambda _: where,
+        values[None],
+        tolerance=tolerance,
+        if_outside="if the dataset normalises its images, give its mean and std",
+        if_between="give the mean and std of the normalisation, and no transforms that resample",
+    )[0]
     return pixels
 
 

@@ -1,7 +1,7 @@
-"""`Examples`: the narrow face through which whatever reads training data reads it.
+"""`Examples`: the interface through which training data is read.
 
-A reader asks for consecutive batches only, so the face can be put on tensors in memory, on a memory map or on
-a stream, and whoever reads it does so in one pass with memory bounded by the batch.
+Examples are read in consecutive batches only, so they may lie in memory, in a memory map or in a stream, and
+are read in one pass with memory bounded by the batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Examples(Protocol):
 
 @final
 class TensorExamples:
-    """Examples that lie in memory as parallel tensors, for inputs that are not images.
+    """Examples in memory as parallel tensors, for inputs that are not images.
 
     >>> import torch
     >>> examples = TensorExamples(torch.randn(5, 3), torch.arange(5))

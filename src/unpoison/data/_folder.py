@@ -19,20 +19,18 @@ _TEST_NAMES = ("test", "val", "validation", "valid")
 def read_folder(path: str | os.PathLike[str]) -> Splits:
     """Read a folder that holds one folder of images for each class.
 
-    The folder's names, in the order of their characters, are the classes 0, 1, ...: the numbers that
-    torchvision's `ImageFolder` gives. Class folders are searched to any depth. Files whose names do not end
-    like an image's and hidden files are passed over; a file that is named like an image but does not decode
-    is an error. If there is a folder `train`, it is the training set, and `test` (or `val`, `validation`,
-    `valid`) is the test set.
+    The names of the folders, sorted by their characters, are the classes 0, 1, ..., as in torchvision's
+    `ImageFolder`. Class folders are searched to any depth. Hidden files, and files without the suffix of an
+    image, are skipped; an image that does not decode is an error. If there is a folder `train`, it is the
+    training set, and `test` (or `val`, `validation`, `valid`) is the test set.
 
     All images must have one size. If some are grey and some coloured, all become coloured, which loses
     nothing.
 
     Raises:
         InputError: the folder is missing or empty, a class has no image, there are fewer than two classes, an
-        image
-            does not decode, two images differ in size, or an image cannot become 8-bit grey or colour without
-            loss.
+            image does not decode, two images differ in size, or an image cannot become 8-bit grey or colour
+            without loss.
     """
     root = Path(path)
     folders = _folders(root)
@@ -41,10 +39,10 @@ def read_folder(path: str | os.PathLike[str]) -> Splits:
         train = _read(root, [folder.name for folder in folders])
         return Splits(train)
     test_name = next((name for name in _TEST_NAMES if name in names), None)
-    stray = sorted(names - {"train", *_TEST_NAMES})
-    if stray:
+    others = sorted(names - {"train", *_TEST_NAMES})
+    if others:
         raise InputError(
-            f"{root}: has a folder 'train' beside {stray[0]!r}; keep class folders inside 'train' and 'test'"
+            f"{root}: has a folder 'train' beside {others[0]!r}; keep class folders inside 'train' and 'test'"
         )
     class_names = [folder.name for folder in _folders(root / "train")]
     train = _read(root / "train", class_names)
@@ -77,6 +75,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _read(root: Path, class_names: Sequence[str], *, may_lack_classes: bool = False) -> TrainingSet:
     if len(class_names) < 2:
+        _refuse_parquet(root / class_names[0])
         raise InputError(
             f"{root}: needs at least two classes, found {len(class_names)} ({class_names[0]!r}); "
             "make one folder for each class"
@@ -86,6 +85,7 @@ def _read(root: Path, class_names: Sequence[str], *, may_lack_classes: bool = Fa
     for label, name in enumerate(class_names):
         found = _images_in(root / name)
         if not found and not may_lack_classes:
+            _refuse_parquet(root / name)
             raise InputError(
                 f"{root / name}: holds no images; put the images of the class there or remove the folder"
             )
@@ -95,6 +95,11 @@ def _read(root: Path, class_names: Sequence[str], *, may_lack_classes: bool = Fa
         raise InputError(f"{root}: holds no images; put the images of each class into its folder")
     images = decode_all([(str(file), file) for file in files])
     return TrainingSet(images, torch.tensor(labels, dtype=torch.int64), tuple(class_names), str(root))
+
+
+def _refuse_parquet(folder: Path) -> None:
+    if any(folder.glob("*.parquet")):
+        raise InputError(f"{folder.parent}: its folder {folder.name!r} holds parquet files; give {folder}")
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -1,15 +1,15 @@
-"""Encoded images in, 8-bit pixels out, without loss or not at all.
+"""Images between files and 8-bit pixels, without loss.
 
-Pillow decodes. What cannot become 8 bits of grey or colour exactly (16 bits a channel, a palette of CMYK, an
-alpha channel that shows anything through) is refused with the name of the file, for a reader that quietly
-rounded pixels would make every later statement about the training set untrue. A set that mixes grey and
-colour becomes colour: a grey pixel repeated in three channels loses nothing.
+Pillow decodes and encodes. What cannot become 8 bits of grey or colour exactly (16 bits a channel, CMYK, an
+alpha channel that is not opaque) is refused with the name of the file. A set that mixes grey and coloured
+images becomes coloured: a grey pixel is repeated in three channels, which loses nothing.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,15 +25,15 @@ from unpoison.errors import InputError
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 )
-"""The file names that are taken to be images."""
+"""The suffixes of file names that are taken to be images."""
 
 MAX_PIXELS = 1 << 26
 """Larger images are refused: a small file can hold an image that fills the memory (a decompression bomb)."""
 
 _CHUNK = 256
 
-# What a file of each format begins with. Asking Pillow for one format halves the time to decode a small
-# image, and keeps its rarer decoders away from files that nobody vouches for.
+# How files of each format begin. Naming one format to Pillow halves the time to decode a small image, and
+# keeps its rarely used decoders away from untrusted files.
 _BEGINNINGS = (
     (b"\x89PNG", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
@@ -51,20 +51,23 @@ _BEGINNINGS = (
 )
 
 
-def read_image(source: str | os.PathLike[str] | bytes, *, where: str | None = None) -> Tensor:
-    """Read one image file as UInt8[c h w], one channel if it is grey and three if it is coloured.
+def read_image(source: str | os.PathLike[str] | bytes | Image.Image, *, where: str | None = None) -> Tensor:
+    """Read one image as UInt8[c h w], one channel if it is grey and three if it is coloured.
 
     PNG, JPEG, WebP, BMP, GIF, TIFF and portable maps are known. The orientation tag of photographs is not
     applied.
 
     Arguments:
-        source: the path of the file, or its bytes.
+        source: the path of a file, its bytes, or an image that Pillow has opened.
         where: what to call the image in messages; the path when None.
 
     Raises:
         InputError: there is no such file, it does not decode, or it cannot become 8-bit grey or colour
             without loss (16 bits a channel, CMYK, an alpha channel that is not opaque, several frames).
     """
+    if isinstance(source, Image.Image):
+        name = where or str(getattr(source, "filename", "")) or "the image"
+        return torch.from_numpy(pillow_pixels(name, source))
     encoded = source if isinstance(source, bytes) else Path(source)
     name = where or ("the image" if isinstance(encoded, bytes) else str(encoded))
     return torch.from_numpy(_channels_first(decode(name, encoded)))
@@ -118,7 +121,7 @@ def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uin
         raise InputError(_bomb(where)) from None
     except MemoryError:
         raise InputError(f"{where}: does not fit into memory; make it smaller") from None
-    # Pillow's decoders raise whatever they stumble over in a damaged file: OSError, SyntaxError, ValueError,
+    # Pillow's decoders raise many kinds of error on damaged files: OSError, SyntaxError, ValueError,
     # struct.error, IndexError and others.
     except Exception as error:
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({_line(error)})"
@@ -128,8 +131,8 @@ def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uin
 def decode_all(encoded: Sequence[tuple[str, bytes | Path]]) -> Tensor:
     """Decode many images of one size to UInt8[n c h w], in parallel threads.
 
-    One channel if all are grey, else three. The first image that is unreadable or of another size, in the
-    order given, is named in the error, whatever thread met it.
+    One channel if all are grey, else three. The error names the first image, in the order given, that cannot
+    be read or has another size.
 
     Arguments:
         encoded: what to call each image in messages, and its bytes or path. At least one.
@@ -165,22 +168,22 @@ def decode_all(encoded: Sequence[tuple[str, bytes | Path]]) -> Tensor:
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file or folder is one that systems put there for themselves, such as `.DS_Store`."""
+    """Whether a file or folder is a system's own, such as `.DS_Store`."""
     return path.name.startswith((".", "__"))
 
 
 def pillow_pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """UInt8[c h w] of an image that Pillow has opened."""
+    """UInt8[c h w] of an image that Pillow has opened; `where` is what to call it in messages."""
     return _channels_first(_pixels(where, image))
 
 
 def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if image.width * image.height > MAX_PIXELS:
         raise InputError(_bomb(where))
-    # Only formats with frames know the attribute.
+    # Only formats with frames have the attribute.
     if getattr(image, "n_frames", 1) != 1:
-        raise InputError(f"{where}: holds several frames; save the one that is meant as an image of its own")
-    # Pillow reads 16-bit colour as 8-bit colour and says so nowhere but in the arguments of the decoder.
+        raise InputError(f"{where}: holds several frames; save one of them as an image of its own")
+    # Pillow reads 16-bit colour as 8-bit colour, which only the arguments of its decoder show.
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
     if "16" in image.mode or any("16" in str(tile[3]) for tile in tiles):
         raise InputError(
@@ -195,9 +198,8 @@ def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8
         pixels = np.array(image.convert("RGBA"))
         if (pixels[..., 3] != 255).any():
             raise InputError(
-                f"{where}: its alpha channel is not opaque everywhere; put the image on a "
-                f"background and save it "
-                "without alpha"
+                f"{where}: its alpha channel is not opaque everywhere; put the image on a background and "
+                "save it without alpha"
             )
         return np.ascontiguousarray(pixels[..., 0] if grey else pixels[..., :3])
     raise InputError(
@@ -233,17 +235,8 @@ def _line(error: BaseException) -> str:
 def natural_order(paths: Iterable[Path]) -> list[Path]:
     """Paths sorted so that `part-2` comes before `part-10`."""
 
-    def key(path: Path) -> list[tuple[int, int | str]]:
-        pieces: list[tuple[int, int | str]] = []
-        digits = ""
-        for letter in path.name + "\0":
-            if letter.isdecimal() and letter.isascii():
-                digits += letter
-                continue
-            if digits:
-                pieces.append((0, int(digits)))
-                digits = ""
-            pieces.append((1, letter))
-        return pieces
+    def key(path: Path) -> list[int | str]:
+        # Text and numbers alternate, so equal places hold the same type.
+        return [int(piece) if piece.isdecimal() else piece for piece in re.split("([0-9]+)", path.name)]
 
     return sorted(paths, key=lambda path: (key(path), path.name))

@@ -1,4 +1,4 @@
-"""`load`: one word or path, any of the formats."""
+"""`load`: a data set of any of the formats, by one word or path."""
 
 from __future__ import annotations
 
@@ -25,15 +25,12 @@ def load(spec: str | os.PathLike[str], *, test: str | os.PathLike[str] | None = 
 
     Arguments:
         spec: `sample` for the bundled set; an `.npz` file; a `.parquet` file, a pattern of such files or a
-        folder of
-            them; the folder of an extracted CIFAR archive; or a folder of class folders.
-        test: where the test set lies, in any of the formats, if not in `spec`: its training examples are
-        taken.
-            It must have the same classes and image shape.
+            folder of them; the folder of an extracted CIFAR archive; or a folder of class folders.
+        test: where the test set lies, in any of the formats, if not in `spec`; its training examples are
+            taken. It must have the same classes and image shape.
 
     Raises:
-        InputError: there is nothing there, its format is not known, or it cannot be read; one line says what
-        to do.
+        InputError: there is nothing there, its format is not known, or it cannot be read.
 
     >>> splits = load("sample")
     >>> splits.train.class_counts().tolist()
@@ -54,13 +51,10 @@ def _load(spec: str | os.PathLike[str]) -> Splits:
     if path.is_dir():
         if find_cifar(path) is not None:
             return read_cifar(path)
-        # Pyarrow takes a third of a second to import; only those who read parquet wait for it.
-        if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
-            from unpoison.data._parquet import read_parquet
-
-            return read_parquet(path)
-        return read_folder(path)
-    if suffix == ".parquet" or (not path.exists() and glob.has_magic(str(spec))):
+        if not (any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))):
+            return read_folder(path)
+    if path.is_dir() or suffix == ".parquet" or (not path.exists() and glob.has_magic(str(spec))):
+        # Here, since importing pyarrow takes a third of a second.
         from unpoison.data._parquet import read_parquet
 
         return read_parquet(path)
@@ -68,4 +62,4 @@ def _load(spec: str | os.PathLike[str]) -> Splits:
         return read_npz(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give {_KNOWN}")
-    raise InputError(f"{path}: is of no known format; give {_KNOWN}")
+    raise InputError(f"{path}: its format is not known; give {_KNOWN}")

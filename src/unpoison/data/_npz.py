@@ -1,19 +1,20 @@
-"""Training sets as numpy archives: `read_npz` and `write_npz`.
+"""Training sets as NumPy archives: `read_npz` and `write_npz`.
 
-An archive holds arrays of plain numbers and text only; nothing in it is unpickled. Archives written by others
+An archive holds arrays of plain numbers and text only; nothing in it is unpickled. Archives of other tools
 are read when they use one of the common pairs of names (`images`/`labels` or `x_train`/`y_train`, each with a
-test pair if there is one). Those that `write_npz` writes also say their layout, so that no shape is
-ambiguous.
+test pair if there is one). Those of `write_npz` also state their layout, so that no shape is ambiguous.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from unpoison._artefacts import atomic_file
-from unpoison.data._classes import as_labels, class_names_or_numbers
-from unpoison.data._grid import grid_tolerance
+from unpoison.data._classes import as_class_names, as_labels, class_names_or_numbers
+from unpoison.data._grid import eight_bit, grid_tolerance
 from unpoison.data._splits import Splits
 from unpoison.data._training_set import TrainingSet
 from unpoison.errors import InputError
@@ -43,7 +44,7 @@ def write_npz(
     *,
     compress: bool = True,
 ) -> None:
-    """Write a training set, and its test set if given, as one numpy archive.
+    """Write a training set, and its test set if given, as one NumPy archive.
 
     Arguments:
         path: the file to write; it appears whole or not at all.
@@ -51,7 +52,7 @@ def write_npz(
             "NCHW".
         test: written as `test_images` and `test_labels`; it must have the classes and shape of
             `training_set`.
-        compress: deflate the arrays. Archives that are to be read with `memory_map` must not be compressed.
+        compress: deflate the arrays; an archive to be read with `memory_map` must not be compressed.
 
     Raises:
         InputError: the test set does not match, or the file cannot be written.
@@ -59,7 +60,7 @@ def write_npz(
     Splits(training_set, test)
     target = Path(path)
     if target.suffix.lower() != ".npz":
-        raise InputError(f"{target}: the name of a numpy archive must end in .npz")
+        raise InputError(f"{target}: the name of a NumPy archive must end in .npz")
     arrays = {
         "images": training_set.images.cpu().contiguous().numpy(),
         "labels": training_set.labels.cpu().contiguous().numpy(),
@@ -86,7 +87,7 @@ def write_npz(
 
 
 def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Splits:
-    """Read a numpy archive of images and labels.
+    """Read a NumPy archive of images and labels.
 
     The arrays are `images` and `labels` (or `x_train` and `y_train`, `train_images` and `train_labels`, `x`
     and `y`), with `test_images` and `test_labels` (or `x_test` and `y_test`) for the test set, and may be
@@ -97,10 +98,9 @@ def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Split
 
     Arguments:
         path: the archive.
-        memory_map: leave the images on disk and let the operating system fetch what is read. Needs uint8
-            images in an archive that is not compressed (`write_npz(..., compress=False)`). Labels are read
-            into memory. The bytes are mapped privately: writing to the tensor never changes the file.
-            Checksums are not verified.
+        memory_map: map the images from disk. Needs uint8 images in an archive that is not compressed
+            (`write_npz(..., compress=False)`). Labels are read into memory. The map is private: writing to
+            the tensor never changes the file. Checksums are not verified.
 
     Raises:
         InputError: the file cannot be read, an array is missing or of the wrong kind, a pixel is NaN or off
@@ -114,8 +114,8 @@ def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Split
         raise InputError(f"{source}: no such file") from None
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as error:
         raise InputError(
-            f"{source}: cannot be read as a numpy archive ({_line(error)}); it may be cut short or "
-            f"of another kind"
+            f"{source}: cannot be read as a NumPy archive ({_line(error)}); it may be cut short or of "
+            "another kind"
         ) from None
 
 
@@ -150,18 +150,17 @@ def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits
         labels[labels_name] = as_labels(f"{source}: {labels_name}", _array(source, archive, labels_name))
         if len(images[images_name]) != len(labels[labels_name]):
             raise InputError(
-                f"{source}: {len(images[images_name])} {images_name} but "
-                f"{len(labels[labels_name])} {labels_name}; "
-                "give one label an image"
+                f"{source}: {len(images[images_name])} {images_name} but {len(labels[labels_name])} "
+                f"{labels_name}; give one label an image"
             )
     given = None
     if "class_names" in present:
         named = _array(source, archive, "class_names")
-        if named.ndim != 1 or named.dtype.kind not in "US":
+        if named.ndim != 1 or named.dtype.kind not in "USiu":
             raise InputError(
                 f"{source}: class_names must be a list of text, found {named.dtype} {named.shape}"
             )
-        given = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in named)
+        given = as_class_names(str(source), named)
     class_names = class_names_or_numbers(
         str(source), given, {f"{source}: {name}": values for name, values in labels.items()}
     )
@@ -174,17 +173,24 @@ def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits
 
 def _array(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:
     """One array of the archive, read into memory."""
-    with archive.open(f"{name}.npy") as member:
-        try:
-            array = npy_format.read_array(member, allow_pickle=False)
-        except ValueError as error:
-            if "pickle" in str(error) or "Object" in str(error):
-                raise InputError(
-                    f"{source}: {name}: holds Python objects, which are never unpickled; save an "
-                    f"array of numbers"
-                ) from None
-            raise InputError(f"{source}: {name}: cannot be read as an array ({_line(error)})") from None
-    return np.asarray(array)
+    with archive.open(f"{name}.npy") as member, _readable(source, name):
+        return np.asarray(npy_format.read_array(member, allow_pickle=False))
+
+
+@contextlib.contextmanager
+def _readable(source: Path, name: str) -> Iterator[None]:
+    """Whatever NumPy raises for a damaged array, as one `InputError`; damage of the archive is raised on."""
+    try:
+        yield
+    except (InputError, OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        raise
+    # NumPy parses the header as Python, so errors of the tokenizer and the parser are among them.
+    except Exception as error:
+        if "pickle" in str(error) or "Object" in str(error):
+            problem = "holds Python objects, which are never unpickled; save an array of numbers"
+        else:
+            problem = f"cannot be read as an array ({_line(error)})"
+        raise InputError(f"{source}: {name}: {problem}") from None
 
 
 def _mapped(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:
@@ -192,31 +198,23 @@ def _mapped(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray[Any
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type != zipfile.ZIP_STORED:
         raise InputError(
-            f"{source}: {name}: is compressed and cannot be memory-mapped; write it with "
-            f"compress=False, or read it "
-            "without memory_map"
+            f"{source}: {name}: is compressed and cannot be memory-mapped; write it with compress=False, or "
+            "read it without memory_map"
         )
-    with source.open("rb") as file:
+    with source.open("rb") as file, _readable(source, name):
         file.seek(entry.header_offset)
         header = file.read(30)
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         file.seek(entry.header_offset + 30 + name_length + extra_length)
-        shape, fortran_order, dtype = _npy_header(source, name, file)
-        offset = file.tell()
-    if dtype != np.uint8:
-        raise InputError(f"{source}: {name}: only uint8 images can be memory-mapped, found {dtype}")
-    if int(np.prod(shape)) == 0:
-        return np.empty(shape, dtype)
-    return np.memmap(source, dtype, mode="c", offset=offset, shape=shape, order="F" if fortran_order else "C")
-
-
-def _npy_header(source: Path, name: str, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    try:
         version = npy_format.read_magic(file)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        return read(file)
-    except ValueError as error:
-        raise InputError(f"{source}: {name}: cannot be read as an array ({_line(error)})") from None
+        shape, fortran_order, dtype = read(file)
+        if dtype != np.uint8:
+            raise InputError(f"{source}: {name}: only uint8 images can be memory-mapped, found {dtype}")
+        if int(np.prod(shape)) == 0:
+            return np.empty(shape, dtype)
+        order: Literal["F", "C"] = "F" if fortran_order else "C"
+        return np.memmap(source, dtype, mode="c", offset=file.tell(), shape=shape, order=order)
 
 
 def _as_images(
@@ -239,33 +237,14 @@ def _as_images(
         return torch.from_numpy(pixels)
     if array.dtype.kind != "f":
         raise InputError(f"{where}: pixels must be uint8 or float in [0, 1], found {array.dtype}")
-    return torch.from_numpy(_on_the_grid(where, array))
-
-
-def _on_the_grid(where: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Float pixels in [0, 1] as the uint8 they came from."""
-    pixels = np.empty(array.shape, np.uint8)
-    tolerance = grid_tolerance(array.dtype)
-    for start in range(0, len(array), 1024):
-        levels = array[start : start + 1024].astype(np.float64) * 255
-        if not np.isfinite(levels).all():
-            row = start + int(np.argwhere(~np.isfinite(levels))[0, 0])
-            raise InputError(f"{where}: row {row}: a pixel is NaN or infinite; repair or remove the image")
-        whole = np.rint(levels)
-        if levels.size and (levels.min() < -tolerance or levels.max() > 255 + tolerance):
-            row = start + int(np.argwhere((levels < -tolerance) | (levels > 255 + tolerance))[0, 0])
-            raise InputError(
-                f"{where}: row {row}: a float pixel lies outside [0, 1]; give uint8 or float in [0, 1]"
-            )
-        if (np.abs(levels - whole) > tolerance).any():
-            row = start + int(np.argwhere(np.abs(levels - whole) > tolerance)[0, 0])
-            raise InputError(
-                f"{where}: row {row}: float pixels must be multiples of 1/255, as 8-bit images "
-                f"divided by 255 are; "
-                "give the images as uint8"
-            )
-        pixels[start : start + 1024] = whole
-    return pixels
+    pixels = eight_bit(
+        lambda row: f"{where}: row {row}",
+        array,
+        tolerance=grid_tolerance(array.dtype),
+        if_outside="give uint8, or float in [0, 1]",
+        if_between="give the images as uint8",
+    )
+    return torch.from_numpy(pixels)
 
 
 def _guess_layout(where: str, shape: tuple[int, ...]) -> str:
@@ -278,8 +257,7 @@ def _guess_layout(where: str, shape: tuple[int, ...]) -> str:
         found = "both the second and the last" if first else "neither the second nor the last"
         raise InputError(
             f"{where}: shape {shape}: {found} dimension could be the 1 or 3 channels; add an array "
-            f"'layout' with the "
-            "text 'NHWC' or 'NCHW'"
+            "'layout' with the text 'NHWC' or 'NCHW'"
         )
     return "NCHW" if first else "NHWC"
 

@@ -1,5 +1,4 @@
-"""Training sets as parquet files of encoded images, the layout of Hugging Face: `read_parquet` and
-`write_parquet`.
+"""Training sets as parquet files of encoded images, in the layout of Hugging Face.
 
 A row is an image, as the bytes of an image file, and the number of its class. The names of the classes are in
 the schema's metadata.
@@ -37,7 +36,7 @@ _TEST = re.compile(r"(^|[-_.])(test|validation|valid|val)([-_.]|$)", re.IGNORECA
 def write_parquet(path: str | os.PathLike[str], training_set: TrainingSet) -> None:
     """Write a training set as one parquet file: PNG images, labels, and the class names in the metadata.
 
-    Reading it back gives the same pixels. The `datasets` library reads it too. Costs about 0.1 ms for a 32x32
+    Reading it gives the same pixels. The `datasets` library reads it too. Cost: about 0.1 ms for a 32x32
     image.
 
     Arguments:
@@ -48,11 +47,6 @@ def write_parquet(path: str | os.PathLike[str], training_set: TrainingSet) -> No
         InputError: the images have another number of channels, or the file cannot be written.
     """
     target = Path(path)
-    channels = training_set.image_shape[0]
-    if channels not in (1, 3):
-        raise InputError(
-            f"{training_set.name}: only images of 1 or 3 channels can be written as PNG, found {channels}"
-        )
     names = list(training_set.class_names)
     features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
     metadata = {"huggingface": canonical_json({"info": {"features": features}})}
@@ -87,14 +81,12 @@ def read_parquet(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
     Arguments:
         path: a file, a folder of files, a pattern such as `data/cifar10-*.parquet`, or several files. Of
-        several
-            files, those whose name has the word "test" (or "validation", "valid", "val") in it are the test
-            set; they are read in the order of the numbers in their names.
+            several files, those with the word "test" (or "validation", "valid", "val") in their names are the
+            test set; they are read in the order of the numbers in their names.
 
     Raises:
         InputError: a file is missing, cut short or lacks a column, an image is missing, does not decode or
-        has another
-            size, a label is missing or out of range, or there are fewer than two classes.
+            has another size, a label is missing or out of range, or there are fewer than two classes.
     """
     files, name = _files(path)
     test_files = [file for file in files if _TEST.search(file.stem)]
@@ -170,7 +162,7 @@ class _File:
                     f"{self.path}: column {self._image_column!r}: its struct has no field 'bytes'"
                 )
             column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
-        # A column without a single value has the type null, and its first row is reported as having none.
+        # A column without any value has the type null; its first row is reported below.
         if not any(
             test(column.type) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
         ):
@@ -182,21 +174,23 @@ class _File:
         for row, content in enumerate(column.to_pylist()):
             if content is None:
                 raise InputError(
-                    f"{self.path}: row {row}: has no image bytes; store the bytes of the file, not "
-                    f"its path alone"
+                    f"{self.path}: row {row}: has no image bytes; store the bytes of the file, not its path "
+                    "alone"
                 )
             encoded.append((f"{self.path}: row {row}", content))
         return encoded
 
     def _column(self, schema: Any, candidates: Sequence[str]) -> str:
         for name in candidates:
+            if schema.names.count(name) > 1:
+                raise InputError(f"{self.path}: has several columns {name!r}; remove all but one")
             if name in schema.names:
                 return name
         wanted = " or ".join(map(repr, candidates))
         raise InputError(f"{self.path}: no column {wanted}, only {', '.join(map(repr, schema.names[:8]))}")
 
     def _names(self, schema: Any) -> tuple[str, ...] | None:
-        """The class names in the metadata of Hugging Face, if they are there and whole."""
+        """The class names in the metadata of Hugging Face, if there are any."""
         try:
             features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
             names = features[self._label_column]["names"]

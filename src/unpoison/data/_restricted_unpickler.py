@@ -1,13 +1,13 @@
-"""Foreign pickles, read without running them.
+"""Untrusted pickles, read without running them.
 
-A pickle is a program: it may import any function and call it. This one imports nothing. For each name on a
-short list it is handed a stand-in of ours, and a pickle that asks for any other name is refused, with that
-name in the message, before anything is called. The list holds what numpy arrays and plain containers need.
+A pickle is a program: it may import any function and call it. This reader imports nothing. Each name on a
+short list stands for a replacement of ours, and a pickle that imports any other name is refused, with that
+name in the message, before anything is called. The list holds what NumPy arrays and plain containers need.
 
-The stand-ins are not numpy's own functions, because those trust their input: the state of a `numpy.dtype` can
-be forged so that bytes of the file are taken for pointers. Ours know plain numbers and text, and take an
-array's content only from bytes that are in the file. They are instances that refuse to be changed, so a
-pickle cannot alter them for those that are read later.
+NumPy's own functions are not used, because they trust their input: the state of a `numpy.dtype` can be forged
+so that bytes of the file are read as pointers. The replacements accept plain numbers and text, and take the
+content of an array only from bytes in the file. They are immutable, so a pickle cannot alter them for later
+ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unpoison._artefacts import atomic_file
 from unpoison.errors import InputError
 
 Admitted = Mapping[tuple[str, str], Callable[..., Any] | type]
-"""What a pickle may import, by module and name, and what it is given when it does."""
+"""What a pickle may import, by module and name, and what it is given instead."""
 
 
 def read_pickle(
@@ -37,7 +37,7 @@ def read_pickle(
     admit: Admitted | None = None,
     encoding: str = "bytes",
 ) -> Any:
-    """Read one pickle that holds numpy arrays, numbers, text and plain containers of them.
+    """Read one pickle that holds NumPy arrays, numbers, text and plain containers of them.
 
     Arguments:
         path: the file.
@@ -62,8 +62,7 @@ def read_pickle(
 def write_pickle(path: str | os.PathLike[str], value: Any) -> None:
     """Write a pickle for a tool that reads nothing else; the file appears whole or not at all.
 
-    Nothing of ours is kept so: what is written here is arrays, pictures and plain containers, and who reads
-    it elsewhere runs a pickle. The fourth version of the format, which Python reads since 3.4.
+    Only arrays, pictures and plain containers are written so, in protocol 4.
 
     Raises:
         InputError: the file cannot be written.
@@ -83,11 +82,10 @@ def unpickle(where: str, content: bytes, *, admit: Admitted | None = None, encod
         return unpickler.load()
     except _RefusedError as refused:
         raise InputError(
-            f"{where}: refused: the pickle asks for {refused}, and only arrays and plain "
-            f"containers are admitted; "
-            "do not trust this file"
+            f"{where}: refused: the pickle asks for {refused}, and only arrays and plain containers are "
+            "admitted; do not trust this file"
         ) from None
-    # A damaged pickle makes the machine stumble anywhere.
+    # A damaged pickle may raise anything.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
@@ -96,7 +94,7 @@ def unpickle(where: str, content: bytes, *, admit: Admitted | None = None, encod
 
 
 class _RefusedError(Exception):
-    """The pickle asks for what is not admitted; the message is what it asked for."""
+    """The pickle asks for what is not admitted; the message names it."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -116,7 +114,7 @@ class _Unpickler(pickle.Unpickler):
 
 @final
 class _StandIn:
-    """A callable that a pickle may be handed: it can be called and cannot be changed."""
+    """An immutable callable that a pickle may be given."""
 
     __slots__ = ("_call",)
     _call: Callable[..., Any]
@@ -139,7 +137,7 @@ _NUMBER_OR_TEXT = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16|[SU][0-9]{1,6
 
 @final
 class _Type:
-    """What a pickle is given for `numpy.dtype`: the name of a plain type, and its byte order."""
+    """Replaces `numpy.dtype`: the name of a plain type, and its byte order."""
 
     __slots__ = ("plain",)
 
@@ -152,18 +150,18 @@ class _Type:
     def __setstate__(self, state: Any) -> None:
         order: Any = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "=", "|"):
-            raise _RefusedError("a byte order that there is not")
+            raise _RefusedError("an unknown byte order")
         self.plain = self.plain.newbyteorder(order)
 
 
 @final
 class _Array(np.ndarray[Any, Any]):
-    """An array that a pickle fills: its content comes from bytes of the file."""
+    """An array whose content comes from bytes of the file."""
 
     def __setstate__(self, state: Any, /) -> None:
         _version, shape, element, fortran_order, content = state
         filled = _from_bytes(content, element, shape, "F" if fortran_order else "C")
-        # What numpy accepts here is wider than what its annotations say.
+        # NumPy accepts more here than its annotations say.
         rebuilt: Any = (1, filled.shape, filled.dtype, bool(fortran_order), filled.tobytes("A"))
         super().__setstate__(rebuilt)
 

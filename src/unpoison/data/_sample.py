@@ -2,7 +2,7 @@
 
 500 training and 100 test images of each of ten classes, 28x28 grey, bit for bit those of Xiao, Rasul and
 Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms" (2017).
-Copyright Zalando SE, MIT licence; the licence lies beside the file. `scripts/make_sample.py` made it.
+Copyright Zalando SE, MIT licence (beside the file). Made by `scripts/make_sample.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Splits`: what a reader returns, a training set and, if there is one, the test set of the same classes."""
+"""`Splits`: a training set and, if there is one, the test set of the same classes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Splits:
         if self.test.class_names != self.train.class_names:
             raise InputError(
                 f"{self.test.name}: its classes {_abridged(self.test.class_names)} are not those of "
-                f"{self.train.name}, {_abridged(self.train.class_names)}; give both the same "
-                f"classes in the same order"
+                f"{self.train.name}, {_abridged(self.train.class_names)}; give both the same classes in the "
+                "same order"
             )
         if self.test.image_shape != self.train.image_shape:
             raise InputError(
@@ -48,7 +48,7 @@ class Splits:
 
 
 def with_equal_channels(train: TrainingSet, test: TrainingSet) -> tuple[TrainingSet, TrainingSet]:
-    """The two sets, the grey one coloured (each pixel thrice, which loses nothing) if the other is."""
+    """The two sets; if one is coloured, the other becomes so by repeating its channel."""
     channels = max(train.image_shape[0], test.image_shape[0])
     first, second = (
         one

@@ -1,9 +1,8 @@
-"""`TrainingSet`: images and labels as they are on disk, 8 bits a channel, with a fingerprint of their
-content.
+"""`TrainingSet`: images and labels in memory, 8 bits a channel, with a fingerprint of their content.
 
-Everything in unpoison names examples by their index in a `TrainingSet`, and everything stored beside one
-carries its fingerprint, so that poison or findings of one set are never applied to another by mistake. Images
-stay uint8: what a number is measured on is what could be saved as a picture.
+Examples are named by their index in a `TrainingSet`, and everything that is stored about one carries its
+fingerprint, so that poison or findings of one set are never applied to another by mistake. Images are uint8,
+as they would be saved.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ import torch
 from torch import Tensor
 
 from unpoison._artefacts import canonical_json, digest
+from unpoison.data._classes import as_class_names
 from unpoison.errors import InputError
+
+Indices = Tensor | Sequence[int]
 
 
 @final
@@ -26,22 +28,25 @@ from unpoison.errors import InputError
 class TrainingSet:
     """Labelled images: UInt8[n c h w], Int64[n] and the names of the classes.
 
-    Sets are never changed in place: `subset`, `without` and `with_examples` give new ones.
+    Sets are never changed in place: `subset`, `without` and `with_examples` give new ones. These take the
+    indices of examples, or a mask Bool[n].
 
     Arguments:
         images: UInt8[n c h w]; grey images have one channel. May be memory-mapped.
-        labels: Int64[n], each in 0..len(class_names)-1.
-        class_names: one name a class, at least two.
+        labels: Int64[n], each in 0..len(class_names)-1, on the device of the images.
+        class_names: one name a class, at least two; stored as text.
         name: what to call the set in messages and reports.
 
     Raises:
-        InputError: shapes or types do not match, a label is out of range, or there are fewer than two
-            classes.
+        InputError: shapes, types or devices do not match, a label is out of range, or there are fewer than
+            two classes.
 
     >>> images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     >>> training_set = TrainingSet(images, torch.tensor([0, 1, 0, 1]), ("a", "b"))
     >>> len(training_set.without([0])), training_set.image_shape
     (3, (1, 8, 8))
+    >>> training_set.subset(torch.tensor([True, False, False, True])).labels
+    tensor([0, 1])
     """
 
     images: Tensor
@@ -60,6 +65,11 @@ class TrainingSet:
                 f"{self.name}: labels must be int64 of shape [{len(self.images)}], "
                 f"found {self.labels.dtype} of shape {tuple(self.labels.shape)}"
             )
+        if self.labels.device != self.images.device:
+            raise InputError(
+                f"{self.name}: images lie on {self.images.device}, labels on {self.labels.device}; move one"
+            )
+        object.__setattr__(self, "class_names", as_class_names(self.name, self.class_names))
         if len(self.class_names) < 2:
             raise InputError(f"{self.name}: needs at least two classes, found {len(self.class_names)}")
         outside = ((self.labels < 0) | (self.labels >= len(self.class_names))).nonzero()
@@ -79,7 +89,7 @@ class TrainingSet:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels may name, whether or not each has examples."""
+        """How many classes there are, including classes without examples."""
         return len(self.class_names)
 
     @property
@@ -95,8 +105,8 @@ class TrainingSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of images, labels and class names, the same on every device and under every name."""
-        # In pieces of a fixed size, so that a memory map is never read into memory as a whole.
+        """A digest of images, labels and class names; equal on every device and for every `name`."""
+        # In pieces, so that a memory map is never read into memory as a whole.
         pieces = (self.images[start : start + 4096].cpu().numpy() for start in range(0, len(self), 4096))
         return digest(
             canonical_json([list(self.images.shape), list(self.class_names)]),
@@ -133,20 +143,20 @@ class TrainingSet:
         """The same set on another device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def subset(self, indices: Tensor | Sequence[int]) -> TrainingSet:
+    def subset(self, indices: Indices) -> TrainingSet:
         """The examples at `indices`, in that order."""
-        chosen = self._indices(indices)
+        chosen = self.indices(indices)
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
-    def without(self, indices: Tensor | Sequence[int]) -> TrainingSet:
-        """All examples but those at `indices`, in the old order."""
+    def without(self, indices: Indices) -> TrainingSet:
+        """All examples except those at `indices`, in order."""
         keep = torch.ones(len(self), dtype=torch.bool, device=self.device)
-        keep[self._indices(indices)] = False
+        keep[self.indices(indices)] = False
         return replace(self, images=self.images[keep], labels=self.labels[keep])
 
-    def with_examples(self, indices: Tensor | Sequence[int], images: Tensor, labels: Tensor) -> TrainingSet:
+    def with_examples(self, indices: Indices, images: Tensor, labels: Tensor) -> TrainingSet:
         """The set with the examples at `indices` replaced: UInt8[k c h w] `images`, Int64[k] `labels`."""
-        chosen = self._indices(indices)
+        chosen = self.indices(indices)
         if images.shape != (len(chosen), *self.image_shape):
             raise InputError(
                 f"{self.name}: replacing {len(chosen)} examples needs images of shape "
@@ -157,9 +167,26 @@ class TrainingSet:
         new_labels[chosen] = labels.to(self.device)
         return replace(self, images=new_images, labels=new_labels)
 
-    def _indices(self, indices: Tensor | Sequence[int]) -> Tensor:
-        chosen = torch.as_tensor(indices, dtype=torch.int64, device=self.device).reshape(-1)
-        outside = (chosen < 0) | (chosen >= len(self))
+    def indices(self, chosen: Indices) -> Tensor:
+        """Int64[k], on the device of the images: the indices of the chosen examples.
+
+        Arguments:
+            chosen: indices in any order, or a mask Bool[n].
+
+        Raises:
+            InputError: an index is out of range, or these are neither whole numbers nor such a mask.
+        """
+        given = torch.as_tensor(chosen, device=self.device)
+        if given.dtype == torch.bool:
+            if given.shape != (len(self),):
+                raise InputError(
+                    f"{self.name}: a mask must be bool [{len(self)}], found {tuple(given.shape)}"
+                )
+            return given.nonzero().reshape(-1)
+        if given.numel() and (given.is_floating_point() or given.is_complex()):
+            raise InputError(f"{self.name}: indices must be whole numbers, found {given.dtype}")
+        found = given.to(torch.int64).reshape(-1)
+        outside = (found < 0) | (found >= len(self))
         if bool(outside.any()):
-            raise InputError(f"{self.name}: index {int(chosen[outside][0])} is outside 0..{len(self) - 1}")
-        return chosen
+            raise InputError(f"{self.name}: index {int(found[outside][0])} is outside 0..{len(self) - 1}")
+        return found

@@ -1,3 +1,4 @@
+from ._dropping import ControlDrop as ControlDrop
 from ._dropping import DropJudgement as DropJudgement
 from ._dropping import DroppingDefense as DroppingDefense
 from ._dropping import DropReport as DropReport
@@ -11,45 +12,46 @@ from .cutout import Cutout as Cutout
 from .dp_sgd import DPSGD as DPSGD
 from .epic import EPIC as EPIC
 from .epic import isolated as isolated
-from .feature_squeezing import FeatureSqueezing as FeatureSqueezing
-from .feature_squeezing import fragile as fragile
-from .feature_squeezing import grain as grain
-from .feature_squeezing import suspicion as suspicion
 from .friendly_noise import FriendlyNoise as FriendlyNoise
-from .isolation import Isolation as Isolation
-from .isolation import strays as strays
 from .jpeg import JPEG as JPEG
+from .knn_outlier_filter import KNNOutlierFilter as KNNOutlierFilter
+from .knn_outlier_filter import outliers as outliers
 from .loss_drop import LossDrop as LossDrop
 from .maxup import MaxUp as MaxUp
 from .mixup import Mixup as Mixup
 from .noisy_gradient import NoisyGradient as NoisyGradient
 from .random_drop import RandomDrop as RandomDrop
+from .recompression_filter import RecompressionFilter as RecompressionFilter
+from .recompression_filter import grain as grain
+from .recompression_filter import recompression_outliers as recompression_outliers
+from .recompression_filter import recompression_scores as recompression_scores
 
 __all__ = [
     "DPSGD",
     "EPIC",
     "JPEG",
     "METHODS",
+    "ControlDrop",
     "CutMix",
     "Cutout",
     "DropJudgement",
     "DropReport",
     "DroppingDefense",
-    "FeatureSqueezing",
     "FriendlyNoise",
-    "Isolation",
+    "KNNOutlierFilter",
     "LossDrop",
     "MaxUp",
     "Mixup",
     "NoisyGradient",
     "RandomDrop",
+    "RecompressionFilter",
     "describe",
-    "fragile",
     "get",
     "grain",
     "isolated",
     "names",
+    "outliers",
+    "recompression_outliers",
+    "recompression_scores",
     "register",
-    "strays",
-    "suspicion",
 ]

@@ -1,33 +1,35 @@
-"""What the defenses share that drop examples while the network is trained: their rounds and their reports."""
+"""The base of defenses that drop examples during training: their rounds and reports."""
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Self, final
 
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import check_options
 from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
 from unpoison.defenses._gradients import training_logits
 from unpoison.errors import InputError
+from unpoison.registry import Method
 from unpoison.training import Defense, Recipe
 
 
 @final
 @dataclass(frozen=True)
 class DropJudgement:
-    """How good a drop was, now that the truth is known.
+    """The quality of a drop, given the truth.
 
     Arguments:
-        precision: the share of poisons among the dropped.
-        recall: the share of the dropped among the poisons.
-        clean: the share of the dropped among the clean examples.
+        precision: the share of poisons among the dropped examples.
+        recall: the share of poisons that were dropped.
+        clean: the share of clean examples that were dropped.
     """
 
     precision: Proportion
@@ -41,11 +43,11 @@ class DropReport:
     """What one round dropped.
 
     Arguments:
-        epoch: before which the round took place.
-        seconds: what it took, the forward pass included.
-        included: Bool[n], the examples of the run; on the CPU, as the next two.
-        dropped: Bool[n], those of them that are out from this epoch on.
-        dropped_now: Bool[n], those of `dropped` that were trained on until now.
+        epoch: the epoch that the round preceded.
+        seconds: of the round, its forward pass included.
+        included: Bool[n], the examples of the run; on the CPU, like the next two.
+        dropped: Bool[n], the examples that are dropped after the round.
+        dropped_now: Bool[n], those of `dropped` that were not dropped before.
     """
 
     epoch: int
@@ -56,25 +58,25 @@ class DropReport:
 
     @property
     def alive(self) -> int:
-        """How many examples are trained on from this epoch on."""
+        """How many examples are trained on after the round."""
         return int((self.included & ~self.dropped).sum())
 
     @property
     def newly(self) -> int:
-        """How many this round took out."""
+        """How many examples this round dropped."""
         return int(self.dropped_now.sum())
 
     @property
     def in_all(self) -> int:
-        """How many are out from this epoch on."""
+        """How many examples are dropped after the round."""
         return int(self.dropped.sum())
 
     def judge(self, poison: Tensor, *, this_round: bool = False) -> DropJudgement:
-        """Precision and recall of all that is out, or of this round alone.
+        """Precision and recall of all drops so far, or of this round alone.
 
         Arguments:
-            poison: Bool[n], the truth; or Int64[k], the places of the poisons in the training set.
-            this_round: count only what this round took out.
+            poison: Bool[n], the truth; or Int64[k], the indices of the poisons in the training set.
+            this_round: count only what this round dropped.
 
         Raises:
             InputError: `poison` is neither.
@@ -92,11 +94,11 @@ class DropReport:
         truth = truth & self.included
         clean = self.included & ~truth
         out = self.dropped_now if this_round else self.dropped
-        hits, blows = int((out & truth).sum()), int((out & clean).sum())
+        hits, errors = int((out & truth).sum()), int((out & clean).sum())
         return DropJudgement(
-            precision=Proportion(hits, hits + blows),
+            precision=Proportion(hits, hits + errors),
             recall=Proportion(hits, int(truth.sum())),
-            clean=Proportion(blows, int(clean.sum())),
+            clean=Proportion(errors, int(clean.sum())),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,13 +114,13 @@ class DropReport:
 
 @final
 class Drops:
-    """What a dropping defense remembers of the run that it defends."""
+    """The state of a dropping defense in a run."""
 
     def __init__(self) -> None:
         self.begin(0, None)
 
     def begin(self, seed: int, recipe: Recipe | None) -> None:
-        """Forget everything; a new run begins, with this recipe where it is known."""
+        """Clear the state for a new run, with this recipe where it is known."""
         self.seed, self.recipe = seed, recipe
         self.included: Tensor | None = None
         self.dropped: list[Tensor] = []
@@ -126,7 +128,7 @@ class Drops:
         self.seconds: list[float] = []
 
     def start(self, included: Tensor) -> None:
-        """Before the first epoch: those examples are trained on."""
+        """Clear the rounds; these examples are trained on in the first epoch."""
         self.included = included.cpu().clone()
         self.dropped, self.epochs, self.seconds = [], [], []
 
@@ -137,13 +139,13 @@ class Drops:
         return self.included & ~self.dropped[-1] if self.dropped else self.included
 
     def record(self, epoch: int, dropped: Tensor, seconds: float) -> None:
-        """A round has taken place."""
+        """Add a round."""
         self.dropped.append(dropped)
         self.epochs.append(epoch)
         self.seconds.append(seconds)
 
     def reports(self) -> tuple[DropReport, ...]:
-        """One a round."""
+        """One report a round."""
         if self.included is None:
             return ()
         before, reports = torch.zeros_like(self.included), []
@@ -173,7 +175,7 @@ class Drops:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Continue from what `state` returned."""
         if "included" not in state:
             return
         self.included = state["included"].cpu()
@@ -185,29 +187,31 @@ class Drops:
 class DroppingDefense(Defense):
     """A defense that drops examples in rounds, between epochs.
 
-    In `train` it works by itself. In a loop of your own, ask it before each epoch:
+    `train` calls it. In a loop of your own, call it before each epoch, with the logits of all examples in
+    order:
 
         if defense.is_round(epoch):
             keep = defense.select(epoch, logits, labels)
 
-    with the logits of all examples, in order. It remembers the rounds; `reports` tells what they did.
+    `reports` describes the rounds so far.
     """
 
+    method: ClassVar[Method]
     _drops: Drops
 
     def is_round(self, epoch: int) -> bool:
-        """Whether it looks at the examples before `epoch`, counted from 0."""
+        """Whether there is a round before `epoch`, counted from 0."""
         return self._is_round(epoch, self._drops.recipe)
 
     @abstractmethod
     def _is_round(self, epoch: int, recipe: Recipe | None) -> bool:
-        """The same, given the recipe of the run; None outside of `train`."""
+        """Likewise, given the recipe of the run; None outside of `train`."""
 
     @abstractmethod
     def _out(
         self, epoch: int, logits: Tensor | None, labels: Tensor, included: Tensor, alive: Tensor
     ) -> Tensor:
-        """Bool[n]: the examples that are out from `epoch` on; all on the device of the labels."""
+        """Bool[n]: the examples that are dropped from `epoch` on; all on the device of the labels."""
 
     def _look(self, model: nn.Module, training_set: TrainingSet) -> Tensor | None:
         """The logits that `_out` is given."""
@@ -215,11 +219,11 @@ class DroppingDefense(Defense):
 
     @property
     def reports(self) -> tuple[DropReport, ...]:
-        """One a round of the run that it defends, or has defended last."""
+        """One report for each round of the latest run."""
         return self._drops.reports()
 
     def sizes_so_far(self) -> tuple[tuple[int, int], ...]:
-        """Of each round its epoch and how many it took out, for the controls.
+        """The epoch of each round and how many examples it dropped, for the controls.
 
         Raises:
             InputError: there was no round yet.
@@ -230,7 +234,7 @@ class DroppingDefense(Defense):
         return sizes
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
-        """Forget the run before, and read the schedule off the recipe."""
+        """Clear the state, and read the schedule of the recipe."""
         self._drops.begin(seed, recipe)
         return training_set
 
@@ -244,12 +248,12 @@ class DroppingDefense(Defense):
         return self._round(epoch, self._look(model, training_set), training_set.labels, clock)
 
     def select(self, epoch: int, logits: Tensor, labels: Tensor) -> Tensor:
-        """Bool[n]: the examples to train on from `epoch` on, by a round that takes place now.
+        """Do a round now. Bool[n]: the examples to train on from `epoch` on.
 
         Arguments:
-            epoch: counted from 0; at 0 the memory of earlier rounds is cleared.
-            logits: Float[n classes] of all examples, those dropped before included, in the same order every
-                time; in eval mode and without augmentation.
+            epoch: counted from 0; at 0 earlier rounds are cleared.
+            logits: Float[n classes] of all examples, dropped ones included, in the same order every time; in
+                eval mode and without augmentation.
             labels: Int64[n], on the same device.
 
         Raises:
@@ -271,15 +275,15 @@ class DroppingDefense(Defense):
         drops.record(epoch, out.cpu(), time.perf_counter() - clock)
         return included & ~out
 
-    def _seed(self, seed: int, epoch: int) -> int:
-        return derive_seed(seed, "round", epoch, self._drops.seed)
+    def _round_seed(self, epoch: int) -> int:
+        return derive_seed(0, "round", epoch, self._drops.seed)
 
     def state(self) -> dict[str, Tensor]:
         """The rounds so far."""
         return self._drops.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Continue from what `state` returned."""
         self._drops.restore(state)
 
     def report(self) -> dict[str, Any]:
@@ -287,60 +291,80 @@ class DroppingDefense(Defense):
         return {"rounds": [report.to_dict() for report in self.reports]}
 
 
-def check_schedule(name: str, interval: int, warm_up: int, last_epoch: int | None) -> None:
-    """That a schedule of rounds makes sense.
+SCHEDULE: Final = {"interval": "[1, inf)", "warm_up": "[0, inf)", "last_epoch": "[0, inf)"}
+"""What is allowed for the fields of a schedule of rounds."""
+
+
+def check_ascending(name: str, epochs: Sequence[int] | None) -> None:
+    """That epochs are numbered from 0 and in ascending order.
 
     Raises:
-        InputError: it does not.
+        InputError: they are not.
     """
-    for field, value, least in (
-        ("interval", interval, 1),
-        ("warm_up", warm_up, 0),
-        ("last_epoch", last_epoch, 0),
-    ):
-        if field == "last_epoch" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name}: {field} must be a whole number, {least} or more, found {value!r}")
+    if epochs is not None and (not epochs or list(epochs) != sorted(set(epochs)) or epochs[0] < 0):
+        raise InputError(f"{name}: epochs must be ascending whole numbers, found {epochs!r}")
 
 
 def on_schedule(epoch: int, interval: int, warm_up: int, last: int | None, recipe: Recipe | None) -> bool:
-    """Whether `epoch` is a multiple of `interval` between warm-up and end.
+    """Whether `epoch` is a multiple of `interval` between warm-up and last epoch.
 
-    Where no end is given it is the recipe's last milestone, or three quarters of its epochs.
+    Without a last epoch it is the recipe's last milestone, or three quarters of its epochs.
     """
     if last is None and recipe is not None:
         last = recipe.milestones[-1] if recipe.milestones else round(0.75 * recipe.epochs)
     return epoch >= warm_up and epoch % interval == 0 and (last is None or epoch <= last)
 
 
-def check_sizes(name: str, sizes: object, share: float) -> tuple[tuple[int, int], ...]:
-    """The sizes of a control's rounds as a tuple, and that its share is one.
+@dataclass(frozen=True, kw_only=True)
+class ControlDrop(DroppingDefense):
+    """The schedule of a control: rounds of the sizes, and at the epochs, of another defense, or of its own.
+
+    Arguments:
+        sizes: pairs of an epoch and how many examples to drop before it; if there are any, they are the whole
+            schedule. `like(defense)` takes them from a defense after its run.
+        share: without sizes, the share of the run's examples that each round drops, in [0, 1].
+        interval: without sizes, epochs from round to round; rounds are at its multiples.
+        warm_up: without sizes, the first epoch that may have a round.
+        last_epoch: without sizes, the last one; None is the recipe's last milestone, or three quarters of the
+            epochs.
 
     Raises:
-        InputError: they are not pairs of whole numbers with ascending epochs, or the share is no share.
+        InputError: a value is out of its range.
     """
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise InputError(f"{name}: share must be a number in 0..1, found {share!r}")
-    problem = f"{name}: sizes must be pairs (epoch, how many) with ascending epochs, found {sizes!r}"
-    if not isinstance(sizes, (tuple, list)):
-        raise InputError(problem)
-    pairs: list[tuple[int, int]] = []
-    for pair in sizes:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise InputError(problem)
-        epoch, count = pair
-        if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in pair):
-            raise InputError(problem)
-        if pairs and epoch <= pairs[-1][0]:
-            raise InputError(problem)
-        pairs.append((epoch, count))
-    return tuple(pairs)
 
+    sizes: tuple[tuple[int, int], ...] = ()
+    share: float = 0.01
+    interval: int = 2
+    warm_up: int = 10
+    last_epoch: int | None = None
+    _drops: Drops = field(default_factory=Drops, init=False, repr=False, compare=False)
 
-def size_of_round(
-    epoch: int, sizes: tuple[tuple[int, int], ...], share: float, included: int, alive: int
-) -> int:
-    """How many examples a control drops before `epoch`; never all of them."""
-    wanted = dict(sizes).get(epoch, 0) if sizes else round(share * included)
-    return max(0, min(wanted, alive - 1))
+    def __post_init__(self) -> None:
+        sizes = self.sizes
+        check_options(self.method.name, self, share="[0, 1]", **SCHEDULE)
+        pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in self.sizes]
+        whole = all(isinstance(value, int) and value >= 0 for pair in pairs for value in pair)
+        if not whole or any(len(pair) != 2 for pair in pairs):
+            raise InputError(f"{self.method.name}: sizes must be pairs (epoch, how many), found {sizes!r}")
+        if pairs:
+            check_ascending(f"{self.method.name}: sizes", [epoch for epoch, _ in pairs])
+        object.__setattr__(self, "sizes", tuple(pairs))
+
+    @classmethod
+    def like(cls, defense: DroppingDefense) -> Self:
+        """The control of a defense after its run: rounds of the same sizes before the same epochs.
+
+        Raises:
+            InputError: it has had no round yet.
+        """
+        return cls(sizes=defense.sizes_so_far())
+
+    def _is_round(self, epoch: int, recipe: Recipe | None) -> bool:
+        if self.sizes:
+            return any(epoch == number for number, _ in self.sizes)
+        return on_schedule(epoch, self.interval, self.warm_up, self.last_epoch, recipe)
+
+    def _size(self, epoch: int, included: Tensor, alive: Tensor) -> int:
+        """How many examples to drop before `epoch`; never all of them."""
+        wanted = dict(self.sizes).get(epoch, 0) if self.sizes else round(self.share * int(included.sum()))
+        return max(0, min(wanted, int(alive.sum()) - 1))

@@ -1,24 +1,23 @@
-"""Greedy facility location: the medoids of a cloud of points, and which points each of them serves.
+"""Greedy facility location: medoids of a set of points, and the cluster of each medoid.
 
-`f(A) = sum_i max_{j in A} s_ij` grows with every medoid, by ever less, so the greedy choice is within
-1 - 1/e of the best (Nemhauser, Wolsey and Fisher 1978), and a gain computed once stays an upper bound (Minoux
-1978). EPIC takes its clusters from it. Stages:
+`f(A) = sum_i max_{j in A} s_ij` is monotone and submodular, so the greedy choice is within 1 - 1/e of the
+optimum (Nemhauser, Wolsey and Fisher 1978), and a gain once computed remains an upper bound (lazy greedy,
+Minoux 1978). EPIC takes its clusters from it. Stages:
 
-I    merge      Points that are equal to the last bit become one that counts as many times.
-II   likeness   `v_ij = s_ij - 1`, kept as float32: near 1 the similarity itself has no digits left to tell
-                the points of a dense core apart, its distance from 1 has them all. The squared distances are
-                one float64 product of extended points, in blocks.
-III  pick       Each pick evaluates, in batches of the greatest bounds, only what the bounds do not exclude.
+I    merge       Equal points become one point with a weight.
+II   similarity  `v_ij = s_ij - 1`, stored as float32, since float32 cannot resolve similarities near 1. The
+                 squared distances are one float64 product of extended points, in blocks.
+III  pick        Each pick evaluates, in batches of the greatest bounds, only the points that the bounds do
+                 not exclude.
 
 Exact up to rounding of equal gains; ties go to the lower index, points to the medoid picked first.
 
 Cost for n points of dimension d and k medoids: n^2 (d + 3) operations for II, half as many where the matrix
-is kept, as likeness is mutual; for III some 3 to 6 times the
-n rows of n, where k times would be plain. Memory: 4 n^2 bytes where that is within the setting; beyond
-it rows are computed when they are needed, several times over, in blocks within the setting.
+is stored, since it is symmetric; for III evaluations of 3n to 6n rows of length n, in place of kn. Memory: 4
+n^2 bytes where the setting allows it; otherwise rows are computed when needed, several times over, in blocks.
 
-On an accelerator every gain is computed anew at every pick, from the stored matrix: k n^2 operations, but
-nothing is read back between picks.
+On an accelerator every gain is computed at every pick, from the stored matrix: k n^2 operations, but nothing
+is read back between picks.
 """
 
 from __future__ import annotations
@@ -36,23 +35,23 @@ Kernel = Literal["exponential", "distance"]
 
 KERNELS: Final = ("exponential", "distance")
 MEMORY: Final = 256 * 2**20
-# Rows of the matrix that are worked on at once: so few that a block of float64 stays in the cache.
+# Rows of the matrix that are computed at once, few enough for a block of float64 to stay in the cache.
 _BLOCK_BYTES: Final = 2**21
 _FIRST_BATCH: Final = 16
 _LAST_BATCH: Final = 256
-# Bounds that are looked at in every pick.
+# Bounds that are examined in every pick.
 _HEAD: Final = 512
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """What the greedy choice gave.
+    """The result of the greedy choice.
 
     Arguments:
-        medoids: Int64[k], the points picked, in the order of the picks. Fewer than were asked for where there
-            are no more different points: another pick would serve nobody.
-        owner: Int64[n], for each point the place in `medoids` of the one that serves it.
+        medoids: Int64[k], the points picked, in the order of the picks; fewer than `count` where there are
+            fewer different points.
+        owner: Int64[n], for each point the position in `medoids` of its own medoid.
     """
 
     medoids: Tensor
@@ -60,7 +59,7 @@ class Clusters:
 
     @property
     def sizes(self) -> Tensor:
-        """Int64[k]: how many points each medoid serves, itself included."""
+        """Int64[k]: how many points the cluster of each medoid has, itself included."""
         return torch.bincount(self.owner, minlength=len(self.medoids))
 
     @property
@@ -70,13 +69,13 @@ class Clusters:
 
 
 class Workspace:
-    """The memory of one matrix, used again for every class: fresh pages cost as much as filling them."""
+    """The memory of one matrix, reused for every class: new pages cost as much as filling them."""
 
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
 
     def matrix(self, rows: int, device: torch.device) -> Tensor:
-        """Float32[rows rows], of whatever content."""
+        """Float32[rows rows], uninitialised."""
         if self._buffer is None or self._buffer.device != device or len(self._buffer) < rows * rows:
             self._buffer = None  # before the next is allocated
             self._buffer = torch.empty(rows * rows, dtype=torch.float32, device=device)
@@ -95,11 +94,11 @@ def greedy_medoids(
 
     Arguments:
         points: Float[n d], on any device.
-        count: how many, 0 or more. 0 leaves every point without an owner (-1).
+        count: how many, 0 or more. With 0 the owner of every point is -1.
         kernel: "exponential", `s_ij = exp(-|x_i - x_j| / d)` with the Euclidean distance, as submodlib has
             it; or "distance", `s_ij = -|x_i - x_j|`, with which this is the greedy start of k-medoids.
         memory: bytes that the matrix of similarities may take.
-        workspace: memory to use again, for who calls this for many classes.
+        workspace: memory to reuse over many calls.
 
     Raises:
         InputError: points that are not a finite matrix of numbers.
@@ -109,21 +108,21 @@ def greedy_medoids(
             f"points: expected a float matrix [n d], found {points.dtype} of shape {tuple(points.shape)}"
         )
     if not bool(torch.isfinite(points).all()):
-        raise InputError("points: hold values that are not finite; distances to them mean nothing")
+        raise InputError("points: some values are not finite")
     if count <= 0 or not len(points):
-        nobody = torch.empty(0, dtype=torch.int64, device=points.device)
-        return Clusters(nobody, torch.full((len(points),), -1, dtype=torch.int64, device=points.device))
+        nothing = torch.empty(0, dtype=torch.int64, device=points.device)
+        return Clusters(nothing, torch.full((len(points),), -1, dtype=torch.int64, device=points.device))
     distinct, first, group, weights = _merged(points.double())
-    likeness = _Likeness(distinct, kernel, memory, workspace)
+    similarity = _Similarity(distinct, kernel, memory, workspace)
     count = min(count, len(distinct))
     # Merged points are numbered by their first occurrence, so that the lower number is the lower index.
-    choose = _picked_without_looking if likeness.stored and points.is_cuda else _picked_lazily
-    order, owner = choose(likeness, weights, count)
+    choose = _pick_all_gains if similarity.stored and points.device.type != "cpu" else _pick_lazily
+    order, owner = choose(similarity, weights, count)
     return Clusters(first[order], owner[group])
 
 
 def _merged(points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The different points, where each occurs first, which one each point is, and how often it occurs."""
+    """The different points, where each first occurs, the group of each point, and weights."""
     values, inverse, counts = torch.unique(points + 0.0, dim=0, return_inverse=True, return_counts=True)
     places = torch.arange(len(points), device=points.device)
     first = torch.full((len(values),), len(points), dtype=torch.int64, device=points.device)
@@ -135,7 +134,7 @@ def _merged(points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return points[first], first, rank[inverse], counts[order].float()
 
 
-class _Likeness:
+class _Similarity:
     """Rows of `s - 1` (exponential) or `s` (distance), stored or computed when they are asked for."""
 
     def __init__(self, points: Tensor, kernel: Kernel, memory: int, workspace: Workspace | None) -> None:
@@ -148,7 +147,7 @@ class _Likeness:
         # |x - y|^2 = -2 x.y + |x|^2 1 + 1 |y|^2 as one product of length d + 2.
         self.left = torch.cat([-2 * points, squares, ones], 1)
         self.right = torch.cat([points, ones, squares], 1).T.contiguous()
-        # No likeness is less than that of the two ends of a diameter of the ball around the mean.
+        # A bound: no two points are farther apart than the diameter of the ball around the mean.
         diameter = 2 * float((points - points.mean(0)).norm(dim=1).max())
         self.least = -1.0 if kernel == "exponential" else -diameter
         self._scratch: Tensor | None = None
@@ -161,24 +160,21 @@ class _Likeness:
         return self.matrix is not None
 
     def _compute(self, rows: Tensor, out: Tensor) -> Tensor:
-        self._alike(self.left[rows] @ self.right, out)
-        # A point is as like itself as can be; rounding must not say otherwise.
+        self._similarities(self.left[rows] @ self.right, out)
+        # Exactly, in spite of rounding.
         out[torch.arange(len(rows), device=self.device), rows] = 0.0
         return out
 
-    def _alike(self, squared: Tensor, out: Tensor) -> None:
+    def _similarities(self, squared: Tensor, out: Tensor) -> None:
         torch.sqrt(squared.clamp_min_(0).float(), out=out)
         out.neg_()
         if self.kernel == "exponential":
             out.expm1_()
 
     def _fill(self, matrix: Tensor, start: int, stop: int, scratch: Tensor) -> Tensor:
-        """Rows `start` to `stop` of the matrix, of which what lies left of them has been filled before.
-
-        Likeness is mutual, so half of the matrix is enough to compute.
-        """
+        """Rows `start` to `stop` of the matrix; columns before `start` are filled already, by symmetry."""
         own = scratch.view(-1)[: (stop - start) * (self.count - start)].view(stop - start, -1)
-        self._alike(self.left[start:stop] @ self.right[:, start:], own)
+        self._similarities(self.left[start:stop] @ self.right[:, start:], own)
         own.fill_diagonal_(0.0)
         matrix[start:stop, start:] = own
         matrix[stop:, start:stop] = own[:, stop - start :].T
@@ -189,7 +185,7 @@ class _Likeness:
         return self._compute(chosen, torch.empty(len(chosen), self.count, device=self.device))
 
     def first_gains(self, weights: Tensor) -> Tensor:
-        """Float64[n]: what each point would gain as the only medoid; fills the matrix."""
+        """Float64[n]: the gain of each point as the only medoid; fills the matrix."""
         gains = torch.empty(self.count, dtype=torch.float64, device=self.device)
         step = max(1, _BLOCK_BYTES // (8 * self.count))
         scratch = torch.empty(step, self.count, device=self.device)
@@ -211,7 +207,7 @@ class _Likeness:
         return self.rows(torch.tensor([chosen], device=self.device))[0]
 
     def gains(self, chosen: Tensor, served: Tensor, weights: Tensor) -> Tensor:
-        """Float32[m]: what each of the points would add to what the points have already."""
+        """Float32[m]: the gain of each chosen point, given the best similarity so far of all points."""
         if self.matrix is None:
             return self.rows(chosen).sub_(served).clamp_min_(0).mv(weights)
         if self._scratch is None or len(self._scratch) < len(chosen):
@@ -220,7 +216,7 @@ class _Likeness:
         return rows.sub_(served).clamp_min_(0).mv(weights)
 
     def all_gains(self, served: Tensor, weights: Tensor) -> Tensor:
-        """Float32[n]: the same of every point."""
+        """Float32[n]: likewise, of every point."""
         step = max(1, _BLOCK_BYTES // (8 * self.count))
         every = torch.arange(self.count, device=self.device)
         if self.matrix is None:
@@ -242,9 +238,9 @@ class _Likeness:
 
 
 class _Bounds:
-    """The bounds of all points, of which only the greatest are looked at.
+    """The bounds of all points, of which only the greatest (the head) are examined.
 
-    A bound never grows, so what is not among the greatest needs no look until those have fallen below it.
+    A bound never grows, so the others need not be examined until the head has fallen below them.
     """
 
     def __init__(self, bounds: np.ndarray[Any, Any]) -> None:
@@ -253,11 +249,11 @@ class _Bounds:
         self._fill()
 
     def _fill(self) -> None:
-        """The greatest bounds, equal ones by their index, in the order of the indices."""
+        """Select the greatest bounds, equal ones by their index, in the order of the indices."""
         if len(self._all) <= _HEAD:
             self.head, self._limit = np.arange(len(self._all)), -np.inf
         else:
-            # A partition is several times as quick as sorting them all.
+            # A partition is several times as fast as sorting.
             parted = np.partition(self._all, [-_HEAD - 1, -_HEAD])
             self._limit, least = parted[-_HEAD - 1], parted[-_HEAD]
             above, equal = (self._all > least).nonzero()[0], (self._all == least).nonzero()[0]
@@ -267,7 +263,7 @@ class _Bounds:
         self._touched = False
 
     def best(self) -> int:
-        """The place in the head of the greatest bound, the first of equal ones."""
+        """The position in the head of the greatest bound, the first of equal ones."""
         place = int(self.bounds.argmax())
         if self._touched and self.bounds[place] <= self._limit:
             self._all[self.head], self._known_at[self.head] = self.bounds, self.known_at
@@ -276,7 +272,7 @@ class _Bounds:
         return place
 
     def stale(self, pick: int, most: int) -> np.ndarray[Any, Any]:
-        """Places of the greatest bounds that are not known at this pick, of those that might be picked."""
+        """At most `most` positions that might be picked and whose gain is not known at this pick."""
         known = self._known(pick)
         least = float(self.bounds[known].max(initial=0.0))
         stale = (~known & (self.bounds >= least)).nonzero()[0]
@@ -285,57 +281,57 @@ class _Bounds:
         return stale
 
     def _known(self, pick: int) -> np.ndarray[Any, Any]:
-        # What gains nothing never will.
+        # Gains never grow, so one of zero is known.
         known: np.ndarray[Any, Any] = (self.known_at == pick) | (self.bounds <= 0)
         return known
 
     def is_known(self, place: int, pick: int) -> bool:
-        """Whether that bound is a gain at this pick."""
+        """Whether that bound is the gain at this pick."""
         return bool(self.known_at[place] == pick or self.bounds[place] <= 0)
 
     def set(self, places: np.ndarray[Any, Any] | int, values: Any, pick: int) -> None:
-        """Renew bounds."""
+        """Update bounds."""
         self.bounds[places] = values
         self.known_at[places] = pick
         self._touched = True
 
 
-def _picked_lazily(likeness: _Likeness, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Medoids in order, and the place of each point's in it, by bounds that are renewed when they matter."""
-    device, n = likeness.device, likeness.count
-    first = likeness.first_gains(weights).cpu().numpy()
+def _pick_lazily(similarity: _Similarity, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Medoids in order, and each point's position in it, by lazy greedy."""
+    device, n = similarity.device, similarity.count
+    first = similarity.first_gains(weights).cpu().numpy()
     order = [int(first.argmax())]
-    served = likeness.row(order[0]).clone()
+    served = similarity.row(order[0]).clone()
     owner = torch.zeros(n, dtype=torch.int64, device=device)
     if count == 1:
         return torch.tensor(order, device=device), owner
-    # The gains of the first pick say nothing of the next: all bounds would be renewed, one by one.
-    gains = likeness.all_gains(served, weights).double().cpu().numpy()
+    # The gains of the first pick are poor bounds for the second, so all are computed anew.
+    gains = similarity.all_gains(served, weights).double().cpu().numpy()
     gains[order[0]] = -1.0
     bounds = _Bounds(gains)
     for pick in range(1, count):
-        wanted = min(_FIRST_BATCH, likeness.greatest_batch)
+        wanted = min(_FIRST_BATCH, similarity.greatest_batch)
         while not (pick == 1 or bounds.is_known(bounds.best(), pick)):
             places = bounds.stale(pick, wanted)
             chosen = torch.from_numpy(bounds.head[places]).to(device)
-            bounds.set(places, likeness.gains(chosen, served, weights).cpu().numpy(), pick)
-            wanted = min(2 * wanted, likeness.greatest_batch)
+            bounds.set(places, similarity.gains(chosen, served, weights).cpu().numpy(), pick)
+            wanted = min(2 * wanted, similarity.greatest_batch)
         place = bounds.best()
         order.append(int(bounds.head[place]))
-        # One picked already is not picked again.
+        # Picked points are not picked again.
         bounds.set(place, -1.0, pick)
-        row = likeness.row(order[-1])
+        row = similarity.row(order[-1])
         owner.masked_fill_(row > served, pick)
         torch.maximum(served, row, out=served)
     return torch.tensor(order, device=device), owner
 
 
-def _picked_without_looking(likeness: _Likeness, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The same by all gains at every pick, with nothing read back from the device."""
-    gains = likeness.first_gains(weights)
-    assert likeness.matrix is not None
-    device, n = likeness.device, likeness.count
-    served = torch.full((n,), likeness.least, device=device)
+def _pick_all_gains(similarity: _Similarity, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same from all gains at every pick, with nothing read back from the device."""
+    gains = similarity.first_gains(weights)
+    assert similarity.matrix is not None
+    device, n = similarity.device, similarity.count
+    served = torch.full((n,), similarity.least, device=device)
     owner = torch.zeros(n, dtype=torch.int64, device=device)
     order = torch.zeros(count, dtype=torch.int64, device=device)
     places = torch.arange(n, device=device)
@@ -344,13 +340,13 @@ def _picked_without_looking(likeness: _Likeness, weights: Tensor, count: int) ->
     for pick in range(count):
         if pick:
             gains = torch.cat(
-                [(rows - served).clamp_min_(0).mv(weights) for rows in torch.split(likeness.matrix, step)]
+                [(rows - served).clamp_min_(0).mv(weights) for rows in torch.split(similarity.matrix, step)]
             ).double()
         gains = gains.masked_fill(taken, -1.0)
         best = torch.where(gains == gains.max(), places, n).amin()
         order[pick] = best
         taken[best] = True
-        row = likeness.matrix.index_select(0, best[None])[0]
+        row = similarity.matrix.index_select(0, best[None])[0]
         owner = torch.where(row > served, pick, owner)
         served = torch.maximum(served, row)
     return order, owner

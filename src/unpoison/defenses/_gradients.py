@@ -1,4 +1,4 @@
-"""Last-layer gradients of the loss: what each example pulls the logits towards."""
+"""Last-layer gradients: the gradient of each example's loss in its logits."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from unpoison._stable import softmax_minus_one_hot
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import predict
 
 
 def logit_gradients(logits: Tensor, labels: Tensor) -> Tensor:
-    """Float64[n classes]: the gradient of each example's cross-entropy by its logits, softmax minus one-hot.
+    """Float64[n classes]: softmax minus one-hot.
 
-    In float64, because late in training most of them are nearly zero and the softmax nearly one.
+    In float64, since late in training most gradients are nearly zero; for the same reason the label's entry
+    is minus the sum of the others.
 
     Raises:
         InputError: as `check_logits`.
     """
     check_logits(logits, labels)
-    gradients = logits.double().softmax(1)
-    gradients[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return gradients
+    return softmax_minus_one_hot(logits.double(), labels)
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """That a defense can use them.
+    """Check the logits of a training set.
 
     Raises:
         InputError: the shapes do not fit, logits are not finite, or labels are out of range.
@@ -47,7 +47,7 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
 
 
 class _WithoutBias(nn.Module):
-    """A model as if the bias of its classifier were zero; the model itself is not touched."""
+    """A model with the bias of its classifier set to zero; the model itself is not changed."""
 
     def __init__(self, model: nn.Module, bias: str) -> None:
         super().__init__()
@@ -63,10 +63,10 @@ def training_logits(model: nn.Module, training_set: TrainingSet, *, without_bias
     """Float32[n classes]: the logits of the whole set, in eval mode and without augmentation.
 
     Arguments:
-        model: given back as it was.
+        model: left as it was.
         training_set: the examples.
-        without_bias: leave out the bias of the classifier, the last linear layer that has one logit a class;
-            nothing is left out where there is no such layer or it has no bias.
+        without_bias: set the bias of the classifier to zero: of the last linear layer with a logit for each
+            class, if there is one.
     """
     if without_bias:
         linear = [

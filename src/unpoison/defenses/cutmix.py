@@ -4,26 +4,27 @@ Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Lo
 2019, arXiv 1905.04899), section 3.1; as a defense against poison Borgnia et al. (ICASSP 2021, arXiv
 2011.09527).
 
-A share is drawn once a batch from Beta(alpha, alpha); the rectangle has the sides of the image times the root
-of one minus the share, and a centre uniform over the image; what lies beyond the border is cut off, and the
-label is shared by what is left.
+A share is drawn once a batch from Beta(alpha, alpha). The sides of the rectangle are those of the image times
+the square root of one minus the share, and its centre is uniform over the image; it is clipped at the border,
+and labels are mixed by the area that remains.
 
-Cost: none to speak of, but sets take more epochs to fit.
+Cost: negligible, but more epochs are needed to fit the set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from unpoison._option_checks import check_options
 from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
-from unpoison.defenses._mixing import Classes, check_alpha, dirichlet, one_hot, order
-from unpoison.training import Defense, Recipe
+from unpoison.defenses._mixing import ALPHA, Classes, dirichlet, order
+from unpoison.training import Batch, Defense, Recipe
 
 
 @final
@@ -32,14 +33,14 @@ from unpoison.training import Defense, Recipe
     title="CutMix",
     summary="Pastes a rectangle of another image into each, and shares the label by area.",
     paper="Yun et al., ICCV 2019, arXiv 1905.04899",
-    cost="none to speak of",
+    cost="negligible",
 )
 @dataclass(frozen=True, kw_only=True)
 class CutMix(Defense):
-    """A rectangle of each image is another's.
+    """A rectangle of each image is replaced by that of another.
 
     Arguments:
-        alpha: of the Beta distribution of the share that stays, above 0; 1 is uniform.
+        alpha: of the Beta distribution of the share that is kept, in [0.001, 1000]; 1 is uniform.
 
     Raises:
         InputError: `alpha` is out of its range.
@@ -49,37 +50,28 @@ class CutMix(Defense):
     _classes: Classes = field(default_factory=Classes, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_alpha("cutmix", self.alpha)
+        check_options("cutmix", self, alpha=ALPHA)
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
-        """Note how many classes there are."""
+        """Read the number of classes."""
         self._classes.count = training_set.num_classes
         return training_set
 
-    def batch(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        *,
-        epoch: int,
-        augment: Callable[[Tensor], Tensor],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The patched images, and targets Float[b classes]."""
-        shown = augment(images)
-        targets = one_hot(labels, self._classes.count)
-        others = order(len(images), generator)
-        side = dirichlet(self.alpha, 2, generator)[1].sqrt()
-        centre = torch.rand(2, generator=generator, device=generator.device)
-        rows, columns = (_inside(centre[axis], side, length) for axis, length in enumerate(shown.shape[2:]))
+        images, draws = batch.augment(batch.images), batch.generator
+        targets = F.one_hot(batch.labels, self._classes.count).float()
+        others = order(len(images), draws)
+        side = dirichlet(self.alpha, 2, draws)[1].sqrt()
+        centre = torch.rand(2, generator=draws, device=draws.device)
+        rows, columns = (_inside(centre[axis], side, length) for axis, length in enumerate(images.shape[2:]))
         patch = rows[:, None] & columns[None, :]
         share = patch.float().mean()
-        return torch.where(patch, shown[others], shown), (1 - share) * targets + share * targets[others]
+        return torch.where(patch, images[others], images), (1 - share) * targets + share * targets[others]
 
 
 def _inside(centre: Tensor, side: Tensor, length: int) -> Tensor:
-    """Bool[length]: the positions within the side, a share of the length, around the centre in [0, 1)."""
+    """Bool[length]: the positions within `side` around `centre`, both as fractions of the length."""
     middle, half = (centre * length).floor(), (side * length).floor() / 2
     positions = torch.arange(length, device=centre.device)
     return (positions >= (middle - half).floor()) & (positions < (middle + half).floor())

@@ -1,58 +1,57 @@
-"""DP-SGD: clip every example's gradient and add noise, so that no example has much to say.
+"""DP-SGD: clip every example's gradient and add noise, which bounds the influence of each example.
 
 Abadi et al., "Deep Learning with Differential Privacy" (CCS 2016, arXiv 1607.00133), algorithm 1; as a
 defense against poison Ma, Zhu and Hsu (IJCAI 2019, arXiv 1903.09860) and Hong et al. (2020, arXiv
-2002.11497).
-Gradients by example and the usual accounting are Opacus's (`pip install unpoison[dp]`).
+2002.11497). Per-example gradients and the usual accounting are Opacus's (`pip install unpoison[dp]`).
 
-Each example's gradient, of all parameters together, is cut down to the norm `clip`; to their sum normal noise
-of deviation `noise` * `clip` is added; the sum is divided by the size of the batch. Weight decay and momentum
-come after it, and tell nothing of the data.
+Each example's gradient, of all parameters together, is clipped to the norm `clip`; normal noise of standard
+deviation `noise` * `clip` is added to their sum; the sum is divided by the size of the batch. Weight decay
+and momentum are applied afterwards, and depend on the data through it alone.
 
-What is promised, as `report` tells it, for one example left out of the sum or not, at the given delta:
+The guarantee that `report` gives, for the presence of one example in the sum, at the given delta:
 
-- `epsilon`: of what is done here. An epoch's batches are a shuffle, so each example is in one step an epoch,
-  and a run of E epochs is E uses of the Gaussian mechanism, whose privacy is known exactly (Dong, Roth and Su
-  2019, arXiv 1905.02383, corollaries 2.13 and 3.3). Nothing is claimed for the shuffling.
-- `epsilon_if_sampled`: what is usually reported, by Opacus's accountant for batches drawn by Poisson sampling
-  at the same rate, which is not how they are drawn.
+- `epsilon`: of the algorithm as it is run here. The batches of an epoch are a shuffle, so each example is in
+  one step an epoch, and a run of E epochs is E uses of the Gaussian mechanism, whose privacy is known exactly
+  (Dong, Roth and Su 2019, arXiv 1905.02383, corollaries 2.13 and 3.3). Nothing is claimed for the shuffling.
+- `epsilon_if_sampled`: as usually reported, by Opacus's accountant for batches drawn by Poisson sampling at
+  the same rate, which is not how they are drawn here.
 
-Both leave out the normalisation, whose mean and deviation of each channel are taken from the data as they
-are.
+Both leave out the normalisation, which uses the mean and deviation of each channel of the data.
 
-Limits: networks with batch norm, in which examples see each other, are refused; `convnet` and `vgg13-plain`
-have none. Augmented copies are fine.
+Limits: networks with batch norm, in which the gradient of an example depends on others, are refused;
+`convnet` and `vgg13-plain` have none.
 
-Cost: two to several times that of a step, and memory for the gradient of every parameter by every example.
+Cost: two to several times that of a step, and memory for the gradient of every parameter for every example.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import check_options
 from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
 from unpoison.errors import InputError, MissingExtraError
-from unpoison.training import Defense, Recipe
+from unpoison.training import Defense, Recipe, Step
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
 
 @final
 class _Account:
-    """How often which mechanism was used."""
+    """The uses of the mechanism in a run."""
 
     def __init__(self) -> None:
         self.begin(0)
 
     def begin(self, batch_size: int) -> None:
-        """Nothing was used yet."""
+        """Clear the account for a new run."""
         self.batch_size, self.examples, self.epochs, self.steps = batch_size, 0, 0, 0
 
 
@@ -71,7 +70,7 @@ class DPSGD(Defense):
 
     Arguments:
         clip: the largest norm of an example's gradient, above 0.
-        noise: deviation of the noise as a multiple of `clip`; 0 promises nothing.
+        noise: standard deviation of the noise as a multiple of `clip`; 0 gives no guarantee.
         delta: for which the epsilons are reported, in (0, 1); usually below one over the number of examples.
 
     Raises:
@@ -85,47 +84,36 @@ class DPSGD(Defense):
     _account: _Account = field(default_factory=_Account, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, least, most in (("clip", 1e-9, 1e9), ("noise", 0.0, 1e9), ("delta", 1e-300, 1 - 1e-9)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-                raise InputError(f"dp-sgd: {name} must be a number in {least:g}..{most:g}, found {value!r}")
+        check_options("dp-sgd", self, clip="(0, inf)", noise="[0, inf)", delta="(0, 1)")
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
-        """Open a new account."""
+        """Clear the account."""
         _opacus()
         self._account.begin(recipe.batch_size)
         return training_set
 
     def keep(self, epoch: int, model: nn.Module, training_set: TrainingSet, alive: Tensor) -> Tensor:
-        """All of them; the epoch is entered in the account."""
+        """All alive; the epoch is added to the account."""
         for name, module in model.named_modules():
             if isinstance(module, _BATCH_NORM):
                 raise InputError(
-                    f"dp-sgd: the network has batch norm ({name}), so an example's gradient depends on the "
-                    "others; take one without, such as convnet or vgg13-plain"
+                    f"dp-sgd: the network has batch norm ({name}), so an example's gradient depends on "
+                    "others; use a network without, such as convnet or vgg13-plain"
                 )
         self._account.epochs += 1
         self._account.examples = int(alive.sum())
         return alive
 
-    def gradients(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        logits_of: Callable[[Tensor], Tensor],
-        loss_of: Callable[..., Tensor],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
+    def gradients(self, step: Step) -> tuple[Tensor, Tensor]:
         """The mean of the clipped gradients, with noise."""
+        model = step.model
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # Not strict: the buffers are those of the normalisation; batch norm has been refused.
+        # Not strict, since the buffers are those of the normalisation; batch norm has been refused.
         hooked = _opacus().GradSampleModule(model, loss_reduction="sum", strict=False)
         try:
-            # With a gradient of its own asked for, since the first layer's hook wants one to pass on.
-            logits = logits_of(images.detach().requires_grad_())
-            losses = loss_of(logits, targets, reduction="none")
+            # The hook of the first layer needs an input with a gradient.
+            logits = step.logits_of(step.images.detach().requires_grad_())
+            losses = step.loss_of(logits, step.targets, reduction="none")
             losses.sum().backward()  # type: ignore[no-untyped-call]
             by_example = [parameter.grad_sample for parameter in trainable]  # type: ignore[attr-defined]
         finally:
@@ -137,8 +125,8 @@ class DPSGD(Defense):
         factors = (self.clip / (norms + 1e-6)).clamp(max=1)
         for parameter, gradients in zip(trainable, by_example, strict=True):
             total = torch.einsum("b,b...->...", factors, gradients)
-            drawn = torch.randn(total.shape, generator=generator, device=total.device)
-            parameter.grad = (total + self.noise * self.clip * drawn) / len(images)
+            drawn = torch.randn(total.shape, generator=step.generator, device=total.device)
+            parameter.grad = (total + self.noise * self.clip * drawn) / len(step.images)
         self._account.steps += 1
         return losses.mean(), logits
 
@@ -148,12 +136,12 @@ class DPSGD(Defense):
         return {"account": torch.tensor([account.examples, account.epochs, account.steps])}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Continue from what `state` returned."""
         account = self._account
         account.examples, account.epochs, account.steps = state["account"].tolist()
 
     def report(self) -> dict[str, Any]:
-        """What is promised; None where nothing is."""
+        """The guarantees; None where there is none."""
         account = self._account
         exact = gaussian_epsilon(account.epochs, self.noise, self.delta)
         sampled: float | None = None
@@ -170,14 +158,14 @@ class DPSGD(Defense):
 
 
 def gaussian_epsilon(times: int, noise: float, delta: float) -> float:
-    """Epsilon, at `delta`, of so many uses of the Gaussian mechanism on a sum of sensitivity 1.
+    """Epsilon, at `delta`, of `times` uses of the Gaussian mechanism on a sum of sensitivity 1.
 
-    The uses together are as private as one with the noise divided by the root of their number; its delta is
-    Phi(m/2 - e/m) - exp(e) Phi(-m/2 - e/m), with m = root(times) / noise.
+    Together they are as private as one use with the noise divided by sqrt(times); its delta is
+    Phi(m/2 - e/m) - exp(e) Phi(-m/2 - e/m), with m = sqrt(times) / noise. Infinite without noise.
 
     Arguments:
-        times: how many, each may depend on the results before.
-        noise: the deviation; infinity where it is 0.
+        times: how many uses; each may depend on the results before.
+        noise: the standard deviation.
         delta: in (0, 1).
 
     >>> round(gaussian_epsilon(1, 1.0, 1e-5), 3)
@@ -206,14 +194,14 @@ def gaussian_epsilon(times: int, noise: float, delta: float) -> float:
 
 
 def sampled_epsilon(steps: int, noise: float, rate: float, delta: float) -> float:
-    """Epsilon, at `delta`, of so many steps on batches drawn by Poisson sampling, as it is usually reported.
+    """Epsilon, at `delta`, of `steps` steps on batches drawn by Poisson sampling, as usually reported.
 
-    Opacus's Rényi divergences at many orders, turned into epsilons by theorem 21 of Balle et al. (2020, arXiv
-    1905.09982), of which the least counts.
+    The smallest epsilon over many orders of Opacus's Rényi divergences, by theorem 21 of Balle et al. (2020,
+    arXiv 1905.09982).
 
     Arguments:
         steps: 1 or more.
-        noise: deviation of the noise over the largest norm, above 0.
+        noise: standard deviation of the noise divided by `clip`, above 0.
         rate: of the sampling, in (0, 1].
         delta: in (0, 1).
     """

@@ -1,33 +1,31 @@
-"""EPIC: drop the examples that are alone in gradient space, every few epochs of training.
+"""EPIC: every few epochs, drop the examples that are isolated in gradient space.
 
 Yang, Liu and Mirzasoleiman, "Not All Poisons are Created Equal: Robust Training against Data Poisoning"
-(ICML 2022, arXiv 2210.09671). Under a bounded perturbation only some poisons come to pull the network towards
-the target; to do that they must leave their class in gradient space, and there they are alone. Stages of a
-round:
+(ICML 2022, arXiv 2210.09671). Under a bounded perturbation only some poisons are effective; their gradients
+move away from those of their class during training and become isolated. Stages of a round:
 
-I    gradients  of the loss by the logits, `softmax(z) - onehot(y)`, for all examples, in eval mode and
+I    gradients  of the loss in the logits, `softmax(z) - onehot(y)`, for all examples, in eval mode and
                 without augmentation.
-II   medoids    in each class a share of its examples, by greedy facility location with the similarity
-                `exp(-distance / classes)`.
-III  drop       the medoids that serve nobody but themselves, for the rest of the training.
+II   medoids    in each class, by greedy facility location with the similarity `exp(-distance / classes)`.
+III  drop       the medoids that are alone in their cluster, for the rest of the training.
 
 Cost of a round at 50,000 examples of 10 classes: a forward pass and some seconds on two cores. Memory: the
 matrix of one class, 4 n^2 bytes, 100 MB for 5,000 examples, bounded by `memory`.
 
-The released code differs from the paper's description, and the presets follow either: `released-*` are its
-example commands (warm-up 30 of 200 epochs for every subset size), `paper-*` the description (10, 20, 30 for
-subset sizes 0.1, 0.2, 0.3). Both leave the bias of the classifier out of the logits and cluster all examples,
-also those that are dropped already. Departures:
+The released code differs from the paper, and there are presets of both: `released-*` are its example commands
+(warm-up 30 of 200 epochs for every subset size), `paper-*` the paper's text (10, 20, 30 for subset sizes 0.1,
+0.2, 0.3). Both leave the bias of the classifier out of the logits and cluster all examples, including those
+dropped before. Departures:
 
-- Clusters of classes with different numbers of medoids are kept apart. The released code shifts their numbers
-  and drops the wrong examples unless all classes have as many.
-- A class whose every example would be a medoid (a tiny class, or a subset size near 1) is left whole: to be
-  alone then says nothing.
-- Softmax and distances are computed in float64, ties go to the lower index.
+- Clusters of classes with different numbers of medoids are kept apart. The released code offsets cluster
+  numbers wrongly there, and drops wrong examples unless all classes have equally many.
+- A class in which every example would be a medoid (a tiny class, or a subset size near 1) is not clustered.
+- Softmax and distances are computed in float64; the label's entry of a gradient is minus the sum of the
+  others; ties go to the lower index.
 
-Limits: what is dropped are the lonely examples, poisons or not, so rare and hard clean examples go first, and
-small training sets lose accuracy; two poisons that lie together are not alone and stay. `Isolation` is ours
-against both.
+Limits: isolated examples are dropped whether or not they are poisons, so rare and hard clean examples go
+first, and small training sets lose accuracy; two poisons with similar gradients are not isolated and stay.
+Compare `KNNOutlierFilter`.
 """
 
 from __future__ import annotations
@@ -38,10 +36,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import check_options
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
-from unpoison.defenses._dropping import DroppingDefense, Drops, check_schedule, on_schedule
-from unpoison.defenses._facility_location import KERNELS, MEMORY, Kernel, Workspace, greedy_medoids
+from unpoison.defenses._dropping import SCHEDULE, DroppingDefense, Drops, on_schedule
+from unpoison.defenses._facility_location import MEMORY, Kernel, Workspace, greedy_medoids
 from unpoison.defenses._gradients import logit_gradients, training_logits
 from unpoison.defenses._methods import register
 from unpoison.errors import InputError, nearest
@@ -67,7 +66,7 @@ def _published_settings() -> dict[str, dict[str, Any]]:
 
 
 def _published_epochs(preset: str) -> int:
-    """For how many epochs of training the schedule of a preset is."""
+    """The length of the training that a preset's schedule is for."""
     return 200 if "-200-" in preset or preset == "released-tiny-imagenet" else 40
 
 
@@ -75,7 +74,7 @@ def _published_epochs(preset: str) -> int:
 @register(
     name="epic",
     title="EPIC",
-    summary="Every few epochs drops the examples that are alone in gradient space.",
+    summary="Every few epochs drops the examples that are isolated in gradient space.",
     paper="Yang, Liu and Mirzasoleiman, ICML 2022, arXiv 2210.09671",
     cost="a round: one forward pass and, at 50,000 examples of 10 classes, seconds of clustering",
     presets=(
@@ -103,23 +102,22 @@ class EPIC(DroppingDefense):
     """Effective poison identification.
 
     Arguments:
-        subset_size: medoids as a share of the examples, in (0, 1). More medoids leave more of them alone, so
-            a larger share is a stronger and dearer defense.
+        subset_size: medoids as a share of the examples, in (0, 1). With more medoids more clusters have one
+            member, so a larger share drops more examples, at a higher cost.
         interval: epochs from round to round, 1 or more; rounds are at its multiples.
         warm_up: the first epoch that may have a round.
         last_epoch: the last epoch that may have a round; None is the recipe's last milestone, or three
-            quarters of the epochs where it has none. Outside of `train` None is no end.
+            quarters of the epochs. Outside of `train` None is no limit.
         cluster_threshold: clusters of at most so many examples are dropped.
-        kernel: of the clustering: "exponential" as published; "distance" spares the exponential, to which it
-            is equal to first order.
-        bias_left_out: take the logits without the bias of the classifier, as the released code does unless it
-            is told that the attack is a backdoor. A loop of your own gives the logits that it likes.
+        kernel: of the clustering: "exponential" as published, or "distance", which equals it to first order
+            and costs less.
+        bias_left_out: compute logits without the bias of the classifier, as the released code does except for
+            backdoors. Does not apply to `select`, which is given logits.
         cluster_everything: cluster all examples in every round, as the released code does; otherwise only
-            those that are alive, with as many medoids as their number calls for. That erodes the set from
-            round to round and drops several times as much.
-        cumulative: what is dropped stays out; otherwise each round decides anew.
+            those that are alive, with medoids in proportion. That drops several times as many over the
+            rounds.
+        cumulative: dropped examples stay dropped; otherwise each round decides anew.
         memory: bytes that the matrix of a class may take; larger classes take longer.
-        seed: of the rounding of the numbers of medoids.
 
     Raises:
         InputError: a value is out of its range.
@@ -142,25 +140,24 @@ class EPIC(DroppingDefense):
     cluster_everything: bool = True
     cumulative: bool = True
     memory: int = field(default=MEMORY, repr=False)
-    seed: int = 0
     _drops: Drops = field(default_factory=Drops, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_subset_size(self.subset_size)
-        if self.kernel not in KERNELS:
-            raise InputError(f"epic: kernel must be one of {', '.join(KERNELS)}, found {self.kernel!r}")
-        check_schedule("epic", self.interval, self.warm_up, self.last_epoch)
-        for name, least in (("cluster_threshold", 0), ("memory", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"epic: {name} must be a whole number, {least} or more, found {value!r}")
+        check_options(
+            "epic",
+            self,
+            subset_size="(0, 1)",
+            cluster_threshold="[0, inf)",
+            memory="[0, inf)",
+            **SCHEDULE,
+        )
 
     @classmethod
     def for_recipe(cls, recipe: Recipe, *, preset: str = "released-40-0.1", **changes: Any) -> EPIC:
-        """The preset's schedule, stretched or shrunk to the epochs of `recipe`.
+        """The preset's schedule, scaled to the epochs of `recipe`.
 
-        Rounds end with the recipe's last milestone, as the released code has it; where it has none, where the
-        preset's would.
+        The last round is at the recipe's last milestone, as in the released code; without milestones, where
+        the scaled schedule ends.
 
         >>> defense = EPIC.for_recipe(Recipe(epochs=20, schedule="cosine"), preset="released-40-0.2")
         >>> defense.interval, defense.warm_up, defense.last_epoch
@@ -188,7 +185,7 @@ class EPIC(DroppingDefense):
         self, epoch: int, logits: Tensor | None, labels: Tensor, included: Tensor, alive: Tensor
     ) -> Tensor:
         assert logits is not None
-        lonely = isolated(
+        found = isolated(
             logits,
             labels,
             subset_size=self.subset_size,
@@ -196,9 +193,9 @@ class EPIC(DroppingDefense):
             kernel=self.kernel,
             among=included if self.cluster_everything else alive,
             memory=self.memory,
-            seed=self._seed(self.seed, epoch),
+            seed=self._round_seed(epoch),
         )
-        return lonely | (included & ~alive) if self.cumulative else lonely
+        return found | (included & ~alive) if self.cumulative else found
 
 
 def isolated(
@@ -212,15 +209,15 @@ def isolated(
     memory: int = MEMORY,
     seed: int = 0,
 ) -> Tensor:
-    """Bool[n]: the examples that EPIC would drop now, being alone in their cluster of gradients.
+    """Bool[n]: the examples that EPIC would drop now, since their cluster of gradients is too small.
 
     Arguments:
         logits: Float[n classes], of all examples, in eval mode and without augmentation; on any device.
         labels: Int64[n], as trained on.
         subset_size: medoids as a share of the examples, in (0, 1).
-        cluster_threshold: clusters of at most so many examples count as alone.
+        cluster_threshold: clusters of at most so many examples are isolated.
         kernel: "exponential" as published, or "distance".
-        among: Bool[n], the examples to cluster; None is all. The others are not alone.
+        among: Bool[n], the examples to cluster; None is all. The others are not isolated.
         memory: bytes that the matrix of a class may take.
         seed: of the rounding of the numbers of medoids.
 
@@ -231,7 +228,8 @@ def isolated(
     >>> isolated(logits, torch.tensor([0] * 6 + [1] * 4), subset_size=0.4).nonzero().flatten().tolist()
     [5]
     """
-    _check_subset_size(subset_size)
+    if not 0 < subset_size < 1:
+        raise InputError(f"isolated: subset_size must be a number in (0, 1), found {subset_size!r}")
     gradients = logit_gradients(logits, labels)
     if among is None:
         among = torch.ones_like(labels, dtype=torch.bool)
@@ -240,7 +238,7 @@ def isolated(
             f"among: expected bool [{len(labels)}], found {among.dtype} of shape {tuple(among.shape)}"
         )
     counts = torch.bincount(labels[among], minlength=logits.shape[1]).tolist()
-    alone = torch.zeros_like(among)
+    found = torch.zeros_like(among)
     workspace = Workspace()
     for label, medoids in enumerate(quotas(counts, subset_size, seed=seed)):
         if 0 < medoids < counts[label]:
@@ -248,14 +246,14 @@ def isolated(
             clusters = greedy_medoids(
                 gradients[members], medoids, kernel=kernel, memory=memory, workspace=workspace
             )
-            alone[members] = clusters.size_of_each <= cluster_threshold
-    return alone
+            found[members] = clusters.size_of_each <= cluster_threshold
+    return found
 
 
 def quotas(counts: list[int], subset_size: float, *, seed: int) -> list[int]:
-    """How many medoids each class has.
+    """The number of medoids of each class.
 
-    Its share rounded up, less one in classes drawn at random until the sum is the share of the whole set,
+    Its share rounded up, minus one in randomly drawn classes until the sum is the share of the whole set,
     rounded down.
 
     >>> quotas([5000, 5000], 0.1, seed=0), sum(quotas([10, 7, 1], 0.3, seed=0))
@@ -268,8 +266,3 @@ def quotas(counts: list[int], subset_size: float, *, seed: int) -> list[int]:
     for label in [label for label in drawn if shares[label]][: sum(shares) - budget]:
         shares[label] -= 1
     return shares
-
-
-def _check_subset_size(value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise InputError(f"epic: subset_size must be a number above 0 and below 1, found {value!r}")

@@ -1,4 +1,4 @@
-"""Friendly Noise: give every image the largest noise that leaves the network's answer as it is.
+"""Friendly Noise: add to every image the largest noise that leaves the network's prediction as it is.
 
 Liu, Yang and Mirzasoleiman, "Friendly Noise against Adversarial Noise: A Powerful Defense against Data
 Poisoning Attacks" (NeurIPS 2022, arXiv 2208.10224), section 4, and the authors' released code.
@@ -6,55 +6,57 @@ Poisoning Attacks" (NeurIPS 2022, arXiv 2208.10224), section 4, and the authors'
 Stages:
 
 1. train as usual, with random noise on every image, until `begin_epoch`;
-2. then, for every image, find noise that is large and harmless: minimise KL(answer to the noisy image from
-   answer to the clean one) - `weight` * mean square of the noise, by SGD from uniform noise of +-8/255, with
-   the rate divided by 10 at half and three quarters of the steps; the noise is clamped to +-`clamp`/255;
-3. from then on train on the image with its noise, clamped to [0, 1], and fresh random noise on top (not
-   clamped), then augmented.
+2. then optimise the noise of every image: minimise KL(prediction for the clean image || prediction for the
+   noisy one) - `weight` * mean square of the noise, by SGD from uniform noise of +-8/255, with the learning
+   rate divided by 10 at half and three quarters of the steps; the noise is clamped to +-`clamp`/255;
+3. from then on train on the image with its noise, clamped to [0, 1], plus fresh random noise (not clamped),
+   then augmented.
 
-The idea: poison sits in a narrow place of image space, and noise, friendly and random, takes it out of there.
+Clean-label poison is effective in a narrow region of image space, which noise leaves.
 
-Departures from the released code: the gradient of each image is divided by 128 whatever the batch, while the
-released last batch of an epoch is smaller and so moves a little faster; the noise is kept as 8-bit steps of
-clamp/127, a quarter of the memory; crops are those of the recipe, not bilinear ones.
+Departures from the released code: the gradient of each image is divided by 128 for every batch, while the
+last batch of an epoch is smaller in the released code; the noise is stored as 8-bit steps of clamp/127, a
+quarter of the memory; crops are those of the recipe, not bilinear ones; the divergence is computed in
+float64.
 
-Cost: once, `steps` forward and backward passes over the set, which is as much as `steps` epochs; and one byte
-a pixel for the noise.
+Cost: once, `steps` forward and backward passes over the set, as much as `steps` epochs; one byte a pixel for
+the noise.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, final, get_args
+from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unpoison._option_checks import check_options
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
-from unpoison.errors import InputError
+from unpoison.models import logits_of
 from unpoison.registry import Presets
-from unpoison.training import Defense, Recipe
+from unpoison.training import Batch, Defense, Recipe
 
 RandomNoise = Literal["bernoulli", "gaussian", "uniform", "none"]
-# The batch of the released code, by which its learning rate of 100 is to be read.
+# The batch size of the released code, for which its learning rate is 100.
 _PUBLISHED_BATCH = 128
 _START = 8 / 255
 
 
 @final
 class _Memory:
-    """What is remembered of the run: the noise, and how harmless it is."""
+    """The state of the run: the noise, and the divergence that it causes."""
 
     def __init__(self) -> None:
         self.begin(0)
 
     def begin(self, seed: int) -> None:
-        """Forget everything; a new run begins."""
+        """Clear the state for a new run."""
         self.seed = seed
         self.noise: Tensor | None = None
         self.divergence = 0.0
@@ -65,27 +67,27 @@ class _Memory:
 @register(
     name="friendly-noise",
     title="Friendly Noise (FRIENDS)",
-    summary="Adds to every image the largest noise that leaves its answer alone, and random noise.",
+    summary="Adds to every image the largest noise that leaves its prediction as it is, and random noise.",
     paper="Liu, Yang and Mirzasoleiman, NeurIPS 2022, arXiv 2208.10224",
     cost="once, as much as 30 epochs; one byte a pixel",
     presets=("friends-b", "friends-g"),
 )
 @dataclass(frozen=True, kw_only=True)
 class FriendlyNoise(Defense):
-    """Noise that the network does not mind, and random noise beside it.
+    """Noise that does not change predictions, and random noise.
 
     Arguments:
-        begin_epoch: the epoch, counted from 0, before which the friendly noise is found; a run of fewer
-            epochs has none.
+        begin_epoch: the epoch, counted from 0, before which the friendly noise is optimised; a shorter run
+            has none.
         steps: of SGD on the noise, 1 or more.
-        learning_rate: of these, as for batches of 128 images.
+        learning_rate: of these, for batches of 128 images; 0 or more.
         momentum: of these, in [0, 1).
-        weight: what a mean square of 1 is worth against a KL divergence of 1; 0 or more.
+        weight: of the mean square of the noise in the loss, against a KL divergence; 0 or more.
         clamp: the largest friendly noise, in 1/255, above 0.
-        random: the noise drawn anew for every image in every step: `size` up or down for each number
-            ("bernoulli"), normal with deviation `size` ("gaussian"), uniform within it, or none.
+        random: noise drawn anew for every image in every step: plus or minus `size` for each pixel
+            ("bernoulli"), normal with standard deviation `size` ("gaussian"), uniform within it, or none.
         size: in 1/255, 0 or more.
-        images_at_once: how many images' noise is found together; bounds the memory, changes nothing else.
+        images_at_once: for how many images noise is optimised together; bounds the memory.
 
     Raises:
         InputError: a value is out of its range.
@@ -112,36 +114,26 @@ class FriendlyNoise(Defense):
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.random not in get_args(RandomNoise):
-            raise InputError(
-                f"friendly-noise: random must be one of {', '.join(get_args(RandomNoise))}, "
-                f"found {self.random!r}"
-            )
-        for name, least, whole in (
-            ("begin_epoch", 0, True),
-            ("steps", 1, True),
-            ("images_at_once", 1, True),
-            ("learning_rate", 0, False),
-            ("momentum", 0, False),
-            ("weight", 0, False),
-            ("clamp", 1e-6, False),
-            ("size", 0, False),
-        ):
-            value = getattr(self, name)
-            fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-            if not fits or not least <= value < (1 if name == "momentum" else 1e9):
-                raise InputError(
-                    f"friendly-noise: {name} must be {'a whole' if whole else 'a'} number from {least:g}"
-                    f"{' to below 1' if name == 'momentum' else ''}, found {value!r}"
-                )
+        check_options(
+            "friendly-noise",
+            self,
+            begin_epoch="[0, inf)",
+            steps="[1, inf)",
+            learning_rate="[0, inf)",
+            momentum="[0, 1)",
+            weight="[0, inf)",
+            clamp="(0, inf)",
+            size="[0, inf)",
+            images_at_once="[1, inf)",
+        )
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
-        """Forget the run before."""
+        """Clear the state."""
         self._memory.begin(seed)
         return training_set
 
     def keep(self, epoch: int, model: nn.Module, training_set: TrainingSet, alive: Tensor) -> Tensor:
-        """All of them; before `begin_epoch` the friendly noise is found."""
+        """All alive; before `begin_epoch` the friendly noise is optimised."""
         if epoch == self.begin_epoch:
             started = time.perf_counter()
             memory = self._memory
@@ -151,7 +143,7 @@ class FriendlyNoise(Defense):
             chosen = alive.nonzero().squeeze(1)
             for some in torch.split(chosen, self.images_at_once):
                 images = training_set.images[some].float() / 255
-                # Drawn on the CPU, one image after another: the same on every device and for every split.
+                # Drawn on the CPU, image by image: equal on every device and for every split.
                 start = ((2 * torch.rand(images.shape, generator=draws) - 1) * _START).to(images.device)
                 found, divergence = self.optimized(model, images, start)
                 noise[some] = (found * (127 * 255 / self.clamp)).round().to(torch.int8)
@@ -166,18 +158,18 @@ class FriendlyNoise(Defense):
         Arguments:
             model: in eval mode.
             images: Float[b c h w] in [0, 1].
-            start: Float[b c h w], where the search begins.
+            start: Float[b c h w], the initial noise.
 
         Returns:
-            Float[b c h w] within +-clamp/255, and Float[b], the KL divergence that it brings.
+            Float[b c h w] within +-clamp/255, and Float64[b], the KL divergence that it causes.
         """
         bound = self.clamp / 255
         with torch.no_grad():
-            answers = F.log_softmax(model(images).float(), dim=1)
+            clean = F.log_softmax(logits_of(model, images).double(), dim=1)
 
         def divergences(noise: Tensor) -> Tensor:
-            noisy = F.log_softmax(model((images + noise).clamp(0, 1)).float(), dim=1)
-            return F.kl_div(noisy, answers, reduction="none", log_target=True).sum(1)
+            noisy = F.log_softmax(logits_of(model, (images + noise).clamp(0, 1)).double(), dim=1)
+            return F.kl_div(noisy, clean, reduction="none", log_target=True).sum(1)
 
         noise = start.clone().requires_grad_()
         momentum = torch.zeros_like(start)
@@ -197,24 +189,15 @@ class FriendlyNoise(Defense):
             found = noise.detach().clamp(-bound, bound)
             return found, divergences(found)
 
-    def batch(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        *,
-        epoch: int,
-        augment: Callable[[Tensor], Tensor],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """The images with their noise and random noise, augmented."""
-        shown = images.float() / 255
+    def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The images with their friendly and random noise, augmented."""
+        images = batch.images.float() / 255
         if self._memory.noise is not None:
-            # A checkpoint is read to the CPU.
-            self._memory.noise = self._memory.noise.to(indices.device)
-            noise = self._memory.noise.index_select(0, indices)
-            shown = (shown + noise * (self.clamp / (127 * 255))).clamp_(0, 1)
-        return augment(self._with_random(shown, generator)), labels
+            # Checkpoints are read to the CPU.
+            self._memory.noise = self._memory.noise.to(images.device)
+            noise = self._memory.noise.index_select(0, batch.indices)
+            images = (images + noise * (self.clamp / (127 * 255))).clamp_(0, 1)
+        return batch.augment(self._with_random(images, batch.generator)), batch.labels
 
     def _with_random(self, images: Tensor, generator: torch.Generator) -> Tensor:
         size = self.size / 255
@@ -230,21 +213,21 @@ class FriendlyNoise(Defense):
                 return images
 
     def state(self) -> dict[str, Tensor]:
-        """The noise, once it is there."""
+        """The noise, once there is any."""
         memory = self._memory
         if memory.noise is None:
             return {}
-        told = torch.tensor([memory.divergence, memory.seconds], dtype=torch.float64)
-        return {"noise": memory.noise, "told": told}
+        numbers = torch.tensor([memory.divergence, memory.seconds], dtype=torch.float64)
+        return {"noise": memory.noise, "numbers": numbers}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Continue from what `state` returned."""
         if "noise" in state:
             self._memory.noise = state["noise"]
-            self._memory.divergence, self._memory.seconds = state["told"].tolist()
+            self._memory.divergence, self._memory.seconds = state["numbers"].tolist()
 
     def report(self) -> dict[str, Any]:
-        """Mean size of the noise in 1/255, the mean KL divergence that it brought, and its seconds."""
+        """The mean absolute noise in 1/255, the mean KL divergence that it causes, and its seconds."""
         memory = self._memory
         if memory.noise is None:
             return {"friendly_noise": None}

@@ -1,15 +1,15 @@
-"""JPEG: recompress the training set once, so that what no eye sees is gone.
+"""JPEG: recompress the training set once, which removes perturbations that are hardly visible.
 
 Das et al., "Keeping the Bad Guys Out: Protecting and Vaccinating Deep Learning with JPEG Compression" (2017,
-arXiv 1705.02900), for attacks at test time; against poison it stands in the tables of PureGen (Bhat et al.
-2024, arXiv 2405.18627) at qualities 25 and 75.
+arXiv 1705.02900), for attacks at test time; measured against poison by Bhat et al. ("PureGen", 2024, arXiv
+2405.18627) at qualities 25 and 75.
 
-Each image is encoded and decoded in memory by Pillow, colour images with its subsampling of colour. Test
-images are left as they are.
+Each image is encoded and decoded in memory by Pillow, colour images with chroma subsampling. Test images are
+not changed.
 
 Cost: once, some 15,000 images of 32x32 a second and core.
 
-Limits: an adversary who knows of it compresses while crafting. It takes detail from clean images too.
+Limits: an adaptive adversary compresses while crafting. Clean images lose detail, too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from unpoison._squeezing import recompressed
+from unpoison._option_checks import check_options
+from unpoison._recompression import recompressed
 from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
-from unpoison.errors import InputError
 from unpoison.registry import Presets
 from unpoison.training import Defense, Recipe
 
@@ -53,8 +53,7 @@ class JPEG(Defense):
     quality: int = 75
 
     def __post_init__(self) -> None:
-        if isinstance(self.quality, bool) or not isinstance(self.quality, int) or not 1 <= self.quality <= 95:
-            raise InputError(f"jpeg: quality must be a whole number in 1..95, found {self.quality!r}")
+        check_options("jpeg", self, quality="[1, 95]")
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
         """The set with every image recompressed.

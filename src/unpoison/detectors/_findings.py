@@ -1,4 +1,4 @@
-"""`Findings`: what every detector returns, whoever it is: scores, what is flagged, why, and how sure.
+"""`Findings`: what every detector returns: scores, flagged examples, the threshold and the evidence.
 
 On disk findings are a directory: `findings.json` (everything that is not an array), `examples.parquet` (one
 row a training example, for people and for queries) and `tensors.safetensors` (the observation and its
@@ -38,9 +38,9 @@ class Threshold:
 
     Arguments:
         value: in the unit of the scores.
-        how: in plain words, how it was chosen.
-        false_alarm_level: the stated probability that a wrong prediction which no poison caused is called
-            poisoned, where the method controls it.
+        how: how it was chosen, in words.
+        false_alarm_level: the stated probability that a wrong prediction without poison is called poisoned,
+            where the method controls it.
     """
 
     value: float
@@ -87,24 +87,24 @@ class Judgement:
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Findings:
-    """Which training examples are to blame.
+    """The training examples that are responsible, as far as a detector can tell.
 
     Arguments:
         method: the detector's name.
-        configuration: its settings, as JSON values.
+        configuration: its settings and the seed, as JSON values.
         fingerprint: of the training set the indices belong to.
         labels: Int64[n], the labels of the training set.
         class_names: the names of its classes.
-        scores: Float[n]; higher means more to blame.
-        flagged: Int64[k]; the most blamed first.
+        scores: Float[n]; a higher score is stronger evidence.
+        flagged: Int64[k]; the highest score first.
         threshold: the decision and how it was chosen.
-        poison_found: the verdict. When it is False nothing is flagged.
-        p_value: how often an innocent prediction would look at least as guilty; None where the method has
-            none.
-        summary: the finding in one plain sentence.
+        poison_found: the decision. When it is False nothing is flagged.
+        p_value: how often a wrong prediction without poison has evidence at least as strong; None where the
+            method has none.
+        summary: the finding in one sentence.
         cause: what kind of cause the examples speak for, where the method tells.
         evidence: Float[n] columns by name, what the scores were made from.
-        observation: what was asked about; None for detectors that need none.
+        observation: what was traced; None for detectors that need none.
         draws: the transformations and labels that were tried, in order.
         draw_images: UInt8[draws c h w], the observation under each of them.
         seconds: by stage.
@@ -140,11 +140,11 @@ class Findings:
         return mask
 
     def ranking(self) -> Tensor:
-        """Int64[n]: all examples, the most to blame first; ties in the order of the training set."""
+        """Int64[n]: all examples, the highest score first; ties in the order of the training set."""
         return self.scores.argsort(descending=True, stable=True)
 
     def judge(self, poison_set: PoisonSet) -> Judgement:
-        """Hold the findings against the truth.
+        """Compare the findings with the truth.
 
         Raises:
             MismatchError: the poison's indices do not fit this training set.

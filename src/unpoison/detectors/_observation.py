@@ -25,7 +25,7 @@ class Observation:
             picture with the channels last is transposed.
         predicted: the wrong label that the model gives to each of them; None for whatever the model answers.
         true_label: the correct label, where it is known. It is shown to people and never used to trace.
-        indices: where the images stand in their data set, where that is known.
+        indices: of the images in their data set, where they are known.
 
     Raises:
         InputError: the image is not one, or the two labels are equal.

@@ -15,7 +15,6 @@ from torch import Tensor
 from unpoison.data import TrainingSet
 from unpoison.detectors._findings import Draw
 from unpoison.detectors._transforms import TRANSFORMS
-from unpoison.errors import InputError
 
 Labels = Literal["uniform", "distinct"]
 Space = Literal["pixels", "normalized"]
@@ -35,25 +34,12 @@ class Drawing:
             `normalized` z-scores, on which inversion and jitter act differently.
         changes: what a draw changes: `both`, or for ablations the `image` or the `label` alone.
 
-    Raises:
-        InputError: a setting is out of range.
     """
 
-    draws: int = 50
-    labels: Labels = "uniform"
-    space: Space = "pixels"
-    changes: Changes = "both"
-
-    def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise InputError(f"draws: there must be at least one, found {self.draws}")
-        for name, known in (
-            ("labels", ("uniform", "distinct")),
-            ("space", ("pixels", "normalized")),
-            ("changes", ("both", "image", "label")),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name}: expected one of {known}, found {getattr(self, name)!r}")
+    draws: int
+    labels: Labels
+    space: Space
+    changes: Changes
 
     def queries(
         self, images: Tensor, label: int, training_set: TrainingSet, randomness: torch.Generator

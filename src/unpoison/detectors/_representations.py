@@ -1,8 +1,8 @@
-"""What a network makes of the training images: penultimate features, read once and in bounded memory.
+"""`Reader`: the penultimate features of training images, read in bounded memory; and principal components.
 
-Detectors that need no observation look at the input of the network's last layer. They read it either class by
-class, so that no more than the largest class is in memory, or in the order of the training set, so that no
-more than a batch is. Images are moved to the model's device batch by batch, and the features stay there.
+Features are the input of the network's last layer. They are read either class by class, so that at most the
+largest class is in memory, or in the order of the training set, so that at most a batch is. Images are moved
+to the model's device batch by batch, and the features stay there.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Reader:
     """Reads the features of a training set.
 
     Arguments:
-        model: takes Float[b c h w] in [0, 1]; in evaluation mode while it is used, and left as it was.
+        model: takes Float[b c h w] in [0, 1]; used in evaluation mode and left as it was.
         training_set: what to read.
         module: the module whose input is read; the last Linear that the forward pass calls when None (the
             last Conv2d where there is no Linear).
-        batch_size: images a forward pass.
+        batch_size: images of a forward pass.
         progress: called with "features", examples done and examples to do.
 
     Raises:
-        InputError: the set is empty, the batch size is not positive, or there is no such module.
+        InputError: the set is empty, there is no such module, or a feature is not a finite number.
     """
 
     def __init__(
@@ -56,9 +56,7 @@ class Reader:
         progress: Progress | None = None,
     ) -> None:
         if not len(training_set):
-            raise InputError(f"{training_set.name}: there are no training examples to look at")
-        if batch_size < 1:
-            raise InputError(f"batch_size must be positive, found {batch_size}")
+            raise InputError(f"{training_set.name}: there are no examples to read")
         tensors = (*model.parameters(), *model.buffers())
         self.device = next((tensor.device for tensor in tensors), training_set.device)
         self.model, self.training_set, self.progress = model, training_set, progress

@@ -1,8 +1,8 @@
 """The seven image transformations of Delta-Influence, in plain torch.
 
 Each takes one image Float[c h w] and a generator and returns an image of the same shape. Parameters are the
-published ones (reference notebooks of arXiv 2411.13731); the operations follow the definitions of the
-torchvision transforms that were used there, without torchvision:
+published ones (reference notebooks of arXiv 2411.13731); the operations are those of the torchvision
+transforms that were used there:
 
 flip                 mirrored left to right
 colour jitter        brightness and contrast in [.9, 1.1], saturation in [.6, 1.4], hue in [-.1, .1] of a turn
@@ -13,9 +13,8 @@ blur                 Gaussian, 5 pixels wide and 9 high, sigma in [8, 10]
 invert               1 - x
 colour switch        red and green exchanged
 
-On grey images saturation and hue do nothing and the colour switch is the identity. Where the published code
-applies them to z-scores instead of pixels is the detector's business, not theirs; jitter clamps to [0, 1] in
-either case, as there.
+On grey images saturation and hue do nothing and the colour switch is the identity. The published code applies
+them to z-scores instead of pixels; jitter clamps to [0, 1] in either case.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def colour_jitter(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def affine(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotate by any angle, enlarge up to twice, shear up to 10 degrees; what comes from outside is 0."""
+    """Rotate by any angle, enlarge up to twice, shear up to 10 degrees; pixels from outside are 0."""
     angle = math.radians(_uniform(-180, 180, generator))
     scale = _uniform(1, 2, generator)
     shear = math.radians(_uniform(-10, 10, generator))
@@ -72,7 +71,7 @@ def affine(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def elastic(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Displace the pixels by a smooth random field; what comes from outside is 0."""
+    """Displace the pixels by a smooth random field; pixels from outside are 0."""
     height, width = image.shape[-2:]
     field = torch.rand(2, height, width, generator=generator) * 2 - 1
     field = _gaussian_blur(field, 41, 41, 5.0) * 150 / torch.tensor([width, height])[:, None, None]
@@ -87,7 +86,7 @@ def blur(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def invert(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn into the negative, 1 - x."""
+    """The negative, 1 - x."""
     return 1 - image
 
 

@@ -1,4 +1,4 @@
-"""Parting points into two groups: 2-means without chance, and how well the groups are apart."""
+"""2-means without randomness, and the silhouette of its two clusters."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 _ROUNDS = 300
-# Where along each axis the first cut is made: in the middle, and so that a small group is cut off either end.
+# Where along each axis a first cut is made: in the middle, and so that a small cluster is cut off either end.
 _QUANTILES = (0.5, 0.1, 0.9)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Parted:
-    """Two groups of n points.
+class TwoClusters:
+    """Two clusters of n points.
 
     Arguments:
-        smaller: Bool[n], who is in the group with fewer points.
-        margin: Float[n] in [-1, 1], above 0 in the smaller group: how much nearer to its centre than to the
-            other's, in units of the squared distance of the two.
-        explained: the sum of squares between the groups, n1 n2 / n |difference of the centres|^2.
+        smaller: Bool[n], the points of the cluster with fewer points.
+        margin: Float[n] in [-1, 1], above 0 in the smaller cluster: the difference of the squared distances
+            to the other centre and to its own, divided by the squared distance of the centres.
+        explained: the sum of squares between the clusters, n1 n2 / n |difference of the centres|^2.
     """
 
     smaller: Tensor
@@ -31,23 +31,23 @@ class Parted:
 
     @property
     def share(self) -> float:
-        """The share of all points that is in the smaller group."""
+        """The share of all points that is in the smaller cluster."""
         return float(self.smaller.float().mean())
 
 
-def two_means(points: Tensor) -> Parted | None:
-    """Part Float[n d] `points` so that the sum of squared distances to the two centres is small.
+def two_means(points: Tensor) -> TwoClusters | None:
+    """Two clusters of Float[n d] `points` with a small sum of squared distances to their centres.
 
-    Lloyd's algorithm from 3 d first cuts at once, three across each axis, of which the best end is taken:
-    nothing is random. With axes in order of variance and d small this finds what many random restarts find.
+    Lloyd's algorithm from 3 d first cuts at once, three across each axis, of which the best result is taken:
+    nothing is random. With few dimensions, in order of variance, it is as good as many random restarts.
 
     Returns:
         None where all points are equal, or there are fewer than two.
 
     Cost: at most 300 rounds of 6 n d^2 multiplications. Memory: 6 n d numbers.
 
-    >>> parted = two_means(torch.tensor([[0.0], [0.2], [0.1], [5.0]]))
-    >>> parted.smaller.tolist(), round(parted.explained, 2)
+    >>> clusters = two_means(torch.tensor([[0.0], [0.2], [0.1], [5.0]]))
+    >>> clusters.smaller.tolist(), round(clusters.explained, 2)
     ([False, False, False, True], 18.01)
     """
     n = len(points)
@@ -78,11 +78,11 @@ def two_means(points: Tensor) -> Parted | None:
     margin = (2 * (points - centre) @ gap / gap.square().sum().clamp(min=1e-300)).clamp(-1, 1)
     if int(chosen.sum()) * 2 > n:
         chosen, margin = ~chosen, -margin
-    return Parted(chosen, margin, float(explained[best]))
+    return TwoClusters(chosen, margin, float(explained[best]))
 
 
 def _centres(points: Tensor, side: Tensor, before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Float[m d] centres of both groups for each column of Bool[n m] `side`; of an empty group, as before."""
+    """Float[m d] centres of both sides for each column of Bool[n m] `side`; of an empty side, as before."""
     weights = side.to(points.dtype)
     count, total = weights.sum(0)[:, None], weights.t() @ points
     high = total / count.clamp(min=1)
@@ -93,10 +93,10 @@ def _centres(points: Tensor, side: Tensor, before: tuple[Tensor, Tensor] | None)
 
 
 def silhouette(points: Tensor, group: Tensor, *, block_bytes: int) -> float:
-    """The mean silhouette of Float[n d] `points` in the groups that Bool[n] `group` tells apart, in [-1, 1].
+    """The mean silhouette of Float[n d] `points` in the two groups of Bool[n] `group`, in [-1, 1].
 
-    Rousseeuw, "Silhouettes" (1987): (b - a) / max(a, b), where a is the mean distance to the others of one's
-    group and b that to the other group; 0 for a point alone in its group. Exact.
+    Rousseeuw, "Silhouettes" (1987): (b - a) / max(a, b), where a is the mean distance to the other points of
+    the own group and b that to the other group; 0 for a point alone in its group. Exact.
 
     Cost: n^2 distances, in blocks of `block_bytes`.
 

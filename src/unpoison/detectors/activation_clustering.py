@@ -1,25 +1,25 @@
-"""Activation clustering: the examples of a poisoned class fall into two groups, clean ones and poison.
+"""Activation clustering: the features of a poisoned class form two clusters, clean examples and poison.
 
 Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy and Srivastava, "Detecting Backdoor Attacks on Deep
 Neural Networks by Activation Clustering" (SafeAI at AAAI 2019, arXiv 1811.03728). For each class:
 
-1. features: the input of the network's last layer, for the examples labelled so;
+1. features: the input of the network's last layer, for the examples of the class;
 2. reduction to 10 dimensions by independent component analysis (or principal components);
 3. 2-means;
-4. decision whether the smaller group is poison: by relative size (at most the share of a class that may be
-   poison) and by silhouette (the two groups are truly apart).
+4. decision whether the smaller cluster is poison: by relative size (at most the share of a class that may be
+   poison) and by silhouette (the two clusters are separated).
 
-Presets: `original` asks for both, a silhouette above .10 and a relative size below .35 (the smaller value of
-the paper's range and the default of the Adversarial Robustness Toolbox); `relative-size` asks for the size
-alone; `smaller-cluster` decides nothing and takes the smaller group of every class. `comparison` is what the
-published comparison with Delta-Influence used (notebooks of arXiv 2411.13731): 3 principal components and the
-smaller group of every class, which flags some 40 % of any set.
+Presets: `original` requires both, a silhouette above .10 and a relative size below .35 (the lower end of the
+paper's range and the default of the Adversarial Robustness Toolbox); `relative-size` requires the size alone;
+`smaller-cluster` takes the smaller cluster of every class. `comparison` is what the published comparison with
+Delta-Influence used (notebooks of arXiv 2411.13731): 3 principal components and the smaller cluster of every
+class, which flags some 40 % of any set.
 
-Independent component analysis turns whitened principal components by an orthogonal matrix, and neither
-2-means nor silhouettes see a rotation. So the rotation is not computed, with the same result:
+Independent component analysis multiplies whitened principal components by an orthogonal matrix, to which
+2-means and silhouettes are invariant. The matrix is therefore not computed, with the same result:
 `reduction="ica"` means whitened components here. 2-means starts from fixed cuts in place of random centres,
-so nothing is random. The paper's third decision, to retrain without a group and to classify it
-(exclusionary reclassification), costs a training and is not offered.
+so nothing is random. The paper's third decision, to retrain without a cluster and to classify it
+(exclusionary reclassification), costs a training and is not implemented.
 
 Cost: one forward pass over the set, d^2 n multiplications for d features, and n_c^2 distances in 10
 dimensions for each class of n_c examples. Memory: the features of the largest class, d^2 numbers, and
@@ -34,12 +34,12 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from unpoison._option_checks import check_options
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import principal
 from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._two_means import silhouette, two_means
-from unpoison.errors import InputError
 from unpoison.registry import Presets
 
 Reduction = Literal["ica", "pca"]
@@ -50,7 +50,7 @@ Decision = Literal["silhouette", "relative-size", "smaller"]
 @register(
     name="activation-clustering",
     title="Activation clustering",
-    summary="Parts each class in two by its features, and flags a small group that is apart.",
+    summary="Flags the smaller of two clusters of a class where it is small and separated.",
     paper="Chen et al. 2019, arXiv 1811.03728",
     cost="one forward pass",
     presets=("original", "relative-size", "smaller-cluster", "comparison"),
@@ -58,15 +58,15 @@ Decision = Literal["silhouette", "relative-size", "smaller"]
 )
 @dataclass(frozen=True, kw_only=True)
 class ActivationClustering(Searcher):
-    """Part each class in two, and flag the smaller group where it looks like poison.
+    """Cut each class into two clusters, and flag the smaller one where it is small and separated.
 
     Arguments:
         dimensions: of the reduced features.
         reduction: `ica` (whitened principal components, see above) or `pca`.
-        decision: when the smaller group is flagged: `silhouette` asks for both thresholds, `relative-size`
-            for the first, `smaller` for none.
-        expected_share: the relative size below which a group may be poison, in (0, 1].
-        least_silhouette: the silhouette above which two groups are apart.
+        decision: when the smaller cluster is flagged: `silhouette` requires both thresholds,
+            `relative-size` the first, `smaller` none.
+        expected_share: the relative size below which a cluster may be poison, in (0, 1].
+        min_silhouette: the silhouette above which two clusters are separated, in [-1, 1].
         module: the module whose input is read; the network's last layer by default.
         batch_size: images of a forward pass.
         block_bytes: of distances at a time.
@@ -87,24 +87,21 @@ class ActivationClustering(Searcher):
     reduction: Reduction = "ica"
     decision: Decision = "silhouette"
     expected_share: float = 0.35
-    least_silhouette: float = 0.10
+    min_silhouette: float = 0.10
     module: str | None = None
     batch_size: int = 512
     block_bytes: int = 1 << 26
 
     def __post_init__(self) -> None:
-        if self.dimensions < 1:
-            raise InputError(f"ActivationClustering: dimensions must be positive, found {self.dimensions}")
-        for name, value, known in (
-            ("reduction", self.reduction, ("ica", "pca")),
-            ("decision", self.decision, ("silhouette", "relative-size", "smaller")),
-        ):
-            if value not in known:
-                raise InputError(f"ActivationClustering: {name} must be one of {known}, found {value!r}")
-        if not 0 < self.expected_share <= 1:
-            raise InputError(
-                f"ActivationClustering: expected_share must lie in (0, 1], found {self.expected_share}"
-            )
+        check_options(
+            self.method.name,
+            self,
+            dimensions="[1, inf)",
+            expected_share="(0, 1]",
+            min_silhouette="[-1, 1]",
+            batch_size="[1, inf)",
+            block_bytes="[1, inf)",
+        )
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
@@ -123,7 +120,7 @@ class ActivationClustering(Searcher):
             sizes[one.indices], silhouettes[one.indices] = clusters.share, separation
         how = {
             "silhouette": f"in the smaller cluster, where it is less than {100 * self.expected_share:g} % of "
-            f"its class and the silhouette is above {self.least_silhouette:g}",
+            f"its class and the silhouette is above {self.min_silhouette:g}",
             "relative-size": f"in the smaller cluster, where it is less than {100 * self.expected_share:g} % "
             "of its class",
             "smaller": "in the smaller cluster of its class, whatever its size",
@@ -149,4 +146,4 @@ class ActivationClustering(Searcher):
         if self.decision == "smaller":
             return True
         small = share < self.expected_share
-        return small and (self.decision == "relative-size" or separation > self.least_silhouette)
+        return small and (self.decision == "relative-size" or separation > self.min_silhouette)

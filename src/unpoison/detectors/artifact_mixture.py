@@ -38,14 +38,14 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import check_options
 from unpoison._progress import Progress
-from unpoison._squeezing import grain, recompressed
+from unpoison._recompression import grain, recompressed
 from unpoison.data import TrainingSet
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader
 from unpoison.detectors._search import Search, Searcher
-from unpoison.errors import InputError
 from unpoison.influence import Damping, RelativeDamping
 
 _DAMPING = RelativeDamping(0.1)
@@ -90,8 +90,9 @@ class ArtifactMixture(Searcher):
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        if self.seeds < _FEWEST:
-            raise InputError(f"ArtifactMixture: seeds must be at least {_FEWEST}, found {self.seeds}")
+        check_options(
+            self.method.name, self, seeds="[5, inf)", covariance_examples="[1, inf)", batch_size="[1, inf)"
+        )
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

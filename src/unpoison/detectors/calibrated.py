@@ -38,6 +38,7 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison.data import TrainingSet
 from unpoison.detectors._calibration import (
@@ -110,10 +111,13 @@ class Calibrated(Searcher):
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        if not 0 < self.false_alarm_level < 1:
-            raise InputError(
-                f"Calibrated: false_alarm_level must lie between 0 and 1, found {self.false_alarm_level}"
-            )
+        check_options(
+            self.method.name,
+            self,
+            false_alarm_level="(0, 1)",
+            covariance_examples="[1, inf)",
+            batch_size="[1, inf)",
+        )
 
     @property
     def calibration_errors(self) -> int:

@@ -1,4 +1,4 @@
-"""Deep k-NN: an example whose neighbours in feature space are labelled otherwise is not what it says it is.
+"""Deep k-NN: an example whose neighbours in feature space have another label is mislabelled or poison.
 
 Peri, Gupta, Huang, Fowl, Zhu, Feizi, Goldstein and Dickerson, "Deep k-NN Defense against Clean-label Data
 Poisoning Attacks" (AROW at ECCV 2020, arXiv 1909.13374). Stages:
@@ -9,11 +9,11 @@ Poisoning Attacks" (AROW at ECCV 2020, arXiv 1909.13374). Stages:
 
 The paper's guideline is that k be more than twice the number of poisons, so that poisons alone cannot
 outvote the rest: k = 2 * expected_share * n + 1 here, with 1 % of the set as the expected share. The paper
-evens out unequal classes by repeating examples; that is not done here. An example of a class with fewer
-than about k / 2 members is outvoted whoever it is, so such sets need a smaller `neighbours`.
+balances unequal classes by repeating examples; that is not done here. Every example of a class with fewer
+than about k / 2 examples is outvoted, so such sets need a smaller `neighbours`.
 
-The score is the share of the neighbours with the most frequent other label, less the share with the own
-label; what is above 0 is flagged, and a tie is not.
+The score is the share of the neighbours with the most frequent other label minus the share with the own
+label; what is above 0 is flagged, a tie is not.
 
 Cost: one forward pass over the set, and n^2 d multiplications for d features. Memory: n d features, and
 `block_bytes` of distances.
@@ -28,11 +28,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
-from unpoison.errors import InputError
 from unpoison.registry import Presets
 
 
@@ -40,7 +40,7 @@ from unpoison.registry import Presets
 @register(
     name="deep-knn",
     title="Deep k-NN",
-    summary="Flags the examples whose nearest neighbours are mostly labelled otherwise.",
+    summary="Flags the examples whose nearest neighbours mostly have another label.",
     paper="Peri et al. 2020, arXiv 1909.13374",
     cost="one forward pass, and the distances of all pairs",
     presets=("original",),
@@ -68,12 +68,14 @@ class DeepKNN(Searcher):
     block_bytes: int = 1 << 27
 
     def __post_init__(self) -> None:
-        if not 0 < self.expected_share < 0.5:
-            raise InputError(
-                f"DeepKNN: expected_share must lie between 0 and .5, found {self.expected_share}"
-            )
-        if self.neighbours is not None and self.neighbours < 1:
-            raise InputError(f"DeepKNN: neighbours must be positive, found {self.neighbours}")
+        check_options(
+            self.method.name,
+            self,
+            expected_share="(0, 0.5)",
+            neighbours="[1, inf)",
+            batch_size="[1, inf)",
+            block_bytes="[1, inf)",
+        )
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
@@ -117,7 +119,7 @@ def neighbour_votes(
     block_bytes: int,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """How the `count` nearest other rows of Float[n d] `features` are labelled.
+    """The labels of the `count` nearest other rows of Float[n d] `features`.
 
     Returns:
         Float64[n] votes for the own label, and for the most frequent other one.
@@ -131,13 +133,13 @@ def neighbour_votes(
     other = torch.zeros_like(own)
     if count < 1:
         return own, other
-    # Distances are differences of inner products; about the mean they are small, and so is their rounding.
+    # Distances are differences of inner products, which round less where the features are centred.
     features = features - features.mean(0)
     norms = features.square().sum(1)
     step = max(1, block_bytes // (2 * n * features.element_size()))
     for start in range(0, n, step):
         stop = min(start + step, n)
-        # The square of the own norm is the same for all candidates.
+        # The squared norm of the row itself is the same for all of its neighbours.
         distances = torch.addmm(norms[None], features[start:stop], features.t(), alpha=-2)
         distances.diagonal(start)[: stop - start].fill_(torch.inf)
         nearest = distances.topk(count, dim=1, largest=False, sorted=False).indices

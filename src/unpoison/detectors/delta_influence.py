@@ -32,6 +32,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from unpoison._option_checks import check_options
 from unpoison._seeds import generator
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
@@ -98,9 +99,17 @@ class DeltaInfluence(Searcher):
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < self._drawing.draws:
+        check_options(
+            self.method.name,
+            self,
+            tolerance="[0, inf)",
+            draws="[1, inf)",
+            covariance_examples="[1, inf)",
+            batch_size="[1, inf)",
+        )
+        if self.tolerance >= self.draws:
             raise InputError(
-                f"DeltaInfluence: tolerance must lie in 0..{self.draws - 1}, found {self.tolerance}"
+                f"delta-influence: tolerance must be below the {self.draws} draws, found {self.tolerance}"
             )
 
     @property

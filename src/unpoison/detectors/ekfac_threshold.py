@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from unpoison._option_checks import check_options
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
@@ -55,6 +56,9 @@ class EKFACThreshold(Searcher):
     modules: tuple[str, ...] | None = None
     covariance_examples: int | None = None
     batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_options(self.method.name, self, covariance_examples="[1, inf)", batch_size="[1, inf)")
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

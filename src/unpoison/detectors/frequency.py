@@ -1,8 +1,8 @@
-"""The frequency detector: triggers leave traces in the high frequencies that photographs do not have.
+"""The frequency detector: triggers have high frequencies that photographs do not have.
 
 Zeng, Park, Mao and Jia, "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective" (ICCV 2021,
-arXiv 2104.03413). A small convolutional network learns to tell the discrete cosine transforms of images
-from those of the same images with synthetic triggers, and is then shown the training set. Stages:
+arXiv 2104.03413). A small convolutional network learns to distinguish the discrete cosine transforms of
+images from those of the same images with synthetic triggers, and is then applied to the training set. Stages:
 
 1. synthetic triggers: each image gets one of five, drawn for it: a white block, a block of noise (2 to 7
    pixels wide), Gaussian noise of mean 25 in 255, a shadow over a part cut off by a line, or another image
@@ -12,22 +12,22 @@ from those of the same images with synthetic triggers, and is then shown the tra
    (.2, .3, .4) after every second, one linear layer; Adadelta, learning rate .05, weight decay 1e-4;
 4. score: the probability of a trigger; above .5 an example is flagged.
 
-The model under suspicion plays no part. What the classifier learns from is `reference` where there is one,
-else the training set itself (most of which is clean). A trained classifier is for images of one shape, and
-can be saved and used again: `fit_classifier`, `FrequencyClassifier.save`, and the option `classifier`, the
-directory of a saved one.
+The model plays no part. The classifier is trained on `reference` where there is one, else on the training set
+itself (most of which is clean). A trained classifier is for images of one shape, and can be saved and used
+again: `fit_classifier`, `FrequencyClassifier.save`, and the option `classifier`, the directory of a saved
+one.
 
 Presets: `quick`, ours and the default, learns from at most 2,000 images for 6 passes, with triggers drawn
 anew in each. `original` takes the published 5 rounds of 10 passes in batches of 64 (triggers are drawn anew
 each round). `comparison` is what the published comparison with Delta-Influence used (notebooks of arXiv
 2411.13731): 10 passes over one set of triggers in batches of 256, and a fault of its code, by which the
 classifier is trained on images in [0, 1] and applied to images standardised by channel, where it flags
-about a tenth of any set. All others are trained and applied on the same scale. Departures: the published
-code multiplies 8-bit values by 255 first, which is a scale and no more; pooling rounds up, so that images
-of any size fit.
+about a tenth of any set. The other presets train and apply it on the same scale. Departures: the published
+code multiplies 8-bit values by 255 first, which only changes the scale; pooling rounds up, so that images of
+any size fit.
 
 Cost: training takes some 3 * 38 million multiplications for a 32x32 colour image, its triggered copy and each
-pass; scoring a third of one pass. Memory: the images learnt from, and the activations of one batch.
+pass; scoring a third of one pass. Memory: the images that it is trained on, and the activations of one batch.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unpoison._artefacts import atomic_directory, read_json, write_json
+from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
@@ -64,7 +65,7 @@ _DROPOUT = (0.2, 0.3, 0.4)
 @register(
     name="frequency",
     title="Frequency detector",
-    summary="Flags the images whose cosine transform looks like that of an image with a trigger.",
+    summary="Flags the images whose cosine transform is classified as that of an image with a trigger.",
     paper="Zeng et al. 2021, arXiv 2104.03413",
     cost="training a small network, unless a trained one is given",
     presets=("quick", "original", "comparison"),
@@ -72,15 +73,15 @@ _DROPOUT = (0.2, 0.3, 0.4)
 )
 @dataclass(frozen=True, kw_only=True)
 class Frequency(Searcher):
-    """Flag the images whose spectrum looks like that of an image with a trigger.
+    """Flag the images whose spectrum is classified as that of an image with a trigger.
 
     Arguments:
-        examples: how many images to learn from, at most; None for all.
+        examples: how many images to train on, at most; None for all.
         rounds: how often triggers are drawn anew.
         epochs: passes over the images in each round.
         batch_size: images of a training step, each with a triggered copy; also of a scoring pass.
-        standardize: apply the classifier to images standardised by channel, unlike those it learnt from; the
-            fault of the published comparison.
+        standardize: apply the classifier to images standardised by channel, unlike those it was trained on,
+            as the published comparison does by mistake.
         threshold: the probability above which an example is flagged.
         classifier: the directory of a saved classifier, in place of training one.
 
@@ -104,15 +105,15 @@ class Frequency(Searcher):
     classifier: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("rounds", self.rounds),
-            ("epochs", self.epochs),
-            ("batch_size", self.batch_size),
-        ):
-            if value < 1:
-                raise InputError(f"Frequency: {name} must be positive, found {value}")
-        if self.examples is not None and self.examples < 1:
-            raise InputError(f"Frequency: examples must be positive, found {self.examples}")
+        check_options(
+            self.method.name,
+            self,
+            examples="[1, inf)",
+            rounds="[1, inf)",
+            epochs="[1, inf)",
+            batch_size="[1, inf)",
+            threshold="[0, 1]",
+        )
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring; of the model only the device is used."""
@@ -148,7 +149,7 @@ class Frequency(Searcher):
         """Train a classifier of spectra on images that are mostly clean.
 
         Arguments:
-            examples: whose images to learn from; the labels are not looked at.
+            examples: the images; labels are not used.
             seed: of triggers, first weights, order and dropout.
             device: where to train.
             progress: called with "training", steps done and steps to do.
@@ -157,7 +158,7 @@ class Frequency(Searcher):
             InputError: there are no examples.
         """
         if not len(examples):
-            raise InputError(f"{examples.name}: there are no images to learn from")
+            raise InputError(f"{examples.name}: there are no images to train on")
         order = generator(seed, "frequency", "order")
         chosen = torch.randperm(len(examples), generator=order)[: self.examples]
         images = examples.images[chosen.to(examples.device)].to(device).float().div_(255)
@@ -189,7 +190,7 @@ class Frequency(Searcher):
 
 @final
 class FrequencyClassifier:
-    """Tells the spectra of images from those of images with a trigger, for images of one shape.
+    """Classifies the spectra of images as with or without a trigger, for images of one shape.
 
     Arguments:
         network: Float[b c h w] spectra to Float[b 2] logits.
@@ -213,7 +214,7 @@ class FrequencyClassifier:
         standardize: bool = False,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Float64[n] in [0, 1]: how probable it is that each image bears a trigger.
+        """Float64[n] in [0, 1]: the probability that each image has a trigger.
 
         Arguments:
             examples: read once, in consecutive batches.
@@ -274,7 +275,7 @@ class FrequencyClassifier:
 
 @final
 class _Network(nn.Module):
-    """Six convolutions and a linear layer. Dropout draws from the generator that is given with the batch."""
+    """Six convolutions and a linear layer. Dropout uses the generator that is given with the batch."""
 
     def __init__(self, image_shape: tuple[int, int, int], weights: torch.Generator) -> None:
         super().__init__()
@@ -288,7 +289,7 @@ class _Network(nn.Module):
             for _ in _DROPOUT:
                 height, width = math.ceil(height / 2), math.ceil(width / 2)
             self.head = nn.Linear(_CHANNELS[-1] * height * width, 2)
-        # As torch would, but from our own generator.
+        # The initialisation of torch, but from the given generator.
         for layer in (*self.convolutions, self.head):
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             bound = 1 / math.sqrt(layer.weight[0].numel())
@@ -355,7 +356,7 @@ def synthetic_triggers(images: Tensor, others: Tensor, randomness: torch.Generat
     noise = torch.where(block, draw(count, channels, height, width), images)
     bell = torch.randn(count, channels, height, width, device=device, generator=randomness)
     grain = images + (25 + 25 * bell) / 255
-    # A line through a point in the image, at any angle; what lies beyond it is darkened.
+    # A line through a point in the image, at any angle; one side of it is darkened.
     angle = 2 * math.pi * draw(count, 1, 1)
     away = (rows - height * draw(count, 1, 1)) * angle.sin() + (
         columns - width * draw(count, 1, 1)

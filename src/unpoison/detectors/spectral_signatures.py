@@ -1,22 +1,22 @@
-"""Spectral signatures: the poison of a class lies far out along the direction in which the class varies most.
+"""Spectral signatures: the poison of a class is far out along the direction of its largest variance.
 
 Tran, Li and Madry, "Spectral Signatures in Backdoor Attacks" (NeurIPS 2018, arXiv 1811.00636). For each
 class:
 
-1. R: the features of its examples (the input of the network's last layer), less their mean;
+1. R: the features of its examples (the input of the network's last layer) minus their mean;
 2. v: the top right singular vector of R;
 3. score of an example with centred features r: (r . v)^2;
 4. the 1.5 eps of the class with the highest scores are removed, eps being the share of it that may be poison.
 
 The paper poisons 5 or 10 % of the target's images and takes eps as known; here it is the option
-`expected_share`, .05 by default. There is no decision whether there is any poison: as many are flagged in
-every class of a clean set. Scores are given in units of the highest score that is kept in the class, so that
-classes can be compared; everything above 1 is flagged.
+`expected_share`, .05 by default. The method does not decide whether there is any poison: as many examples are
+flagged in every class of a clean set. Scores are divided by the highest score that is kept in the class, so
+that classes can be compared; everything above 1 is flagged.
 
-The preset `comparison` is what the published comparison with Delta-Influence used in its place (its
-notebooks, reference of arXiv 2411.13731): ONE uncentred singular value decomposition of the features of the
-whole set, the right singular vectors with singular values above 7, and every example flagged whose features
-have a norm above 7 in their span. Both numbers are absolute and depend on the network.
+The preset `comparison` is what the published comparison with Delta-Influence used (notebooks of arXiv
+2411.13731): ONE uncentred singular value decomposition of the features of the whole set, the right singular
+vectors with singular values above 7, and every example flagged whose features have a norm above 7 in their
+span. Both numbers are absolute and depend on the network.
 
 Cost: one forward pass over the set (two for `comparison`), and d^2 n multiplications for d features. Memory:
 the features of the largest class (a batch for `comparison`), and d^2 numbers.
@@ -30,11 +30,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from unpoison._option_checks import check_options
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader, principal
 from unpoison.detectors._search import Search, Searcher
-from unpoison.errors import InputError
 from unpoison.registry import Presets
 
 
@@ -42,7 +42,7 @@ from unpoison.registry import Presets
 @register(
     name="spectral-signatures",
     title="Spectral signatures",
-    summary="Flags the examples of each class farthest along the direction in which it varies most.",
+    summary="Flags the examples of each class farthest along its direction of largest variance.",
     paper="Tran, Li and Madry 2018, arXiv 1811.00636",
     cost="one forward pass",
     presets=("original", "comparison"),
@@ -53,8 +53,8 @@ class SpectralSignatures(Searcher):
 
     Arguments:
         expected_share: eps, the share of a class that may be poison, in (0, 1).
-        multiplier: how many times that share is removed.
-        thresholds: (singular value, norm) for the whole set at once, in place of shares of each class, as in
+        multiplier: the multiple of that share that is flagged.
+        thresholds: (singular value, norm) for the whole set at once, in place of shares of each class; see
             the preset `comparison`.
         module: the module whose input is read; the network's last layer by default.
         batch_size: images of a forward pass.
@@ -76,12 +76,9 @@ class SpectralSignatures(Searcher):
     batch_size: int = 512
 
     def __post_init__(self) -> None:
-        if not 0 < self.expected_share < 1:
-            raise InputError(
-                f"SpectralSignatures: expected_share must lie between 0 and 1, found {self.expected_share}"
-            )
-        if not self.multiplier > 0:
-            raise InputError(f"SpectralSignatures: multiplier must be positive, found {self.multiplier}")
+        check_options(
+            self.method.name, self, expected_share="(0, 1)", multiplier="(0, inf)", batch_size="[1, inf)"
+        )
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

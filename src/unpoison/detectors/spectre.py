@@ -1,9 +1,9 @@
-"""SPECTRE: spectral signatures, seen after the clean examples of the class have been made round.
+"""SPECTRE: spectral signatures after whitening by a robust covariance of the class.
 
 Hayase, Kong, Somani and Oh, "SPECTRE: Defending Against Backdoor Attacks Using Robust Statistics" (ICML 2021,
-arXiv 2104.11315). Not part of the published comparison; chosen because it mends what defeats spectral
-signatures there: the poison is seldom what a class varies most by. Once the clean examples' own covariance is
-divided out, it is. It needs one model and the set. For each class:
+arXiv 2104.11315). Not part of the published comparison; chosen because the poison is seldom what a class
+varies most by, which defeats spectral signatures there, but is once the covariance of the clean examples is
+divided out. For each class:
 
 1. the features are centred and reduced to their k leading principal components;
 2. mean and covariance of the clean examples are estimated in spite of the poison;
@@ -12,20 +12,19 @@ divided out, it is. It needs one model and the set. For each class:
    Q = exp(4 (S - I) / (|S| - 1)) and S is the second moment of all whitened features, poison included;
 5. the 1.5 eps of the class with the highest scores are removed.
 
-k is one of 1, 4, 9, ..., 64, and the target class one of all: those for which the examples that would be
-removed stand out most, by the mean QUE score after whitening with the covariance of what would remain. Only
-in that class anything is flagged, as in the paper, which assumes that there is one target; there is no
-decision whether there is any poison.
+k is one of 1, 4, 9, ..., 64, and the target class one of all: those with the largest mean QUE score after
+whitening with the covariance of what would remain. Only in that class anything is flagged, as in the paper,
+which assumes that there is one target; the method does not decide whether there is any poison.
 
 Departures: the covariance is estimated by the minimum covariance determinant (Rousseeuw and Van Driessen,
-1999: the 1 - 1.5 eps of the examples nearest to their own centre in their own metric, found by repetition)
-rather than by the paper's filter, which has the same aim and more constants. eps, known in the paper, is the
+1999: the 1 - 1.5 eps of the examples nearest to their own centre in their own metric, found by iteration)
+in place of the paper's filter, which has the same aim and more constants. eps, known in the paper, is the
 option `expected_share`, the share of the target class, .05 by default.
 
 Constants that are ours: k is at most an eighth of the examples of the class, below which their covariance
 says little; a class in which 1.5 eps are less than one example has no score. The minimum covariance
 determinant begins with the examples nearest to the median of each component, in units of its median absolute
-deviation, and is repeated 30 times at most. In whitening, a variance below 1e-8 of the greatest counts as
+deviation, and takes 30 iterations at most. In whitening, a variance below 1e-8 of the greatest counts as
 that much.
 
 Cost: one forward pass over the set, d^2 n multiplications for d features, and some 100 n k^2 in all. Memory:
@@ -40,6 +39,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from unpoison._option_checks import check_options
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import principal
@@ -55,21 +55,21 @@ _ROUNDS = 30
 @register(
     name="spectre",
     title="SPECTRE",
-    summary="Flags the examples that stand out from a class, its clean covariance divided out.",
+    summary="Flags the outliers of one class after whitening by the covariance of its clean part.",
     paper="Hayase et al. 2021, arXiv 2104.11315",
     cost="one forward pass",
     presets=("original",),
 )
 @dataclass(frozen=True, kw_only=True)
 class Spectre(Searcher):
-    """Flag the examples that stand out from one class after its clean covariance is divided out.
+    """Flag the outliers of one class after whitening by the covariance of its clean part.
 
     Arguments:
         expected_share: eps, the share of the target class that may be poison, in (0, .5).
-        multiplier: how many times that share is removed.
-        alpha: how far the QUE score leans to the direction of the largest second moment; 0 weighs all
-            directions alike.
-        most_dimensions: the largest k tried.
+        multiplier: the multiple of that share that is flagged.
+        alpha: how much weight the QUE score gives to the directions of the largest second moments; 0
+            weighs all directions equally.
+        max_dimensions: the largest k tried.
         module: the module whose input is read; the network's last layer by default.
         batch_size: images of a forward pass.
     """
@@ -81,21 +81,25 @@ class Spectre(Searcher):
     expected_share: float = 0.05
     multiplier: float = 1.5
     alpha: float = 4.0
-    most_dimensions: int = 64
+    max_dimensions: int = 64
     module: str | None = None
     batch_size: int = 512
 
     def __post_init__(self) -> None:
-        if not 0 < self.expected_share < 0.5:
+        check_options(
+            self.method.name,
+            self,
+            expected_share="(0, 0.5)",
+            multiplier="(0, inf)",
+            alpha="[0, inf)",
+            max_dimensions="[1, inf)",
+            batch_size="[1, inf)",
+        )
+        if self.multiplier * self.expected_share >= 0.5:
             raise InputError(
-                f"Spectre: expected_share must lie between 0 and .5, found {self.expected_share}"
+                f"spectre: multiplier times expected_share must be below .5, found {self.multiplier} times "
+                f"{self.expected_share}"
             )
-        if not 0 < self.multiplier * self.expected_share < 0.5:
-            raise InputError(
-                f"Spectre: multiplier times expected_share must lie between 0 and .5, found {self.multiplier}"
-            )
-        if self.most_dimensions < 1:
-            raise InputError(f"Spectre: most_dimensions must be positive, found {self.most_dimensions}")
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
@@ -130,11 +134,11 @@ class Spectre(Searcher):
         """Float64[n] QUE scores of Float[n d] `features` for the best k, and how strong they are."""
         n = len(features)
         centred = features.double() - features.double().mean(0)
-        variances, directions = principal(centred, self.most_dimensions)
+        variances, directions = principal(centred, self.max_dimensions)
         points = centred @ directions / variances.sqrt()  # the scale cancels; this one keeps it in range
         best, strength = points.new_zeros(n), 0.0
         removed, most = self._removed(n), min(len(variances), n // 8)
-        for k in (root * root for root in range(1, 1 + int(self.most_dimensions**0.5))):
+        for k in (root * root for root in range(1, 1 + int(self.max_dimensions**0.5))):
             if removed < 1 or k > most:
                 break
             part = points[:, :k]
@@ -184,7 +188,7 @@ def _whitened(points: Tensor, clean: Tensor) -> Tensor:
     chosen = points[clean]
     mean = chosen.mean(0)
     values, vectors = torch.linalg.eigh((chosen - mean).t() @ (chosen - mean) / len(chosen))
-    # A direction in which the clean do not vary at all would make any difference in it infinite.
+    # In a direction without variance of the clean examples any difference would be infinite.
     floor = values.amax().clamp(min=1e-300) * 1e-8
     white: Tensor = (points - mean) @ (vectors / torch.maximum(values, floor).sqrt())
     return white

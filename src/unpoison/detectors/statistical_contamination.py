@@ -1,31 +1,31 @@
-"""SCAn: is a class one group of representations or two, measured by how all classes vary?
+"""SCAn: a class whose features form two groups, by the covariance of all classes, is contaminated.
 
 Tang, Wang, Tang and Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor
 Contamination Detection" (USENIX Security 2021, arXiv 1908.00686). Not part of the published comparison;
 chosen because it was made for the backdoors of that comparison, which turn ONE source class into a target,
-and because it is one of the few that can answer "no poison found" for a whole training set. A feature is
-its class's centre plus a deviation, and deviations are distributed alike in all classes. So
+and because it is one of the few that can find nothing in a training set. A feature is the centre of its class
+plus a deviation, and deviations have the same distribution in all classes. So
 
 1. the covariance S of deviations is estimated from all classes together (from `reference`, where there is
    one);
-2. each class is parted into two groups by the likelihood under two centres and that S: 2-means in the
+2. each class is cut into two groups by the likelihood under two centres and that S: 2-means in the
    metric of its inverse;
 3. the statistic of a class is twice the logarithm of the likelihood ratio of two centres to one;
 4. a class is contaminated when its statistic lies more than e^2 = 7.39 median absolute deviations above the
    median of all classes (the paper's constant); its smaller group is flagged.
 
 Departures: the statistic is divided by the number of examples, as classes may differ in size. S is the pooled
-covariance within classes, to which the paper's expectation-maximisation comes for classes that are large
-beside the variance of their centres. Features are first reduced to the `dimensions` in which deviations vary
-most, without which S of d features takes more examples than most sets have. Poison in the set widens S a
-little; a clean `reference` mends that.
+covariance within classes, to which the paper's expectation-maximisation converges for classes that are large
+compared with the variance of their centres. Features are first reduced to the `dimensions` in which
+deviations vary most, because an S of all features takes more examples than most sets have. Poison in the set
+inflates S a little; a clean `reference` avoids that.
 
 Constants: a median absolute deviation is multiplied by 1.4826, which makes it a standard deviation where
-values are normally distributed, so the limit of step 4 is 7.39 x 1.4826 = 10.96 bare ones. Ours are: to that
-deviation .01 of the median is added (and 1e-12, against zero), or classes that are all alike would make the
-least difference infinite; and directions with less than 1e-10 of the greatest variance are left out of S.
+values are normally distributed, so the limit of step 4 is 7.39 x 1.4826 = 10.96 unscaled ones. Ours are: .01
+of the median (and 1e-12) is added to that deviation, because it is 0 where all classes are equal; directions
+with less than 1e-10 of the largest variance are left out of S.
 
-Fewer than three classes with examples have no median to stand out from, and nothing is flagged in them.
+With fewer than three classes that have examples nothing is flagged.
 
 Cost: two forward passes over the set, and d^2 n multiplications for d features. Memory: the features of the
 largest class, and d^2 numbers.
@@ -40,6 +40,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from unpoison._option_checks import check_options
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader
@@ -53,7 +54,7 @@ from unpoison.registry import Presets
 @register(
     name="statistical-contamination",
     title="SCAn",
-    summary="Flags the second group of a class that is two groups, if there is such a class.",
+    summary="Flags the smaller group of every class that two centres explain far better than one.",
     paper="Tang et al. 2021, arXiv 1908.00686",
     cost="two forward passes",
     presets=("original",),
@@ -62,7 +63,7 @@ from unpoison.registry import Presets
 )
 @dataclass(frozen=True, kw_only=True)
 class StatisticalContamination(Searcher):
-    """Flag the smaller group of every class that is two groups, by comparison with all classes.
+    """Flag the smaller group of every class with two centres, by comparison with all classes.
 
     Arguments:
         threshold: in median absolute deviations above the median of all classes.
@@ -81,10 +82,7 @@ class StatisticalContamination(Searcher):
     batch_size: int = 512
 
     def __post_init__(self) -> None:
-        if self.dimensions < 1:
-            raise InputError(
-                f"StatisticalContamination: dimensions must be positive, found {self.dimensions}"
-            )
+        check_options(self.method.name, self, dimensions="[1, inf)", batch_size="[1, inf)")
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
@@ -121,7 +119,7 @@ class StatisticalContamination(Searcher):
         )
 
     def _whitening(self, reader: Reader) -> Tensor:
-        """Float64[d k] that turns features into `dimensions` deviations with covariance I."""
+        """Float64[d k]: deviations multiplied by it have covariance I in `dimensions` dimensions."""
         scatter: Tensor | None = None
         for one in reader.by_class():
             deviations = one.values.double() - one.values.double().mean(0)
@@ -136,7 +134,7 @@ class StatisticalContamination(Searcher):
 
 
 def anomaly(statistics: dict[int, float]) -> dict[int, float]:
-    """By how many median absolute deviations each is above the median; 1.4826 of them are one unit.
+    """How far each statistic is above the median, in median absolute deviations times 1.4826.
 
     0 for all where there are fewer than three.
 
@@ -147,6 +145,6 @@ def anomaly(statistics: dict[int, float]) -> dict[int, float]:
     if len(values) < 3:
         return dict.fromkeys(statistics, 0.0)
     median = values.quantile(0.5)
-    # Classes that are all alike must not make the least difference infinite.
+    # Without the last terms it is 0 where all classes are equal.
     deviation = 1.4826 * (values - median).abs().quantile(0.5) + 1e-2 * median + 1e-12
     return dict(zip(statistics, ((values - median) / deviation).tolist(), strict=True))

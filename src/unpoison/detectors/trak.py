@@ -29,6 +29,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison.data import TensorExamples, TrainingSet
@@ -73,8 +74,9 @@ class TRAK(Searcher):
     workspace_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.dimensions < 1:
-            raise InputError(f"TRAK: dimensions must be positive, found {self.dimensions}")
+        check_options(
+            self.method.name, self, dimensions="[1, inf)", batch_size="[1, inf)", workspace_bytes="[1, inf)"
+        )
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
@@ -145,9 +147,9 @@ def trak_scores(
             modules=modules,
             batch_size=batch_size,
             workspace_bytes=workspace_bytes,
-            progress=told,
+            progress=reported,
         )
-        for examples, told in ((training_set, progress), (observed, None))
+        for examples, reported in ((training_set, progress), (observed, None))
     ]
     train, queries = projected
     if not bool(torch.stack([part.gradients.isfinite().all() for part in projected]).all()):

@@ -1,10 +1,6 @@
-from ._choice import choose_targets as choose_targets
 from ._executors import Executor as Executor
 from ._executors import LocalExecutor as LocalExecutor
 from ._executors import RayExecutor as RayExecutor
-from ._experiment import Experiment as Experiment
-from ._measure import Measurement as Measurement
-from ._measure import measure as measure
 from ._metrics import Comparison as Comparison
 from ._metrics import Line as Line
 from ._metrics import Mean as Mean
@@ -18,12 +14,14 @@ from ._plan import Plan as Plan
 from ._plan import plan as plan
 from ._results import Results as Results
 from ._results import recipes_in as recipes_in
+from ._schema import Experiment as Experiment
 from ._stages import write_row as write_row
 from ._store import Outcome as Outcome
 from ._store import Stage as Stage
 from ._store import Store as Store
-from ._sweep import Standing as Standing
+from ._sweep import SweepProgress as SweepProgress
 from ._sweep import sweep as sweep
+from ._targets import choose_targets as choose_targets
 
 __all__ = [
     "Comparison",
@@ -32,20 +30,18 @@ __all__ = [
     "Line",
     "LocalExecutor",
     "Mean",
-    "Measurement",
     "Outcome",
     "Plan",
     "RayExecutor",
     "Results",
     "Stage",
-    "Standing",
     "Store",
+    "SweepProgress",
     "bootstrap",
     "choose_targets",
     "clean_accuracy",
     "compare",
     "leaderboard",
-    "measure",
     "plan",
     "recipes_in",
     "success_rate",

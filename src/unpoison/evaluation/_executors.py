@@ -1,9 +1,8 @@
-"""Executors: where stages are done. `LocalExecutor` has worker processes, `RayExecutor` a cluster.
+"""Executors do stages in parallel: `LocalExecutor` in processes of this machine, `RayExecutor` on a cluster.
 
-An executor is given stages and hands back outcomes, in any order; `_sweep` decides what may be done when.
-Both do a stage with the same function in a fresh process with the same number of threads, so both give the
-same rows. A worker that dies is replaced and its stage given to another: artefacts appear whole or not at
-all, so nothing is half done.
+An executor takes stages and returns outcomes, in any order; `_sweep` decides what may be done when. Both do a
+stage with the same function in worker processes with the same number of threads, so both give the same rows.
+A worker that dies is replaced and its stage done by another; artefacts appear whole or not at all.
 
 This module does not import torch.
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -26,27 +26,28 @@ from typing import Any, final
 
 from unpoison.errors import InputError, MissingExtraError
 from unpoison.evaluation._store import Outcome, Stage, perform
+from unpoison.registry import PLUGINS
 
 _ATTEMPTS = 3
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Executor(ABC):
-    """Does stages in parallel; a context manager, whose end stops all workers at once."""
+    """Does stages in parallel; a context manager, at whose end all workers are stopped."""
 
     workers: int
 
     @abstractmethod
     def submit(self, root: Path, stage: Stage) -> None:
-        """Have the stage done, its artefact put into the store at `root`."""
+        """Queue the stage; its artefact is put into the store at `root`."""
 
     @abstractmethod
     def wait(self) -> list[Outcome]:
-        """Outcomes of submitted stages, at least one; call it only while some are under way."""
+        """Outcomes of submitted stages, at least one; to be called only while some are not finished."""
 
     @abstractmethod
     def close(self) -> None:
-        """Stop the workers, whatever they do."""
+        """Stop the workers, whatever they are doing."""
 
     @final
     def __enter__(self) -> Executor:
@@ -69,8 +70,8 @@ class LocalExecutor(Executor):
     """Processes on this machine.
 
     Arguments:
-        workers: how many; as many as there are cores for their threads when None.
-        threads: of each, so that all of them together do not ask for more cores than there are.
+        workers: how many; the number of cores over `threads` when None.
+        threads: of each worker.
 
     Raises:
         InputError: fewer than one worker.
@@ -115,13 +116,13 @@ class LocalExecutor(Executor):
     def _submit(self, root: Path, stage: Stage, attempt: int) -> None:
         try:
             future = self._pool.submit(perform, str(root), stage)
-        except BrokenProcessPool:  # noticed here before in `wait`, which will start it anew
+        except BrokenProcessPool:  # `wait` starts a new pool
             future = Future()
             future.set_exception(BrokenProcessPool())
         self._running[future] = (root, stage, attempt)
 
     def _revive(self, lost: list[tuple[Path, Stage, int]]) -> list[Outcome]:
-        """When one worker dies the pool gives up all its stages; those go to a new pool."""
+        """When one worker dies the pool gives up all its stages; they are submitted to a new pool."""
         for future in list(self._running):
             with contextlib.suppress(BrokenProcessPool, concurrent.futures.CancelledError):
                 future.result(timeout=60)
@@ -148,15 +149,15 @@ class LocalExecutor(Executor):
 
 @final
 class RayExecutor(Executor):
-    """Workers of a Ray cluster; a local one is started where none is named.
+    """Workers of a Ray cluster; a local one is started when none is named.
 
-    The store and the data must lie where every node sees them, under the same path.
+    The store and the data must have the same paths on every node.
 
     Arguments:
-        workers: how many stages at a time; as many as the cluster has cores for when None.
-        threads: cores of each.
+        workers: how many stages at a time; the number of cores over `threads` when None.
+        threads: cores of each worker.
         address: of the cluster ("auto" for the one this machine is part of); None starts one here.
-        gpu_share: of a GPU for each stage: .25 lets four stages share one; 0 asks for none.
+        gpu_share: of a GPU for each stage, in [0, 1]: .25 lets four stages share one.
 
     Raises:
         InputError: fewer than one worker, or a stage needs more than the cluster has.
@@ -172,7 +173,7 @@ class RayExecutor(Executor):
         gpu_share: float = 0.0,
     ) -> None:
         try:
-            # Its notice about tokens is for clusters that several people reach; whoever set it has decided.
+            # Its notice about tokens is for clusters that several people share; a value that is set stays.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             import ray
         except ImportError:
@@ -185,9 +186,11 @@ class RayExecutor(Executor):
             raise InputError(f"gpu_share: {gpu_share:g} is outside 0..1")
         self._ray = ray
         variables = {name: str(threads) for name in _THREAD_VARIABLES}
+        if PLUGINS in os.environ:
+            variables[PLUGINS] = os.environ[PLUGINS]
         options: dict[str, Any] = {"address": address}
         if address is None:
-            # One process a worker, kept: a fresh one would import torch for every stage.
+            # One process a worker, which is reused: a new one would import torch for every stage.
             count = (max(1, cores() // threads) if workers is None else workers) * threads
             options |= {"address": "local", "num_cpus": count, "include_dashboard": False}
         ray.init(
@@ -197,7 +200,7 @@ class RayExecutor(Executor):
             runtime_env={"env_vars": {**variables, "PYTHONPATH": _python_path()}},
         )
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        # Ray would wait for ever for what the cluster does not have.
+        # Ray would wait for ever for resources that the cluster does not have.
         for name, needed in (("CPU", float(threads)), ("GPU", gpu_share)):
             if resources.get(name, 0.0) < needed:
                 ray.shutdown()
@@ -241,10 +244,10 @@ class RayExecutor(Executor):
 
 
 def _initialize(threads: int, parent: int) -> None:
-    """A new worker: Ctrl-C is its parent's business, and it does not outlive that."""
+    """Set up a new worker: it leaves Ctrl-C to its parent, and ends when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for name in _THREAD_VARIABLES:  # torch reads them when it is imported, which comes later
+    for name in _THREAD_VARIABLES:  # torch reads them when it is imported, later
         os.environ[name] = str(threads)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
@@ -262,15 +265,13 @@ def _died(stage: Stage) -> Outcome:
 
 
 def _absolute(stage: Stage) -> Stage:
-    """The stage with paths that hold in every process; its key is as before, for they are not hashed."""
+    """The stage with absolute paths; they are not hashed, so its key stays the same."""
     paths = {
         name: os.path.abspath(value)
         for name, value in stage.surroundings.items()
-        if name in ("data", "test", "trigger") and value is not None and value != "sample"
+        if name in ("source", "test", "trigger") and value is not None and value != "sample"
     }
-    return Stage(
-        stage.kind, stage.function, stage.configuration, stage.inputs, {**stage.surroundings, **paths}
-    )
+    return dataclasses.replace(stage, surroundings={**stage.surroundings, **paths})
 
 
 def _python_path() -> str:

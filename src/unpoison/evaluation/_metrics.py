@@ -1,20 +1,25 @@
-"""What a table of trials says: rates with intervals, means with deviations, and paired comparisons.
+"""Summaries of a table of trials: rates with intervals, means with deviations, and paired comparisons.
 
-- attack success: trials in which most of the adversary's inputs are answered as they want, of n trials, with
-  the Wilson interval. The trial is the unit: inputs of one trial share a model and are not independent.
-- attack success rate: share of the adversary's test inputs that are answered so; mean and deviation.
-- clean accuracy: share of clean test images answered rightly; mean and deviation over trials.
-- accuracy by class, and of the worst one: all trials taken together.
-- observed: trials with a wrong answer to trace, of those with a detector; where the attack failed there is
-  none, and nothing is flagged.
+- success: trials in which most of the adversary's inputs are answered as wanted, of n trials, with the Wilson
+  interval. The trial is the unit: inputs of one trial share a model and are not independent.
+- success by target: the mean over targets of the share of their trials that succeed, with Student's interval.
+  Trials of one target share a poison and are not independent; targets are.
+- success rate: the share of the adversary's test inputs that are answered as wanted; mean and deviation.
+- margin: by how much the greatest logit of the classes that the adversary does not want exceeds the greatest
+  one of those wanted, mean over the inputs of a trial; mean and deviation over trials.
+- clean accuracy: the share of clean test images predicted correctly; mean and deviation over trials.
+- accuracy by class, and of the worst one: all trials together.
+- observed: trials with an answer to trace, of those with a detector; where the attack failed there is none,
+  and nothing is flagged.
+- found: trials in which the detector's verdict is that there is poison, of those with a verdict.
 - average precision: mean and deviation over the trials in which there was something to rank by.
-- caught (recall): poisoned examples flagged, of all poisoned examples, all trials taken together.
+- true positives: poisoned examples flagged, of all poisoned examples (recall), all trials together.
 - precision: flagged examples that are poison, of all flagged.
-- clean lost: clean examples flagged, of all clean examples.
+- false positives: clean examples flagged, of all clean examples.
 - dropped: training examples that a defense no longer used in the last epoch, of all, all trials together;
-  drop precision: those of them that are poison; drop recall: those of the poisons that were dropped.
-- filter bias: the largest difference between two classes in the share of clean examples lost, all trials
-  taken together; 0 when every class loses alike.
+  drop precision: the share of them that is poison; drop recall: the share of the poison that was dropped.
+- filter bias: the largest difference between two classes in the share of clean examples flagged, all trials
+  together; 0 when every class loses alike.
 
 Deviations are of the sample (n - 1). This module does not import torch.
 """
@@ -25,7 +30,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Any, Self, final
 
@@ -36,10 +41,12 @@ from unpoison.errors import InputError
 from unpoison.evaluation._results import Results
 
 Row = Mapping[str, Any]
-METHOD = ("attack", "budget", "defense", "detector", "unlearner", "control")
+METHOD = ("attack", "budget", "victim", "defense", "detector", "unlearner", "control")
 """The columns that say what was done; trials that agree in them are one line of the leaderboard."""
-SUBJECT = ("attack", "budget", "source", "target", "test_index", "seed")
-"""The columns that say to whom; two methods are compared on trials that agree in these."""
+TARGET = ("source", "target", "test_indices")
+"""The columns that say what the attack aimed at."""
+SUBJECT = (*TARGET, "seed", "number", "observation")
+"""The columns that say on what; two lines are compared on trials that agree in these."""
 
 
 @final
@@ -65,7 +72,20 @@ class Mean:
             len(known),
         )
 
-    def to_dict(self) -> dict[str, float | int | None]:
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Student's interval of the mean of independent values; None for fewer than two, or without spread.
+
+        >>> [round(bound, 3) for bound in Mean.of([0.0, 0.5, 1.0]).interval()]
+        [-0.742, 1.742]
+        """
+        if self.n < 2 or not self.deviation > 0:
+            return None
+        from scipy.stats import t as student  # type: ignore[import-untyped]
+
+        half = float(student.ppf(0.5 + level / 2, self.n - 1)) * self.deviation / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+    def to_dict(self) -> dict[str, Any]:
         """For JSON; what is not known is None."""
         return {
             "mean": self.mean if self.n else None,
@@ -81,7 +101,7 @@ class Mean:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the leaderboard: what one combination of methods gave; see the module for what is what.
+    """A line of the leaderboard: the trials of one combination of methods; the module says what is what.
 
     Arguments:
         rows: its trials.
@@ -91,19 +111,23 @@ class Line:
 
     attack: str
     budget: float
+    victim: str
     defense: str
     detector: str
     unlearner: str
     control: str
     rows: tuple[Row, ...]
     success: Proportion
+    success_by_target: Mean
     success_rate: Mean
+    margin: Mean
     clean_accuracy: Mean
     per_class: Mapping[str, Proportion]
     observed: Proportion
-    caught: Proportion
+    found: Proportion
+    true_positives: Proportion
     precision: Proportion
-    clean_lost: Proportion
+    false_positives: Proportion
     average_precision: Mean
     filter_bias: float | None
     dropped: Proportion
@@ -114,9 +138,15 @@ class Line:
 
     @property
     def worst_class(self) -> tuple[str, Proportion]:
-        """The class of the lowest accuracy; one that does not occur in the test set is not asked."""
+        """The class of the lowest accuracy, of those that occur in the test set."""
         known = [entry for entry in self.per_class.items() if entry[1].trials]
         return min(known, key=lambda entry: entry[1].rate, default=("-", Proportion(0, 0)))
+
+    @property
+    def target_interval(self) -> tuple[float, float] | None:
+        """The interval of `success_by_target`, within [0, 1]."""
+        interval = self.success_by_target.interval()
+        return None if interval is None else (max(interval[0], 0.0), min(interval[1], 1.0))
 
     @property
     def n(self) -> int:
@@ -124,29 +154,20 @@ class Line:
         return len(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the trials; costs stand apart under `costs`."""
+        """For JSON, without the trials; costs are separate, under `costs`."""
+        summaries = {
+            one.name: value.to_dict()
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), Proportion | Mean)
+            and (self.dropped.trials or not one.name.startswith("drop"))
+        }
+        summaries["success_by_target"]["interval"] = self.target_interval
         return {
             **{name: getattr(self, name) for name in METHOD},
             "n": self.n,
-            "success": self.success.to_dict(),
-            "success_rate": self.success_rate.to_dict(),
-            "clean_accuracy": self.clean_accuracy.to_dict(),
+            **summaries,
             "per_class": {name: share.to_dict() for name, share in self.per_class.items()},
-            "observed": self.observed.to_dict(),
-            "caught": self.caught.to_dict(),
-            "precision": self.precision.to_dict(),
-            "clean_lost": self.clean_lost.to_dict(),
-            "average_precision": self.average_precision.to_dict(),
             "filter_bias": self.filter_bias,
-            **(
-                {
-                    "dropped": self.dropped.to_dict(),
-                    "drop_precision": self.drop_precision.to_dict(),
-                    "drop_recall": self.drop_recall.to_dict(),
-                }
-                if self.dropped.trials
-                else {}
-            ),
             "costs": {
                 "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
                 "peak_bytes": self.peak_bytes,
@@ -165,7 +186,7 @@ def leaderboard(results: Results) -> tuple[Line, ...]:
 
 
 def succeeded(row: Row) -> bool:
-    """Whether the trial's attack did what it was to do: for most of its inputs, or for its one input."""
+    """Whether the trial's attack succeeded: on most of its inputs, or on its only one."""
     return 2 * int(row["attack_successes"]) > int(row["attack_total"])
 
 
@@ -179,10 +200,29 @@ def clean_accuracy(row: Row) -> float:
     return float(row["clean_correct"] / row["clean_total"]) if row["clean_total"] else math.nan
 
 
+def target_of(row: Row) -> tuple[Any, ...]:
+    """What the trial's attack aimed at."""
+    return _values(row, TARGET)
+
+
+def _values(row: Row, names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names)
+
+
+def _by_target(values: Iterable[tuple[Row, float]]) -> Mean:
+    """Over targets, of the means of their trials."""
+    groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for row, value in values:
+        groups[target_of(row)].append(value)
+    return Mean.of(statistics.fmean(group) for group in groups.values())
+
+
 def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
+    attacked = [row for row in rows if row["attack_total"]]
     judged = [row for row in rows if row["flagged"] is not None]
     defended = [row for row in rows if row.get("dropped") is not None]
     asked = [row for row in rows if row["observed"] is not None]
+    verdicts = [row["found"] for row in rows if row["found"] is not None]
 
     def share(part: str, whole: str, among: Sequence[Row] = judged) -> Proportion:
         return Proportion(sum(row[part] for row in among), sum(row[whole] for row in among))
@@ -191,9 +231,9 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     hits, counts = _sums(rows, "class_correct"), _sums(rows, "class_total")
     classes = zip(names, hits, counts, strict=True)
     lost = [
-        gone / there
-        for gone, there in zip(
-            _sums(judged, "class_clean_flagged"), _sums(judged, "class_clean"), strict=True
+        flagged / there
+        for flagged, there in zip(
+            _sums(judged, "class_false_positives"), _sums(judged, "class_clean"), strict=True
         )
         if there
     ]
@@ -205,14 +245,17 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     return Line(
         **method,
         rows=rows,
-        success=Proportion(sum(map(succeeded, rows)), len(rows)),
-        success_rate=Mean.of(map(success_rate, rows)),
+        success=Proportion(sum(map(succeeded, attacked)), len(attacked)),
+        success_by_target=_by_target((row, succeeded(row)) for row in attacked),
+        success_rate=Mean.of(map(success_rate, attacked)),
+        margin=Mean.of(row["margin"] for row in attacked),
         clean_accuracy=Mean.of(map(clean_accuracy, rows)),
         per_class={name: Proportion(hit, count) for name, hit, count in classes},
         observed=Proportion(sum(bool(row["observed"]) for row in asked), len(asked)),
-        caught=share("caught", "poisons"),
-        precision=share("caught", "flagged"),
-        clean_lost=share("clean_flagged", "clean_examples"),
+        found=Proportion(sum(verdicts), len(verdicts)),
+        true_positives=share("true_positives", "poisons"),
+        precision=share("true_positives", "flagged"),
+        false_positives=share("false_positives", "clean_examples"),
         average_precision=Mean.of(
             row["average_precision"] for row in judged if row["observed"] is None or row["observed"]
         ),
@@ -239,31 +282,29 @@ class Comparison:
         n: trials that both have.
         success: difference in the share of trials in which the attack succeeds, with the score interval of
             Tango.
+        success_by_target: mean over targets of the differences in that share.
         accuracy: difference in mean clean accuracy, with a bootstrap interval over trials.
         success_rate: difference in mean attack success rate, likewise.
     """
 
     n: int
     success: tuple[float, float, float]
+    success_by_target: Mean
     accuracy: tuple[float, float, float]
     success_rate: tuple[float, float, float]
 
 
 def compare(first: Line, second: Line, *, level: float = 0.95, seed: int = 0) -> Comparison:
-    """What is gained or lost by the first method over the second, on the trials that both have.
+    """The differences of the first line from the second, on the trials that both have.
 
-    Two results that share target and seed share the poison and mostly the victim, so their difference is
-    known better than either.
+    Trials of two methods that agree in target and seed share the poison and mostly the victim, so their
+    difference is known better than either. The lines may also be of two attacks or two kinds of victims.
 
     Raises:
         InputError: they have no trial in common.
     """
-    others = {tuple(row[name] for name in SUBJECT): row for row in second.rows}
-    pairs = [
-        (row, others[subject])
-        for row in first.rows
-        if (subject := tuple(row[name] for name in SUBJECT)) in others
-    ]
+    others = {_values(row, SUBJECT): row for row in second.rows}
+    pairs = [(row, others[subject]) for row in first.rows if (subject := _values(row, SUBJECT)) in others]
     if not pairs:
         raise InputError(
             f"compare: {first.defense}, {first.detector}, {first.unlearner} and "
@@ -274,6 +315,7 @@ def compare(first: Line, second: Line, *, level: float = 0.95, seed: int = 0) ->
     return Comparison(
         len(pairs),
         tango(only_first, only_second, len(pairs), level=level),
+        _by_target((a, succeeded(a) - succeeded(b)) for a, b in pairs),
         bootstrap([clean_accuracy(a) - clean_accuracy(b) for a, b in pairs], level=level, seed=seed),
         bootstrap([success_rate(a) - success_rate(b) for a, b in pairs], level=level, seed=seed),
     )

@@ -1,43 +1,25 @@
-"""`plan`: from an experiment to its stages and trials.
+"""`plan`: from an experiment to its trials, and to the stages that they are made of.
 
-Stages that several trials need stand in the plan once: a poison is crafted once for all detectors, a victim
-trained once for all of them, the clean model once for all attacks with the same seed, and so are the
-surrogates that attacks are crafted on.
+A trial becomes a row: what was done, on what, and the artefacts that it is measured on. `_stage_graph` says
+what a stage depends on, `_stages` what it does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from itertools import chain, product
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any, final
 
-from unpoison import data
-from unpoison._artefacts import digest
+from unpoison import defenses, detectors, unlearners
+from unpoison._code import Source
 from unpoison._seeds import derive_seed
-from unpoison.data import TrainingSet
-from unpoison.errors import InputError, nearest
-from unpoison.evaluation._experiment import (
-    TRIGGERS,
-    AttackChoice,
-    DefenseChoice,
-    Experiment,
-    Target,
-)
-from unpoison.evaluation._stages import (
-    attack_of,
-    defense_of,
-    detector_of,
-    goal_of,
-    loaded,
-    unlearner_of,
-)
+from unpoison.errors import InputError
+from unpoison.evaluation._schema import Experiment
+from unpoison.evaluation._sections import AttackChoice, DefenseChoice, DetectorChoice, VictimChoice
+from unpoison.evaluation._stage_graph import StageGraph, Values
 from unpoison.evaluation._store import Stage
-from unpoison.threats import Budget
-
-_STAGES = "unpoison.evaluation._stages"
-Values = dict[str, Any]
+from unpoison.threats import Budget, find_class, read_setups
 
 
 @final
@@ -60,247 +42,269 @@ class Plan:
     threads: int = 1
 
 
-def plan(experiment: Experiment, *, device: str = "cpu") -> Plan:
+def plan(experiment: Experiment, *, device: str = "cpu", source: Source | None = None) -> Plan:
     """All stages and trials of an experiment. The data set is read to know its fingerprint and classes.
 
     Arguments:
         experiment: what to do.
         device: where the stages are to compute; results of different devices may differ in their last
             digits, and are kept apart.
+        source: the source that the stages run; the installed one when None.
 
     Raises:
         InputError: the data cannot be read or has no test set, a class or an option of a method does not
-        exist, or
-            a set-up does not fit.
+            exist, or a set-up does not fit.
     """
-    return _planned(experiment, device, controls_alone=False)
+    planner = _Planner(experiment, StageGraph(experiment, device, source or Source()))
+    planner.trials()
+    return planner.plan()
 
 
 def controls(experiment: Experiment, *, device: str = "cpu") -> Plan:
-    """The clean network of every seed, and which test images it answers rightly; without trials.
+    """The clean networks by which targets are chosen, and which test images they predict correctly.
 
     Raises:
         InputError: as `plan`.
     """
-    return _planned(experiment, device, controls_alone=True)
+    planner = _Planner(experiment, StageGraph(experiment, device, Source()))
+    planner.choosing()
+    return planner.plan()
 
 
-def _planned(experiment: Experiment, device: str, *, controls_alone: bool) -> Plan:
-    source = experiment.path(experiment.data.source)
-    test = None if experiment.data.test is None else experiment.path(experiment.data.test)
-    splits = loaded(source, test, experiment.data.rows, experiment.data.test_rows)
-    if splits.test is None:
-        raise InputError(f"{source}: has no test set to measure on; give data.test")
-    targets: list[Values] = []
-    if not controls_alone:
-        targets = [_target(one, splits) for one in experiment.targets.each(Path(experiment.folder))]
-    for defense in experiment.defenses:
-        defense_of(defense, 0)
-    for detector in experiment.detectors:
-        detector_of(detector, 0)
-    for unlearner in experiment.unlearners:
-        unlearner_of(unlearner)
+@final
+@dataclass(frozen=True)
+class _Scene:
+    """One victim of one poison, or of none.
 
-    surroundings: Values = {"data": source, "test": test, "device": device, "threads": experiment.threads}
-    surroundings |= {"rows": experiment.data.rows, "test_rows": experiment.data.test_rows}
-    common = {
-        "data": splits.train.fingerprint,
-        "test": splits.test.fingerprint,
-        "device": device.partition(":")[0],
-        "threads": experiment.threads,
-    }
-    names = splits.train.class_names
-    stages: dict[str, Stage] = {}
-    rows: list[str] = []
+    Arguments:
+        victim: its kind.
+        number: among those of its kind and poison.
+        seed: of the trial.
+        poison: the input `poison`; empty where there is none.
+        start: the input `start`; empty for training from scratch.
+        subset: the part of a configuration that says which examples are trained on.
+        words: the columns of its rows.
+    """
 
-    def stage(
-        kind: str, function: str, configuration: Values, inputs: Values, around: Values | None = None
-    ) -> str:
-        made = Stage(
-            kind,
-            f"{_STAGES}:{function}",
-            {**common, **configuration},
-            inputs,
-            surroundings if around is None else around,
-        )
-        return stages.setdefault(made.key, made).key
+    victim: VictimChoice
+    number: int
+    seed: int
+    poison: Mapping[str, str]
+    start: Mapping[str, str]
+    subset: Values
+    words: Values
 
-    start: Values = {}
-    if (pretraining := experiment.pretraining) is not None:
-        place = source if pretraining.source is None else experiment.path(pretraining.source)
-        before = loaded(place, None, pretraining.rows, None).train
-        if before.class_names != splits.train.class_names or before.image_shape != splits.train.image_shape:
-            raise InputError(f"pretraining: {place} has other classes or image sizes than {source}")
-        start["start"] = stage(
-            "train",
-            "pretrained",
-            {
-                "pretraining": before.fingerprint,
-                "recipe": experiment.pretraining_recipe(pretraining).to_dict(),
-                "seed": pretraining.seed,
-            },
-            {},
-            {**surroundings, "data": place, "test": None, "rows": pretraining.rows},
-        )
+    def derived(self, name: str) -> int:
+        """A seed of its own; the first victim has the seed that a single one would have."""
+        return derive_seed(self.seed, name, *((self.number,) if self.number else ()))
 
-    for choice in experiment.attacks:
-        attack_of(choice)
-        _attack(choice, experiment, surroundings)
-        for budget in _budgets(choice):
-            budget.count_in(len(splits.train))
 
-    if controls_alone:
-        for name in chain.from_iterable(experiment.targets.pairs):
-            _class(name, splits.train)
-        for seed in experiment.seeds:
-            training = {"recipe": experiment.recipe.to_dict(), "seed": derive_seed(seed, "train")}
-            clean = stage("train", "victim", training, start)
-            stage("measure", "right_answers", {}, {"victim": clean})
-        return Plan(experiment.name, experiment.to_dict(), tuple(stages.values()), (), experiment.threads)
+@final
+class _Planner:
+    """Collects the trials."""
 
-    def trial(words: Values, inputs: Values) -> None:
-        rows.append(stage("measure", "measure", {"trial": words}, inputs))
+    def __init__(self, experiment: Experiment, graph: StageGraph) -> None:
+        self.experiment, self.graph = experiment, graph
+        self.rows: list[str] = []
+        self._check()
 
-    def defended(defense: DefenseChoice, training: Values, poison: str, seed: int) -> str:
-        inputs = {"poison": poison, **start}
-        if (other := experiment.likeness(defense)) is not None:
-            inputs["like"] = defended(other, training, poison, seed)
-        described = {**asdict(defense), "seed": derive_seed(seed, "defense", defense.label)}
-        return stage("train", "victim", {**training, "defense": described}, inputs)
+    def plan(self) -> Plan:
+        """What has been collected."""
+        experiment, stages = self.experiment, tuple(self.graph.stages.values())
+        return Plan(experiment.name, experiment.to_dict(), stages, tuple(self.rows), experiment.threads)
 
-    for choice in experiment.attacks:
-        configuration, around = _attack(choice, experiment, surroundings)
-        for target in targets:
-            goal_of(choice, target, splits, around.get("trigger", choice.trigger))
-        needed = choice.surrogate_count
-        if needed:
-            configuration["surrogates"] = needed
-        for budget, target, seed in product(_budgets(choice), targets, experiment.seeds):
-            words = {
-                "attack": experiment.attack_label(choice),
-                "budget": float(budget.share if budget.share is not None else budget.count or 0),
-                "source": names[target["source"]],
-                "target": names[target["target"]],
-                "test_index": target["test_index"],
-                "seed": seed,
-                "defense": "none",
-                "detector": "none",
-                "unlearner": "none",
-                "control": "",
-            }
-            poison = stage(
-                "craft",
-                "craft",
-                {
-                    **configuration,
-                    "budget": budget.to_json(),
-                    "target": target,
-                    "seed": derive_seed(seed, "craft"),
-                },
-                {
-                    f"surrogate {number}": stage(
-                        "train",
-                        "victim",
-                        {
-                            "recipe": experiment.surrogate_recipe(choice).to_dict(),
-                            "seed": derive_seed(seed, "surrogate", number),
-                        },
-                        start,
-                    )
-                    for number in range(needed)
+    def _check(self) -> None:
+        """Look at every method's options, class and budget before anything is done."""
+        experiment, data = self.experiment, self.graph.data
+        for methods, choices in (
+            (defenses.METHODS, experiment.defenses),
+            (detectors.METHODS, experiment.detectors),
+            (unlearners.METHODS, experiment.unlearners),
+        ):
+            for choice in choices:
+                methods.get(choice.name, preset=choice.preset, **choice.options)
+        for attack in experiment.attacks:
+            self.graph.attack(attack)
+            self.graph.trigger(attack)
+            for budget in _budgets(attack):
+                budget.count_in(len(data.whole))
+            if attack.method.surrogates and not attack.surrogate_count and experiment.pretraining is None:
+                raise InputError(f"attacks: {attack.name} crafts on networks; give surrogates or pretraining")
+        if experiment.targets is not None:
+            for name in (name for pair in experiment.targets.pairs for name in pair):
+                find_class(name, data.whole.class_names, option="targets.pairs")
+        data.subset(experiment.data.per_class, ())
+
+    def choosing(self) -> None:
+        """The clean networks that say which test images are predicted correctly."""
+        targets, first = self.experiment.targets, self.experiment.victims[0]
+        assert targets is not None
+        seeds = [derive_seed(seed, "train") for seed in self.experiment.seeds]
+        if targets.networks is not None:
+            seeds = [derive_seed(number, "choosing targets") for number in range(targets.networks)]
+        start, recipe = self.graph.pretrained(first), self.experiment.recipe(first).to_dict()
+        for seed in seeds:
+            clean = self.graph.trained({**self.graph.subset(()), "recipe": recipe, "seed": seed}, start)
+            self.graph.measured("right_answers", {}, {"victim": clean})
+
+    def trials(self) -> None:
+        """Everything that the recipe asks for."""
+        experiment, names = self.experiment, self.graph.data.whole.class_names
+        if not experiment.attacks:
+            words = {"attack": "none", "budget": 0.0, "source": "", "target": "", "test_indices": []}
+            for seed in experiment.seeds:
+                self._victims(words, {}, {}, seed)
+        targets = [self._checked(one) for one in self._targets()]
+        for choice in experiment.attacks:
+            label = experiment.attack_label(choice)
+            concealed = choice.goal_kind == "self-concealment"
+            combinations = product(_budgets(choice), choice.known, targets, experiment.seeds)
+            for budget, known, target, seed in combinations:
+                words = {
+                    "attack": f"{label}, {100 * known:g} % known" if known else label,
+                    "budget": float(budget.share if budget.share is not None else budget.count or 0),
+                    "source": names[target["source"]],
+                    "target": "any other" if concealed else names[target["target"]],
+                    "test_indices": target["test_indices"],
                 }
-                | (start if needed else {}),
-                around,
-            )
-            training = {"recipe": experiment.recipe.to_dict(), "seed": derive_seed(seed, "train")}
-            clean = stage("train", "victim", training, start)
-            victim = stage("train", "victim", training, {"poison": poison, **start})
-            # It keeps the name of the attack whose goal it is measured on.
-            trial({**words, "control": "no attack"}, {"poison": poison, "victim": clean})
-            trial({**words, "control": "no defense"}, {"poison": poison, "victim": victim})
-            pair = {"poison": poison, "victim": victim}
-            for defense in experiment.defenses:
-                hardened = defended(defense, training, poison, seed)
-                trial({**words, "defense": defense.label}, {"poison": poison, "victim": hardened})
+                subset = self.graph.subset(target["bases"])
+                poison = self.graph.poison(choice, budget, self._placed(target), known, seed, subset)
+                self._victims(words, {"poison": poison}, subset, seed)
 
-            filters: list[tuple[str, str, str]] = []
-            for detector in experiment.detectors:
-                finding = {"detector": asdict(detector), "seed": derive_seed(seed, "find", detector.label)}
-                findings = stage("find", "find", finding, pair)
-                lottery = {"seed": derive_seed(seed, "random filter", detector.label)}
-                at_random = stage("find", "random_filter", lottery, {"poison": poison, "findings": findings})
-                filters.append((detector.label, "", findings))
-                filters.append((f"random, as many as {detector.label}", "random filter", at_random))
-            if experiment.detectors:
-                perfect = stage("find", "perfect_filter", {}, {"poison": poison})
-                filters.append(("perfect", "perfect filter", perfect))
-            for label, control, findings in filters:
-                judged = {**words, "detector": label, "control": control}
-                if not experiment.unlearners:
-                    trial(judged, {**pair, "findings": findings})
-                for unlearner in experiment.unlearners:
-                    healing = {"unlearner": asdict(unlearner), "seed": derive_seed(seed, "heal")}
-                    healed = stage("heal", "heal", healing, {**pair, "findings": findings, **start})
-                    trial(
-                        {**judged, "unlearner": unlearner.label},
-                        {**pair, "findings": findings, "healed": healed},
-                    )
-    return Plan(
-        experiment.name, experiment.to_dict(), tuple(stages.values()), tuple(rows), experiment.threads
-    )
+    def _targets(self) -> Iterator[Values]:
+        """The targets as the recipe names them."""
+        targets = self.experiment.targets
+        if targets is None:
+            return
+        if targets.correct is not None:
+            raise InputError("targets.correct: the images are to be chosen by `choose_targets` first")
+        for source, target in targets.pairs:
+            yield {"source": source, "target": target, "test_indices": [], "bases": []}
+        for image in targets.images:
+            indices = list(image.test_index)
+            yield {"source": image.source, "target": image.target, "test_indices": indices, "bases": []}
+        if targets.setups is not None:
+            path = self.experiment.path(targets.setups)
+            listed = read_setups(path)
+            chosen = listed[targets.first :][: targets.count]
+            if not chosen or (targets.count is not None and len(chosen) < targets.count):
+                raise InputError(
+                    f"{path}: has {len(listed)} set-ups; first = {targets.first} leaves {len(chosen)}"
+                )
+            for one in chosen:
+                one.check_bases(self.graph.data.whole)
+                yield {
+                    "source": one.target_class,
+                    "target": one.base_class,
+                    "test_indices": [one.target_index],
+                    "bases": list(one.base_indices),
+                }
 
-
-def _target(one: Target, splits: data.Splits) -> Values:
-    """The set-up with numbers for classes, as JSON values."""
-    test, index = splits.test, one.test_index
-    assert test is not None
-    source = None if one.source is None else _class(one.source, splits.train)
-    if index is not None:
-        if not 0 <= index < len(test):
-            raise InputError(f"targets: test image {index} is outside 0..{len(test) - 1}")
-        own = int(test.labels[index])
-        if source is not None and source != own:
-            names = splits.train.class_names
+    def _checked(self, one: Values) -> Values:
+        """The target with numbers for classes, checked against the test set."""
+        indices, names, test = one["test_indices"], self.graph.data.whole.class_names, self.graph.test
+        source = None if one["source"] is None else find_class(one["source"], names, option="targets")
+        for index in indices:
+            if not 0 <= index < len(test):
+                raise InputError(f"targets: test image {index} is outside 0..{len(test) - 1}")
+            own = int(test.labels[index])
+            if source is not None and source != own:
+                raise InputError(
+                    f"targets: test image {index} is of class {names[own]!r}, not {names[source]!r}; is it "
+                    "another test set?"
+                )
+            source = own
+        target = find_class(one["target"], names, option="targets")
+        if source == target:
             raise InputError(
-                f"targets: test image {index} is of class {names[own]!r}, not {names[source]!r}; is it "
-                "another test set?"
+                f"targets: test image {indices[0]} is of the target class {names[target]!r} itself"
             )
-        source = own
-    target = _class(one.target, splits.train)
-    if source == target:
-        raise InputError(
-            f"targets: test image {index} is of the target class {splits.train.class_names[target]!r} itself"
-        )
-    return {**asdict(one), "source": source, "target": target}
+        return {**one, "source": source, "target": target}
+
+    def _placed(self, target: Values) -> Values:
+        """The target with its base images counted in what is trained on, at the end of which they are."""
+        per_class, bases = self.experiment.data.per_class, target["bases"]
+        if per_class is None or not bases:
+            return target
+        count = len(self.graph.data.subset(per_class, bases).training_set)
+        return {**target, "bases": list(range(count - len(bases), count))}
+
+    def _victims(self, words: Values, poison: Mapping[str, str], subset: Values, seed: int) -> None:
+        """The trials of one poison, or of none."""
+        for victim in self.experiment.victims:
+            start = self.graph.pretrained(victim)
+            for number in range(victim.count):
+                own = {**words, "seed": seed, "victim": victim.name, "number": number}
+                self._trials(_Scene(victim, number, seed, poison, start, subset, own))
+
+    def _trials(self, scene: _Scene) -> None:
+        """The trials of one victim: controls, defenses, detectors, and what unlearners make of it."""
+        experiment, graph = self.experiment, self.graph
+        recipe = experiment.recipe(scene.victim).to_dict()
+        training = {**scene.subset, "recipe": recipe, "seed": scene.derived("train")}
+        inputs = {**scene.poison, **scene.start}
+        if graph.probed:
+            training |= graph.probed
+            victim = graph.trained({**training, "clean": True}, inputs)
+        else:
+            victim = graph.trained(training, scene.start)
+        # It keeps the name of the attack whose goal it is measured on.
+        self._trial(scene, {"control": "no attack"}, {"victim": victim})
+        if scene.poison:
+            victim = graph.trained(training, inputs)
+            self._trial(scene, {"control": "no defense"}, {"victim": victim})
+        for defense in experiment.defenses:
+            hardened = self._defended(defense, training, inputs)
+            self._trial(scene, {"defense": defense.label}, {"victim": hardened})
+        for detector in experiment.detectors:
+            for number in range(detector.observations):
+                self._searched(scene, detector, number, victim)
+        if experiment.detectors and scene.poison:
+            perfect = graph.filtered("part_of_poison", {**scene.subset, "part": None}, scene.poison)
+            self._healed(scene, {"detector": "perfect", "control": "perfect filter"}, victim, perfect)
+
+    def _defended(self, defense: DefenseChoice, training: Values, inputs: Mapping[str, str]) -> str:
+        if (other := self.experiment.likeness(defense)) is not None:
+            inputs = {**inputs, "like": self._defended(other, training, inputs)}
+        return self.graph.trained(training, inputs, defense)
+
+    def _searched(self, scene: _Scene, detector: DetectorChoice, number: int, victim: str) -> None:
+        """What a detector finds, and the filters that are compared with it."""
+        graph, words = self.graph, {"detector": detector.label, "observation": number}
+        pair = {**scene.poison, "victim": victim}
+        findings = graph.findings(detector, number, scene.seed, scene.subset, pair)
+        self._healed(scene, words, victim, findings)
+        if not scene.poison and not self.experiment.unlearners:
+            return  # a filter as large would show nothing
+        inputs = {**scene.poison, "findings": findings}
+        seed = derive_seed(scene.seed, "random filter", detector.label)
+        drawn = graph.filtered("random_filter", {**scene.subset, "seed": seed}, inputs)
+        label = f"random, as many as {detector.label}"
+        self._healed(scene, {**words, "detector": label, "control": "random filter"}, victim, drawn)
+        seed = derive_seed(scene.seed, "part of poison")
+        for part in detector.parts if scene.poison else ():
+            chosen = {**scene.subset, "part": part, "seed": seed}
+            filtered = graph.filtered("part_of_poison", chosen, inputs)
+            self._healed(scene, {**words, "control": part}, victim, filtered)
+
+    def _healed(self, scene: _Scene, words: Values, victim: str, findings: str) -> None:
+        """The trials of what was flagged: judged alone, or with what every unlearner makes of it."""
+        inputs = {"victim": victim, "findings": findings}
+        if not self.experiment.unlearners:
+            self._trial(scene, words, inputs)
+        everything = {**scene.poison, **inputs, **scene.start}
+        for unlearner in self.experiment.unlearners:
+            healed = self.graph.healed(unlearner, scene.derived("heal"), scene.subset, everything)
+            self._trial(scene, {**words, "unlearner": unlearner.label}, {**inputs, "healed": healed})
+
+    def _trial(self, scene: _Scene, words: Values, inputs: Mapping[str, str]) -> None:
+        """A row of the table."""
+        plain = {"defense": "none", "detector": "none", "observation": 0, "unlearner": "none", "control": ""}
+        configuration = {**scene.subset, "trial": {**scene.words, **plain, **words}}
+        self.rows.append(self.graph.measured("measure", configuration, {**scene.poison, **inputs}))
 
 
-def _class(name: str | int, training_set: TrainingSet) -> int:
-    names = training_set.class_names
-    if isinstance(name, int):
-        if not 0 <= name < len(names):
-            raise InputError(f"targets: class {name} is outside 0..{len(names) - 1}")
-        return name
-    if name not in names:
-        raise InputError(f"targets: {training_set.name} has no class {name!r}; {nearest(name, names)}")
-    return names.index(name)
-
-
-def _budgets(choice: AttackChoice) -> list[Budget]:
+def _budgets(choice: AttackChoice) -> Sequence[Budget]:
     return [Budget(share=share) for share in choice.budget] + [
         Budget(count=count) for count in choice.budget_count
     ]
-
-
-def _attack(choice: AttackChoice, experiment: Experiment, surroundings: Values) -> tuple[Values, Values]:
-    """The attack without its budgets, and where its trigger's picture lies; hashed is what the picture
-    shows."""
-    described: Values = {"name": choice.name, "budget": (1.0,), "options": dict(choice.options)}
-    if choice.trigger in TRIGGERS:
-        return {"attack": {**described, "trigger": choice.trigger}}, surroundings
-    path = Path(experiment.path(choice.trigger))
-    if not path.is_file():
-        raise InputError(
-            f"attacks: trigger {choice.trigger!r} is no image file; {nearest(choice.trigger, TRIGGERS)}"
-        )
-    picture = f"picture {digest(path.read_bytes())}"
-    return {"attack": {**described, "trigger": picture}}, {**surroundings, "trigger": str(path)}

@@ -1,6 +1,6 @@
 """`Results`: the rows of a recipe, read from a store. This module does not import torch.
 
-A trial's row is a parquet file of its own. When a sweep ends, its rows are put into one file too
+A trial's row is a parquet file of its own. When a sweep ends, its rows are also put into one file
 (`tables/NAME.parquet`), so that 10,000 of them are read in a second; that file is only a copy, and rows that
 it lacks are read from their own files. DuckDB reads both: `SELECT * FROM 'STORE/artefacts/*/*/row.parquet'`.
 """
@@ -27,10 +27,13 @@ ROW = pa.schema(
         ("budget", pa.float64()),  # as the recipe has it: a share, or a count above 1
         ("source", pa.string()),
         ("target", pa.string()),
-        ("test_index", pa.int64()),
+        ("test_indices", _MANY),  # of the target images
         ("seed", pa.int64()),
+        ("victim", pa.string()),  # the kind
+        ("number", pa.int64()),  # of the victim among those of its kind, poison and seed
         ("defense", pa.string()),
         ("detector", pa.string()),
+        ("observation", pa.int64()),  # the number of the observation that was traced
         ("unlearner", pa.string()),
         ("control", pa.string()),  # empty, or which control the trial is
         ("poisons", pa.int64()),
@@ -39,16 +42,20 @@ ROW = pa.schema(
         ("clean_total", pa.int64()),
         ("attack_successes", pa.int64()),
         ("attack_total", pa.int64()),
+        ("attack_correct", pa.int64()),  # how many of the adversary's inputs are given their own class
+        ("margin", pa.float64()),  # mean over the adversary's inputs; negative where the attack succeeds
         ("class_names", pa.list_(pa.string())),
         ("class_correct", _MANY),
         ("class_total", _MANY),
-        ("observed", pa.bool_()),  # whether there was a wrong answer to trace
+        ("observed", pa.bool_()),  # whether there was an answer to trace
+        ("found", pa.bool_()),  # the verdict: whether there is poison
+        ("p_value", pa.float64()),
         ("flagged", pa.int64()),
-        ("caught", pa.int64()),
-        ("clean_flagged", pa.int64()),
+        ("true_positives", pa.int64()),
+        ("false_positives", pa.int64()),
         ("clean_examples", pa.int64()),
         ("average_precision", pa.float64()),
-        ("class_clean_flagged", _MANY),
+        ("class_false_positives", _MANY),
         ("class_clean", _MANY),
         ("seconds_craft", pa.float64()),
         ("seconds_train", pa.float64()),
@@ -63,21 +70,19 @@ ROW = pa.schema(
 """The columns of a row."""
 COSTS = ("seconds_craft", "seconds_train", "seconds_find", "seconds_heal", "peak_bytes")
 """The columns that differ from machine to machine; all others are the same wherever the recipe is run."""
-OF_DEFENSES = ("dropped", "dropped_poisons", "examples")
-"""The columns that are known only of a defended training."""
 _KEYED = ROW.append(pa.field("key", pa.string()))
 
 
 @final
 @dataclass(frozen=True)
 class Results:
-    """What a recipe gave.
+    """The results of a recipe.
 
     Arguments:
         name: of the recipe.
-        table: a row each finished trial, in the recipe's order: the columns of `ROW`, and `key`.
+        table: one row for each finished trial, in the recipe's order: the columns of `ROW`, and `key`.
         planned: how many trials the recipe has.
-        failures: what went wrong, a line each.
+        failures: the errors, a line each.
         store: where the rows lie.
         experiment: the recipe, as JSON values.
     """
@@ -91,15 +96,8 @@ class Results:
 
     @property
     def deterministic(self) -> pa.Table:
-        """The table without its costs: the same to the last digit, however the recipe was run.
-
-        Where no training was defended it does without the columns of defenses too, as it did before there
-        were any.
-        """
-        plain = self.table.drop_columns(list(COSTS))
-        if all(plain[name].null_count == len(plain) for name in OF_DEFENSES):
-            return plain.drop_columns(list(OF_DEFENSES))
-        return plain
+        """The table without its costs: the same to the last digit, however the recipe was run."""
+        return self.table.drop_columns(list(COSTS))
 
     @property
     def costs(self) -> pa.Table:
@@ -145,14 +143,14 @@ class Results:
         )
 
     def pack(self) -> None:
-        """Put the rows into one file, for those who read the store later."""
+        """Put the rows into one file, for quick reading."""
         path = _packed(self.store, self.name)
         with atomic_file(path) as staging:
             pq.write_table(self.table, staging, write_page_checksum=True)
 
 
 def recipes_in(store: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of the recipes that a store has results of; none where it is no store."""
+    """The names of the recipes that a store has results of; none for a directory that is no store."""
     return tuple(sorted(path.stem for path in Path(store, "recipes").glob("*.json")))
 
 
@@ -180,16 +178,21 @@ def _read_packed(path: Path) -> pa.Table | None:
         table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
         return table if table.schema.equals(_KEYED) else None
     except (OSError, pa.ArrowException):
-        return None  # not there, or damaged; the rows themselves are what counts
+        return None  # not there, or damaged: it is only a copy
 
 
 def _read_row(store: Store, key: str) -> dict[str, Any]:
     path = store.place(key) / "row.parquet"
     try:
-        [row] = pq.ParquetFile(path).read().to_pylist()
+        table = pq.ParquetFile(path).read()
+        if not table.schema.equals(ROW):
+            raise InputError(f"{path}: its columns are those of another version; run the recipe again")
+        [row] = table.to_pylist()
+    except InputError:
+        raise
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: damaged ({reason}); run the recipe again, which makes it anew") from None
+        raise InputError(f"{path}: damaged ({reason}); run the recipe again to make it anew") from None
     return {**row, "key": key}
 
 

@@ -1,15 +1,17 @@
-"""`Store`: every artefact of a benchmark once, under the hash of what made it. This module does not import
-torch.
+"""`Store`: every artefact of a benchmark, stored once under the hash of what made it.
 
     STORE/artefacts/ab/ab12.../     an artefact: what its stage wrote, and stage.json, which says what made it
     STORE/recipes/NAME.json         which rows the recipe's table is made of
-    STORE/tables/NAME.parquet       those rows in one file, for quick reading; made again from the rows if
-    lost STORE/failures/KEY.json         what went wrong in a stage; gone once it went well
+    STORE/tables/NAME.parquet       those rows in one file, for quick reading; only a copy
+    STORE/failures/KEY.json         what went wrong in a stage; removed when the stage succeeds
+    STORE/checkpoints/KEY/          the state of a long stage that was killed; removed likewise
 
-A stage is a pure function of its configuration and of its inputs' artefacts, and its key is the hash of
-both, of the name of the function and of the version of unpoison. An artefact appears whole or not at all, so
-a process may be killed at any moment; stage.json holds a digest of every file, so damage is noticed, and the
-stage done again.
+A stage is a pure function of its configuration, its inputs' artefacts and the code that it runs, and its key
+is the hash of all three. An artefact appears whole or not at all, so a process may be killed at any moment;
+stage.json holds a digest of every file, so damage is noticed and the stage done again. It also holds the
+commit that the code was of.
+
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -28,14 +30,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
-from unpoison import __version__
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._code import commit
 from unpoison.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 _RECORD = "stage.json"
 Work = Callable[[Mapping[str, Any], Mapping[str, Path], Mapping[str, Any], Path], None]
-"""A stage's function: configuration, inputs' artefacts, surroundings, and the directory to write into."""
+"""A stage's function: configuration, inputs' artefacts, surroundings, and the directory to write into.
+
+`surroundings["checkpoints"]` is a directory in which it may keep its state, to resume from after a kill.
+"""
 State = Literal["sound", "missing", "damaged"]
 
 
@@ -49,8 +54,8 @@ class Stage:
         function: `module:function`, a `Work`.
         configuration: everything that decides the result, as JSON values.
         inputs: the keys of the stages whose artefacts it reads, by the function's name for them.
-        surroundings: where data lies, the device, the threads: what does not decide the result and is not
-            hashed.
+        surroundings: where data lies and the like: what does not decide the result and is not hashed.
+        code: a digest of the source that it runs.
     """
 
     kind: str
@@ -58,6 +63,7 @@ class Stage:
     configuration: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
     surroundings: Mapping[str, Any] = field(default_factory=dict)
+    code: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -69,7 +75,7 @@ class Stage:
         """What the key is the hash of."""
         return {
             "schema": SCHEMA,
-            "version": __version__,
+            "code": self.code,
             "kind": self.kind,
             "function": self.function,
             "configuration": dict(self.configuration),
@@ -111,7 +117,7 @@ class Store:
         return self.root / "artefacts" / key[:2] / key
 
     def record(self, key: str) -> dict[str, Any]:
-        """What made the artefact `key`, how long it took and what it needed.
+        """What made the artefact `key`, with its time and memory.
 
         Raises:
             InputError: it is not there, or damaged.
@@ -119,7 +125,7 @@ class Store:
         return read_json(self.place(key) / _RECORD)
 
     def state(self, key: str) -> State:
-        """Whether the artefact is there, with every file as it was written. Cost: reading it."""
+        """Whether the artefact is there, with every file as it was written. Cost: reading all of it."""
         place = self.place(key)
         if not place.is_dir():
             return "missing"
@@ -134,11 +140,12 @@ class Store:
         """Yield a directory that becomes the stage's artefact when the block ends without an error."""
         started = time.perf_counter()
         device = str(stage.surroundings.get("device", "cpu"))
-        _forget_peak(device)
+        _reset_peak(device)
         with atomic_directory(self.place(stage.key)) as staging:
             yield staging
             record = {
                 **stage.identity,
+                "commit": commit(),
                 "digests": _digests(staging),
                 "seconds": round(time.perf_counter() - started, 6),
                 "peak_bytes": _peak(device),
@@ -146,15 +153,15 @@ class Store:
             (staging / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def failed(self, key: str) -> Path:
-        """Where a failure of the stage is told of."""
+        """Where a failure of the stage is recorded."""
         return self.root / "failures" / f"{key}.json"
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the store for one sweep, and clear away what a killed one left half-written.
+        """Lock the store for one sweep, and remove what a killed one left half-written.
 
         Raises:
-            InputError: another process holds it.
+            InputError: another process has locked it.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / ".lock", "w", encoding="utf-8") as lock:
@@ -171,9 +178,9 @@ class Store:
 
 
 def perform(root: str, stage: Stage) -> Outcome:
-    """Do a stage unless its artefact is there; what goes wrong is told in the outcome and in the store.
+    """Do a stage unless its artefact is there; an error is recorded in the outcome and in the store.
 
-    This is what an executor runs in a worker.
+    Executors run this function in their workers.
     """
     store = Store(Path(root))
     if store.state(stage.key) == "sound":
@@ -183,11 +190,14 @@ def perform(root: str, stage: Stage) -> Outcome:
         work = function_of(stage)
         started = time.perf_counter()  # importing torch is not the stage's cost
         inputs = {name: store.place(key) for name, key in stage.inputs.items()}
+        checkpoints = store.root / "checkpoints" / stage.key
+        surroundings = {**stage.surroundings, "checkpoints": str(checkpoints)}
         try:
             with store.writing(stage) as staging:
-                work(stage.configuration, inputs, stage.surroundings, staging)
+                work(stage.configuration, inputs, surroundings, staging)
+            shutil.rmtree(checkpoints, ignore_errors=True)
         except OSError:
-            # Another worker may have been faster (a worker given up for dead, say); its artefact is the same.
+            # Another worker may have been faster, one that was taken for dead; its artefact is the same.
             if store.state(stage.key) != "sound":
                 raise
     except Exception as error:
@@ -218,14 +228,14 @@ def _digests(place: Path) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _forget_peak(device: str) -> None:
-    """Let the next stage have a peak of its own."""
+def _reset_peak(device: str) -> None:
+    """Reset the peak memory, so that the next stage has its own."""
     if device.startswith("cuda"):
         import torch
 
         torch.cuda.reset_peak_memory_stats(device)
         return
-    # Linux alone lets a process forget; elsewhere the peak is that of the worker so far.
+    # Only Linux can reset it; elsewhere the peak is that of the worker so far.
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as control:
         control.write("5")
 

@@ -1,9 +1,8 @@
 """`sweep`: do what a plan asks for that is not in the store yet, and read the table.
 
-A stage is ready when the artefacts that it reads are there. Ready stages go to the executor in the order of
-the plan, never more at a time than its workers can begin soon, so that Ctrl-C loses little. A stage that
-fails takes with it those that depend on it; all others go on, and the same sweep given again tries the
-failed ones again.
+A stage is ready when the artefacts that it reads are there. Ready stages are submitted to the executor in the
+order of the plan, at most two for each worker at a time, so that Ctrl-C loses little. Stages that depend on a
+failed one are given up; all others go on, and the same sweep tries the failed ones again.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from unpoison.evaluation._store import Outcome, Stage, Store
 
 @final
 @dataclass
-class Standing:
-    """How far a sweep has come, by kind of stage.
+class SweepProgress:
+    """How far a sweep has come, with counts by kind of stage.
 
     Arguments:
         total: how many stages there are.
         cached: how many were in the store.
         done: how many were done now.
-        running: how many are with the workers.
-        failed: how many went wrong, or wait for one that did.
+        running: how many have been submitted to the workers.
+        failed: how many failed, or depend on one that did.
         damaged: how many artefacts were found damaged, and are made again.
         seconds: what each finished stage took.
         workers: how many stages are done at a time.
@@ -51,12 +50,12 @@ class Standing:
 
     @property
     def open(self) -> int:
-        """How many stages are neither there nor given up."""
+        """How many stages are neither done nor given up."""
         return self.total.total() - self.cached.total() - self.done.total() - self.failed.total()
 
     @property
     def seconds_left(self) -> float | None:
-        """A guess from what stages of the kind took so far; None before there is anything to guess from."""
+        """An estimate from what stages of the kind took so far; None before one is finished."""
         every = [value for values in self.seconds.values() for value in values]
         if not every:
             return None
@@ -67,8 +66,8 @@ class Standing:
         return left / self.workers
 
 
-Watcher = Callable[[Standing, str], None]
-"""Told the standing after everything that happens, and what happened in one line."""
+Watcher = Callable[[SweepProgress, str], None]
+"""Called after every event with the progress and one line that says what happened."""
 
 
 def sweep(
@@ -78,22 +77,21 @@ def sweep(
     *,
     watch: Watcher | None = None,
 ) -> Results:
-    """Bring a store up to a plan.
+    """Make what a plan asks for and a store lacks.
 
     Arguments:
         plan: from `plan`.
-        store: a directory, made if need be. What it holds already is not done again, by whomever it was made.
-        executor: who does the stages; it is left open.
-        watch: told how far it has come.
+        store: a directory, made if need be. What it holds is not done again, whatever it was made for.
+        executor: does the stages; it is left open.
+        watch: called with the progress.
 
     Returns:
-        The rows of all trials that went well, and what went wrong in the others.
+        The rows of all trials that succeeded, and the errors of the others.
 
     Raises:
-        InputError: another process is at work in this store.
+        InputError: another process uses this store.
 
-    Cost: beside the stages, reading every artefact once to know that it is sound, and a few milliseconds a
-    stage.
+    Cost: beside the stages, reading every artefact once to check it, and a few milliseconds a stage.
     """
     root = Path(store)
     found = Store(root)
@@ -106,23 +104,23 @@ def sweep(
                 "stages": [stage.key for stage in plan.stages],
             },
         )
-        _Sweep(plan, found, executor, watch or _nobody).run()
+        _Sweep(plan, found, executor, watch or _ignore).run()
         results = Results.read(root, plan.name)
         results.pack()
     return results
 
 
 def make(plan: Plan, store: Store, executor: Executor, *, watch: Watcher | None = None) -> tuple[str, ...]:
-    """Make the artefacts of a plan without trials, beside what recipes the store holds.
+    """Make the artefacts of a plan without trials; the recipes of the store stay as they are.
 
     Returns:
-        What went wrong, a line each.
+        The errors, a line each.
 
     Raises:
-        InputError: another process is at work in this store.
+        InputError: another process uses this store.
     """
     with store.alone():
-        _Sweep(plan, store, executor, watch or _nobody).run()
+        _Sweep(plan, store, executor, watch or _ignore).run()
     failed = [store.failed(stage.key) for stage in plan.stages]
     return tuple(read_json(path)["error"] for path in failed if path.exists())
 
@@ -133,8 +131,8 @@ class _Sweep:
     def __init__(self, plan: Plan, store: Store, executor: Executor, watch: Watcher) -> None:
         self.plan, self.store, self.executor, self.watch = plan, store, executor, watch
         self.stages = {stage.key: stage for stage in plan.stages}
-        self.standing = Standing(workers=executor.workers)
-        self.standing.total.update(stage.kind for stage in plan.stages)
+        self.progress = SweepProgress(workers=executor.workers)
+        self.progress.total.update(stage.kind for stage in plan.stages)
         self.readers: Mapping[str, list[str]] = defaultdict(list)
         self.missing: dict[str, set[str]] = {}
         self.ready: list[tuple[int, str]] = []  # a heap, by place in the plan
@@ -152,15 +150,15 @@ class _Sweep:
             if not self.missing[key]:
                 heapq.heappush(self.ready, (self.order[key], key))
         self.watch(
-            self.standing,
-            f"{self.standing.open} of {len(self.stages)} stages to do, {len(sound)} in the store",
+            self.progress,
+            f"{self.progress.open} of {len(self.stages)} stages to do, {len(sound)} in the store",
         )
         running = 0
         while self.ready or running:
             while self.ready and running < 2 * self.executor.workers:
                 stage = self.stages[heapq.heappop(self.ready)[1]]
                 self.executor.submit(self.store.root, stage)
-                self.standing.running[stage.kind] += 1
+                self.progress.running[stage.kind] += 1
                 running += 1
             for outcome in self.executor.wait():
                 running -= 1
@@ -169,30 +167,30 @@ class _Sweep:
     def _is_sound(self, key: str) -> bool:
         stage, state = self.stages[key], self.store.state(key)
         if state == "damaged":
-            self.standing.damaged[stage.kind] += 1
-            self.watch(self.standing, f"{_name(stage)}: its artefact is damaged and is made again")
+            self.progress.damaged[stage.kind] += 1
+            self.watch(self.progress, f"{_name(stage)}: its artefact is damaged and is made again")
         elif state == "sound":
-            self.standing.cached[stage.kind] += 1
+            self.progress.cached[stage.kind] += 1
         return state == "sound"
 
     def _finish(self, outcome: Outcome) -> None:
         stage = self.stages[outcome.key]
-        self.standing.running[stage.kind] -= 1
+        self.progress.running[stage.kind] -= 1
         if outcome.error is not None:
             lost = self._give_up(stage.key)
-            self.standing.failed.update(self.stages[key].kind for key in lost)
-            if not self.store.failed(stage.key).exists():  # the worker died and could not tell
+            self.progress.failed.update(self.stages[key].kind for key in lost)
+            if not self.store.failed(stage.key).exists():  # the worker died before it could write
                 record = {"key": stage.key, **stage.identity, "error": outcome.error, "traceback": ""}
                 write_json(self.store.failed(stage.key), record)
-            self.watch(self.standing, f"{_name(stage)}: failed: {outcome.error}")
+            self.watch(self.progress, f"{_name(stage)}: failed: {outcome.error}")
             return
-        self.standing.done[stage.kind] += 1
-        self.standing.seconds[stage.kind].append(outcome.seconds)
+        self.progress.done[stage.kind] += 1
+        self.progress.seconds[stage.kind].append(outcome.seconds)
         for key in self.readers[stage.key]:
             self.missing[key].discard(stage.key)
             if not self.missing[key]:
                 heapq.heappush(self.ready, (self.order[key], key))
-        self.watch(self.standing, f"{_name(stage)}: done in {outcome.seconds:.2f} s")
+        self.watch(self.progress, f"{_name(stage)}: done in {outcome.seconds:.2f} s")
 
     def _give_up(self, key: str) -> set[str]:
         """The failed stage and all that wait for it."""
@@ -202,7 +200,7 @@ class _Sweep:
                 if reader not in lost:
                     lost.add(reader)
                     fresh.append(reader)
-        # One that waits for two failed stages is counted once.
+        # A stage that depends on two failed ones is counted once.
         new = lost - self.given_up
         self.given_up |= new
         return new
@@ -212,5 +210,5 @@ def _name(stage: Stage) -> str:
     return f"{stage.kind} {stage.key[:8]}"
 
 
-def _nobody(standing: Standing, line: str) -> None:
+def _ignore(progress: SweepProgress, line: str) -> None:
     pass

@@ -1,8 +1,7 @@
 """`fit_factors`: the eigenvalue-corrected Kronecker factors (EK-FAC) of a model's Fisher matrix.
 
-George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018;
-Grosse et al.,
-"Studying Large Language Model Generalization with Influence Functions", 2023. Stages:
+George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis", 2018; Grosse et
+al., "Studying Large Language Model Generalization with Influence Functions", 2023. Stages:
 
 1. one pass over the examples: A = E[a a^T] and S = E[g g^T] of every layer, fused, float32;
 2. A = Qa La Qa^T and S = Qg Lg Qg^T, float64;
@@ -83,7 +82,7 @@ class Factors:
         layers: by module name, in the order of the model.
         model_fingerprint: of all parameters and buffers of the model that they were fitted to.
         examples_fingerprint: of the examples.
-        settings: what else decides them: examples, covariance_examples, seed, empirical.
+        settings: what else they depend on: examples, covariance_examples, seed, empirical.
         unreached: Linear and Conv2d modules that the forward pass does not use; left out.
     """
 
@@ -181,14 +180,12 @@ def fit_factors(
     In a `torch.distributed` process group each process reads its share; all get the same factors.
 
     Arguments:
-        model: any module; used in evaluation mode and left as it was. Frozen parameters are tracked like
-        others.
+        model: any module; used in evaluation mode and left as it was. Frozen parameters are tracked as well.
         examples: read in consecutive batches.
         task: its `sampled_loss` (or `loss`, when `empirical`) is differentiated.
         seed: of the labels drawn; the factors depend on nothing else that is random.
-        modules: names of the modules to track: Linear, Conv2d, and on demand BatchNorm, LayerNorm,
-            GroupNorm and Embedding (with the exact diagonal). All Linear and Conv2d that the model uses,
-            by default.
+        modules: names of the modules to track: Linear, Conv2d, and by name BatchNorm, LayerNorm, GroupNorm
+            and Embedding (with the exact diagonal). All Linear and Conv2d that the model uses, by default.
         covariance_examples: A and S from this many evenly spread examples only; Lambda is always of all.
         empirical: use the given labels (the empirical Fisher matrix) in place of drawn ones.
         batch_size: examples of a forward pass.
@@ -333,12 +330,12 @@ class _Covariances(Visitor):
 
 
 def _eigenbases(layer: Layer, pair: tuple[Tensor, Tensor], shard: Shard, place: int) -> tuple[Tensor, Tensor]:
-    """Eigenvectors of A and S; in a process group each layer is the work of one process."""
+    """Eigenvectors of A and S; in a process group each layer is computed by one process."""
     if place % shard.world != shard.rank:
         return torch.empty_like(pair[0]), torch.empty_like(pair[1])
     result = []
     for total in pair:
-        # The scale does not bear on the eigenvectors; brought to 1 it cannot be lost in rounding.
+        # Eigenvectors do not depend on the scale; divided by it the entries are of order 1.
         matrix = (total.double() + total.double().transpose(1, 2)) / 2
         matrix = matrix / matrix.diagonal(dim1=-2, dim2=-1).mean().clamp(min=torch.finfo(torch.float64).tiny)
         if not bool(torch.isfinite(matrix).all()):
@@ -352,7 +349,7 @@ def _eigenbases(layer: Layer, pair: tuple[Tensor, Tensor], shard: Shard, place: 
 def rotated(
     activations: Tensor, output_gradients: Tensor, input_basis: Tensor, output_basis: Tensor, scratch: Scratch
 ) -> Tensor:
-    """Float[c k o i] of Qg^T G Qa for each example, each side turned where it is cheaper."""
+    """Float[c k o i] of Qg^T G Qa for each example, each side rotated where that is cheaper."""
     positions, inputs, outputs = activations.shape[2], activations.shape[3], output_gradients.shape[3]
     if positions <= inputs:
         output_gradients = times(output_gradients, output_basis)

@@ -1,4 +1,4 @@
-"""What is particular to each kind of layer: how a per-example gradient is made of its input and output.
+"""The kinds of layers: how a per-example gradient is formed from a layer's input and output gradient.
 
 A Kronecker layer (Linear, Conv2d) sees `a` Float[b k t i] and `g` Float[b k t o]: for each of b examples
 and each of k groups, t positions of i inputs and o outputs. The gradient of one example is `sum_t g_t
@@ -33,9 +33,9 @@ TRACKABLE_TYPES = (*KRONECKER_TYPES, *NORM_TYPES, nn.Embedding)
 
 @final
 class Scratch:
-    """Buffers that are used again for each chunk, because fresh memory is slow to get.
+    """Buffers that are reused for each chunk, because allocating memory is slow.
 
-    What `take` gives is overwritten by the next `take` of the same name.
+    A buffer of `take` is overwritten by the next `take` of the same name.
     """
 
     def __init__(self) -> None:
@@ -226,7 +226,7 @@ class NormLayer(DiagonalLayer):
         self.shape = (1, 1 + self.bias, weight.numel())
 
     def positions(self, output: Tensor) -> int:
-        """One: the sum over positions is taken as the gradient is made."""
+        """One: the gradient is summed over positions as it is formed."""
         return 1
 
     def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ class EmbeddingLayer(DiagonalLayer):
         self.shape = (1, module.num_embeddings, module.embedding_dim)
 
     def positions(self, output: Tensor) -> int:
-        """One: the sum over positions is taken as the gradient is made."""
+        """One: the gradient is summed over positions as it is formed."""
         return 1
 
     def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """`products`: the one large matrix product of scoring, by whichever library does it faster.
 
-On a processor, torch gives float32 matrix products to MKL, which leaves half of the vector width of AMD
-processors unused; oneDNN, which torch brings along for convolutions, does not. The operator that reaches
-it is the one that compiled models use; where a build of torch lacks it, the plain product is taken.
+On a processor, torch computes float32 matrix products with MKL, which leaves half of the vector width of AMD
+processors unused; oneDNN, which torch includes for convolutions, does not. It is reached by the operator that
+compiled models use; where a build of torch lacks that, the plain product is taken.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""`project`: per-example gradients, made small as they are made.
+"""`project`: per-example gradients, projected to few dimensions as they are formed.
 
 The gradient of example j over all tracked parameters, Float[p], is multiplied by one random sparse matrix
 Float[d, p] with a single entry +1 or -1 in each column: the count-sketch of Charikar, Chen and
 Farach-Colton (2002), which keeps inner products on average and up to a deviation of about |x| |y| /
 sqrt(d), as a dense Gaussian matrix does. Its buckets are filled evenly: parameters are put in random order,
-given random signs, and every d-th is added up. A layer's gradients are projected as soon as a chunk of them
-is there, so [n, p] never exists; and as each parameter is touched once, a projection costs p additions an
-example where a dense matrix costs d p multiplications.
+given random signs, and every d-th is added up. The gradients of a layer are projected chunk by chunk, so
+[n, p] is never held in memory; as each parameter is read once, a projection costs p additions an example
+where a dense matrix costs d p multiplications.
 
 Cost: an example takes one forward and one backward pass without parameter gradients, t k o i
 multiplications a layer for its gradient, and p additions. Memory: the projections, n d numbers; 12 bytes a

@@ -1,9 +1,8 @@
-"""`precondition`: what is asked of the training set, made ready to be compared with every training gradient.
+"""`precondition`: queries, multiplied by the inverse curvature, ready for products with training gradients.
 
-A query is a linear combination of measurement gradients, `v = sum_q C[m, q] grad m(x_q, y_q)`, formed
-before anything else: the difference of two queries that share large parts loses nothing to rounding, and
-n differences
-cost n comparisons, not 2n. It is then multiplied by the inverse curvature, layer by layer:
+A query is a linear combination of measurement gradients, `v = sum_q C[m, q] grad m(x_q, y_q)`, formed before
+anything else: the difference of two queries with large common parts loses nothing to rounding, and n
+differences cost n products, not 2n. It is then multiplied by the inverse curvature, layer by layer:
 `P v = Qg ((Qg^T V Qa) / (Lambda + damping)) Qa^T`.
 
 Cost: a forward and a backward pass of the q measured inputs, and 2 m k o i (o + i) multiplications a layer.
@@ -191,6 +190,6 @@ class _Combined(Visitor):
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         first = self.first + start
         part = self.combine[:, first : first + len(gradient)]
-        # Many combinations are each of a few queries: only those that these queries belong to change.
+        # Of many combinations of a few queries each, only those of these queries change.
         rows = part.any(1).nonzero()[:, 0]
         self.totals[index].flatten(1).index_add_(0, rows, part[rows] @ gradient.flatten(1))

@@ -7,9 +7,9 @@ the wrong label that it caused.
 
 Whatever the number of queries, an example takes one forward and one backward pass without parameter
 gradients, its per-example gradient of each layer (k t o i multiplications) and one product with the m
-queries (m k o i), done as a matrix product over a chunk of examples while the chunk is in cache. A linear
-layer on one position per example never forms the gradient: g^T V a. Memory: the queries (m numbers a
-parameter), the activations of one batch, `workspace_bytes`, and the scores.
+queries (m k o i), computed as a matrix product over a chunk of examples while the chunk is in cache. For a
+linear layer with one position per example the gradient is never formed: g^T V a. Memory: the queries (m
+numbers a parameter), the activations of one batch, `workspace_bytes`, and the scores.
 """
 
 from __future__ import annotations

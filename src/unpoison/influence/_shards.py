@@ -1,4 +1,4 @@
-"""One process of several: which examples it reads, and how its sums meet those of the others.
+"""`Shard`: the examples that one process of several reads, and the sums over all processes.
 
 Without a `torch.distributed` process group there is one shard, and nothing is communicated.
 """
@@ -37,7 +37,7 @@ class Shard:
         return tensor
 
     def broadcast_(self, tensor: Tensor, owner: int) -> Tensor:
-        """What process `owner` (modulo their number) has, in place."""
+        """The tensor of process `owner` (modulo their number), in place."""
         if self.world > 1:
             distributed.broadcast(tensor, src=owner % self.world)
         return tensor
@@ -49,4 +49,4 @@ class Shard:
         whole = tensor.new_zeros(total, *tensor.shape[1:])
         start, stop = self.bounds(total)
         whole[start:stop] = tensor
-        return self.add_(whole)  # gloo and nccl both have it, with shards of unequal length too
+        return self.add_(whole)  # supported by gloo and nccl, also for shards of unequal length

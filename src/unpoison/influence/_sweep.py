@@ -1,11 +1,10 @@
-"""`Sweeper`: passes over examples that show each tracked layer's input and output gradient, and keep nothing.
+"""`Sweeper`: passes over examples that give a visitor each tracked layer's input and output gradient.
 
-One forward and one backward of the summed per-example losses give, in evaluation mode, each example's own
-output gradients. The backward pass is cut off from all parameters, so that automatic differentiation
-computes no parameter gradients (a third of a usual backward pass) and stops before the first tracked
-layer; what a visitor needs of the parameter gradients it forms itself, layer by layer, while the backward
-pass runs, in chunks of examples that fit `workspace_bytes`. A layer's tensors are released as soon as it
-was visited.
+One forward and one backward of the summed per-example losses give, in evaluation mode, the output gradients
+of each example. The backward pass is detached from all parameters, so that automatic differentiation computes
+no parameter gradients (a third of a usual backward pass) and stops before the first tracked layer. A visitor
+forms what it needs of the parameter gradients itself, layer by layer, while the backward pass runs, in chunks
+of examples that fit `workspace_bytes`. The tensors of a layer are released as soon as it has been visited.
 
 The user's model is left as it was found, also when an error is raised.
 """
@@ -30,7 +29,7 @@ Function = Callable[[nn.Module, Batch], Tensor]
 
 
 class Visitor(ABC):
-    """What is done with each layer of each batch."""
+    """What is computed from each layer of each batch."""
 
     @abstractmethod
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
@@ -50,7 +49,7 @@ def where(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def default_workspace(device: torch.device) -> int:
-    """Bytes of per-example gradients at a time: what a processor's cache holds, or much more on a GPU."""
+    """Bytes of per-example gradients at a time: the size of a processor's cache, or much more on a GPU."""
     return 1 << 30 if device.type == "cuda" else 8 << 20
 
 
@@ -121,7 +120,7 @@ class Sweeper:
             if values.requires_grad:
                 torch.autograd.backward(values.sum(), inputs=self._leaves)
         for index in range(len(self.layers)):
-            self._visit(index)  # calls whose output did not bear on every value
+            self._visit(index)  # of calls whose output did not contribute to every value
         return values.detach()
 
     def _placed(self, batch: Batch) -> Batch:
@@ -161,7 +160,9 @@ class Sweeper:
             if not output.requires_grad:
                 leaf = output.detach().requires_grad_()
                 self._leaves.append(leaf)
-                output = replaced = leaf.clone()  # in-place operations may follow, which a leaf would refuse
+                output = replaced = (
+                    leaf.clone()
+                )  # in-place operations may follow, which a leaf does not allow
             calls = self._calls[index]
             place = len(calls.inputs)
             calls.inputs.append(inputs.detach())

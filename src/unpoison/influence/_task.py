@@ -1,8 +1,8 @@
-"""`Task`: what is learned and what is asked, as three functions of a model and a batch.
+"""`Task`: what is learned and what is measured, as three functions of a model and a batch.
 
-The engine knows nothing of images, labels or cross-entropy. It needs the loss that the model was trained
-on, a measurement whose influences are wanted, and, for the true Fisher matrix, the loss under labels
-drawn from the model's own prediction. All three give one number an example.
+The engine does not depend on images, labels or cross-entropy. It needs the loss that the model was trained
+on, a measurement whose influences are wanted, and, for the true Fisher matrix, the loss under labels drawn
+from the model's own prediction. All three give one number an example.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, ...]
 
 
 class Task(ABC):
-    """The loss, measurement and sampled loss of a model. Each must treat the examples of a batch apart."""
+    """The loss, measurement and sampled loss of a model. The examples of a batch must not interact."""
 
     #: The shape of the uniform random numbers that `sampled_loss` needs for one example.
     noise_shape: tuple[int, ...] = ()

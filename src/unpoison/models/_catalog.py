@@ -1,14 +1,13 @@
-"""The catalog of architectures: names, published widths and sources; free of torch, so cheap to read."""
+"""The architectures: name, class, published width and source; free of torch, so cheap to read."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, final
+from typing import Any, Final, final
 
-from unpoison.errors import InputError
+from unpoison.errors import InputError, nearest
 
 
 @final
@@ -17,44 +16,86 @@ class Architecture:
     """What is known of an architecture before it is built.
 
     Arguments:
-        width: channels of the first convolution as published; every other layer scales with it.
+        network: its module in this package and its class, as "module:class".
         source: where the architecture comes from.
+        width: channels of the first convolution as published; all other layers scale with it.
+        options: what else its class is given.
         smallest_image: the least height and width that survive its pooling.
+        fixed_size: whether its class needs the size of the images.
     """
 
-    width: int
+    network: str
     source: str
+    width: int = 64
+    options: Mapping[str, Any] = field(default_factory=dict)
     smallest_image: int = 8
+    fixed_size: bool = False
 
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
     {
         "convnet": Architecture(
-            width=16, source="the ConvNet of MetaPoison (Huang et al. 2020), no batch norm"
+            network="_convnet:ConvNet",
+            source="the ConvNet of MetaPoison (Huang et al. 2020), no batch norm",
+            width=16,
+            options={"batch_norm": False},
+            fixed_size=True,
         ),
-        "convnet-bn": Architecture(width=16, source="the ConvNetBN of MetaPoison (Huang et al. 2020)"),
+        "convnet-bn": Architecture(
+            network="_convnet:ConvNet",
+            source="the ConvNetBN of MetaPoison (Huang et al. 2020)",
+            width=16,
+            fixed_size=True,
+        ),
         "fastnet": Architecture(
-            width=64, source="in the manner of airbench94 (Jordan 2024)", smallest_image=9
+            network="_fastnet:FastNet", source="after airbench94 (Jordan 2024)", smallest_image=9
         ),
-        "mobilenet-v2": Architecture(width=32, source="Sandler et al. 2018, strides for CIFAR"),
-        "resnet18": Architecture(width=64, source="He et al. 2016, stem for CIFAR: 3x3, no pooling"),
+        "mobilenet-v2": Architecture(
+            network="_mobilenet_v2:MobileNetV2", source="Sandler et al. 2018, strides for CIFAR", width=32
+        ),
+        "resnet18": Architecture(
+            network="_resnet:ResNet",
+            source="He et al. 2016, stem for CIFAR: 3x3, no pooling",
+            options={"blocks": (2, 2, 2, 2)},
+        ),
         "resnet18-imagenet": Architecture(
-            width=64, source="He et al. 2016, stem for ImageNet: 7x7/2 and pooling"
+            network="_resnet:ResNet",
+            source="He et al. 2016, stem for ImageNet: 7x7/2 and pooling",
+            options={"blocks": (2, 2, 2, 2), "imagenet_stem": True},
         ),
-        "resnet20": Architecture(width=16, source="He et al. 2016, section 4.2, projection shortcuts"),
-        "resnet9": Architecture(width=64, source="the DAWNBench net of Page 2018"),
-        "vgg11": Architecture(width=64, source="Simonyan and Zisserman 2015, configuration A, batch norm"),
-        "vgg13": Architecture(width=64, source="Simonyan and Zisserman 2015, configuration B, batch norm"),
+        "resnet20": Architecture(
+            network="_resnet:ResNet",
+            source="He et al. 2016, section 4.2, projection shortcuts",
+            width=16,
+            options={"blocks": (3, 3, 3)},
+        ),
+        "resnet9": Architecture(network="_resnet9:ResNet9", source="the DAWNBench network of Page 2018"),
+        "vgg11": Architecture(
+            network="_vgg:VGG",
+            source="Simonyan and Zisserman 2015, configuration A, batch norm",
+            options={"depth": 11},
+        ),
+        "vgg13": Architecture(
+            network="_vgg:VGG",
+            source="Simonyan and Zisserman 2015, configuration B, batch norm",
+            options={"depth": 13},
+        ),
         "vgg13-plain": Architecture(
-            width=64, source="configuration B without batch norm, global max-pool (MetaPoison)"
+            network="_vgg:VGG",
+            source="configuration B without batch norm, global max-pool (MetaPoison)",
+            options={"depth": 13, "batch_norm": False},
         ),
-        "vgg16": Architecture(width=64, source="Simonyan and Zisserman 2015, configuration D, batch norm"),
+        "vgg16": Architecture(
+            network="_vgg:VGG",
+            source="Simonyan and Zisserman 2015, configuration D, batch norm",
+            options={"depth": 16},
+        ),
     }
 )
 
 
 def names() -> tuple[str, ...]:
-    """The names that `build` and `Recipe.model` know, sorted.
+    """The names that `build` and `Recipe.model` accept, sorted.
 
     >>> "resnet9" in names()
     True
@@ -63,13 +104,11 @@ def names() -> tuple[str, ...]:
 
 
 def architecture(name: str) -> Architecture:
-    """The entry of `name`.
+    """The architecture of that name.
 
     Raises:
-        InputError: no architecture bears that name; the message gives the nearest ones.
+        InputError: there is none; the message names the nearest.
     """
     if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names())}"
-        raise InputError(f"model: there is no architecture {name!r}; {hint}")
+        raise InputError(f"model: there is no architecture {name!r}; {nearest(str(name), names())}")
     return ARCHITECTURES[name]

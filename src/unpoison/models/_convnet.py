@@ -1,4 +1,4 @@
-"""ConvNet and ConvNetBN, the small nets of MetaPoison (Huang et al. 2020; "6-layer", after MAML).
+"""ConvNet and ConvNetBN, the small networks of MetaPoison (Huang et al. 2020; "6-layer", after MAML).
 
 Five times [3x3 convolution, (batch norm), ReLU, 2x2 max-pool] with w, 2w, 2w, 4w, 4w channels (w = 16 as
 published), then one linear layer. Xavier initialisation. With batch norm, 10 classes and 32x32 colour images:
@@ -22,7 +22,7 @@ class ConvNet(nn.Module):
     Arguments:
         num_classes: how many logits.
         in_channels: channels of the images.
-        image_size: height and width of the images; pooling rounds up, so that every size down to 8 works.
+        image_size: height and width of the images, 8 or more; pooling rounds up.
         width: channels of the first convolution.
         batch_norm: norm after each convolution, which then has no bias.
     """
@@ -60,7 +60,7 @@ class ConvNet(nn.Module):
         """Logits Float[b classes]."""
         maps = images
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            # Pooling before the ReLU gives the same values (the ReLU is monotone) from a quarter of the work.
+            # The ReLU is monotone, so pooling first gives the same values with a quarter of the work.
             maps = F.relu(F.max_pool2d(norm(convolution(maps)), 2, ceil_mode=True))
         logits: Tensor = self.classifier(maps.flatten(1))
         return logits

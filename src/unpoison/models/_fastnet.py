@@ -1,13 +1,13 @@
-"""FastNet: the net that learns CIFAR-10 in seconds, in the manner of airbench94 (Jordan 2024); our own code.
+"""FastNet: a network that learns CIFAR-10 in seconds, after airbench94 (Jordan 2024); our own code.
 
-    whitening  2x2 convolution, fitted to the training images by `whiten` and then frozen; only its bias
-    learns group 1    w   conv, 2x2 max-pool, bn, GELU, conv, bn, GELU
-    group 2    4w  the same
-    group 3    4w  the same
-    head           global max-pool, linear without bias, logits divided by 9
+    whitening       2x2 convolution, fitted to the training images by `whiten` and then fixed but for its bias
+    group 1    w    conv, 2x2 max-pool, bn, GELU, conv, bn, GELU
+    group 2    4w   the same
+    group 3    4w   the same
+    head            global max-pool, linear without bias, logits divided by 9
 
-w = 64 as published. The convolutions start as identities on as many channels as they have inputs (dirac), the
-batch norms learn a shift but no scale and remember little (momentum 0.4 on the new batch).
+w = 64 as published. Convolutions are initialised to the identity on as many channels as they have inputs
+(dirac). Batch norms learn a shift but no scale, with momentum 0.4 for the new batch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 @final
 class Whitening(nn.Module):
-    """A 2x2 convolution whose outputs are decorrelated, each once with either sign: Float[b 8c h-1 w-1].
+    """A 2x2 convolution with decorrelated outputs, each with both signs: Float[b 8c h-1 w-1].
 
-    Its filters are the eigenvectors of the covariance of 2x2 patches, each over the root of its eigenvalue;
-    they are data, not parameters, so nothing trains them. Until `fit` they are an arbitrary orthogonal set.
+    Its filters are the eigenvectors of the covariance of 2x2 patches, each divided by the square root of its
+    eigenvalue. They are a buffer and not trained; before `fit` they are an arbitrary orthogonal set.
     """
 
     filters: Tensor
@@ -37,7 +37,7 @@ class Whitening(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to arbitrary filters and no bias."""
+        """Arbitrary orthogonal filters, zero bias."""
         size = len(self.filters) // 2
         self._set(torch.eye(size))
         nn.init.zeros_(self.bias)
@@ -69,7 +69,7 @@ class Group(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Identity on as many output channels as there are inputs; the norms' scales are held at one."""
+        """Identity on as many output channels as there are inputs; the norms' scales are fixed at one."""
         for convolution in (self.first, self.second):
             nn.init.dirac_(convolution.weight.data[: convolution.in_channels])
         for norm in (self.first_norm, self.second_norm):
@@ -107,7 +107,7 @@ class FastNet(nn.Module):
 
 
 def whiten(model: nn.Module, images: Tensor) -> None:
-    """Fit every `Whitening` layer in `model` to what reaches it from the images Float[b c h w]."""
+    """Fit every `Whitening` layer of `model`, in place, to its input for the images Float[b c h w]."""
     layers = [module for module in model.modules() if isinstance(module, Whitening)]
     if not layers:
         return

@@ -1,4 +1,4 @@
-"""Features of any network by module path, read through hooks that are always removed.
+"""Features of any network by module path, read by forward hooks that are always removed.
 
 A path is one of `dict(model.named_modules())`, e.g. "layer4.1.conv2" or, in a `Normalized` net of ours,
 "network.classifier".
@@ -6,14 +6,14 @@ A path is one of `dict(model.named_modules())`, e.g. "layer4.1.conv2" or, in a `
 
 from __future__ import annotations
 
-import difflib
 from types import TracebackType
 from typing import Any, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison.errors import InputError
+from unpoison.errors import InputError, nearest
+from unpoison.models._forward import as_input, forward
 from unpoison.models._layout import fastest_layout
 from unpoison.models._preserved import preserved
 
@@ -22,9 +22,9 @@ Side = Literal["output", "input"]
 
 @final
 class FeatureTap:
-    """While the block lasts, keeps what one module last received or returned.
+    """Within the block, keeps the last input or output of one module.
 
-    The tensor is not detached: gradients flow through it. The mode of the model is the caller's business.
+    The tensor is not detached: gradients flow through it. The mode of the model is not changed.
 
     Arguments:
         model: any network.
@@ -33,7 +33,7 @@ class FeatureTap:
 
     Raises:
         InputError: the model has no such module (the message names the nearest path); on reading `value`, the
-            module took no part in the forward pass or does not give a tensor.
+            module was not reached by the forward pass or gave no tensor.
 
     >>> import torch
     >>> from unpoison.models import build
@@ -47,11 +47,9 @@ class FeatureTap:
     def __init__(self, model: nn.Module, module_path: str, *, side: Side = "output") -> None:
         modules = dict(model.named_modules())
         if module_path not in modules:
-            near = difflib.get_close_matches(module_path, modules, n=1, cutoff=0.0)
             raise InputError(
-                f"module path {module_path!r}: the model has no such module; the nearest is {near[0]!r}"
-                if near
-                else f"module path {module_path!r}: the model has no such module"
+                f"module path {module_path!r}: the model has no such module; "
+                f"{nearest(module_path, filter(None, modules))}"
             )
         if side not in ("output", "input"):
             raise InputError(f"side: expected 'output' or 'input', found {side!r}")
@@ -83,7 +81,7 @@ class FeatureTap:
     def value(self) -> Tensor:
         """The tensor of the last forward pass (the first one, where the module returns several)."""
         if not self._seen:
-            raise InputError(f"module path {self._path!r}: this module takes no part in the forward pass")
+            raise InputError(f"module path {self._path!r}: the forward pass does not reach this module")
         if not isinstance(self._kept, Tensor):
             raise InputError(
                 f"module path {self._path!r}: its {self._side} is a {type(self._kept).__name__}, not a tensor"
@@ -99,10 +97,10 @@ def features(
     batch_size: int = 256,
     side: Side = "output",
 ) -> Tensor:
-    """What the module at `module_path` returns (or receives) for each image, flattened: Float[n d].
+    """The output (or input) of the module at `module_path` for each image, flattened: Float[n d].
 
     The model is in eval mode meanwhile and left as it was, also after an error. One pass over the images;
-    memory for n·d numbers and one batch.
+    memory for n d numbers and one batch.
 
     Arguments:
         model: any network that takes Float[b c h w] in [0, 1].
@@ -116,15 +114,14 @@ def features(
         Features on the device of `images`, without gradient.
 
     Raises:
-        InputError: no such module, or it does not give one tensor row an image.
+        InputError: no such module, it does not give one tensor row an image, or the model fails on the
+            images.
     """
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), images.device)
     rows = []
     layout = fastest_layout(model, images)
     with preserved(model), torch.no_grad(), FeatureTap(model, module_path, side=side) as tap:
         for batch in torch.split(images, max(batch_size, 1)):
-            batch = batch.to(device, memory_format=layout)
-            model(batch.float().div_(255) if batch.dtype == torch.uint8 else batch)
+            forward(model, as_input(model, batch, layout))
             kept = tap.value
             if kept.ndim == 0 or len(kept) != len(batch):
                 raise InputError(

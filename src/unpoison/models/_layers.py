@@ -1,4 +1,4 @@
-"""The few bricks that several architectures share."""
+"""Layers that several architectures share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class ConvBNReLU(nn.Module):
     """Convolution without bias, batch norm, ReLU.
 
-    The ReLU does not work in place: a feature tapped at `norm` stays what the norm computed.
+    The ReLU is not in place, so that features read at `norm` are what the norm computed.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, kernel_size: int = 3) -> None:

@@ -1,10 +1,10 @@
-"""MobileNetV2 with the strides that CIFAR needs (Sandler et al. 2018), as in the poisoning benchmark.
+"""MobileNetV2 with strides for CIFAR (Sandler et al. 2018), as in the poisoning benchmark.
 
 Seven groups of inverted residual blocks: 1x1 expansion, 3x3 depthwise convolution, linear 1x1 projection.
-Against the ImageNet net the stem, the second group and the fourth keep their resolution. The benchmark's net,
-which is kept here because published results were measured on it, projects the shortcut by a 1x1 convolution
-where the channels change at stride 1, expands even by a factor of one, and has ReLU in place of ReLU6:
-2,296,922 parameters for 10 classes.
+Unlike in the network for ImageNet, the stem, the second group and the fourth keep their resolution. Published
+results were measured on the benchmark's variant, so this one projects the shortcut by a 1x1 convolution where
+the channels change at stride 1, expands even by a factor of one, and has ReLU in place of ReLU6: 2,296,922
+parameters for 10 classes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GROUPS: Final = (
 
 @final
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel by itself, project; add the input where the resolution is kept."""
+    """Expansion, depthwise convolution, projection; plus the shortcut where the resolution is kept."""
 
     def __init__(self, in_channels: int, out_channels: int, *, expansion: int, stride: int) -> None:
         super().__init__()

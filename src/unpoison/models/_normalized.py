@@ -1,4 +1,4 @@
-"""`Normalized`: a network behind the standardisation of its inputs, so that models take images in [0, 1]."""
+"""`Normalized`: a network that standardises its inputs itself, and so takes images in [0, 1]."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from unpoison.errors import InputError
 class Normalized(nn.Module):
     """(images - mean) / std, then the network.
 
-    Mean and standard deviation are buffers: they are saved with the weights, follow the model to its device
-    and are never trained.
+    Mean and standard deviation are buffers: saved with the weights, moved with the model, not trained.
 
     Arguments:
         network: takes standardised images Float[b c h w].

@@ -1,4 +1,4 @@
-"""`preserved`: use somebody's model for measuring and give it back exactly as it was."""
+"""`preserved`: evaluate a model and leave it exactly as it was."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block the model is in eval mode and its parameters have no `.grad`.
 
     When the block ends, also by an error, the mode of every module, `requires_grad` and `.grad` of every
-    parameter and all hooks are again what they were. Values of parameters and buffers are the block's own
-    responsibility (in eval mode batch norm leaves its statistics alone).
+    parameter and all hooks are what they were before. Values of parameters and buffers are not restored (in
+    eval mode batch norm does not change its statistics).
 
     >>> from torch import nn
     >>> model = nn.Linear(2, 2)
@@ -48,7 +48,7 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         for registry, content in hooks:
-            # In place: the handles that users hold refer to these very dictionaries.
+            # In place: handles refer to these very dictionaries.
             registry.clear()
             registry.update(content)
         for parameter, requires_grad, gradient in parameters:

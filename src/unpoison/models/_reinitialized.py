@@ -1,4 +1,4 @@
-"""`reinitialized`: the same architecture with fresh parameters, for any network whose layers can be reset."""
+"""`reinitialized`: the same architecture with fresh parameters, for networks whose layers can be reset."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from unpoison.models._initialization import seeded_initialization
 
 
 def reinitialized(model: nn.Module, *, seed: int) -> nn.Module:
-    """A copy of `model`, on the same device, whose parameters and running statistics are drawn anew.
+    """A copy of `model`, on the same device, with freshly initialised parameters and running statistics.
 
-    Every module that holds parameters of its own must have `reset_parameters`, as all layers of torch do.
-    Modules are reset from the inside out, so that a network's own `reset_parameters` has the last word.
-    Buffers of modules that hold no parameters (a normalisation's mean) stay as they are. The global random
-    state is not touched.
+    Every module that holds parameters of its own must have `reset_parameters`, as torch's layers do. Inner
+    modules are reset before the modules that contain them. Buffers of modules without parameters (the mean of
+    a normalisation) are kept. The global random state is not changed.
 
     Arguments:
         model: left as it is.

@@ -1,8 +1,9 @@
-"""ResNet-18 and ResNet-20, the nets of basic blocks (He, Zhang, Ren and Sun 2016).
+"""ResNet-18 and ResNet-20, networks of basic blocks (He, Zhang, Ren and Sun 2016).
 
 ResNet-18: four stages of two blocks with w, 2w, 4w, 8w channels, w = 64. The CIFAR stem is a 3x3 convolution
-without pooling (11,173,962 parameters for 10 classes, the net of poisoning-gradient-matching and of EPIC);
-the ImageNet stem is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2.
+without pooling (11,173,962 parameters for 10 classes, as in poisoning-gradient-matching and EPIC); the
+ImageNet stem is a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2.
+
 ResNet-20: three stages of three blocks with w, 2w, 4w channels, w = 16, shortcuts by 1x1 convolution and
 batch norm as in MetaPoison's code (272,474 parameters for 10 classes).
 """

@@ -1,4 +1,4 @@
-"""ResNet-9, the quick net of the DAWNBench entries (Page 2018), of any width.
+"""ResNet-9, the fast network of the DAWNBench entries (Page 2018), of any width.
 
     preparation   w   conv-bn-relu
     stage 1       2w  conv, 2x2 max-pool, bn, relu, residual (two conv-bn-relu)
@@ -6,10 +6,10 @@
     stage 3       8w  conv, 2x2 max-pool, bn, relu, residual (two conv-bn-relu)
     head              global max-pool, linear
 
-w = 64 as published; pooling before the norm, which then has a quarter of the work, is Page's own later order.
-Departures: the pooling at the end is global whatever the image size, the linear layer
-has a bias, and the published constant factor 1/8 on the logits is left out: with weight decay and batch norm
-the last layer finds its own scale.
+w = 64 as published; pooling before the norm, which saves three quarters of its work, is Page's own later
+order. Departures: the last pooling is global for every image size, the linear layer has a bias, and the
+constant factor 1/8 on the logits is left out, since with weight decay and batch norm the last layer learns
+its scale.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """VGG-11, VGG-13 and VGG-16 for small images (Simonyan and Zisserman 2015, configurations A, B, D).
 
 3x3 convolutions in five groups of w, 2w, 4w, 8w, 8w channels (w = 64), a 2x2 max-pool after each group, then
-a single linear layer instead of the three of the ImageNet net.
-With batch norm: global average pooling before the linear layer (the nets of the poisoning benchmark, less
-their convolution biases, which batch norm makes redundant). Without (`vgg13-plain`): the net of MetaPoison,
-global MAX pooling and a linear layer drawn from N(0, 0.01); its convolutions are Kaiming-initialised here.
+a single linear layer instead of the three of the network for ImageNet. With batch norm: global average
+pooling before the linear layer (the networks of the poisoning benchmark, less their convolution biases, which
+batch norm makes redundant). Without (`vgg13-plain`): the network of MetaPoison, global max pooling and a
+linear layer drawn from N(0, 0.01); its convolutions are Kaiming-initialised here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VGG_GROUPS: Final = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 
 
 @final
 class VGG(nn.Module):
-    """Float[b c h w] to logits Float[b classes]; pooling rounds up, so that every size down to 8 works.
+    """Float[b c h w] to logits Float[b classes]; height and width at least 8, pooling rounds up.
 
     Arguments:
         num_classes: how many logits.

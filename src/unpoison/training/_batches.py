@@ -1,4 +1,4 @@
-"""The in-memory loader: which examples make up each batch of an epoch."""
+"""The examples of each batch of an epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unpoison._seeds import generator
 def epoch_order(alive: Tensor, *, seed: int, epoch: int) -> Tensor:
     """Int64[m]: the indices where Bool[n] `alive` holds, shuffled for `epoch`; on the device of `alive`.
 
-    Drawn on the CPU, so that every device sees the same order.
+    Drawn on the CPU, so that the order is the same on every device.
     """
     chosen = alive.nonzero().squeeze(1)
     shuffle = torch.randperm(len(chosen), generator=generator(seed, "epoch", epoch, "order"))
@@ -21,8 +21,8 @@ def epoch_order(alive: Tensor, *, seed: int, epoch: int) -> Tensor:
 def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
     """Start and stop of each batch over `count` examples.
 
-    The last batch takes what is left; a single example left over joins the batch before, as batch norm cannot
-    train on one.
+    The last batch may be smaller; a last batch of a single example is joined to the one before, since batch
+    norm cannot train on one.
 
     >>> batch_bounds(7, 3), batch_bounds(8, 3), batch_bounds(1, 3)
     ([(0, 3), (3, 7)], [(0, 3), (3, 6), (6, 8)], [(0, 1)])

@@ -1,24 +1,25 @@
-"""`Defense`: the face through which a training run is defended.
+"""`Defense`: the interface through which a training run is defended.
 
 The hooks, in the order in which `train` calls them:
 
 | hook | when | what published defenses do there |
 |---|---|---|
 | `begin` | once, before the first step | filter or recompress the training set; read the schedule |
-| `keep` | before each epoch | drop examples (EPIC); learn something of each (Friendly Noise) |
+| `keep` | before each epoch | drop examples (EPIC); fit noise to each example (Friendly Noise) |
 | `batch` | each step, around augmentation | add noise, mix images and labels, make several copies |
-| `gradients` | each step | take the worst copy (MaxUp), clip and add noise (DP-SGD) |
-| `report` | once, at the end | tell what a reader of the results should know |
+| `gradients` | each step | learn from the worst copy (MaxUp), clip and add noise (DP-SGD) |
+| `report` | once, at the end | numbers for the record of the run |
 
-Every hook does by default what training without a defense does, to the last bit, so a defense overrides only
-those that it needs.
+The default of every hook is what training without a defense does, bit for bit, so a defense overrides only
+the hooks it needs.
 """
 
 from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -27,25 +28,71 @@ from unpoison.data import TrainingSet
 from unpoison.training._recipe import Recipe
 
 
-class Defense(ABC):  # noqa: B024  (each hook has a default; a defense that overrides none is no defense)
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch:
+    """The examples of one step.
+
+    Arguments:
+        images: UInt8[b c h w], not yet augmented.
+        labels: Int64[b].
+        indices: Int64[b], their indices in the training set.
+        epoch: counted from 0.
+        augment: from UInt8 images, or Float images in [0, 1], to an augmented copy, Float[b c h w] in [0, 1];
+            each call draws anew.
+        generator: for the defense's own draws, on the device of the images.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    epoch: int
+    augment: Callable[[Tensor], Tensor]
+    generator: torch.Generator
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Step:
+    """One step of the optimizer, before its gradients.
+
+    Arguments:
+        model: in training mode, without gradients; its hooks must be left as they were.
+        images: Float[m c h w], as `Defense.batch` returned them.
+        targets: Int64[m] or Float[m classes], likewise.
+        logits_of: the forward pass, in the recipe's precision.
+        loss_of: `loss_of(logits, targets)` is the mean loss with the recipe's label smoothing;
+            `reduction="none"` gives Float[m].
+        generator: for the defense's own draws, on the device of the images.
+    """
+
+    model: nn.Module
+    images: Tensor
+    targets: Tensor
+    logits_of: Callable[[Tensor], Tensor]
+    loss_of: Callable[..., Tensor]
+    generator: torch.Generator
+
+
+class Defense(ABC):  # noqa: B024  (each hook has a default)
     """Stands between the training set and the network.
 
-    `repr` of a defense must show everything that decides what it does: checkpoints are told apart by it. A
-    defense that remembers something between epochs gives it in `state` and takes it back in `restore`, and
-    starts anew in `begin`, so that one object can defend several runs. All randomness comes from the `seed`
-    of `begin` and from the generators that the hooks are given; these are made anew for every epoch, so a
-    run that is resumed from a checkpoint sees the same draws.
+    `repr` of a defense must show every setting that changes its result: checkpoints are told apart by it. A
+    defense with state between epochs returns it from `state` and accepts it in `restore`, and clears it in
+    `begin`, so that one object can defend several runs. All randomness comes from the `seed` of `begin` and
+    from the generators that the hooks are given; those are made anew for every epoch, so a run that is
+    resumed from a checkpoint draws the same numbers.
     """
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
         """The training set to use in place of `training_set`; by default itself.
 
-        Also called when a run goes on from a checkpoint, before `restore`, so it must give the same set for
-        the same arguments.
+        Also called when a run is resumed from a checkpoint, before `restore`, so equal arguments must give
+        equal sets.
 
         Arguments:
-            training_set: the whole set, where the run will be.
-            recipe: how the run trains: its epochs, its milestones, its batch size.
+            training_set: the whole set, on the device of the run.
+            recipe: how the run trains.
             seed: of the defense in this run.
 
         Returns:
@@ -56,83 +103,46 @@ class Defense(ABC):  # noqa: B024  (each hook has a default; a defense that over
     def keep(self, epoch: int, model: nn.Module, training_set: TrainingSet, alive: Tensor) -> Tensor:
         """Bool[n]: the examples to train on in `epoch`; by default those alive.
 
-        It is also the moment at which a defense may look at the network.
+        Here a defense may also evaluate the network.
 
         Arguments:
             epoch: counted from 0.
-            model: as trained so far, in eval mode; given back as it was.
+            model: as trained so far, in eval mode; must be left as it was.
             training_set: what `begin` returned, on the model's device.
-            alive: Bool[n], the examples kept in the epoch before; at epoch 0 those that the run includes.
-                Examples that the run does not include are never trained on, whatever is returned.
+            alive: Bool[n], the examples of the epoch before; at epoch 0 those that the run includes. Examples
+                that the run does not include are never trained on, whatever is returned.
         """
         return alive
 
-    def batch(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        *,
-        epoch: int,
-        augment: Callable[[Tensor], Tensor],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
+    def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The images and targets of one step; by default each image augmented, with its label.
-
-        Arguments:
-            images: UInt8[b c h w], not yet augmented.
-            labels: Int64[b].
-            indices: Int64[b], their places in the training set.
-            epoch: counted from 0.
-            augment: an augmented copy of UInt8 images, or of Float images in [0, 1], as the recipe says;
-                Float[b c h w] in [0, 1]. Each call draws anew.
-            generator: for the defense's own draws, on the device of the images.
 
         Returns:
             Float[m c h w] in about [0, 1], and their targets: classes Int64[m] or probabilities
-            Float[m classes]. m may be more than b.
+            Float[m classes]. m may be more than the size of the batch.
         """
-        return augment(images), labels
+        return batch.augment(batch.images), batch.labels
 
-    def gradients(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        *,
-        logits_of: Callable[[Tensor], Tensor],
-        loss_of: Callable[..., Tensor],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """Leave in `.grad` of the parameters what the optimiser is to follow; by default the gradient of the
-        mean loss.
+    def gradients(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Set `.grad` of the parameters for the optimizer; by default to the gradient of the mean loss.
 
-        Weight decay and momentum come after it and belong to the optimiser.
-
-        Arguments:
-            model: in training mode, without gradients; its hooks must be given back as they were.
-            images: what `batch` returned.
-            targets: likewise.
-            logits_of: `logits_of(images)` is the forward pass, in the recipe's precision.
-            loss_of: `loss_of(logits, targets)` is the mean loss with the recipe's label smoothing;
-                `reduction="none"` gives Float[m], the loss of each.
-            generator: for the defense's own draws, on the device of the images.
+        Weight decay and momentum are applied afterwards, by the optimizer.
 
         Returns:
-            The loss that was followed (a scalar), and the logits Float[m classes].
+            The loss (a scalar), and the logits Float[m classes].
         """
-        logits = logits_of(images)
-        loss = loss_of(logits, targets)
+        logits = step.logits_of(step.images)
+        loss = step.loss_of(logits, step.targets)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss, logits
 
     def state(self) -> dict[str, Tensor]:
-        """What the defense remembers between epochs, for the checkpoint."""
+        """The state between epochs, for the checkpoint."""
         return {}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027  (most defenses remember nothing)
-        """Take back what `state` gave; the tensors lie on the CPU."""
+    def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027  (most defenses have no state)
+        """Accept what `state` returned; the tensors lie on the CPU."""
 
     def report(self) -> dict[str, Any]:
-        """What to tell of the run that has just ended, as plain JSON values; nothing by default."""
+        """Numbers about the run that has just ended, as plain JSON values; none by default."""
         return {}

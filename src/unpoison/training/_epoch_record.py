@@ -1,9 +1,11 @@
-"""`EpochRecord`: what is remembered of one epoch; torch-free."""
+"""`EpochRecord`: the measurements of one epoch; free of torch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any, final
+
+from unpoison._progress import Progress
 
 
 @final
@@ -30,3 +32,8 @@ class EpochRecord:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+    def tell(self, progress: Progress | None, epochs: int, *, stage: str = "training") -> None:
+        """Report the epoch, of so many, to `progress`."""
+        if progress is not None:
+            progress(stage, self.epoch + 1, epochs, loss=self.loss, accuracy=self.accuracy)

@@ -1,18 +1,16 @@
-"""`ExternalTrainer`: a trainer of which only a command is known, as a service in a cloud would be.
+"""`ExternalTrainer`: a trainer that is a command, such as a cloud service or a random forest.
 
-The command is given a folder of images, trains whatever it likes, and leaves a model or predictions; nothing
-else of it is known. So poisons can be tried on learners that are not ours, such as a random forest.
+The command is given a folder of images, trains, and writes a model or predictions.
 
-    COMMAND TRAIN ASK OUT
+    COMMAND TRAIN QUERY OUT
 
-- TRAIN holds one folder a class, `00-cat/000123.png`, numbered as the examples are;
-- ASK holds the images to be predicted, `000000.png` and so on;
-- into OUT the command writes `predictions.csv`, one line an image: its file name, a comma, a class folder's
-  name; or `model.onnx`, which takes Float[b c h w] images in [0, 1] and gives logits Float[b classes] in the
-  order of the class folders (onnxruntime has to be installed to ask it).
+- TRAIN holds one folder a class, `00-cat/000123.png`, numbered by the indices of the examples;
+- QUERY holds the images to be predicted, `000000.png` and so on;
+- into OUT the command writes `predictions.csv`, one line an image: its file name, a comma, the name of a
+  class folder; or `model.onnx`, which takes Float[b c h w] images in [0, 1] and returns logits Float[b
+  classes] in the order of the class folders (this needs onnxruntime).
 
-`UNPOISON_SEED` in its environment is the seed, for those that use one. What it prints is kept from the
-screen, and its last line is told when it fails.
+`UNPOISON_SEED` in its environment is the seed. Its output is captured; an error message quotes the last line.
 """
 
 from __future__ import annotations
@@ -32,6 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unpoison._option_checks import check_options
+from unpoison._progress import Progress
 from unpoison.data import TrainingSet, encode_png
 from unpoison.errors import InputError, MissingExtraError
 
@@ -42,49 +42,54 @@ class ExternalTrainer:
     """Trains by a command.
 
     Arguments:
-        command: the program and its first arguments; it is started without a shell.
-        timeout: the seconds after which it is stopped; None waits for as long as it takes.
+        command: the program and its first arguments; it is run without a shell.
+        timeout: seconds after which it is stopped; None is no limit.
 
     Raises:
-        InputError: the command is empty.
+        InputError: the command is empty, or the timeout is not above 0.
     """
 
     command: tuple[str, ...]
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "command", tuple(self.command))
+        check_options("ExternalTrainer", self, timeout="(0, inf)")
         if not self.command:
             raise InputError("ExternalTrainer: the command is empty")
 
-    def predictions(self, training_set: TrainingSet, images: Tensor, *, seed: int) -> Tensor:
-        """Int64[m]: the labels that the command's model gives to UInt8[m c h w] `images`.
+    def predictions(
+        self, training_set: TrainingSet, images: Tensor, *, seed: int, progress: Progress | None = None
+    ) -> Tensor:
+        """Int64[m]: the labels that the command's model predicts for UInt8[m c h w] `images`.
 
-        Cost: one PNG file an example, in a temporary directory, and whatever the command takes.
+        Cost: one PNG file an example, in a temporary directory, and the command's own.
+
+        Arguments:
+            training_set: what the command trains on.
+            images: what it predicts.
+            seed: is passed on to the command.
+            progress: called with the stage "writing images", and "training" when the command has ended.
 
         Raises:
-            InputError: the command cannot be started, fails, takes too long, or leaves something else than
-                what was asked of it.
-            MissingExtraError: it left an ONNX model and onnxruntime is not installed.
+            InputError: the command cannot be started, fails, takes too long, or writes something else than
+                described above.
+            MissingExtraError: it wrote an ONNX model and onnxruntime is not installed.
         """
         with tempfile.TemporaryDirectory(prefix="unpoison-") as directory:
-            train, ask, out = (Path(directory) / name for name in ("train", "ask", "out"))
+            train, query, out = (Path(directory) / name for name in ("train", "query", "out"))
             folders = _class_folders(training_set.class_names)
-            for folder in folders:
-                (train / folder).mkdir(parents=True)
-            ask.mkdir()
-            out.mkdir()
-            for index, (image, label) in enumerate(
-                zip(training_set.images.cpu(), training_set.labels.tolist(), strict=True)
-            ):
-                (train / folders[label] / f"{index:06d}.png").write_bytes(encode_png(image, compress_level=1))
-            for index, image in enumerate(images.cpu()):
-                (ask / f"{index:06d}.png").write_bytes(encode_png(image, compress_level=1))
-            self._run([str(train), str(ask), str(out)], seed)
+            for folder in (*(train / name for name in folders), query, out):
+                folder.mkdir(parents=True)
+            places = [train / folders[label] for label in training_set.labels.tolist()]
+            _write_images(training_set.images, places, progress)
+            _write_images(images, [query] * len(images), None)
+            self._run([str(train), str(query), str(out)], seed)
+            if progress is not None:
+                progress("training", 1, 1)
             if (out / "predictions.csv").exists():
                 return self._read(out / "predictions.csv", folders, len(images))
             if (out / "model.onnx").exists():
-                return self._ask(out / "model.onnx", images)
+                return self._predict(out / "model.onnx", images)
         raise InputError(
             f"{self.command[0]}: wrote neither predictions.csv nor model.onnx into its last argument"
         )
@@ -119,30 +124,30 @@ class ExternalTrainer:
                 if match is None or int(match[1]) >= count or row[1].strip() not in label_of:
                     raise InputError(
                         f"{name}: line {number} of predictions.csv is {','.join(row)!r}; "
-                        f"expected a file of the images asked about, a comma and a class folder's name"
+                        "expected the file name of a query, a comma and the name of a class folder"
                     )
                 predicted[int(match[1])] = label_of[row[1].strip()]
         if -1 in predicted:
             raise InputError(
-                f"{name}: predictions.csv says nothing of {predicted.index(-1):06d}.png and in all of "
-                f"{predicted.count(-1)} of {count} images"
+                f"{name}: predictions.csv lacks {predicted.count(-1)} of {count} images, the first of them "
+                f"{predicted.index(-1):06d}.png"
             )
         return torch.tensor(predicted, dtype=torch.int64)
 
-    def _ask(self, path: Path, images: Tensor) -> Tensor:
+    def _predict(self, path: Path, images: Tensor) -> Tensor:
         try:
             onnxruntime: Any = importlib.import_module("onnxruntime")
         except ImportError:
             raise MissingExtraError(
-                f"{self.command[0]}: left an ONNX model; pip install 'unpoison[onnx]' to run it"
+                f"{self.command[0]}: wrote an ONNX model, which needs onnxruntime: pip install onnxruntime"
             ) from None
         try:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             inputs = images.cpu().float().div(255).numpy()
             logits = np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0])
-        except Exception as error:  # onnxruntime has no class of its own for what a model can do wrong
+        except Exception as error:  # onnxruntime has no common class of errors
             words = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise InputError(f"{self.command[0]}: its model.onnx cannot be asked ({words})") from None
+            raise InputError(f"{self.command[0]}: its model.onnx cannot be run ({words})") from None
         if logits.ndim != 2 or len(logits) != len(images):
             raise InputError(
                 f"{self.command[0]}: its model.onnx gave shape {logits.shape} for {len(images)} images; "
@@ -152,9 +157,17 @@ class ExternalTrainer:
 
 
 def _class_folders(names: Sequence[str]) -> list[str]:
-    """A folder's name for each class, sorted as the classes are, safe on every file system."""
+    """A folder name for each class, sorted like the classes, valid on every file system."""
     width = len(str(len(names) - 1))
     return [
         f"{label:0{max(width, 2)}d}-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}"
         for label, name in enumerate(names)
     ]
+
+
+def _write_images(images: Tensor, folders: Sequence[Path], progress: Progress | None) -> None:
+    """Write each image into its folder, named by its index."""
+    for index, (image, folder) in enumerate(zip(images.cpu(), folders, strict=True)):
+        (folder / f"{index:06d}.png").write_bytes(encode_png(image, compress_level=1))
+        if progress is not None and ((index + 1) % 1000 == 0 or index + 1 == len(images)):
+            progress("writing images", index + 1, len(images))

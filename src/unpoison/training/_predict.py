@@ -1,4 +1,4 @@
-"""What a model says of images, in eval mode and in batches; the model is left as it was."""
+"""Predictions of a model, in eval mode and in batches; the model is left as it was."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from torch import Tensor, nn
 
 from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
-from unpoison.models import fastest_layout, preserved
+from unpoison.models import as_input, fastest_layout, logits_of, preserved
 
 
 def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Logits Float32[n classes] of UInt8[n c h w] images, on the device of the images.
+    """Logits Float32[n classes] of the images, on the device of the images.
 
     One pass in eval mode without gradients; batches are moved to the model's device one at a time.
 
     Arguments:
-        model: takes Float[b c h w] in [0, 1].
-        images: UInt8[n c h w]; Float[n c h w] in [0, 1] is taken as it is.
+        model: takes Float[b c h w] in [0, 1], in the precision of its parameters.
+        images: UInt8[n c h w], or Float[n c h w] in [0, 1].
         batch_size: images a forward pass; bounds the memory.
+
+    Raises:
+        InputError: the model fails on such images, or returns no logits.
     """
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), images.device)
-    rows = []
     layout = fastest_layout(model, images)
     with preserved(model), torch.no_grad():
-        for batch in torch.split(images, max(batch_size, 1)):
-            batch = batch.to(device, memory_format=layout)
-            logits = model(batch.float().div_(255) if batch.dtype == torch.uint8 else batch)
-            rows.append(logits.float().to(images.device))
+        rows = [
+            logits_of(model, as_input(model, batch, layout)).float().to(images.device)
+            for batch in torch.split(images, max(batch_size, 1))
+        ]
     return torch.cat(rows)
 
 

@@ -1,7 +1,4 @@
-"""`Recipe`: everything that decides a training run but the data and the seed; torch-free, so it is cheap to
-read.
-
-The presets carry published recipes to the letter, and ours beside them under their own names.
+"""`Recipe`: every setting of a training run except the data and the seed; free of torch.
 
 | preset | what | source |
 |---|---|---|
@@ -10,7 +7,7 @@ The presets carry published recipes to the letter, and ours beside them under th
 | `resnet18-40` | CIFAR-10, 40 epochs, /10 at 14, 24, 35 | poisoning-gradient-matching, "conservative" |
 | `resnet18-200` | CIFAR-10, 200 epochs, /10 at 100, 150, no decay of norms and biases | EPIC |
 | `benchmark-200` | CIFAR-10, 200 epochs, /10 at 100, 150 | the poisoning benchmark, from scratch |
-| `fast` | CIFAR-10 on one GPU in seconds | ours, in the manner of airbench94 |
+| `fast` | CIFAR-10 on one GPU in seconds | ours, after airbench94 |
 """
 
 from __future__ import annotations
@@ -18,52 +15,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self, final
 
 from unpoison._artefacts import canonical_json, digest
+from unpoison._option_checks import check_options
 from unpoison.errors import InputError, nearest
 from unpoison.models import architecture
 
 Schedule = Literal["constant", "multistep", "cosine", "one-cycle"]
 Precision = Literal["float32", "bfloat16"]
-
-_CHOICES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "schedule": ("constant", "multistep", "cosine", "one-cycle"),
-        "precision": ("float32", "bfloat16"),
-    }
+_FRACTIONAL: Final = (
+    "learning_rate",
+    "bias_learning_rate_factor",
+    "momentum",
+    "weight_decay",
+    "gamma",
+    "warmup_epochs",
+    "label_smoothing",
 )
-# Least and greatest value, both allowed.
-_RANGES: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
-    {
-        "width": (1, 4096),
-        "epochs": (1, 100_000),
-        "batch_size": (1, 1_000_000),
-        "learning_rate": (1e-12, 1e6),
-        "bias_learning_rate_factor": (0, 1e6),
-        "momentum": (0, 0.9999),
-        "weight_decay": (0, 1e3),
-        "gamma": (1e-12, 1),
-        "warmup_epochs": (0, 100_000),
-        "crop_padding": (0, 1024),
-        "cutout": (0, 1024),
-        "label_smoothing": (0, 0.9999),
-    }
-)
-_FRACTIONAL: Final = frozenset(
-    {
-        "learning_rate",
-        "bias_learning_rate_factor",
-        "momentum",
-        "weight_decay",
-        "gamma",
-        "warmup_epochs",
-        "label_smoothing",
-    }
-)
-_SWITCHES: Final = frozenset({"nesterov", "decay_norm_and_bias", "flip"})
 
 
 @final
@@ -72,30 +43,28 @@ class Recipe:
     """How to train: architecture, optimiser (SGD), schedule, augmentation, precision.
 
     Arguments:
-        model: one of `unpoison.models.names()`; not used where a model is given to `train`.
+        model: one of `unpoison.models.names()`; not used where `train` is given a network to start from.
         width: channels of the first convolution, 1 or more; None takes the published width.
         epochs: passes over the training set, 1 or more.
         batch_size: examples a step, 1 or more.
         learning_rate: the greatest of the schedule, above 0.
-        bias_learning_rate_factor: the learning rate of the norms' shifts and of biases over that of the rest;
-            their weight decay is divided by it, so that the shrinkage a step is the same.
+        bias_learning_rate_factor: the learning rate of parameters of one dimension (biases, norms) over that
+            of the rest; their weight decay is divided by it, so that a step decays all alike.
         momentum: in [0, 1).
-        nesterov: Nesterov's form of momentum.
+        nesterov: Nesterov momentum.
         weight_decay: L2 coefficient added to the gradient, 0 or more.
-        decay_norm_and_bias: whether parameters of one dimension (norms, biases) are decayed too.
-        schedule: "constant"; "multistep" (times `gamma` at each of `milestones`); "cosine" to zero;
-        "one-cycle"
-            (linear to zero). All but the last may be preceded by a linear warm-up; for "one-cycle" the
-            warm-up is the rise.
+        decay_norm_and_bias: whether parameters of one dimension are decayed too.
+        schedule: "constant"; "multistep", times `gamma` at each of `milestones`; "cosine" to zero; or
+            "one-cycle", linear to zero. A linear warm-up may precede each; that of "one-cycle" is its rise.
         milestones: epochs at which "multistep" multiplies, ascending, each in 1..epochs-1.
         gamma: the factor at milestones, in (0, 1].
         warmup_epochs: length of the linear rise from zero, 0..epochs, fractions allowed.
         flip: mirror each image with probability 1/2.
-        crop_padding: reflect-pad by so many pixels and crop at random; 0 is off.
+        crop_padding: pixels of reflection padding before a random crop; 0 is off.
         cutout: side in pixels of a random black square; 0 is off.
         label_smoothing: share of the label spread over all classes, in [0, 1).
-        precision: "float32", or "bfloat16" for autocast on CUDA (elsewhere it would be slower, so there it
-            means float32).
+        precision: "float32", or "bfloat16" for autocast on CUDA; on other devices, where it would be slower,
+            that means float32.
 
     Raises:
         InputError: names the field, the value and what is allowed.
@@ -128,45 +97,35 @@ class Recipe:
 
     def __post_init__(self) -> None:
         architecture(self.model)
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"recipe: {name} must be true or false, found {getattr(self, name)!r}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"recipe: {name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}"
-                )
-        for name in _RANGES:
-            self._check_number(name)
-        if self.warmup_epochs > self.epochs:
+        check_options(
+            "recipe",
+            self,
+            width="[1, 4096]",
+            epochs="[1, 100000]",
+            batch_size="[1, 1000000]",
+            learning_rate="(0, 1000000]",
+            bias_learning_rate_factor="[0, 1000000]",
+            momentum="[0, 1)",
+            weight_decay="[0, 1000]",
+            gamma="(0, 1]",
+            warmup_epochs=f"[0, {self.epochs}]",
+            crop_padding="[0, 1024]",
+            cutout="[0, 1024]",
+            label_smoothing="[0, 1)",
+        )
+        for name in _FRACTIONAL:
+            # 1 and 1.0 are the same recipe and must have the same fingerprint.
+            object.__setattr__(self, name, float(getattr(self, name)))
+        ascending = all(early < late for early, late in itertools.pairwise(self.milestones))
+        if not ascending or not all(0 < epoch < self.epochs for epoch in self.milestones):
             raise InputError(
-                f"recipe: warmup_epochs must be at most epochs ({self.epochs}), found {self.warmup_epochs}"
+                f"recipe: milestones must be ascending whole numbers in 1..{self.epochs - 1}, "
+                f"found {list(self.milestones)}"
             )
         if self.nesterov and not self.momentum:
             raise InputError(
                 "recipe: nesterov needs momentum above 0; set nesterov to false or raise momentum"
             )
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        ascending = all(early < late for early, late in itertools.pairwise(self.milestones))
-        inside = all(isinstance(epoch, int) and 0 < epoch < self.epochs for epoch in self.milestones)
-        if not (ascending and inside):
-            raise InputError(
-                f"recipe: milestones must be ascending whole numbers in 1..{self.epochs - 1}, "
-                f"found {list(self.milestones)}"
-            )
-
-    def _check_number(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is None and name == "width":
-            return
-        least, greatest = _RANGES[name]
-        kind = "a number" if name in _FRACTIONAL else "a whole number"
-        fits = isinstance(value, (int, float) if name in _FRACTIONAL else int) and not isinstance(value, bool)
-        if not fits or not least <= value <= greatest or not math.isfinite(value):
-            raise InputError(f"recipe: {name} must be {kind} in {least:g}..{greatest:g}, found {value!r}")
-        if name in _FRACTIONAL:
-            # 1 and 1.0 are the same recipe and must have the same fingerprint.
-            object.__setattr__(self, name, float(value))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Recipe:
@@ -179,8 +138,8 @@ class Recipe:
         36
         """
         if name not in PRESETS:
-            raise InputError(f"recipe: there is no preset {name!r}; choose one of {', '.join(cls.presets())}")
-        return cls.from_dict({**PRESETS[name].to_dict(), **changes}) if changes else PRESETS[name]
+            raise InputError(f"recipe: there is no preset {name!r}; {nearest(name, cls.presets())}")
+        return cls.from_dict({**PRESETS[name].to_dict(), **changes})
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
@@ -188,7 +147,7 @@ class Recipe:
         return tuple(sorted(PRESETS))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; `from_dict` is the way back."""
+        """For JSON; the inverse of `from_dict`."""
         return {**asdict(self), "milestones": list(self.milestones)}
 
     @classmethod
@@ -202,10 +161,7 @@ class Recipe:
         for key in values:
             if key not in known:
                 raise InputError(f"recipe: unknown field {key!r}; {nearest(key, known)}")
-        milestones = values.get("milestones", ())
-        if not isinstance(milestones, (list, tuple)):
-            raise InputError(f"recipe: milestones must be a list of whole numbers, found {milestones!r}")
-        return cls(**{**values, "milestones": tuple(milestones)})
+        return cls(**values)
 
     @property
     def fingerprint(self) -> str:
@@ -236,72 +192,29 @@ class Recipe:
                 return self.learning_rate * (1 - passed)
 
 
+_SMALL: Final = Recipe(
+    model="convnet-bn",
+    width=16,
+    epochs=15,
+    batch_size=64,
+    learning_rate=0.05,
+    schedule="one-cycle",
+    warmup_epochs=2,
+    flip=True,
+    crop_padding=1,
+)
+_RESNET18: Final = Recipe(
+    model="resnet18", epochs=200, schedule="multistep", milestones=(100, 150), flip=True, crop_padding=4
+)
 PRESETS: Final[Mapping[str, Recipe]] = MappingProxyType(
     {
-        "sample": Recipe(
-            model="convnet-bn",
-            width=16,
-            epochs=15,
-            batch_size=64,
-            learning_rate=0.05,
-            weight_decay=5e-4,
-            schedule="one-cycle",
-            warmup_epochs=2,
-            flip=True,
-            crop_padding=1,
+        "sample": _SMALL,
+        "cifar10-small": replace(
+            _SMALL, model="resnet9", epochs=10, batch_size=128, learning_rate=0.1, crop_padding=4
         ),
-        "cifar10-small": Recipe(
-            model="resnet9",
-            width=16,
-            epochs=10,
-            batch_size=128,
-            learning_rate=0.1,
-            weight_decay=5e-4,
-            schedule="one-cycle",
-            warmup_epochs=2,
-            flip=True,
-            crop_padding=4,
-        ),
-        "resnet18-40": Recipe(
-            model="resnet18",
-            epochs=40,
-            batch_size=128,
-            learning_rate=0.1,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=5e-4,
-            schedule="multistep",
-            milestones=(14, 24, 35),
-            flip=True,
-            crop_padding=4,
-        ),
-        "resnet18-200": Recipe(
-            model="resnet18",
-            epochs=200,
-            batch_size=128,
-            learning_rate=0.1,
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=5e-4,
-            decay_norm_and_bias=False,
-            schedule="multistep",
-            milestones=(100, 150),
-            flip=True,
-            crop_padding=4,
-        ),
-        "benchmark-200": Recipe(
-            model="resnet18",
-            epochs=200,
-            batch_size=128,
-            learning_rate=0.1,
-            momentum=0.9,
-            nesterov=False,
-            weight_decay=2e-4,
-            schedule="multistep",
-            milestones=(100, 150),
-            flip=True,
-            crop_padding=4,
-        ),
+        "resnet18-40": replace(_RESNET18, epochs=40, milestones=(14, 24, 35)),
+        "resnet18-200": replace(_RESNET18, decay_norm_and_bias=False),
+        "benchmark-200": replace(_RESNET18, nesterov=False, weight_decay=2e-4),
         # airbench94 sums its loss over 1,024 examples: 11.5 / (1024 (1 + 1 / (1 - 0.85))) * 1024 = 1.5, and
         # its decoupled decay 0.0153 * 1024 / (1024 (1 + 1 / (1 - 0.85))) over that rate is 0.00133.
         "fast": Recipe(
@@ -311,7 +224,6 @@ PRESETS: Final[Mapping[str, Recipe]] = MappingProxyType(
             learning_rate=1.5,
             bias_learning_rate_factor=64,
             momentum=0.85,
-            nesterov=True,
             weight_decay=0.00133,
             schedule="one-cycle",
             warmup_epochs=3,

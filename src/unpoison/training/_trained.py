@@ -1,6 +1,6 @@
-"""`Trained`: a trained model with everything that made it.
+"""`Trained`: a trained model and how it was made.
 
-On disk it is model.safetensors and trained.json, and dropped.safetensors where there was a defense.
+Stored as model.safetensors and trained.json, and dropped.safetensors where there was a defense.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ _WEIGHTS, _DESCRIPTION, _DROPPED = "model.safetensors", "trained.json", "dropped
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trained:
-    """What `train` returns.
+    """What `train` and `Unlearner.heal` return.
 
     Arguments:
         model: in eval mode.
-        recipe: how it was trained.
+        recipe: how it was trained; None where that is not known, as of a network of the caller's own that was
+            healed without one.
         seed: of initialisation, order and augmentation.
         class_names: one a logit.
         image_shape: channels, height and width of the images it was trained on.
         training_fingerprint: of the training set (the whole set, also where a mask chose among its examples).
         history: one record an epoch.
         seconds: wall-clock time of all epochs, those before an interruption included.
-        own_model: whether the model came from the caller instead of the recipe.
-        defense: its `repr` under "name", and what it reports of the run; None where there was none.
+        own_model: whether the network came from the caller and not from the recipe.
+        defense: its `repr` under "name", and what it reported; None where there was none.
         dropped: Int64[k], ascending: the examples, among those included, that the defense had dropped by the
             last epoch.
     """
 
     model: nn.Module
-    recipe: Recipe
+    recipe: Recipe | None
     seed: int
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -60,7 +61,7 @@ class Trained:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the directory, whole or not at all: weights as safetensors, the rest as JSON.
 
-        Of a model that came from the caller only the weights are stored, with its class name as a note.
+        Of a network of the caller's own, weights and class name are stored.
         """
         with atomic_directory(directory) as staging:
             # Clones: tied weights share memory, which safetensors refuses.
@@ -77,7 +78,7 @@ class Trained:
                 staging / _DESCRIPTION,
                 {
                     "schema": 1,
-                    "recipe": self.recipe.to_dict(),
+                    "recipe": None if self.recipe is None else self.recipe.to_dict(),
                     "seed": self.seed,
                     "class_names": list(self.class_names),
                     "image_shape": list(self.image_shape),
@@ -102,8 +103,8 @@ class Trained:
 
         Arguments:
             directory: as given to `save`.
-            model: for a model of the caller's own: a freshly made one, which receives the weights. A model
-                that was built from the recipe is built again.
+            model: for a network of the caller's own: a freshly built one, which receives the weights. A
+                network that was built from the recipe is built again.
             device: where to put the model.
 
         Raises:
@@ -119,16 +120,19 @@ class Trained:
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path / _WEIGHTS}: cannot be read ({error})") from None
         try:
-            recipe = Recipe.from_dict(description["recipe"])
+            given = description["recipe"]
+            recipe = None if given is None else Recipe.from_dict(given)
             channels, height, width = (int(side) for side in description["image_shape"])
             class_names = tuple(str(name) for name in description["class_names"])
             own: str | None = description["own_model"]
             if model is None and own is not None:
                 raise InputError(
-                    f"{path}: holds the weights of a model of your own ({own}); pass a new one as model="
+                    f"{path}: holds the weights of a network of your own ({own}); pass a new one as model="
                 )
             network = model
             if network is None:
+                if recipe is None:
+                    raise InputError(f"{path / _DESCRIPTION}: has no recipe to build the network from")
                 network = build(
                     recipe.model,
                     num_classes=len(class_names),
@@ -160,7 +164,7 @@ class Trained:
 
 
 def _defended(path: Path, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that only a defended run has."""
+    """The fields of a defended run."""
     if "defense" not in description:
         return {}
     try:

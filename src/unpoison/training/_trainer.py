@@ -2,12 +2,12 @@
 
 The data lies on the device as uint8. A step gathers its batch by `index_select`, augments the bytes, converts
 them once to float (channels last where the network has convolutions) and leaves standardisation to the model.
-Nothing is read back from the device within an epoch: losses are collected there and looked at when the epoch
+Within an epoch nothing is read back from the device: losses are collected there and checked when the epoch
 ends.
 
 Repeatable: on one machine and with one number of threads, equal arguments give equal weights bit for bit.
-Every epoch derives its generators from (seed, epoch), so a run resumed from a checkpoint needs no random
-state and ends in the same weights. The global random state is as before when `train` returns.
+Every epoch derives its generators from (seed, epoch), so a run that is resumed from a checkpoint needs no
+random state and ends in the same weights. The global random state is as before when `train` returns.
 
 Cost: one forward and backward pass an example and epoch. Memory: the training set as bytes, the parameters
 with gradient and momentum, and the activations of one batch.
@@ -19,7 +19,6 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
@@ -30,12 +29,13 @@ from torch import Tensor, nn
 from unpoison._artefacts import digest
 from unpoison._checkpoints import TRAINING, Checkpoint, Checkpoints
 from unpoison._global_randomness import own_randomness, seed_global_generators
-from unpoison._seeds import derive_seed, generator
+from unpoison._progress import Progress
+from unpoison._seeds import as_seed, derive_seed, generator
 from unpoison.data import TrainingSet, augment
 from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
-from unpoison.models import build, fastest_layout, preserved, whiten
+from unpoison.models import build, fastest_layout, logits_of, preserved, whiten
 from unpoison.training._batches import batch_bounds, epoch_order
-from unpoison.training._defense import Defense
+from unpoison.training._defense import Batch, Defense, Step
 from unpoison.training._epoch_record import EpochRecord
 from unpoison.training._recipe import Recipe
 from unpoison.training._trained import Trained
@@ -50,38 +50,39 @@ def train(
     seed: int,
     defense: Defense | None = None,
     include: Tensor | None = None,
-    model: nn.Module | None = None,
+    start: nn.Module | None = None,
     device: torch.device | str | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
+    progress: Progress | None = None,
 ) -> Trained:
     """Train a network.
 
     Arguments:
         training_set: moved to `device` as uint8 if it is not there.
         recipe: how.
-        seed: decides initialisation, order, augmentation and dropout.
-        defense: what stands between the training set and the network; None is an undefended run. Examples
-            that are not included are kept from it: it may see them, and never brings them in.
+        seed: of initialisation, order, augmentation and dropout.
+        defense: stands between the training set and the network; None is an undefended run. It may read
+            examples that are not included, but cannot include them.
         include: Bool[n], the examples the run may learn from; None is all. The others have no influence at
             all, not even on the normalisation.
-        model: start from a copy of this network, which takes Float[b c h w] in [0, 1], instead of building
-            the recipe's; parameters that do not require a gradient are not trained.
+        start: the network to train a copy of, which takes Float[b c h w] in [0, 1]; None builds the recipe's.
+            Parameters that do not require a gradient are not trained.
         device: where to train; None is where the training set lies.
-        checkpoints: a directory; the state is kept there after each epoch, and a run that finds a checkpoint
-            of its own there goes on from it.
-        on_epoch: called after each epoch, when its checkpoint is stored.
+        checkpoints: a directory; the state is stored there after each epoch, and a run that finds a
+            checkpoint of its own there is resumed from it.
+        progress: called after each epoch, when its checkpoint is stored, with the stage "training".
 
     Returns:
         The model in eval mode on `device`, with its history.
 
     Raises:
-        InputError: nothing to train on, a mask of the wrong shape, a model that does not fit, a damaged
+        InputError: nothing to train on, a mask of the wrong shape, a network that does not fit, a damaged
             checkpoint.
         MismatchError: the checkpoints belong to another run.
         TrainingDivergedError: the loss is no longer finite; names step, epoch and learning rate.
         UnpoisonError: out of memory; names a batch size that would probably fit.
     """
+    seed = as_seed(seed)
     target = training_set.device if device is None else torch.device(device)
     included = _included(training_set, include)
     fingerprint = training_set.fingerprint
@@ -95,24 +96,24 @@ def train(
                 "training set": fingerprint,
                 "choice of examples": None if include is None else digest(_bytes(included)),
                 "defense": repr(defense),
-                "starting model": None if model is None else _digest(model),
+                "starting model": None if start is None else _digest(start),
             },
             kind=TRAINING,
         )
-    prepared = training_set
-    if defense is not None:
-        prepared = _begun(defense, training_set, target, recipe, derive_seed(seed, "defense"))
-    network = _starting_point(prepared, recipe, seed, included, model)
-    run = _Run(network, prepared.to(target), recipe, seed, defense, included.to(target))
-    if store is not None and (checkpoint := store.latest()) is not None:
-        run.restore(checkpoint)
-    with own_randomness(target, deterministic=True):
+    # The caller may have turned gradients off.
+    with torch.inference_mode(False), torch.enable_grad(), own_randomness(target, deterministic=True):
+        prepared = training_set
+        if defense is not None:
+            prepared = _begun(defense, training_set, target, recipe, derive_seed(seed, "defense"))
+        network = _initial(prepared, recipe, seed, included, start)
+        run = _Run(network, prepared.to(target), recipe, seed, defense, included.to(target))
+        if store is not None and (checkpoint := store.latest()) is not None:
+            run.restore(checkpoint)
         while run.epochs_done < recipe.epochs:
             record = run.epoch()
             if store is not None:
                 store.write(run.checkpoint())
-            if on_epoch is not None:
-                on_epoch(record)
+            record.tell(progress, recipe.epochs)
     run.model.zero_grad(set_to_none=True)
     return Trained(
         model=_laid_out(run.model, torch.contiguous_format).eval(),
@@ -123,7 +124,7 @@ def train(
         training_fingerprint=fingerprint,
         history=tuple(run.history),
         seconds=sum(record.seconds for record in run.history),
-        own_model=model is not None,
+        own_model=start is not None,
         defense=None if defense is None else {"name": repr(defense), **defense.report()},
         dropped=(run.included & ~run.alive).nonzero().squeeze(1).cpu(),
     )
@@ -131,11 +132,11 @@ def train(
 
 @final
 class _Undefended(Defense):
-    """Every hook as it is by default."""
+    """Training without a defense: every hook has its default."""
 
 
 class _Run:
-    """The state that moves from epoch to epoch: parameters, momentum, living examples, history."""
+    """The state between epochs: parameters, momentum, examples that are alive, history."""
 
     def __init__(
         self,
@@ -188,7 +189,7 @@ class _Run:
                 losses[step] = loss
                 correct += hits
                 seen += rows
-                # On the CPU looking costs nothing; elsewhere it would make the host wait in every step.
+                # Free on the CPU; on other devices it would synchronise in every step.
                 if self.device.type == "cpu" and not math.isfinite(losses[step].item()):
                     break
         except (RuntimeError, ValueError) as error:
@@ -212,7 +213,7 @@ class _Run:
     def _step(
         self, chosen: Tensor, draws: torch.Generator, own_draws: torch.Generator
     ) -> tuple[Tensor, Tensor, int]:
-        """One step: its loss, how many rows were answered rightly, of how many."""
+        """One step: its loss, how many rows were classified correctly, and how many there were."""
         recipe = self.recipe
 
         def augmented(images: Tensor) -> Tensor:
@@ -226,16 +227,16 @@ class _Run:
             inputs = drawn.to(torch.float32, memory_format=self.layout)
             return inputs.div_(255) if drawn.dtype == torch.uint8 else inputs
 
-        def logits_of(images: Tensor) -> Tensor:
+        def forward(images: Tensor) -> Tensor:
             with torch.autocast(
                 self.device.type,
                 dtype=torch.bfloat16,
                 enabled=recipe.precision == "bfloat16" and self.device.type == "cuda",
             ):
-                logits: Tensor = self.model(images)
+                logits = logits_of(self.model, images)
             if logits.ndim != 2 or logits.shape[1] < self.training_set.num_classes:
                 raise InputError(
-                    f"model: gave logits of shape {tuple(logits.shape)}; "
+                    f"model: returns logits of shape {tuple(logits.shape)}; "
                     f"expected [{len(images)}, {self.training_set.num_classes}], one logit a class"
                 )
             return logits
@@ -245,15 +246,27 @@ class _Run:
                 logits.float(), targets, label_smoothing=recipe.label_smoothing, reduction=reduction
             )
 
-        images = self.training_set.images.index_select(0, chosen)
-        labels = self.training_set.labels.index_select(0, chosen)
         images, targets = self.hooks.batch(
-            images, labels, chosen, epoch=self.epochs_done, augment=augmented, generator=own_draws
+            Batch(
+                images=self.training_set.images.index_select(0, chosen),
+                labels=self.training_set.labels.index_select(0, chosen),
+                indices=chosen,
+                epoch=self.epochs_done,
+                augment=augmented,
+                generator=own_draws,
+            )
         )
         self._check_batch(images, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss, logits = self.hooks.gradients(
-            self.model, images, targets, logits_of=logits_of, loss_of=loss_of, generator=own_draws
+            Step(
+                model=self.model,
+                images=images,
+                targets=targets,
+                logits_of=forward,
+                loss_of=loss_of,
+                generator=own_draws,
+            )
         )
         if self.defense is not None:
             _lay_gradients_out(self.model)
@@ -290,7 +303,7 @@ class _Run:
         bad = (~losses.isfinite()).nonzero()
         step = int(bad[0]) if len(bad) else None
         if step is None:
-            # The last update is not followed by a loss that would show it.
+            # No loss follows the last update.
             finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()])
             step = None if bool(finite.all()) else len(bounds) - 1
         if step is not None:
@@ -302,7 +315,7 @@ class _Run:
             )
 
     def checkpoint(self) -> Checkpoint:
-        """Everything the next epoch needs."""
+        """The state that the next epoch needs."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, parameter in enumerate(_trainable(self.model)):
             momentum = self.optimizer.state[parameter].get("momentum_buffer")
@@ -315,7 +328,7 @@ class _Run:
         return Checkpoint(done=self.epochs_done, tensors=tensors, notes=history)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take back what `checkpoint` holds."""
+        """Continue from `checkpoint`."""
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {
@@ -344,11 +357,11 @@ class _Run:
 def _begun(
     defense: Defense, training_set: TrainingSet, device: torch.device, recipe: Recipe, seed: int
 ) -> TrainingSet:
-    """The set that the defense wants trained on; `training_set` itself where it wants no other."""
+    """The set that the defense trains on; `training_set` itself where `begin` returned it."""
     moved = training_set.to(device)
     prepared = defense.begin(moved, recipe, seed=seed)
     if prepared is moved:
-        # Its statistics are then taken where they always are, so that they agree to the last bit.
+        # Not the moved copy: channel statistics are to be computed as without a defense, bit for bit.
         return training_set
     expected, found = (
         (tuple(each.images.shape), each.class_names, tuple(each.labels.shape))
@@ -378,15 +391,15 @@ def _included(training_set: TrainingSet, include: Tensor | None) -> Tensor:
     return mask
 
 
-def _starting_point(
-    training_set: TrainingSet, recipe: Recipe, seed: int, included: Tensor, model: nn.Module | None
+def _initial(
+    training_set: TrainingSet, recipe: Recipe, seed: int, included: Tensor, start: nn.Module | None
 ) -> nn.Module:
     """The network before the first step: a copy of the caller's, or the recipe's freshly built."""
-    if model is not None:
-        network = copy.deepcopy(model)
+    if start is not None:
+        network = copy.deepcopy(start)
         network.zero_grad(set_to_none=True)
         if not _trainable(network):
-            raise InputError("model: none of its parameters requires a gradient; there is nothing to train")
+            raise InputError("start: none of its parameters requires a gradient; there is nothing to train")
         return network
     chosen = included.nonzero().squeeze(1)
     subset = training_set if bool(included.all()) else training_set.subset(chosen.to(training_set.device))
@@ -412,7 +425,7 @@ def _laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
 def _lay_gradients_out(model: nn.Module) -> None:
     """Give gradients the strides of their parameters.
 
-    Autograd does so by itself; the fused optimiser takes it for granted and pairs up wrong numbers otherwise.
+    Autograd does so; the fused optimizer relies on it, and would pair up wrong numbers otherwise.
     """
     for parameter in _trainable(model):
         gradient = parameter.grad
@@ -425,7 +438,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.SGD, list[float]]:
-    """SGD with weights in one group, norms and biases in another; and each group's factor on the rate."""
+    """SGD with weights in one group, norms and biases in another, and the learning-rate factor of each."""
     weights = [parameter for parameter in _trainable(model) if parameter.ndim > 1]
     others = [parameter for parameter in _trainable(model) if parameter.ndim <= 1]
     factor = recipe.bias_learning_rate_factor
@@ -446,7 +459,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.SGD, list[
 
 
 def _explained(error: Exception, batch_size: int, examples: int) -> UnpoisonError | None:
-    """What to raise instead of torch's own error, if there is something better to say."""
+    """A clearer error than torch's own, if there is one."""
     text = str(error)
     if "more than 1 value per channel" in text:
         return InputError(

@@ -3,12 +3,14 @@ from ._methods import describe as describe
 from ._methods import get as get
 from ._methods import names as names
 from ._methods import register as register
+from ._unlearner import Healed as Healed
+from ._unlearner import Request as Request
 from ._unlearner import Unlearner as Unlearner
 from .bad_teaching import BadTeaching as BadTeaching
 from .best_of import BestOf as BestOf
 from .fine_tune import FineTune as FineTune
 from .potion import Potion as Potion
-from .recant import Recant as Recant
+from .relabel import Relabel as Relabel
 from .retrain import Retrain as Retrain
 from .scrub import SCRUB as SCRUB
 from .ssd import SSD as SSD
@@ -20,8 +22,10 @@ __all__ = [
     "BadTeaching",
     "BestOf",
     "FineTune",
+    "Healed",
     "Potion",
-    "Recant",
+    "Relabel",
+    "Request",
     "Retrain",
     "Unlearner",
     "describe",

@@ -1,14 +1,13 @@
-"""How important each parameter is to some examples, and making smaller those that matter to the wrong ones.
+"""The importance of parameters to examples, and the dampening of parameters by it.
 
 The importance of a parameter is the mean over examples of its squared gradient, the diagonal of the empirical
 Fisher matrix. It is a mean over single examples: the square of a batch's mean gradient, which public code
-takes in its place, is smaller by up to the batch size, by how much depends on the parameter, and a ratio of
-importances of two sets cut into batches of different sizes says little. That approximation is kept for what
-was published with it (`per_example=False`).
+uses, is smaller by a factor between 1 and the batch size that differs between parameters, and so are ratios
+of two importances. That approximation is there for published presets (`per_example=False`).
 
-Cost: exact, one forward and backward pass and one gradient of all parameters an example, formed a few
-examples at a time and gone at once; approximate, a forward and a backward pass. Memory: the importances, one
-number a parameter, and `workspace_bytes`.
+Cost: exact, one forward and backward pass and one gradient of all parameters an example, computed for a few
+examples at a time; approximate, a forward and a backward pass. Memory: the importances, one number a
+parameter, and `workspace_bytes`.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from unpoison._stable import cross_entropy
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
-from unpoison.models import fastest_layout, preserved
+from unpoison.models import fastest_layout, logits_in, preserved
 
 Importances = dict[str, Tensor]
-"""By the name of the parameter, in its shape; at least 0."""
+"""By the name of the parameter, in its shape; 0 or more."""
 
 Value = Callable[[Tensor, Tensor], Tensor]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_of_each(logits: Tensor, labels: Tensor) -> Tensor:
     """Float[b]: the loss of each example."""
-    return F.cross_entropy(logits, labels, reduction="none")
+    return cross_entropy(logits, labels, reduction="none")
 
 
-def answer_norm(logits: Tensor, labels: Tensor) -> Tensor:
-    """Float[b]: the length of the logits, which needs no labels (Foster et al. 2024, arXiv 2402.19308)."""
+def logit_norm(logits: Tensor, labels: Tensor) -> Tensor:
+    """Float[b]: the Euclidean norm of the logits (Foster et al. 2024, arXiv 2402.19308)."""
     length: Tensor = torch.linalg.vector_norm(logits, dim=1)
     return length
 
@@ -46,7 +45,7 @@ def importances(
     network: nn.Module,
     examples: TrainingSet,
     *,
-    value: Value = cross_entropy,
+    value: Value = cross_entropy_of_each,
     power: Literal[1, 2] = 2,
     per_example: bool = True,
     batch_size: int = 128,
@@ -56,14 +55,14 @@ def importances(
     """The mean of |gradient of `value`|^`power` over the examples, for every parameter.
 
     Arguments:
-        network: on the device of the examples; used in eval mode and left as it was.
+        network: on the device of the examples; evaluated in eval mode and left as it was.
         examples: read once, in order.
         value: of each example, from logits and labels.
-        power: 2 for the Fisher matrix's diagonal, 1 for magnitudes, which outliers sway less.
+        power: 2 for the diagonal of the Fisher matrix, 1 for absolute values, which are robust to outliers.
         per_example: over single examples, or over the gradients of the means of batches.
-        batch_size: examples a batch; without bearing on what is computed where `per_example`.
-        workspace_bytes: of single examples' gradients at a time; default 64 MiB, on CUDA 1 GiB.
-        method: who asks, for messages.
+        batch_size: examples a batch.
+        workspace_bytes: of single examples' gradients at a time; None is 64 MiB, on an accelerator 1 GiB.
+        method: its name, for messages.
 
     Raises:
         InputError: the network cannot be differentiated example by example.
@@ -74,7 +73,7 @@ def importances(
     if per_example:
         count = sum(parameter.numel() * parameter.itemsize for parameter in parameters.values())
         if workspace_bytes is None:
-            workspace_bytes = 1 << 30 if examples.device.type == "cuda" else 64 << 20
+            workspace_bytes = 64 << 20 if examples.device.type == "cpu" else 1 << 30
         batch_size = max(1, min(batch_size, workspace_bytes // max(count, 1)))
     gradients = _single_gradients(network, value) if per_example else _batch_gradient(network, value)
     batches = 0
@@ -83,7 +82,7 @@ def importances(
         network.requires_grad_(False)
         for start in range(0, len(examples), batch_size):
             images, labels = examples.batch(start, min(start + batch_size, len(examples)))
-            images = images.contiguous(memory_format=layout)
+            images = images.to(next(iter(parameters.values())).dtype).contiguous(memory_format=layout)
             try:
                 found = gradients(parameters, images, labels)
             except RuntimeError as error:
@@ -97,12 +96,12 @@ def importances(
                 totals[name] += (gradient.square_() if power == 2 else gradient.abs_()).sum(0)
             batches += 1
     result = {name: total.div_(len(examples) if per_example else batches) for name, total in totals.items()}
-    # One look for all parameters, as a look makes a GPU's host wait.
+    # One read for all parameters, since a read synchronises.
     finite = torch.stack([total.isfinite().all() for total in result.values()])
     if not bool(finite.all()):
         name = list(result)[int((~finite).nonzero()[0])]
         raise TrainingDivergedError(
-            f"{method}: the gradient of parameter {name} is not finite; the model to be healed has diverged"
+            f"{method}: the gradient of parameter {name} is not finite; the model has diverged"
         )
     return result
 
@@ -117,10 +116,10 @@ def dampen(
 ) -> int:
     """Multiply each parameter with own > selection * reference by min(1, dampening * reference / own).
 
-    In place. What no example has a gradient for is not selected.
+    In place. Parameters without a gradient are not selected.
 
     Arguments:
-        network: its parameters bear the importances' names.
+        network: with the parameters of the importances.
         own: the importances to the examples to forget.
         reference: the importances to all examples, or to those that are kept.
         selection: alpha, how many times as important to be selected; a tensor holds one number.
@@ -151,7 +150,8 @@ def _single_gradients(
     buffers = dict(network.named_buffers())
 
     def of_one(parameters: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(network, (dict(parameters), buffers), (image[None],))
+        state = {**parameters, **buffers}
+        logits = logits_in(functional_call(network, state, (image[None],)))
         return value(logits, label[None])[0]
 
     return vmap(grad(of_one), in_dims=(None, 0, 0), randomness="error")
@@ -163,7 +163,8 @@ def _batch_gradient(
     buffers = dict(network.named_buffers())
 
     def of_mean(parameters: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        return value(functional_call(network, (parameters, buffers), (images,)), labels).mean()
+        logits = logits_in(functional_call(network, {**parameters, **buffers}, (images,)))
+        return value(logits, labels).mean()
 
     derivative = grad(of_mean)
 

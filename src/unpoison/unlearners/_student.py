@@ -1,15 +1,14 @@
-"""`Student`: a copy of the victim that is trained by steps whose loss a method says.
+"""`Student`: a copy of a network that is trained by a loss of the method's own.
 
-For methods whose loss is not that of training: they hold the student against a teacher, or climb. Images are
-augmented as the recipe says; the learning rate is the method's own.
+For methods that compare the student with a teacher, or ascend a loss. Images are augmented as the recipe
+says, if there is one; the learning rate is the method's own.
 
-Repeatable as training is: every epoch draws from the seed and its own name. The global random state is as
-before when an epoch ends. Cost: one forward and backward pass an example, and whatever the loss adds.
+Repeatable like training: every epoch draws from the seed and its own name. The global random state is as
+before when an epoch ends. Cost: one forward and backward pass an example, and that of the loss.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,24 +21,25 @@ from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet, augment
 from unpoison.errors import TrainingDivergedError
-from unpoison.models import fastest_layout
-from unpoison.training import Recipe
+from unpoison.models import fastest_layout, logits_of
+from unpoison.training import EpochRecord, batch_bounds
+from unpoison.unlearners._unlearner import Request
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""From images Float[b c h w], logits Float[b classes], labels Int64[b] and the batch's places Int64[b] in the
-examples of the epoch to the number to be lessened."""
+"""From images Float[b c h w], logits Float[b classes], labels Int64[b] and the indices Int64[b] of the batch
+in the examples of the epoch to the loss, a scalar."""
 
 
 @final
 @dataclass(frozen=True)
-class Lesson:
-    """What an epoch came to.
+class Pass:
+    """The result of one epoch.
 
     Arguments:
-        loss: its mean over the examples.
-        accuracy: the share of the examples that was answered as labelled, in [0, 1], as trained on.
+        loss: mean over the examples.
+        accuracy: share of the examples that were classified as labelled, in [0, 1], as trained on.
         examples: how many were trained on.
-        steps: how many steps were taken.
+        steps: how many steps there were.
     """
 
     loss: float
@@ -47,26 +47,34 @@ class Lesson:
     examples: int
     steps: int
 
+    def record(self, epoch: int, *, learning_rate: float, seconds: float) -> EpochRecord:
+        """As a record of the history."""
+        return EpochRecord(
+            epoch=epoch,
+            loss=self.loss,
+            accuracy=self.accuracy,
+            learning_rate=learning_rate,
+            examples=self.examples,
+            seconds=seconds,
+        )
+
 
 @final
 class Student:
-    """A copy of `victim` on `device`, all of whose parameters are trained."""
+    """A copy of the network of `request`, or of `network`, with all parameters trained."""
 
     def __init__(
         self,
-        victim: nn.Module,
-        recipe: Recipe,
+        request: Request,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        *,
-        device: torch.device,
-        seed: int,
-        method: str,
+        network: nn.Module | None = None,
     ) -> None:
-        self.network = copy.deepcopy(victim).to(device).requires_grad_(True)
-        self.network.zero_grad(set_to_none=True)
+        copied = request.copied() if network is None else network.to(request.device)
+        self.network = copied.requires_grad_(True)
         self.layout: torch.memory_format | None = None
         self.optimizer = optimizer(list(self.network.parameters()))
-        self.recipe, self.device, self.seed, self.method = recipe, device, seed, method
+        self.recipe, self.device = request.recipe, request.device
+        self.seed, self.method = request.seed, request.method
 
     def epoch(
         self,
@@ -77,25 +85,24 @@ class Student:
         batch_size: int,
         batch_statistics: bool = True,
         steps: int | None = None,
-    ) -> Lesson:
+    ) -> Pass:
         """One pass over the examples in a new order.
 
         Arguments:
             examples: on the student's device.
-            loss: what is lessened.
-            name: of the epoch, unlike any other of this student's; order and augmentation hang on it.
-            batch_size: examples a step; a single example left over joins the batch before.
-            batch_statistics: whether batch norm goes by the batch and learns from it, or stays as it is.
+            loss: is minimised.
+            name: of the epoch, which seeds its order and augmentation; each of a student is different.
+            batch_size: examples a step; a single example that is left over joins the batch before.
+            batch_statistics: whether batch norm uses and learns the statistics of the batch, or stays as it
+                is.
             steps: stop after so many steps.
 
         Raises:
             TrainingDivergedError: the loss or a parameter is no longer finite.
         """
         shuffle = torch.randperm(len(examples), generator=generator(self.seed, self.method, name, "order"))
-        batches = list(torch.split(shuffle.to(self.device), batch_size))
-        if len(batches) > 1 and len(batches[-1]) == 1:
-            batches[-2:] = [torch.cat(batches[-2:])]
-        batches = batches[:steps]
+        shuffle = shuffle.to(self.device)
+        batches = [shuffle[start:stop] for start, stop in batch_bounds(len(shuffle), batch_size)[:steps]]
         if self.layout is None:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.layout = fastest_layout(self.network, examples.images)
@@ -110,37 +117,39 @@ class Student:
                     module.eval()
         network_seed = derive_seed(self.seed, self.method, name, "network")
         with own_randomness(self.device, seed=network_seed, deterministic=True):
-            for step, places in enumerate(batches):
-                images = augment(
-                    examples.images.index_select(0, places),
-                    flip=self.recipe.flip,
-                    crop_padding=self.recipe.crop_padding,
-                    cutout=self.recipe.cutout,
-                    generator=draws,
-                )
+            for step, indices in enumerate(batches):
+                images = examples.images.index_select(0, indices)
+                if self.recipe is not None:
+                    images = augment(
+                        images,
+                        flip=self.recipe.flip,
+                        crop_padding=self.recipe.crop_padding,
+                        cutout=self.recipe.cutout,
+                        generator=draws,
+                    )
                 images = images.to(torch.float32, memory_format=self.layout).div_(255)
-                labels = examples.labels.index_select(0, places)
-                logits: Tensor = self.network(images)
-                value = loss(images, logits, labels, places)
+                labels = examples.labels.index_select(0, indices)
+                logits = logits_of(self.network, images)
+                value = loss(images, logits, labels, indices)
                 self.optimizer.zero_grad(set_to_none=True)
                 value.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
                 losses[step] = value.detach()
                 correct += (logits.detach().argmax(1) == labels).sum()
-                # On the CPU looking costs nothing; elsewhere it would make the host wait in every step.
+                # Free on the CPU; on other devices it would synchronise in every step.
                 if self.device.type == "cpu" and not math.isfinite(losses[step].item()):
                     break
         self.network.eval()
         self._stop_if_diverged(losses, name)
-        sizes = torch.tensor([len(places) for places in batches], dtype=torch.float64)
+        sizes = torch.tensor([len(indices) for indices in batches], dtype=torch.float64)
         count = int(sizes.sum())
-        return Lesson(float(losses.cpu().double() @ sizes / count), int(correct) / count, count, len(batches))
+        return Pass(float(losses.cpu().double() @ sizes / count), int(correct) / count, count, len(batches))
 
     def _stop_if_diverged(self, losses: Tensor, name: str) -> None:
         bad = (~losses.isfinite()).nonzero()
         step = int(bad[0]) if len(bad) else None
         if step is None:
-            # The last update is not followed by a loss that would show it.
+            # No loss follows the last update.
             finite = torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()])
             step = None if bool(finite.all()) else len(losses) - 1
         if step is not None:
@@ -149,3 +158,13 @@ class Student:
                 f"{self.method}: diverged: the loss is not finite at step {step} of {name}, where the "
                 f"learning rate is {rate:g}; lower learning_rate"
             )
+
+
+def soft_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Float64[b]: KL(teacher || student) of the softmax at `temperature`, for each example.
+
+    In float64, since the gradient is the difference of two probabilities that are both near 1 where teacher
+    and student agree.
+    """
+    student, target = ((one.double() / temperature).log_softmax(1) for one in (logits, teacher))
+    return torch.nn.functional.kl_div(student, target, log_target=True, reduction="none").sum(1)

@@ -1,6 +1,7 @@
-"""`Unlearner`: from a poisoned model, its training set and the examples to forget to a healed model.
+"""`Unlearner`: from a trained model, its training set and the examples to forget to a healed model.
 
-Helpers here decide, once for all methods, what may be forgotten and what recipe is meant.
+`Unlearner.heal` checks its arguments, once for all methods, and calls the method's own `_heal` with a
+`Request`.
 """
 
 from __future__ import annotations
@@ -8,33 +9,117 @@ from __future__ import annotations
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
+from unpoison._progress import Progress
+from unpoison._seeds import as_seed
+from unpoison._stable import cross_entropy
 from unpoison.data import TrainingSet
-from unpoison.errors import InputError
+from unpoison.errors import InputError, MismatchError
 from unpoison.registry import Method
-from unpoison.training import EpochRecord, Recipe, Trained
+from unpoison.training import EpochRecord, Recipe, Trained, predict
 
-DEFAULT_PRESET = "sample"
-"""The preset that trains a network of which nobody said how it was trained."""
+BATCH_SIZE = 128
+"""Of forward passes without gradients."""
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Request:
+    """The arguments of `Unlearner.heal`, checked.
+
+    Arguments:
+        method: the name of the method, for messages.
+        given: the model to heal, as it was given.
+        network: the network of it; must not be changed.
+        recipe: how to train; None where that is not known.
+        built_by: the recipe that the network was trained by, where that is known.
+        own_model: whether the network is the caller's own and not built from that recipe.
+        start: the network before training, where it was given.
+        rest: the examples to keep, where the training set lies.
+        forget: the examples to forget, each once, by ascending index; where the training set lies.
+        seed: of everything random.
+        device: where to work.
+        progress: as given.
+    """
+
+    method: str
+    given: Trained | nn.Module
+    network: nn.Module
+    recipe: Recipe | None
+    built_by: Recipe | None
+    own_model: bool
+    start: nn.Module | None
+    rest: TrainingSet
+    forget: TrainingSet
+    seed: int
+    device: torch.device
+    progress: Progress | None
+
+    def copied(self) -> nn.Module:
+        """A copy of the network on the device, in eval mode and without gradients."""
+        network = copy.deepcopy(self.network).to(self.device).eval()
+        network.zero_grad(set_to_none=True)
+        return network
+
+    def healed(
+        self, network: nn.Module, history: Sequence[EpochRecord], *, recipe: Recipe | None = None
+    ) -> Healed:
+        """The network with the weights of a trained copy of it, and with its own hooks and flags.
+
+        Arguments:
+            network: the trained copy.
+            history: one record an epoch.
+            recipe: how it was trained; that of the request when None.
+        """
+        fresh = self.copied()
+        fresh.load_state_dict(network.state_dict())
+        recipe = self.recipe if recipe is None else recipe
+        if recipe is not None and self.built_by is not None:
+            # The network is built by this recipe when it is loaded.
+            recipe = replace(recipe, model=self.built_by.model, width=self.built_by.width)
+        return Healed(fresh, history, recipe, self.own_model)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Healed:
+    """The result of `Unlearner._heal`.
+
+    Arguments:
+        network: the healed network.
+        history: one record an epoch.
+        recipe: how it was trained; None where that is not known.
+        own_model: whether the network is not built from this recipe.
+    """
+
+    network: nn.Module
+    history: Sequence[EpochRecord]
+    recipe: Recipe | None
+    own_model: bool
 
 
 class Unlearner(ABC):
     """A way to heal a model; its options are the fields of a frozen dataclass.
 
-    What the conformance tests ask of every unlearner: it is not touched by the forgotten examples at all
-    unless its declaration says that it reads them, leaves the given model and training set as they were, gives the
-    same model for the same seed, and refuses with one clear line what cannot be done.
+    The conformance tests check that every unlearner does not read the examples to forget unless its
+    declaration says so, leaves the model and the training set as they were, and gives equal models for equal
+    seeds.
     """
 
     method: ClassVar[Method]
+    needs_recipe: ClassVar[bool] = False
+    """Whether the method trains by a recipe; `Request.recipe` is then not None."""
+    uses_start: ClassVar[bool] = False
+    """Whether the method makes use of the network before training."""
+    lose_classes: bool
 
-    @abstractmethod
+    @final
     def heal(
         self,
         model: Trained | nn.Module,
@@ -42,137 +127,135 @@ class Unlearner(ABC):
         forget: Tensor | Sequence[int],
         *,
         recipe: Recipe | None = None,
+        start: nn.Module | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
-        on_epoch: Callable[[EpochRecord], None] | None = None,
+        progress: Progress | None = None,
     ) -> Trained:
         """The healed model.
 
         Arguments:
-            model: the victim, as `train` gave it or any network (float images in [0, 1] in, logits out);
-                never changed.
+            model: as `train` returned it, or any network (float images in [0, 1] in, logits out); not
+                changed.
             training_set: what it was trained on, poison included.
-            forget: Int64[k], the examples to forget, in any order.
-            recipe: how the victim was trained; that of a `Trained` when None, and the preset `sample` for any
-                other network.
-            seed: where all randomness comes from.
-            device: where to train; as `train` chooses when None.
-            on_epoch: called after every epoch, for progress.
+            forget: the examples to forget: indices Int64[k], in any order, or a mask Bool[n].
+            recipe: how the model was trained; a `Trained` brings its own. For another network methods that
+                train by a recipe need one, and the others do without augmentation if there is none.
+            start: the network before training, freshly built or pretrained, which "retrain" trains on the
+                rest; other methods do not use it. Must not have seen the examples to forget. Not changed.
+            seed: of everything random.
+            device: where to train; None is where the training set lies.
+            progress: called after every epoch, with the stage "training"; "dampening" where nothing is
+                trained.
 
         Returns:
-            The healed model, whose `seconds` are those of healing, to be held against the victim's own. Its
-            recipe is how it was trained where the method trains by one, else the victim's.
+            The healed model, in eval mode on `device`. Of a network of the caller's own it has the class and
+            the `state_dict` keys. `seconds` are those of healing; the recipe is how it was trained where the
+            method trains by one, else the model's.
 
         Raises:
-            InputError: there is nothing to forget, nothing would be left, a class would be left without
-                examples, or an index is outside the set.
+            InputError: there is nothing to forget, nothing or no example of a class would be left, an index
+                is out of range, or a recipe or `start` is missing.
+            MismatchError: `start` has other weights than the model.
             TrainingDivergedError: a loss or gradient is no longer finite.
         """
+        started = time.perf_counter()
+        declared = getattr(type(self), "method", None)
+        name = type(self).__name__ if declared is None else declared.name
+        network = model.model if isinstance(model, Trained) else model
+        rest, poison = _split(training_set, forget, lose_classes=self.lose_classes, method=name)
+        if start is not None and self.uses_start:
+            _check_start(start, network, method=name)
+        known = model.recipe if isinstance(model, Trained) else None
+        if self.needs_recipe and recipe is None and known is None:
+            raise InputError(
+                f"{name}: trains by a recipe, and how this network was trained is not known; give recipe="
+            )
+        request = Request(
+            method=name,
+            given=model,
+            network=network,
+            recipe=known if recipe is None else recipe,
+            built_by=known,
+            own_model=model.own_model if isinstance(model, Trained) else True,
+            start=start,
+            rest=rest,
+            forget=poison,
+            seed=as_seed(seed),
+            device=training_set.device if device is None else torch.device(device),
+            progress=progress,
+        )
+        # The caller may have turned gradients off.
+        with torch.inference_mode(False), torch.enable_grad():
+            healed = self._heal(request)
+        return Trained(
+            model=healed.network.eval(),
+            recipe=healed.recipe,
+            seed=request.seed,
+            class_names=rest.class_names,
+            image_shape=rest.image_shape,
+            training_fingerprint=rest.fingerprint,
+            history=tuple(healed.history),
+            seconds=time.perf_counter() - started,
+            own_model=healed.own_model,
+        )
 
     @abstractmethod
-    def epochs_in(self, recipe: Recipe) -> int:
-        """How often `on_epoch` will be called, given how the victim was trained; for progress."""
+    def _heal(self, request: Request) -> Healed:
+        """The method itself; `request` must not be changed."""
 
 
-def retained(
+def _split(
     training_set: TrainingSet, forget: Tensor | Sequence[int], *, lose_classes: bool, method: str
-) -> TrainingSet:
-    """The training set without the examples to forget.
-
-    A class that has no example left cannot be predicted by a model trained on the rest, which is seldom what
-    is wanted; it is refused unless `lose_classes`.
-
-    Raises:
-        InputError: as `Unlearner.heal` says.
-    """
-    indices = torch.as_tensor(forget)
-    if indices.dtype == torch.bool:
-        raise InputError(
-            f"{method}: forget must hold the indices of examples, found a mask; give its nonzero()"
-        )
-    if indices.numel() and (indices.is_floating_point() or indices.is_complex()):
-        raise InputError(f"{method}: forget must hold the indices of examples, found {indices.dtype}")
-    indices = torch.unique(indices.to(torch.int64))
+) -> tuple[TrainingSet, TrainingSet]:
+    """The examples to keep, and those to forget."""
+    indices = torch.unique(training_set.indices(forget))
     if not len(indices):
-        raise InputError(f"{method}: nothing to forget; the model is as healed as it can be")
+        raise InputError(f"{method}: there is nothing to forget")
+    if len(indices) == len(training_set):
+        raise InputError(f"{method}: all {len(indices)} examples of {training_set.name} are to be forgotten")
     rest = training_set.without(indices)
-    if not len(rest):
-        raise InputError(
-            f"{method}: all {len(training_set)} examples of {training_set.name} are to be forgotten"
-        )
     lost = ((training_set.class_counts() > 0) & (rest.class_counts() == 0)).nonzero().reshape(-1).tolist()
     if lost and not lose_classes:
         named = ", ".join(f"{label} ({training_set.class_names[label]})" for label in lost)
         raise InputError(
             f"{method}: forgetting {len(indices)} examples leaves none of class {named}; forget fewer, "
-            f"or allow it with lose_classes"
+            "or allow it with lose_classes"
         )
-    return rest
+    return rest, training_set.subset(indices)
 
 
-def forgotten(training_set: TrainingSet, forget: Tensor | Sequence[int]) -> TrainingSet:
-    """The examples to forget, each once and in ascending order; `retained` has checked the indices."""
-    return training_set.subset(torch.unique(torch.as_tensor(forget).to(torch.int64)))
+def _check_start(start: nn.Module, network: nn.Module, *, method: str) -> None:
+    if start is network:
+        raise InputError(f"{method}: start is the model itself; give the network before training")
+    expected, found = (
+        {key: value.shape for key, value in one.state_dict().items()} for one in (network, start)
+    )
+    if expected != found:
+        differing = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
+        raise MismatchError(
+            f"{method}: start has another {differing[0]!r} than the model; build it as the model"
+        )
 
 
-def network_of(model: Trained | nn.Module) -> nn.Module:
-    """The network itself."""
-    return model.model if isinstance(model, Trained) else model
-
-
-def recipe_of(model: Trained | nn.Module, recipe: Recipe | None) -> Recipe:
-    """The recipe that was given, else the one the model was trained by, else the preset `sample`."""
-    if recipe is not None:
-        return recipe
-    return model.recipe if isinstance(model, Trained) else Recipe.preset(DEFAULT_PRESET)
-
-
-def recipe_for(model: Trained | nn.Module, recipe: Recipe | None) -> Recipe:
-    """`recipe_of`, but of the victim's own network, from which a stored model is built again."""
-    how = recipe_of(model, recipe)
-    if isinstance(model, Trained):
-        how = replace(how, model=model.recipe.model, width=model.recipe.width)
-    return how
-
-
-def with_weights(victim: nn.Module, state: Mapping[str, Tensor], device: torch.device | None) -> nn.Module:
-    """A fresh copy of the victim with other weights, in eval mode: its hooks and flags are the victim's."""
-    healed = copy.deepcopy(victim)
-    healed.zero_grad(set_to_none=True)
-    healed.load_state_dict(state)
-    return healed.to(device).eval()
-
-
-def healed_of(
-    model: Trained | nn.Module,
-    network: nn.Module,
-    rest: TrainingSet,
-    *,
-    recipe: Recipe,
-    seed: int,
-    history: Sequence[EpochRecord],
-    started: float,
-) -> Trained:
-    """What `heal` returns of a method that does not train by a recipe.
+def record_of(
+    network: nn.Module, kept: TrainingSet, *, epoch: int, learning_rate: float, started: float
+) -> EpochRecord:
+    """Loss and accuracy of the network on the kept examples, for an epoch without training.
 
     Arguments:
-        model: the victim as given.
-        network: holds the healed weights, on the device that the healed model is to lie on.
-        rest: the examples that are kept.
-        recipe: from `recipe_for`.
-        seed: as given.
-        history: one record a call of `on_epoch`.
-        started: `time.perf_counter()` when healing began.
+        network: in eval mode.
+        kept: read once.
+        epoch: counted from 0.
+        learning_rate: 0 where nothing was trained.
+        started: `time.perf_counter()` when the epoch began.
     """
-    device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), None)
-    return Trained(
-        model=with_weights(network_of(model), network.state_dict(), device),
-        recipe=recipe,
-        seed=seed,
-        class_names=rest.class_names,
-        image_shape=rest.image_shape,
-        training_fingerprint=rest.fingerprint,
-        history=tuple(history),
+    logits = predict(network, kept.images, batch_size=BATCH_SIZE)
+    return EpochRecord(
+        epoch=epoch,
+        loss=float(cross_entropy(logits, kept.labels)),
+        accuracy=int((logits.argmax(1) == kept.labels).sum()) / len(kept),
+        learning_rate=learning_rate,
+        examples=len(kept),
         seconds=time.perf_counter() - started,
-        own_model=model.own_model if isinstance(model, Trained) else True,
     )

@@ -1,11 +1,10 @@
-"""Choosing among healed models without knowing the trigger.
+"""Model selection among healed models, without knowing the trigger.
 
-An unlearner may look at what whoever heals has: kept examples, held out for this, and the examples to forget
-with the labels they were given. The attack's success on test inputs, by which published comparisons chose, is
-not among it.
+It uses kept examples that are held out for it, and the examples to forget with their labels; not the attack's
+success on test inputs, by which published comparisons choose.
 
-Limit: the victim was trained on what is held out, so an accuracy on it says how much a healing has broken,
-not how the model does on new images.
+Limit: the model was trained on the held-out examples, so the accuracy on them measures what healing
+destroyed, and not the accuracy on new images.
 """
 
 from __future__ import annotations
@@ -21,19 +20,20 @@ from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import accuracy
+from unpoison.unlearners._unlearner import BATCH_SIZE
 
 SHARE = 0.1
-"""The part of the kept examples that is held out."""
+"""The fraction of the kept examples that is held out."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A candidate and what it was judged by.
+    """A candidate and its measurements.
 
     Arguments:
         state: its weights.
-        forget: the share in [0, 1] of the examples to forget that it still answers as they are labelled.
+        forget: the share in [0, 1] of the examples to forget that it predicts as labelled.
         kept: its accuracy in [0, 1] on the held-out examples.
     """
 
@@ -43,12 +43,12 @@ class Choice:
 
 
 def held_out(rest: TrainingSet, *, seed: int, share: float = SHARE) -> tuple[TrainingSet, TrainingSet]:
-    """The kept examples in two: to heal with, and to choose by.
+    """A random split of the kept examples: to heal with, and for model selection.
 
-    Of each class `share` is held out, rounded down; the draw is the seed's.
+    Of each class `share` is held out, rounded down.
 
     Raises:
-        InputError: no class has so many examples that one could be held out.
+        InputError: no class has enough examples.
     """
     draw = generator(seed, "unlearners", "held out")
     labels = rest.labels.cpu()
@@ -59,26 +59,25 @@ def held_out(rest: TrainingSet, *, seed: int, share: float = SHARE) -> tuple[Tra
     out = torch.cat(chosen).sort().values
     if not len(out):
         raise InputError(
-            f"{rest.name}: has too few examples a class to hold {share:g} of them out; give the option that "
-            "is to be chosen"
+            f"{rest.name}: has too few examples a class to hold {share:g} of them out for model selection"
         )
     return rest.without(out), rest.subset(out)
 
 
 def judged(network: nn.Module, forget: TrainingSet, validation: TrainingSet) -> Choice:
-    """The network as it is now, as a candidate."""
+    """The network in its present state, as a candidate."""
     state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     return Choice(
         state,
-        accuracy(network, forget, batch_size=128).rate,
-        accuracy(network, validation, batch_size=128).rate,
+        accuracy(network, forget, batch_size=BATCH_SIZE).rate,
+        accuracy(network, validation, batch_size=BATCH_SIZE).rate,
     )
 
 
 def best(candidates: Iterable[Choice], victim: Choice, *, tolerance: float) -> Choice:
-    """The candidate that forgets most among those that keep the victim's accuracy less `tolerance`.
+    """The candidate that forgets most among those that lose at most `tolerance` of the victim's accuracy.
 
-    Of equals the one with the higher accuracy. Where none keeps it, the victim itself.
+    Ties go to the higher accuracy. Where every candidate loses more, the victim itself.
     """
     allowed = [one for one in candidates if one.kept >= victim.kept - tolerance]
     return min([*allowed, victim], key=lambda one: (one.forget, -one.kept))

@@ -1,25 +1,19 @@
-"""Retraining from scratch without the examples to forget: exact unlearning, the reference for all others.
+"""Retraining from scratch without the examples to forget: exact unlearning, the reference for other methods.
 
-The healed model is what training would have given had the examples never been there, so it forgets whatever
-they did; what it cannot forget is poison that was not found.
+The healed model is one that never saw the examples to forget. Poison that was not found is trained on again.
 
 Cost: one training on the rest, and a copy of the rest in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
-import torch
-from torch import Tensor, nn
-
-from unpoison.data import TrainingSet
-from unpoison.models import reinitialized
-from unpoison.training import EpochRecord, Recipe, Trained, train
+from unpoison.errors import InputError
+from unpoison.training import train
 from unpoison.unlearners._methods import register
-from unpoison.unlearners._unlearner import Unlearner, network_of, recipe_of, retained
+from unpoison.unlearners._unlearner import Healed, Request, Unlearner
 
 
 @final
@@ -34,42 +28,30 @@ from unpoison.unlearners._unlearner import Unlearner, network_of, recipe_of, ret
 class Retrain(Unlearner):
     """Exact unlearning (EU).
 
+    A network that a recipe built is built again, by its own recipe or by the one that is given. Any other
+    network is needed as it was before training (`start`): freshly built, or pretrained.
+
     Arguments:
         lose_classes: allow that a class is left without examples.
     """
 
+    needs_recipe: ClassVar[bool] = True
+    uses_start: ClassVar[bool] = True
     lose_classes: bool = False
 
-    def epochs_in(self, recipe: Recipe) -> int:
-        """All of the recipe's."""
-        return recipe.epochs
-
-    def heal(
-        self,
-        model: Trained | nn.Module,
-        training_set: TrainingSet,
-        forget: Tensor | Sequence[int],
-        *,
-        recipe: Recipe | None = None,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-        on_epoch: Callable[[EpochRecord], None] | None = None,
-        start: nn.Module | None = None,
-    ) -> Trained:
-        """A model trained from scratch on the rest.
-
-        A network that a recipe built is built again, by its own recipe or the one that is given. Of any other
-        network the architecture is kept; all parameters are drawn anew and trained, frozen ones too, and the
-        recipe says only how. (Where a pretrained part should stay as it is, fine-tune the last layers.)
-
-        Arguments:
-            start: the network that training began with, where that was a pretrained one: it is fine-tuned
-                again, on the rest. It must never have seen the examples to forget.
-
-        Raises:
-            InputError: as `Unlearner.heal`, or the network has a module that cannot be reset.
-        """
-        rest = retained(training_set, forget, lose_classes=self.lose_classes, method="retrain")
-        if start is None and (not isinstance(model, Trained) or model.own_model):
-            start = reinitialized(network_of(model), seed=seed).requires_grad_(True)
-        return train(rest, recipe_of(model, recipe), seed=seed, model=start, device=device, on_epoch=on_epoch)
+    def _heal(self, request: Request) -> Healed:
+        assert request.recipe is not None
+        if request.start is None and request.own_model:
+            raise InputError(
+                "retrain: this network is not built by a recipe; give start=, the network before training "
+                "(freshly built, or the pretrained one)"
+            )
+        trained = train(
+            request.rest,
+            request.recipe,
+            seed=request.seed,
+            start=request.start,
+            device=request.device,
+            progress=request.progress,
+        )
+        return Healed(trained.model, trained.history, request.recipe, trained.own_model)

@@ -1,0 +1,123 @@
+"""What people bring: kinds of dataset and of network.
+
+    python -m benchmarks.compatibility [--only WORDS] [--pending 1] [--page FILE] [--json]
+
+Each kind in tests/compatibility is built at a tiny size, and each verb is tried with it. A verb works if its
+result agrees with that of the plain form (the same inputs in memory, the same network with tensor logits); it
+refuses if it raises one of unpoison's own errors with a message of one line; anything else fails. ✗ marks the
+outcomes that are not wanted of a kind; "as wanted" counts the others. Kinds that need a package which is not
+installed are skipped. With `--pending 1` what is not yet as wanted is written to
+tests/compatibility/pending.json, which the tests expect to fail; `--page` writes the tables to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks._harness import Bench, main, say
+from benchmarks._tables import Record, Row, Section, rate, table
+
+FOLDER: Final = Path(__file__).resolve().parents[1] / "tests" / "compatibility"
+SIDES: Final = ("dataset", "network")
+MARKS: Final = {"works": "✓", "refused": "refused", "fails": "**fails**", "skipped": "skipped"}
+
+
+def measure(bench: Bench) -> None:
+    """Try every verb with every kind."""
+    sys.path.insert(0, str(FOLDER))
+    import compat_harness as harness
+    from compat_datasets import DATASETS
+    from compat_networks import NETWORKS
+
+    bench.trials = []  # nothing is taken over from an earlier run
+    for side, kinds, verbs in zip(
+        SIDES, (DATASETS, NETWORKS), (harness.DATASET_VERBS, harness.NETWORK_VERBS), strict=True
+    ):
+        for kind in kinds:
+            if bench.options.only not in kind.name:
+                continue
+            row: dict[str, Any] = {"side": side, "kind": kind.name, "verbs": {}}
+            for verb in verbs:
+                outcome, expected = harness.run(kind, verb), kind.expected.get(verb, harness.WORKS)
+                row["verbs"][verb] = {
+                    "outcome": outcome.outcome,
+                    "as wanted": outcome.meets(expected),
+                    **{
+                        name: value
+                        for name, value in (("words", outcome.words), ("where", outcome.where))
+                        if value
+                    },
+                }
+            row["as wanted"] = all(one["as wanted"] for one in row["verbs"].values())
+            bench.trials.append(row)
+            say(
+                f"{kind.name}: " + ", ".join(f"{verb} {one['outcome']}" for verb, one in row["verbs"].items())
+            )
+        rows = [row for row in bench.trials if row["side"] == side]
+        bench.rates[f"kinds of {side} as wanted"] = _counted([row["as wanted"] for row in rows])
+        told = [one for row in rows for one in row["verbs"].values() if one["outcome"] != "skipped"]
+        bench.rates[f"verbs on kinds of {side} as wanted"] = _counted([one["as wanted"] for one in told])
+    bench.work = {"verbs": dict(harness.VERBS)}
+    if bench.options.page:
+        page = "\n\n".join([f"# {SECTION.title}", SECTION.about, *tables(bench.record())])
+        Path(bench.options.page).write_text(page + "\n", encoding="utf-8")
+    if bench.options.pending:
+        pending = {
+            row["kind"]: [verb for verb, one in row["verbs"].items() if not one["as wanted"]]
+            for row in bench.trials
+            if not row["as wanted"]
+        }
+        (FOLDER / "pending.json").write_text(
+            json.dumps(pending, indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
+
+
+def _counted(right: Sequence[bool]) -> dict[str, int]:
+    return {"successes": sum(right), "trials": len(right)}
+
+
+def tables(record: Record) -> Iterator[str]:
+    """What each verb is, a table of datasets and one of networks, the words of what is not as wanted."""
+    yield table(("verb", "what was tried"), [list(one) for one in record["work"]["verbs"].items()])
+    for side in SIDES:
+        rows = [row for row in record["trials"] if row["side"] == side]
+        if not rows:
+            continue
+        verbs = list(rows[0]["verbs"])
+        cells = [[row["kind"], *(_mark(row["verbs"][verb]) for verb in verbs)] for row in rows]
+        yield f"### Kinds of {side}"
+        yield table((f"kind of {side}", *verbs), cells)
+        yield f"What was said or went wrong, where it is not what is wanted of a kind of {side}:"
+        yield table(("kind", "verbs", "outcome", "words"), [one for row in rows for one in _unwanted(row)])
+
+
+def _mark(one: Record) -> str:
+    return ("" if one["as wanted"] else "✗ ") + MARKS[one["outcome"]]
+
+
+def _unwanted(row: Record) -> list[list[str]]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for verb, one in row["verbs"].items():
+        if not one["as wanted"]:
+            words = one.get("words", "") + (f" ({one['where']})" if one.get("where") else "")
+            found.setdefault((one["outcome"], words), []).append(verb)
+    return [[row["kind"], ", ".join(verbs), outcome, words] for (outcome, words), verbs in found.items()]
+
+
+ROWS = [
+    Row(
+        f"kinds of {side} that work, or are refused in one line, as wanted",
+        "all",
+        rate(f"kinds of {side} as wanted"),
+    )
+    for side in SIDES
+]
+SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
+
+
+if __name__ == "__main__":
+    main(measure, threads=1, only="", pending=0, page="")

@@ -1,0 +1,393 @@
+"""The sections of a recipe, as frozen dataclasses that check themselves; `Experiment` puts them together.
+
+Which methods and presets there are is read from the registries. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from unpoison import attacks, defenses, detectors, unlearners
+from unpoison.errors import InputError, nearest
+from unpoison.registry import Method, Registry
+
+ANSWERS: Final = ("attack", "errors", "right")
+"""The answers that a detector may be asked about."""
+PARTS: Final = ("detected", "undetected", "random poison", "first half", "last half", "random half")
+"""The parts of the poison, seen by a detector, that healing can be tried without."""
+Options = Mapping[str, Any]
+ClassName = str | int
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What victims are trained and measured on.
+
+    Arguments:
+        source: as `unpoison.data.load` takes it; a path is relative to the recipe's folder.
+        test: where the test set lies, if not in `source`.
+        rows: [first, end) of the training examples that are used; all when not given.
+        per_class: of these, how many of each class are used, the first ones; all when not given. The base
+            images of a published set-up are always among them.
+        test_rows: [first, end) of the test set; places in the test set are counted from the first.
+        reference_rows: [first, end) of the test set that detectors may use as a reference. They should not
+            overlap with `test_rows`.
+    """
+
+    source: str
+    test: str | None = None
+    rows: tuple[int, int] | None = None
+    per_class: int | None = None
+    test_rows: tuple[int, int] | None = None
+    reference_rows: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("rows", "test_rows", "reference_rows"):
+            _check_rows(key, getattr(self, key))
+        check_range("per_class", self.per_class, 1, 10**9)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """A clean network from which victims and surrogates are fine-tuned, and on which attacks may craft.
+
+    There is one for every architecture among the victims, for all seeds. Where its classes are not those of
+    the recipe's data, victims get a new last layer.
+
+    Arguments:
+        source: what it is trained on; the recipe's own data when not given.
+        rows: [first, end) of the examples that are used; all when not given.
+        training: where it is trained otherwise than victims are: fields of the training recipe, or another
+            `preset` with changes. The architecture is always the victims'.
+        freeze: train a new last layer alone, on the features of the network in eval mode.
+        seed: of the training.
+    """
+
+    source: str | None = None
+    rows: tuple[int, int] | None = None
+    training: Options = field(default_factory=dict)
+    freeze: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_rows("rows", self.rows)
+        check_range("seed", self.seed, 0, 2**62)
+        for key in ("model", "width"):
+            if key in self.training:
+                raise InputError(f"training: {key}: the architecture is that of the victims; leave it out")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AttackChoice:
+    """An attack and its strength.
+
+    Arguments:
+        name: one of `unpoison.attacks.names()`.
+        preset: one of its presets; the first when not given.
+        budget: shares of the training set in (0, 1]; one or several.
+        budget_count: counts of examples, in place of `budget`.
+        goal: one of the kinds of goal that the attack serves; when not given, "backdoor" where it serves
+            that, then "label-noise", then "targeted-misclassification".
+        trigger: the name of a trigger (white-corner, four-pixels, four-white-pixels) or an image file, for
+            attacks that do not make their own.
+        options: the attack's own.
+        surrogates: on how many clean networks the adversary crafts; the attack's own number when not given.
+            Each seed has its own, and they share none with the victims.
+        surrogate: where they are trained otherwise than victims are: fields of the training recipe, or
+            another `preset` with changes. An attack with an option `recipe`, which trains surrogates itself,
+            is given it too, unless its preset or its options have one.
+        known: shares of the poison that are known and put right before anything is trained; one or several.
+    """
+
+    name: str
+    preset: str | None = None
+    budget: tuple[float, ...] = ()
+    budget_count: tuple[int, ...] = ()
+    goal: str | None = None
+    trigger: str = "white-corner"
+    options: Options = field(default_factory=dict)
+    surrogates: int | None = None
+    surrogate: Options = field(default_factory=dict)
+    known: tuple[float, ...] = (0.0,)
+
+    def __post_init__(self) -> None:
+        method = _described(attacks.METHODS, self.name, self.preset)
+        if (self.surrogates is not None or self.surrogate) and not method.accepts_surrogates:
+            raise InputError(f"{self.name} crafts without a network; leave out 'surrogates'")
+        check_range("surrogates", self.surrogates, 0, 1000)
+        if self.goal is not None:
+            check_choice("goal", self.goal, method.goals)
+        if self.trigger != type(self).trigger and not method.takes_trigger:
+            raise InputError(f"{self.name} takes no trigger; leave out 'trigger'")
+        if bool(self.budget) == bool(self.budget_count):
+            raise InputError("give either 'budget' (shares of the training set) or 'budget_count'")
+        for share in self.budget:
+            check_range("budget", share, 1e-9, 1.0)
+        for count in self.budget_count:
+            check_range("budget_count", count, 1, 10**9)
+        for share in self.known:
+            check_range("known", share, 0.0, 0.999)
+
+    @property
+    def method(self) -> Method:
+        """What is known of it."""
+        return attacks.describe(self.name)
+
+    @property
+    def goal_kind(self) -> str:
+        """The kind of goal that it is crafted for."""
+        if self.goal is not None:
+            return self.goal
+        preferred = ("backdoor", "label-noise", "targeted-misclassification")
+        served = self.method.goals
+        return next((kind for kind in preferred if kind in served), served[0])
+
+    @property
+    def surrogate_count(self) -> int:
+        """How many surrogates are trained for it."""
+        return self.method.surrogates if self.surrogates is None else self.surrogates
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TargetImage:
+    """One test image, or several that make one goal, which are to be predicted as another class.
+
+    Arguments:
+        test_index: the places in the test set, one or several of one class.
+        target: the class as which they are to be predicted.
+        source: their own class, by which they are checked; may be left out.
+    """
+
+    test_index: tuple[int, ...]
+    target: ClassName
+    source: ClassName | None = None
+
+    def __post_init__(self) -> None:
+        if not self.test_index:
+            raise InputError("test_index: needs at least one")
+        for index in self.test_index:
+            check_range("test_index", index, 0, 10**9)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What the attacks aim at: one of `pairs`, `images` and `setups`.
+
+    Arguments:
+        pairs: (source class, target class), by name or number.
+        images: test images, each with the class as which it is to be predicted.
+        correct: with `pairs`, how many test images of each source class become `images`: the first ones that
+            clean networks predict correctly; `choose_targets` finds them.
+        networks: how many clean networks, with seeds of their own, must predict them correctly; when not
+            given, the clean victims of all seeds, so that the control "no attack" can only miss.
+        setups: a JSON file of published set-ups in the poisoning benchmark's layout; a path relative to the
+            recipe's folder. Each names one test image, its class (the source), the class as which it is to be
+            predicted (the target) and the training images that may be changed.
+        first: the first set-up to use.
+        count: how many set-ups to use; all when not given.
+    """
+
+    pairs: tuple[tuple[ClassName, ClassName], ...] = ()
+    images: tuple[TargetImage, ...] = ()
+    correct: int | None = None
+    networks: int | None = None
+    setups: str | None = None
+    first: int = 0
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.pairs) + bool(self.images) + (self.setups is not None) != 1:
+            raise InputError("give either 'pairs' of classes, test 'images' or a file of published 'setups'")
+        if self.setups is None and (self.first or self.count is not None):
+            raise InputError("first and count: choose among 'setups'; give their file")
+        if self.correct is not None and not self.pairs:
+            raise InputError("correct: chooses test images of 'pairs' of classes; give some")
+        if self.networks is not None and self.correct is None:
+            raise InputError("networks: choose test images; give 'correct', how many")
+        for key, least in (("correct", 1), ("networks", 1), ("first", 0), ("count", 1)):
+            check_range(key, getattr(self, key), least, 10**6)
+        for source, target in self.pairs:
+            if source == target:
+                raise InputError(f"pairs: source and target are the same class {source!r}")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class VictimChoice:
+    """A kind of victim: how it is trained, where that differs from [training], and how many there are.
+
+    Arguments:
+        name: what it is called in tables.
+        training: fields of the training recipe, or another `preset` with changes.
+        count: victims of this kind for each poison, each with a seed of its own.
+    """
+
+    name: str = "default"
+    training: Options = field(default_factory=dict)
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("count", self.count, 1, 10**6)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DetectorChoice:
+    """A detector and what it is asked.
+
+    Arguments:
+        name: one of `unpoison.detectors.names()`.
+        preset: one of its presets; the first when not given.
+        options: its own.
+        answers: which answers of the victim it traces: those that the adversary wants ("attack"), wrong
+            answers to clean test images that the adversary does not want ("errors"), or correct ones
+            ("right"). A detector that scans the training set needs none.
+        observations: how many observations are traced, each in a trial of its own.
+        inputs: how many inputs, answered alike, make up one observation.
+        parts: parts of the poison that healing is tried without in further trials: what the detector
+            flagged ("detected"), what it did not ("undetected"), as much poison as it flagged drawn at random
+            ("random poison"), the half of the poison that it ranks first or last ("first half", "last half")
+            or a random one ("random half").
+    """
+
+    name: str
+    preset: str | None = None
+    options: Options = field(default_factory=dict)
+    answers: str = "attack"
+    observations: int = 1
+    inputs: int = 1
+    parts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        method = _described(detectors.METHODS, self.name, self.preset)
+        check_choice("answers", self.answers, ANSWERS)
+        check_range("observations", self.observations, 1, 10**6)
+        check_range("inputs", self.inputs, 1, 10**4)
+        for part in self.parts:
+            check_choice("parts", part, PARTS)
+        asked = (self.answers, self.observations, self.inputs)
+        if not method.needs_observation and asked != ("attack", 1, 1):
+            raise InputError(
+                f"{self.name} scans the training set; leave out answers, observations and inputs"
+            )
+
+    @property
+    def traces(self) -> bool:
+        """Whether it starts from answers of the victim."""
+        return detectors.describe(self.name).needs_observation
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        asked = {} if self.answers == "attack" else {"answers": self.answers}
+        asked |= {} if self.inputs == 1 else {"inputs": str(self.inputs)}
+        return label(self.name, self.preset, {**self.options, **asked})
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class UnlearnerChoice:
+    """An unlearner: name, preset and options."""
+
+    name: str
+    preset: str | None = None
+    options: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _described(unlearners.METHODS, self.name, self.preset)
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        return label(self.name, self.preset, self.options)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DefenseChoice:
+    """A defense during training.
+
+    Arguments:
+        name: one of `unpoison.defenses.names()`.
+        preset: one of its presets; the first when not given.
+        options: its own.
+        like: for the controls that copy drops: another defense of the recipe, by name or as it is called in
+            tables; in every trial the control drops as many examples, before the same epochs.
+    """
+
+    name: str
+    preset: str | None = None
+    options: Options = field(default_factory=dict)
+    like: str | None = None
+
+    def __post_init__(self) -> None:
+        method = _described(defenses.METHODS, self.name, self.preset)
+        if self.like is not None and not method.copies_drops:
+            raise InputError(
+                f"like: {self.name} drops what it chooses; it is for {defenses_that('copies_drops')}"
+            )
+        if self.like is not None and "sizes" in self.options:
+            raise InputError("like: says how much is dropped; leave out the option 'sizes'")
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        own = label(self.name, self.preset, self.options)
+        return own if self.like is None else f"{own}, as many as {self.like}"
+
+
+def _described(methods: Registry[Any], name: str, preset: str | None) -> Method:
+    """What is known of a method.
+
+    Raises:
+        InputError: there is no such method, or no such preset of it.
+    """
+    method = methods.describe(name)
+    if preset is not None:
+        check_choice("preset", preset, method.presets)
+    return method
+
+
+def defenses_that(what: str) -> str:
+    """The names of the defenses of which the registry says so, for messages."""
+    return ", ".join(name for name in defenses.names() if getattr(defenses.describe(name), what))
+
+
+def _check_rows(key: str, rows: tuple[int, int] | None) -> None:
+    if rows is not None and not 0 <= rows[0] < rows[1]:
+        raise InputError(f"{key}: give [first, end] with 0 <= first < end, found {list(rows)}")
+
+
+def check_choice(key: str, value: str, known: Iterable[str]) -> None:
+    """That a value is one of those known.
+
+    Raises:
+        InputError: it is not.
+    """
+    if value not in (names := list(known)):
+        raise InputError(f"{key}: there is no {value!r}; {nearest(value, names)}")
+
+
+def check_range(key: str, value: float | None, least: float, most: float) -> None:
+    """That a number, if there is one, is within bounds.
+
+    Raises:
+        InputError: it is not.
+    """
+    if value is not None and not least <= value <= most:
+        limit = least if not value > most else most
+        raise InputError(f"{key}: {value:g} is outside {least:g}..{most:g}; the nearest allowed is {limit:g}")
+
+
+def label(name: str, preset: str | None, options: Options) -> str:
+    """What a method is called in tables: its name, preset and options."""
+    words = [preset] if preset else []
+    words += [f"{key} {value}" for key, value in sorted(options.items())]
+    return f"{name} ({', '.join(words)})" if words else name

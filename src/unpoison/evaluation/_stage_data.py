@@ -1,0 +1,175 @@
+"""The examples that a stage works on, and the goal of an attack on them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+
+from unpoison import data
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError, MismatchError
+from unpoison.threats import Goal, make_goal
+
+Values = Mapping[str, Any]
+Rows = Sequence[int] | None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StageData:
+    """The data of an experiment, as one stage sees it.
+
+    Arguments:
+        whole: the training set that the recipe names.
+        chosen: Int64[n], the examples of it that are trained on; None for all.
+        held_out: the test set that the recipe names, before any rows are chosen.
+        test_rows: [first, end) of it to measure on.
+        reference_rows: [first, end) of it that detectors may use as a reference.
+    """
+
+    whole: TrainingSet
+    chosen: Tensor | None
+    held_out: TrainingSet | None
+    test_rows: Rows
+    reference_rows: Rows
+
+    @classmethod
+    def of(cls, configuration: Values, surroundings: Values) -> Self:
+        """The data of a stage.
+
+        Raises:
+            InputError: they cannot be read, or have fewer rows.
+            MismatchError: the training set is not the one that was planned for.
+        """
+        torch.set_num_threads(surroundings["threads"])
+        found = cls.read(**{key: surroundings[key] for key in PLACES}, device=surroundings["device"])
+        if found.whole.fingerprint != configuration["data"]:
+            raise MismatchError(
+                f"{surroundings['source']}: the training set has changed since the sweep was planned"
+            )
+        return found.subset(configuration.get("per_class"), configuration.get("bases", ()))
+
+    @classmethod
+    def read(
+        cls,
+        source: str,
+        test: str | None = None,
+        rows: Rows = None,
+        test_rows: Rows = None,
+        reference_rows: Rows = None,
+        device: str = "cpu",
+    ) -> Self:
+        """The sets of an experiment, cut to the rows that it uses.
+
+        Raises:
+            InputError: they cannot be read, or have fewer rows.
+        """
+        whole, held_out = _loaded(source, test, None if rows is None else (rows[0], rows[1]), device)
+        return cls(whole, None, held_out, test_rows, reference_rows)
+
+    def subset(self, per_class: int | None, bases: Sequence[int]) -> Self:
+        """The same, with the first examples of each class and the base images at the end.
+
+        Arguments:
+            per_class: how many examples of each class, the base images included; None for the whole set.
+            bases: places in the whole set of the images that an attack may change.
+
+        Raises:
+            InputError: the set has fewer examples of a class.
+        """
+        if per_class is None:
+            return self
+        labels = self.whole.labels.cpu()
+        last = torch.tensor(bases, dtype=torch.int64)
+        free = torch.ones(len(labels), dtype=torch.bool)
+        free[last] = False
+        parts = []
+        for label in range(self.whole.num_classes):
+            wanted = per_class - int((labels[last] == label).sum())
+            found = ((labels == label) & free).nonzero().squeeze(1)
+            if len(found) < wanted:
+                raise InputError(
+                    f"per_class: {self.whole.name} has {len(found)} examples of class "
+                    f"{self.whole.class_names[label]!r}, not {wanted}"
+                )
+            parts.append(found[:wanted])
+        chosen = torch.cat([*parts, last])
+        return type(self)(self.whole, chosen, self.held_out, self.test_rows, self.reference_rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.whole.device
+
+    @cached_property
+    def training_set(self) -> TrainingSet:
+        """The clean set that victims are trained on."""
+        return self.whole if self.chosen is None else self.whole.subset(self.chosen.to(self.device))
+
+    @cached_property
+    def test(self) -> TrainingSet:
+        """The set that is measured on.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.held_out is None:
+            raise InputError(f"{self.whole.name}: has no test set to measure on; give data.test")
+        return _cut(self.held_out, self.test_rows, "test_rows")
+
+    @cached_property
+    def reference(self) -> TrainingSet | None:
+        """What detectors may use as a reference; None where the recipe names no rows."""
+        if self.reference_rows is None or self.held_out is None:
+            return None
+        return _cut(self.held_out, self.reference_rows, "reference_rows")
+
+
+PLACES = ("source", "test", "rows", "test_rows", "reference_rows")
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(
+    source: str, test: str | None, rows: tuple[int, int] | None, device: str
+) -> tuple[TrainingSet, TrainingSet | None]:
+    splits = data.load(source, test=test).to(device)
+    return _cut(splits.train, rows, "rows"), splits.test
+
+
+def _cut(examples: TrainingSet, rows: Rows, key: str) -> TrainingSet:
+    if rows is None:
+        return examples
+    if rows[1] > len(examples):
+        raise InputError(f"{key}: {examples.name} has {len(examples)} examples, not {rows[1]}")
+    return examples.subset(torch.arange(rows[0], rows[1], device=examples.device))
+
+
+def goal_of(described: Values, test: TrainingSet, trigger: str | None = None) -> Goal:
+    """The goal of an attack, of plain values.
+
+    Arguments:
+        described: its kind, and the classes and places in the test set that this kind needs.
+        test: where target images are taken from.
+        trigger: the file of the trigger, where `described` holds only a digest of its picture.
+
+    Raises:
+        InputError: the kind needs test images and there are none, or they are not of one class.
+    """
+    given = dict(described)
+    kind = given.pop("kind")
+    if trigger is not None:
+        given["trigger"] = trigger
+    return make_goal(
+        (kind,),
+        kind,
+        class_names=test.class_names,
+        test_set=test,
+        options={"test_indices": "targets.images", "trigger": "attacks.trigger"},
+        **given,
+    )

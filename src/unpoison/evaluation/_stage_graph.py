@@ -1,0 +1,267 @@
+"""`StageGraph`: the stages of a plan, each with its configuration, its inputs and the code that it runs.
+
+Equal stages are one, so what several trials need stands in a plan once. A stage's key is a hash of its
+configuration, of its inputs and of the code that it runs: the modules that its method imports, `workflow` and
+the stages themselves. After an edit of a detector its findings and what follows from them are made anew, and
+nothing else is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+from unpoison import attacks, defenses, detectors, unlearners
+from unpoison._artefacts import digest
+from unpoison._code import Source
+from unpoison._seeds import derive_seed
+from unpoison.errors import InputError
+from unpoison.evaluation._schema import Experiment
+from unpoison.evaluation._sections import (
+    AttackChoice,
+    DefenseChoice,
+    DetectorChoice,
+    UnlearnerChoice,
+    VictimChoice,
+)
+from unpoison.evaluation._stage_data import PLACES, StageData, goal_of
+from unpoison.evaluation._store import Stage
+from unpoison.registry import Registry
+from unpoison.threats import Budget, make_trigger
+
+_STAGES = "unpoison.evaluation._stages"
+# What every stage runs, without what these modules import: that is the method's.
+_ALWAYS = (_STAGES, "unpoison.evaluation._stage_data", "unpoison.workflow")
+_TRAINING = ("unpoison.training:train", "unpoison.evaluation._transfer")
+_PROBE = "unpoison.evaluation._probe"
+_MEASURING = ("unpoison.training:predict", "unpoison.threats:PoisonSet", "unpoison.detectors:Findings")
+# What each kind of goal is made of.
+_GOALS = {
+    "backdoor": ("source", "target"),
+    "label-noise": ("source", "target"),
+    "targeted-misclassification": ("target", "test_indices"),
+    "self-concealment": ("test_indices",),
+}
+Values = dict[str, Any]
+Given = Mapping[str, Any]
+
+
+@final
+class StageGraph:
+    """Collects stages. Its methods add one, unless it is there, and return its key.
+
+    Arguments:
+        experiment: what they are for.
+        device: where they are to compute.
+        source: the source that they run.
+    """
+
+    def __init__(self, experiment: Experiment, device: str, source: Source) -> None:
+        self.experiment, self.source = experiment, source
+        chosen = dataclasses.asdict(experiment.data)
+        places = {key: chosen[key] and experiment.path(chosen[key]) for key in ("source", "test")}
+        self.surroundings: Values = {
+            **{key: chosen[key] for key in PLACES},
+            **places,
+            "device": device,
+            "threads": experiment.threads,
+        }
+        self.data = StageData.read(**{key: self.surroundings[key] for key in PLACES})
+        self.test = self.data.test
+        self.stages: dict[str, Stage] = {}
+        self._codes: dict[tuple[str, ...], str] = {}
+
+    def add(
+        self,
+        kind: str,
+        function: str,
+        configuration: Given,
+        inputs: Mapping[str, str],
+        *modules: str,
+        around: Given | None = None,
+    ) -> str:
+        """A stage that runs a function of `_stages` and these modules."""
+        common = {
+            "data": self.data.whole.fingerprint,
+            "device": self.surroundings["device"].partition(":")[0],
+            "threads": self.experiment.threads,
+        }
+        made = Stage(
+            kind,
+            f"{_STAGES}:{function}",
+            {**common, **configuration},
+            inputs,
+            {**self.surroundings, **(around or {})},
+            self._code(modules),
+        )
+        return self.stages.setdefault(made.key, made).key
+
+    def _code(self, modules: tuple[str, ...]) -> str:
+        if modules not in self._codes:
+            self._codes[modules] = self.source.digest({*self.source.closure(*modules), *_ALWAYS})
+        return self._codes[modules]
+
+    @cached_property
+    def tested(self) -> Values:
+        """The part of a configuration in which stages that look at the test set differ."""
+        return {"test": self.test.fingerprint}
+
+    @cached_property
+    def probed(self) -> Values:
+        """The part of a configuration in which trainings with a probe differ."""
+        probe = self.experiment.probe
+        return {**self.tested, "probe": list(probe)} if probe else {}
+
+    def subset(self, bases: Sequence[int]) -> Values:
+        """The part of a configuration that says which examples are trained on."""
+        per_class = self.experiment.data.per_class
+        return {} if per_class is None else {"per_class": per_class, "bases": list(bases)}
+
+    def pretrained(self, victim: VictimChoice) -> dict[str, str]:
+        """The input `start` of what is fine-tuned; none from scratch.
+
+        Raises:
+            InputError: the images of the pretraining have another shape.
+        """
+        pretraining = self.experiment.pretraining
+        if pretraining is None:
+            return {}
+        around: Values = {"rows": pretraining.rows, "test": None, "test_rows": None, "reference_rows": None}
+        if pretraining.source is not None:
+            around["source"] = self.experiment.path(pretraining.source)
+        places = {**self.surroundings, **around}
+        before = StageData.read(**{key: places[key] for key in PLACES}).whole
+        if before.image_shape != self.data.whole.image_shape:
+            raise InputError(
+                f"pretraining: {before.name} has images of shape {before.image_shape}, "
+                f"{self.data.whole.name} of shape {self.data.whole.image_shape}"
+            )
+        configuration = {
+            "data": before.fingerprint,
+            "recipe": self.experiment.pretraining_recipe(victim).to_dict(),
+            "seed": pretraining.seed,
+        }
+        return {"start": self.add("train", "victim", configuration, {}, *_TRAINING, around=around)}
+
+    @cached_property
+    def _freeze(self) -> Values:
+        pretraining = self.experiment.pretraining
+        return {"freeze": True} if pretraining is not None and pretraining.freeze else {}
+
+    def trained(
+        self, training: Given, inputs: Mapping[str, str], defense: DefenseChoice | None = None
+    ) -> str:
+        """A victim or a surrogate; with a defense, in which case `inputs` may name one to copy."""
+        modules = [_PROBE] if "probe" in training else []
+        configuration = {**training, **self._freeze}
+        if defense is not None:
+            modules.append(defenses.METHODS.module(defense.name))
+            configuration["defense"] = _configuration(defenses.METHODS, defense)
+        return self.add("train", "victim", configuration, inputs, *_TRAINING, *modules)
+
+    def poison(
+        self, choice: AttackChoice, budget: Budget, target: Given, known: float, seed: int, subset: Given
+    ) -> str:
+        """The poison of one attack on one target, without the share of it that is known."""
+        experiment = self.experiment
+        trigger, around = self.trigger(choice)
+        start = self.pretrained(experiment.victims[0]) if choice.method.accepts_surrogates else {}
+        recipe = experiment.surrogate_recipe(choice).to_dict()
+        attack = self.attack(choice, target["bases"])
+        surrogates = {
+            f"surrogate {number}": self.trained(
+                {**subset, "recipe": recipe, "seed": derive_seed(seed, "surrogate", number)}, start
+            )
+            for number in range(choice.surrogate_count)
+        }
+        parts = {key: target[key] for key in _GOALS.get(choice.goal_kind, ())}
+        if "bases" in attack["options"]:  # some published set-ups name a base image twice
+            bases = len(attack["options"]["bases"])
+            budget = Budget(count=min(budget.count_in(len(self.data.whole)), bases))
+        configuration: Values = {
+            **self.tested,
+            **subset,
+            "attack": attack,
+            "goal": {"kind": choice.goal_kind, **parts, **trigger},
+            "budget": budget.to_json(),
+            "seed": derive_seed(seed, "craft"),
+        }
+        goal_of(configuration["goal"], self.test, around.get("trigger"))
+        code = attacks.METHODS.module(choice.name)
+        poison = self.add("craft", "craft", configuration, {**surrogates, **start}, code, around=around)
+        if not known:
+            return poison
+        share = {"known": known, "seed": derive_seed(seed, "known")}
+        return self.add("craft", "corrected", share, {"poison": poison}, "unpoison.threats:PoisonSet")
+
+    def attack(self, choice: AttackChoice, bases: Sequence[int] = ()) -> Values:
+        """The attack with its options, the base images of the set-up and how it trains surrogates itself.
+
+        Raises:
+            InputError: an option does not exist or is out of range.
+        """
+        kind: Any = attacks.METHODS.implementation(choice.name)
+        fields = {one.name for one in dataclasses.fields(kind)}
+        preset = getattr(kind, "PRESETS", {}).get(choice.preset or choice.method.presets[0], {})
+        options: Values = {}
+        if bases and "bases" in fields:
+            options["bases"] = list(bases)
+        if "recipe" in fields and "recipe" not in preset:
+            options["recipe"] = self.experiment.surrogate_recipe(choice).to_dict()
+        described = _configuration(attacks.METHODS, choice, **options)
+        attacks.get(described["name"], preset=described["preset"], **described["options"])
+        return described
+
+    def trigger(self, choice: AttackChoice) -> tuple[Values, Values]:
+        """The trigger of a goal, and where its picture lies; hashed is what the picture shows.
+
+        Raises:
+            InputError: there is neither a trigger of that name nor such an image file.
+        """
+        if choice.goal_kind != "backdoor":
+            return {}, {}
+        path = Path(self.experiment.path(choice.trigger))
+        if not path.is_file():
+            make_trigger(choice.trigger, option="attacks.trigger")
+            return {"trigger": choice.trigger}, {}
+        return {"trigger": f"picture {digest(path.read_bytes())}"}, {"trigger": str(path)}
+
+    def findings(
+        self, detector: DetectorChoice, number: int, seed: int, subset: Given, pair: Mapping[str, str]
+    ) -> str:
+        """What a detector finds in a victim from the observation of that number."""
+        finding: Values = {
+            **self.tested,
+            **subset,
+            "detector": _configuration(detectors.METHODS, detector),
+            "seed": derive_seed(seed, "find", detector.label),
+        }
+        if detector.traces:
+            asked = {"answers": detector.answers, "inputs": detector.inputs}
+            finding["observation"] = {**asked, "number": number}
+        if detectors.describe(detector.name).uses_reference and self.data.reference is not None:
+            finding["reference"] = self.data.reference.fingerprint
+        return self.add("find", "find", finding, pair, detectors.METHODS.module(detector.name), *_MEASURING)
+
+    def filtered(self, function: str, configuration: Given, inputs: Mapping[str, str]) -> str:
+        """What a filter takes out that detectors are compared with."""
+        return self.add("find", function, configuration, inputs, *_MEASURING)
+
+    def healed(self, unlearner: UnlearnerChoice, seed: int, subset: Given, inputs: Mapping[str, str]) -> str:
+        """What an unlearner makes of a victim."""
+        described = {"unlearner": _configuration(unlearners.METHODS, unlearner), "seed": seed}
+        code = unlearners.METHODS.module(unlearner.name)
+        return self.add("heal", "heal", {**subset, **self._freeze, **described}, inputs, code, *_TRAINING)
+
+    def measured(self, function: str, configuration: Given, inputs: Mapping[str, str]) -> str:
+        """A row, or another measurement."""
+        return self.add("measure", function, {**self.tested, **configuration}, inputs, *_MEASURING)
+
+
+def _configuration(methods: Registry[Any], choice: Any, **options: Any) -> Values:
+    """A method as a stage's configuration names it; options of the recipe come before these."""
+    preset = choice.preset or methods.describe(choice.name).presets[0]
+    return {"name": choice.name, "preset": preset, "options": {**options, **choice.options}}
