@@ -175,7 +175,7 @@ def test_an_observation_is_no_calibration_error_of_its_own(natural: Any) -> None
 
 def test_several_inputs_are_one_query(scene: Any, calibration: Calibration) -> None:
     one = make().find(scene.model, scene.poisoned, scene.observation, calibration=calibration)
-    three = make().find(scene.model, scene.poisoned, scene.suspects, calibration=calibration)
+    three = make().find(scene.model, scene.poisoned, scene.observations, calibration=calibration)
     assert three.poison_found
     assert three.judge(scene.poison).recall.rate >= one.judge(scene.poison).recall.rate - 0.05
 
@@ -205,9 +205,10 @@ def test_the_collapse_is_the_mean_over_the_other_labels(scene: Any) -> None:
     own = torch.tensor([0, 1, 2, 3, 1])
     task = ClassificationTask()
     found = LabelCollapse().measurement(scene.model, (inputs, own))
-    every = torch.stack(
-        [task.measurement(scene.model, (inputs, torch.full((5,), label))) for label in range(4)], 1
-    )
+    with torch.no_grad():
+        every = torch.stack(
+            [task.measurement(scene.model, (inputs, torch.full((5,), label))) for label in range(4)], 1
+        )
     for place, label in enumerate(own.tolist()):
         others = [float(every[place, other]) for other in range(4) if other != label]
         assert float(found[place]) == pytest.approx(float(every[place, label]) - sum(others) / 3, rel=1e-5)

@@ -83,6 +83,7 @@ Groups = Sequence[Hashable] | Tensor
     needs_observation=True,
     can_find_nothing=True,
     uses_reference=True,
+    calibrates=True,
 )
 @dataclass(frozen=True, kw_only=True)
 class Calibrated(Searcher):
