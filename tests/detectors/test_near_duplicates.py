@@ -41,7 +41,7 @@ def test_series_of_similar_images_count_once_and_others_each() -> None:
     found = multiplicities(make_set(images, labels))
     assert float(found[:20].min()) > 15
     assert float(found[20:].max()) < 1.5
-    assert float((1 / found).sum()) == pytest.approx(41, abs=2)
+    assert float((1 / found).sum()) == pytest.approx(41, abs=3)
     # Brightness and the other label do not matter.
     darker = make_set((images.float() * 0.5).byte(), labels)
     assert torch.allclose(multiplicities(darker)[:20], found[:20], rtol=0.1)
