@@ -108,6 +108,37 @@ def test_a_calibration_is_kept_and_reused(scene: Any, calibration: Calibration, 
     assert found.threshold == anew.threshold
 
 
+def test_a_calibration_is_taken_only_where_an_equal_one_would_be_made(scene: Any, tmp_path: Path) -> None:
+    place, detector, groups = tmp_path / "kept", make(), [row // 2 for row in range(600)]
+    given = (scene.model, scene.poisoned, scene.held_out)
+    assert detector.kept(place, *given, groups=groups) is None
+    made = detector.calibrate(*given, groups=groups, factors=scene.factors)
+    made.save(place)
+    found = detector.kept(place, *given, groups=groups)
+    assert found is not None
+    assert torch.equal(found.statistics, made.statistics)
+    # Other names of the same groups, and another level that it is large enough for.
+    named = [f"group {group}" for group in groups]
+    assert make(false_alarm_level=0.1).kept(place, *given, groups=named) is not None
+    assert make(false_alarm_level=1e-4).kept(place, *given, groups=groups) is None
+    other = copy.deepcopy(scene.model)
+    with torch.no_grad():
+        other[0].weight[0, 0, 0, 0] += 1e-3
+    changed: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((other, scene.poisoned, scene.held_out), {"groups": groups}),
+        ((scene.model, scene.clean, scene.held_out), {"groups": groups}),
+        ((scene.model, scene.poisoned, scene.held_out.subset(range(100))), {"groups": groups}),
+        ((scene.model, scene.poisoned), {"groups": groups}),
+        (given, {}),
+        (given, {"groups": groups, "seed": 1}),
+    ]
+    assert all(detector.kept(place, *those, **options) is None for those, options in changed)
+    damped = make(damping=replace(detector.damping, share=0.2))
+    assert damped.kept(place, *given, groups=groups) is None
+    (place / "calibration.safetensors").write_bytes(b"")
+    assert detector.kept(place, *given, groups=groups) is None
+
+
 def test_a_calibration_of_something_else_is_refused(scene: Any, calibration: Calibration) -> None:
     other = copy.deepcopy(scene.model)
     with torch.no_grad():
@@ -286,6 +317,16 @@ def test_an_answer_whose_truth_is_not_given_is_said_to_be_that(scene: Any, calib
     right = Observation(scene.held_out.images[0], None, int(answers[1]))
     with pytest.raises(InputError, match="is right; there is nothing to trace"):
         make().find(scene.model, scene.poisoned, right, calibration=calibration)
+
+
+def test_a_label_that_is_not_the_answer_is_traced_like_one_that_is(scene: Any) -> None:
+    observation = Observation(scene.held_out.images[0], 3, answered=False)
+    found = make().find(
+        scene.model, scene.poisoned, observation, reference=scene.held_out, factors=scene.factors
+    )
+    assert found.observation is not None
+    assert not found.observation.answered
+    assert not found.poison_found
 
 
 def test_an_answer_without_training_examples_goes_back_to_none(scene: Any) -> None:

@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unpoison._artefacts import atomic_directory, digest, read_json, write_json
+from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors._collapse import LabelCollapse, normalised, queries_at_a_time, queries_of
@@ -41,7 +41,7 @@ from unpoison.detectors._conformal import Baseline, p_value, responsible, statis
 from unpoison.detectors._near_duplicates import group_numbers, multiplicities
 from unpoison.detectors._search import Search
 from unpoison.errors import InputError
-from unpoison.influence import Factors
+from unpoison.influence import Factors, model_fingerprint
 from unpoison.training import predict
 
 _FORMAT: Final = 1
@@ -58,6 +58,7 @@ class Calibration:
     """Calibration errors of a model on a training set, and the baseline of every training example.
 
     Arguments:
+        key: equal for equal calls of `calibrate`, see `key_of`.
         factors: of the influence engine, which know the model and the training set.
         damping: of the curvature, as text.
         held_out: whether the errors are of held-out examples, or of the training set.
@@ -73,6 +74,7 @@ class Calibration:
         groups: Int64[n], where they are known.
     """
 
+    key: str
     factors: Factors
     damping: str
     held_out: bool
@@ -149,6 +151,7 @@ class Calibration:
         try:
             tensors = load_file(Path(path) / "calibration.safetensors")
             return cls(
+                key=record["key"],
                 factors=Factors.load(Path(path) / "factors"),
                 damping=record["damping"],
                 held_out=record["held_out"],
@@ -161,7 +164,7 @@ class Calibration:
             raise InputError(f"{path}: damaged calibration ({error}); calibrate anew") from None
 
 
-_RECORD: Final = ("damping", "held_out", "errors", "images")
+_RECORD: Final = ("key", "damping", "held_out", "errors", "images")
 _TENSORS: Final = ("answers", "statistics", "responsible", "weights", "centre", "spread", "multiplicities")
 
 
@@ -231,7 +234,7 @@ def calibrate(
     """Stage 3; `inputs` are rows of `source`."""
     training_set = search.training_set
     labels, count = training_set.labels.cpu(), len(inputs.rows)
-    numbers = None if groups is None else group_numbers(groups, len(labels))
+    key, numbers = key_of(search, groups)
     copies = multiplicities(training_set, numbers)
     centre, spread = torch.zeros(2, len(labels), dtype=torch.float64)
     spread += 1
@@ -259,6 +262,7 @@ def calibrate(
             search.progress("calibration", done, len(labels))
     search.lap("calibration")
     return Calibration(
+        key=key,
         factors=search.factors,
         damping=repr(search.damping),
         held_out=search.reference is not None,
@@ -273,6 +277,22 @@ def calibrate(
         multiplicities=copies,
         groups=numbers,
     )
+
+
+def key_of(search: Search, groups: Sequence[Hashable] | Tensor | None) -> tuple[str, Tensor | None]:
+    """A digest of the model, the examples, the groups and the settings but the level; and the groups."""
+    count, reference = len(search.training_set), search.reference
+    numbers = None if groups is None else group_numbers(groups, count)
+    settings = {**search.settings, "seed": search.seed}
+    settings.pop("false_alarm_level")
+    key = digest(
+        model_fingerprint(search.model),
+        search.training_set.fingerprint,
+        "" if reference is None else reference.fingerprint,
+        b"" if numbers is None else numbers.numpy().tobytes(),
+        canonical_json(settings),
+    )
+    return key, numbers
 
 
 def in_label(search: Search, images: Tensor, label: int, examples: TrainingSet) -> Tensor:

@@ -202,6 +202,7 @@ class Findings:
                 "predicted": self.observation.predicted,
                 "true_label": self.observation.true_label,
                 "indices": list(self.observation.indices),
+                "answered": self.observation.answered,
             },
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,

@@ -131,6 +131,11 @@ class Search:
         return replace(findings, seconds=self.seconds, peak_bytes=peak_bytes(self.device))
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the detector as JSON values."""
+        return settings_of(self._detector)
+
+    @property
     def damping(self) -> Damping:
         """The damping of a detector by influence."""
         damping: Damping = self._detector.damping
@@ -247,7 +252,7 @@ class Search:
         among = f" (in {', '.join(hit_names[:3])}{more})" if hit_names else ""
         return Findings(
             method=self._detector.method.name,
-            configuration=settings_of(self._detector) | {"seed": self.seed},
+            configuration=self.settings | {"seed": self.seed},
             fingerprint=self.training_set.fingerprint,
             labels=labels,
             class_names=names,

@@ -31,6 +31,7 @@ from.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
@@ -46,6 +47,7 @@ from unpoison.detectors._calibration import (
     calibrate,
     chosen_inputs,
     image_digests,
+    key_of,
     labelled_examples,
 )
 from unpoison.detectors._cause import Kind, cause_of
@@ -83,6 +85,7 @@ Groups = Sequence[Hashable] | Tensor
     needs_observation=True,
     can_find_nothing=True,
     uses_reference=True,
+    calibrates=True,
 )
 @dataclass(frozen=True, kw_only=True)
 class Calibrated(Searcher):
@@ -155,6 +158,25 @@ class Calibrated(Searcher):
         """
         search = Search(self, model, training_set, None, reference, seed, progress, factors)
         return self._calibrated(search, groups)
+
+    def kept(
+        self,
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        training_set: TrainingSet,
+        reference: TrainingSet | None = None,
+        *,
+        groups: Groups | None = None,
+        seed: int = 0,
+    ) -> Calibration | None:
+        """The calibration that lies at `path`, where `calibrate` would make the same one; else None."""
+        search = Search(self, model, training_set, None, reference, seed, None, None)
+        try:
+            calibration = Calibration.load(path)
+            self._check(calibration)
+        except InputError:
+            return None
+        return calibration if calibration.key == key_of(search, groups)[0] else None
 
     def find(
         self,
