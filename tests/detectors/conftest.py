@@ -106,7 +106,7 @@ def make_scenes() -> Callable[[int], Scene]:
 def natural() -> tuple[nn.Sequential, TrainingSet, TrainingSet]:
     """A net that learnt a clean set too noisy to be learnt without errors, the set, and fresh images."""
     training_set = make_set(600, 0.3, 5)
-    return fit(training_set, epochs=30, seed=5), training_set, make_set(400, 0.3, 1005)
+    return fit(training_set, epochs=30, seed=5), training_set, make_set(1200, 0.3, 1005)
 
 
 @dataclass(frozen=True)

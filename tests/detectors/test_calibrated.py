@@ -235,8 +235,8 @@ def test_the_collapse_is_the_mean_over_the_other_labels(scene: Any) -> None:
     inputs = scene.held_out.batch(0, 5)[0]
     own = torch.tensor([0, 1, 2, 3, 1])
     task = ClassificationTask()
-    found = LabelCollapse().measurement(scene.model, (inputs, own))
     with torch.no_grad():
+        found = LabelCollapse().measurement(scene.model, (inputs, own))
         every = torch.stack(
             [task.measurement(scene.model, (inputs, torch.full((5,), label))) for label in range(4)], 1
         )
@@ -276,9 +276,9 @@ def test_errors_come_first_and_near_errors_fill_up() -> None:
     assert inputs.errors == 10
     assert sorted(inputs.rows[:10].tolist()) == list(range(10))
     assert torch.equal(inputs.answers[:10], logits[inputs.rows[:10]].argmax(1))
-    assert len(inputs.rows) == 19
+    assert len(inputs.rows) == 21  # a tenth more than 19
     two = logits[10:].topk(2, 1).values
-    nearest = 10 + (two[:, 0] - two[:, 1]).argsort()[:9]
+    nearest = 10 + (two[:, 0] - two[:, 1]).argsort()[:11]
     assert inputs.rows[10:].tolist() == nearest.tolist()
     assert torch.equal(inputs.answers[10:], logits[nearest].topk(2, 1).indices[:, 1])
     for label, rows in enumerate(inputs.baseline):
@@ -303,6 +303,20 @@ def test_the_level_decides_the_number_of_calibration_errors(level: float, errors
 def test_levels_outside_0_and_1_are_refused(value: float) -> None:
     with pytest.raises(InputError, match=r"calibrated: false_alarm_level must be a number in \(0, 1\)"):
         Calibrated(false_alarm_level=value)
+
+
+def test_an_answer_whose_truth_is_not_given_is_said_to_be_that(scene: Any, calibration: Calibration) -> None:
+    images = torch.cat([scene.observation.images, scene.held_out.images[:1]])
+    answers = predict(scene.model, images).argmax(1)
+    for image, answer in zip(images, answers.tolist(), strict=True):
+        unknown = Observation(image, answer)
+        found = make().find(scene.model, scene.poisoned, unknown, calibration=calibration)
+        assert "true label is not given" in found.summary
+    known = make().find(scene.model, scene.poisoned, scene.observation, calibration=calibration)
+    assert "true label" not in known.summary
+    right = Observation(scene.held_out.images[0], None, int(answers[1]))
+    with pytest.raises(InputError, match="is right; there is nothing to trace"):
+        make().find(scene.model, scene.poisoned, right, calibration=calibration)
 
 
 def test_a_label_that_is_not_the_answer_is_traced_like_one_that_is(scene: Any) -> None:

@@ -29,7 +29,8 @@ def test_robust_units_ignore_a_minority() -> None:
     assert abs(float(units.median())) < 1e-6
     assert float(units.std()) == pytest.approx(1, abs=0.1)
     values[:100] += 1000
-    assert torch.allclose(standardised(values)[100:], units[100:], atol=0.6)
+    shift = (standardised(values) - units)[100:].abs()
+    assert bool((shift <= 0.25 + 0.2 * units[100:].abs()).all())
     assert torch.equal(standardised(7 * values.double() - 3).sign(), standardised(values).sign())
 
 
@@ -92,7 +93,7 @@ def test_a_planted_signal_has_the_smallest_p_value() -> None:
     for seed in range(5):
         rows = draw(28, seed)
         baseline = Baseline.of(rows[20:])
-        rows[0, :60:10] += 12 * rows[20:].std(0)[:60:10]
+        rows[0, :60:10] += 12 * rows.std(0)[:60:10]
         t = statistic(baseline.excess(rows[:20]), torch.ones(EXAMPLES))
         assert p_value(float(t[0]), t[1:], torch.zeros(19)) == (1 / 20, 0)
         places, weights = responsible(baseline.excess(rows[:1]), 128)

@@ -3,8 +3,8 @@
 It depends on the model, the training set and the labelled examples alone, not on the answer that is traced.
 
 1. errors      inputs that the model classifies wrongly, up to 300, each asked about its own wrong answer;
-               where they are fewer than the level takes, near-errors: correct answers with the smallest lead,
-               asked about the second likeliest label.
+               where they are fewer than a tenth more than the level takes, near-errors: correct answers with
+               the smallest lead, asked about the second likeliest label.
 2. baseline inputs  for each label 8 correct answers, asked about it, and the 8 inputs of other classes that
                are classified correctly with the likeliest answer of that label, asked about it.
 3. pass        over the training set, label by label: the collapses of the examples with the label for the
@@ -47,6 +47,8 @@ from unpoison.training import predict
 _FORMAT: Final = 1
 _ERRORS: Final = 300
 _BASELINE: Final = 8
+# A reserve beyond what the level takes, as errors with a shared cause are left out.
+_RESERVE: Final = 1.1
 _KEPT: Final = 128
 
 
@@ -198,12 +200,15 @@ def choose(source: TrainingSet, logits: Tensor, *, held_out: bool, level: float,
         InputError: there are too few for the level.
     """
     labels, wanted = source.labels.cpu(), math.ceil(1 / level - 1e-9) - 1
+    enough = math.ceil(_RESERVE * wanted)
     right = logits.argmax(1) == labels
     randomness = generator(seed, "calibration")
-    wrong = shuffled((~right).nonzero()[:, 0], randomness)[: max(_ERRORS, wanted)]
+    wrong = shuffled((~right).nonzero()[:, 0], randomness)[: max(_ERRORS, enough)]
     correct = right.nonzero()[:, 0]
     two = logits[correct].topk(2, 1)
-    order = (two.values[:, 0] - two.values[:, 1]).argsort(stable=True)[: max(0, wanted - len(wrong))]
+    order = (two.values[:, 0] - two.values[:, 1]).argsort(stable=True)[
+        : max(0, math.ceil(_RESERVE * wanted) - len(wrong))
+    ]
     rows = torch.cat([wrong, correct[order]])
     if len(rows) < wanted:
         fits = math.ceil(1000 / (len(rows) + 1)) / 1000
@@ -298,7 +303,7 @@ def in_label(search: Search, images: Tensor, label: int, examples: TrainingSet) 
     return torch.cat(
         [
             normalised(search, queries_of(search, part, label, task), examples)
-            for part in images.split(queries_at_a_time(search))
+            for part in torch.split(images, queries_at_a_time(search))
         ]
     )
 

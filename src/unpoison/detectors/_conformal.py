@@ -42,7 +42,7 @@ def robust_units(values: Tensor) -> tuple[Tensor, Tensor]:
     values = values.double()
     centre = values.median(-1, keepdim=True).values
     unit = 1.4826 * (values - centre).abs().median(-1, keepdim=True).values
-    spread = values.std(-1, correction=0, keepdim=True)
+    spread = (values - values.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt()
     unit = torch.where(unit > 1e-6 * spread, unit, spread)
     return centre, torch.where(unit > 0, unit, 1)
 

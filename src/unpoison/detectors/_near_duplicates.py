@@ -56,10 +56,10 @@ def multiplicities(training_set: TrainingSet, groups: Tensor | None = None) -> T
     """
     labels = training_set.labels.cpu()
     if groups is not None:
-        pairs = (groups * training_set.num_classes + labels).unique(return_inverse=True)[1]
+        pairs = torch.unique(groups * training_set.num_classes + labels, return_inverse=True)[1]
         return torch.bincount(pairs)[pairs].double() if len(pairs) else torch.ones(0).double()
     result = torch.ones(len(labels), dtype=torch.float64)
-    for label in labels.unique().tolist():
+    for label in set(labels.tolist()):
         rows = (labels == label).nonzero()[:, 0]
         result[rows] = _of_images(thumbnails(training_set.images[rows.to(training_set.device)]))
     return result
@@ -68,7 +68,9 @@ def multiplicities(training_set: TrainingSet, groups: Tensor | None = None) -> T
 def thumbnails(images: Tensor) -> Tensor:
     """Float32[m d] of unit norm: UInt8[m c h w] images of 16 x 16 pixels without their mean."""
     parts = [
-        F.adaptive_avg_pool2d(part.float(), _SIDE).flatten(1) for part in images.split(_CHUNK) if len(part)
+        F.adaptive_avg_pool2d(part.float(), _SIDE).flatten(1)
+        for part in torch.split(images, _CHUNK)
+        if len(part)
     ]
     pixels = torch.cat(parts) if parts else torch.zeros(0, 1)
     return F.normalize(pixels - pixels.mean(1, keepdim=True))
@@ -92,7 +94,7 @@ def _of_images(pixels: Tensor) -> Tensor:
     if count > _MOST:
         chosen = torch.randperm(count, generator=generator(0, "near-duplicates"))[:_MOST]
     sums = torch.cat(
-        [similarities(part, pixels[chosen], unit).double().sum(1) for part in pixels.split(_CHUNK)]
+        [similarities(part, pixels[chosen], unit).double().sum(1) for part in torch.split(pixels, _CHUNK)]
     )
     itself = torch.zeros(count, dtype=torch.float64)
     itself[chosen] = 1

@@ -17,7 +17,8 @@ are fitted perfectly. Stages:
    widest gap, as a ratio, between that and the bulk of the clean examples: the poison that least resembles
    the rest makes a long lower tail. Examples above it are members.
 
-Cost: one pass over the examples with one label. Memory: one query for each seed.
+Cost: one pass over the examples with one label. Memory: one query for each seed; fewer seeds count where
+these would take more than 1 GiB, but at least 8.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from unpoison.data import TrainingSet
+from unpoison.detectors._collapse import queries_at_a_time
 from unpoison.detectors._search import Search
 
 _MOST_SEEDS: Final = 64
@@ -85,10 +87,10 @@ def expand_seeds(search: Search, seeds: Tensor, examples: TrainingSet) -> SeedEx
 
     Arguments:
         search: the model, its factors and the settings of the engine.
-        seeds: Int64[k], indices into the examples; the first 64 count.
+        seeds: Int64[k], indices into the examples; the first 64 count, or as many as fit.
         examples: those with the label of the seeds.
     """
-    seeds = seeds[:_MOST_SEEDS].cpu()
+    seeds = seeds[: min(_MOST_SEEDS, queries_at_a_time(search))].cpu()
     inputs, given = examples.subset(seeds).batch(0, len(seeds))
     found = search.influence(inputs, given, examples=examples, gradient="measurement", self_influence=True)
     assert found.self_influence is not None

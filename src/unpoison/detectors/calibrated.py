@@ -21,7 +21,7 @@ excess where nothing is found, else of what decided stage 4. Examples with other
 
 Cost: two passes over the training set for the factors and one for the calibration, all kept in it; then two
 passes over the examples with the answered label, and three forward passes of them for artifact features.
-Memory: the queries, one number a tracked parameter, of one label at a time, beside what `unpoison.influence`
+Memory: at most 1 GiB of queries (8 of them where that is more), beside what `unpoison.influence`
 states. Limits: the poison bears the label that it causes; one cause for the flagged share; a poison that made
 a few training examples decisive cannot be told from an ordinary hard example. The level is that of an error
 that is exchangeable with the calibration errors: held-out examples must come from where the answer comes
@@ -266,9 +266,10 @@ class Calibrated(Searcher):
             found=kind,
         )
         search.lap("cause")
-        return replace(
-            findings, cause=cause, summary=f"{findings.summary}. {cause.describe(findings.class_names)}"
-        )
+        told = [findings.summary, cause.describe(findings.class_names)]
+        if search.observation.true_label is None:
+            told.append("The true label is not given: the level holds for wrong answers alone")
+        return replace(findings, cause=cause, summary=". ".join(told))
 
     def _findings(
         self,
@@ -288,7 +289,7 @@ class Calibrated(Searcher):
         how = f"rank of the statistic among {calibration.source}{left_out}"
         names = ("excess", "influence_before", "influence_after")
         evidence = {
-            name: _spread_out(column, rows, len(search.training_set), math.nan)
+            name: _spread_out(column, rows, len(search.training_set), 0.0)
             for name, column in zip(names, columns, strict=True)
         }
         findings = search.findings(
@@ -321,7 +322,7 @@ class Calibrated(Searcher):
         total = len(search.training_set)
         evidence = {
             **findings.evidence,
-            "seed_similarity": _spread_out(expansion.scores, rows, total, math.nan),
+            "seed_similarity": _spread_out(expansion.scores, rows, total, 0.0),
         }
         log_odds = None
         if not expansion.separated:
@@ -336,7 +337,7 @@ class Calibrated(Searcher):
             )
             search.lap("artifact features")
         if log_odds is not None:
-            evidence["artifact_log_odds"] = _spread_out(log_odds, rows, total, math.nan)
+            evidence["artifact_log_odds"] = _spread_out(log_odds, rows, total, 0.0)
         selection = select(expansion, log_odds, excess, seeds)
         flagged = selection.flagged.nonzero()[:, 0]
         flagged = rows[flagged[selection.scores[flagged].argsort(descending=True, stable=True)]]
