@@ -239,7 +239,7 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     ]
     seconds = {
         name: statistics.fmean(values)
-        for name in ("craft", "train", "find", "heal")
+        for name in ("craft", "train", "calibrate", "find", "heal")
         if (values := [row[f"seconds_{name}"] for row in rows if row[f"seconds_{name}"] is not None])
     }
     return Line(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +33,7 @@ class StageData:
         held_out: the test set that the recipe names, before any rows are chosen.
         test_rows: [first, end) of it to measure on.
         reference_rows: [first, end) of it that detectors may use as a reference.
+        all_groups: the group of every example of `whole`, where the recipe says how they are named.
     """
 
     whole: TrainingSet
@@ -38,6 +41,7 @@ class StageData:
     held_out: TrainingSet | None
     test_rows: Rows
     reference_rows: Rows
+    all_groups: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, configuration: Values, surroundings: Values) -> Self:
@@ -63,6 +67,7 @@ class StageData:
         rows: Rows = None,
         test_rows: Rows = None,
         reference_rows: Rows = None,
+        groups: str | None = None,
         device: str = "cpu",
     ) -> Self:
         """The sets of an experiment, cut to the rows that it uses.
@@ -70,8 +75,10 @@ class StageData:
         Raises:
             InputError: they cannot be read, or have fewer rows.
         """
-        whole, held_out = _loaded(source, test, None if rows is None else (rows[0], rows[1]), device)
-        return cls(whole, None, held_out, test_rows, reference_rows)
+        cut = None if rows is None else (rows[0], rows[1])
+        whole, held_out = _loaded(source, test, cut, device)
+        named = None if groups is None else _groups(source, groups, cut)
+        return cls(whole, None, held_out, test_rows, reference_rows, named)
 
     def subset(self, per_class: int | None, bases: Sequence[int]) -> Self:
         """The same, with the first examples of each class and the base images at the end.
@@ -100,7 +107,7 @@ class StageData:
                 )
             parts.append(found[:wanted])
         chosen = torch.cat([*parts, last])
-        return type(self)(self.whole, chosen, self.held_out, self.test_rows, self.reference_rows)
+        return dataclasses.replace(self, chosen=chosen)
 
     @property
     def device(self) -> torch.device:
@@ -111,6 +118,13 @@ class StageData:
     def training_set(self) -> TrainingSet:
         """The clean set that victims are trained on."""
         return self.whole if self.chosen is None else self.whole.subset(self.chosen.to(self.device))
+
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """The groups of near-duplicates of the training set; None where they are not known."""
+        if self.all_groups is None or self.chosen is None:
+            return self.all_groups
+        return tuple(self.all_groups[place] for place in self.chosen.tolist())
 
     @cached_property
     def test(self) -> TrainingSet:
@@ -131,7 +145,7 @@ class StageData:
         return _cut(self.held_out, self.reference_rows, "reference_rows")
 
 
-PLACES = ("source", "test", "rows", "test_rows", "reference_rows")
+PLACES = ("source", "test", "rows", "test_rows", "reference_rows", "groups")
 
 
 @functools.lru_cache(maxsize=2)
@@ -140,6 +154,16 @@ def _loaded(
 ) -> tuple[TrainingSet, TrainingSet | None]:
     splits = data.load(source, test=test).to(device)
     return _cut(splits.train, rows, "rows"), splits.test
+
+
+@functools.lru_cache(maxsize=2)
+def _groups(source: str, pattern: str, rows: tuple[int, int] | None) -> tuple[str, ...]:
+    paths = data.image_paths(source)
+    found = [re.search(pattern, path) for path in (paths if rows is None else paths[rows[0] : rows[1]])]
+    for path, match in zip(paths, found, strict=False):
+        if match is None:
+            raise InputError(f"groups: {pattern!r} does not match the path {path!r} of an image")
+    return tuple(match.group() for match in found if match is not None)
 
 
 def _cut(examples: TrainingSet, rows: Rows, key: str) -> TrainingSet:

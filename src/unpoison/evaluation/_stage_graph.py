@@ -242,9 +242,19 @@ class StageGraph:
         if detector.traces:
             asked = {"answers": detector.answers, "inputs": detector.inputs}
             finding["observation"] = {**asked, "number": number}
-        if detectors.describe(detector.name).uses_reference and self.data.reference is not None:
-            finding["reference"] = self.data.reference.fingerprint
-        return self.add("find", "find", finding, pair, detectors.METHODS.module(detector.name), *_MEASURING)
+        declared, code = detectors.describe(detector.name), detectors.METHODS.module(detector.name)
+        labelled: Values = {}
+        if declared.uses_reference and self.data.reference is not None:
+            labelled["reference"] = self.data.reference.fingerprint
+        if declared.calibrates:
+            if self.experiment.data.groups is not None:
+                labelled["groups"] = self.experiment.data.groups
+            described = {"detector": finding["detector"], "seed": derive_seed(seed, "calibrate", detector.name)}
+            calibration = {**subset, **described, **labelled}
+            pair = {**pair, "calibration": self.add("calibrate", "calibrate", calibration, pair, code)}
+        else:
+            finding |= labelled
+        return self.add("find", "find", finding, pair, code, *_MEASURING)
 
     def filtered(self, function: str, configuration: Given, inputs: Mapping[str, str]) -> str:
         """What a filter takes out that detectors are compared with."""
