@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, final
 
-from unpoison import defenses, detectors, unlearners
 from unpoison._code import Source
 from unpoison._seeds import derive_seed
 from unpoison.errors import InputError
@@ -116,13 +115,8 @@ class _Planner:
     def _check(self) -> None:
         """Look at every method's options, class and budget before anything is done."""
         experiment, data = self.experiment, self.graph.data
-        for methods, choices in (
-            (defenses.METHODS, experiment.defenses),
-            (detectors.METHODS, experiment.detectors),
-            (unlearners.METHODS, experiment.unlearners),
-        ):
-            for choice in choices:
-                methods.get(choice.name, preset=choice.preset, **choice.options)
+        for choice in (*experiment.defenses, *experiment.detectors, *experiment.unlearners):
+            choice.described()
         for attack in experiment.attacks:
             self.graph.attack(attack)
             self.graph.trigger(attack)
