@@ -155,7 +155,7 @@ class Line:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the trials; costs are separate, under `costs`."""
-        summaries = {
+        summaries: dict[str, dict[str, Any]] = {
             one.name: value.to_dict()
             for one in fields(self)
             if isinstance(value := getattr(self, one.name), Proportion | Mean)

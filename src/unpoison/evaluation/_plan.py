@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, final
 
-from unpoison import defenses, detectors, unlearners
 from unpoison._code import Source
 from unpoison._seeds import derive_seed
 from unpoison.errors import InputError
@@ -122,13 +121,8 @@ class _Planner:
     def _check(self) -> None:
         """Look at every method's options, class and budget before anything is done."""
         experiment, data = self.experiment, self.graph.data
-        for methods, choices in (
-            (defenses.METHODS, experiment.defenses),
-            (detectors.METHODS, experiment.detectors),
-            (unlearners.METHODS, experiment.unlearners),
-        ):
-            for choice in choices:
-                methods.get(choice.name, preset=choice.preset, **choice.options)
+        for choice in (*experiment.defenses, *experiment.detectors, *experiment.unlearners):
+            choice.described()
         for attack in experiment.attacks:
             self.graph.attack(attack)
             self.graph.trigger(attack)
@@ -298,11 +292,11 @@ class _Planner:
     def _healed(self, scene: _Scene, words: Values, victim: str, findings: str) -> None:
         """The trials of what was flagged: judged alone, or with what every unlearner makes of it."""
         inputs = {"victim": victim, "findings": findings}
+        everything = {**scene.poison, **inputs, **scene.start}
         if "calibration" in (made := self.graph.stages[findings].inputs):
             inputs["calibration"] = made["calibration"]
         if not self.experiment.unlearners:
             self._trial(scene, words, inputs)
-        everything = {**scene.poison, **inputs, **scene.start}
         for unlearner in self.experiment.unlearners:
             healed = self.graph.healed(unlearner, scene.derived("heal"), scene.subset, everything)
             self._trial(scene, {**words, "unlearner": unlearner.label}, {**inputs, "healed": healed})
