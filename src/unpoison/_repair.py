@@ -1,7 +1,7 @@
 """`repair`: trace, heal, ask again and trace the healed model, until the wrong answer has no cause left.
 
 One trace may miss a part of the poison, and what is left may carry the attack after healing. So the healed
-model is asked about the observation and transformed copies of it, and is traced in its turn: the same input,
+model is asked about the observation and copies of it, and is traced in its turn: the same input,
 the same wrong label, whether it is still the answer or not. What is found is added to the examples to forget,
 all of which are forgotten by the model that was given, so that the result is that of one `heal`. It ends when
 a trace finds nothing, or when no rounds are left.
@@ -27,7 +27,7 @@ from unpoison.detectors import (
     Findings,
     Observation,
     check_observation,
-    transformed_copies,
+    similar_copies,
 )
 from unpoison.errors import InputError
 from unpoison.training import Recipe, predict
@@ -48,7 +48,7 @@ class Round:
         findings: from tracing it, of the examples that it learned from.
         examples: Int64[n], these examples by their indices in the whole training set.
         answers: its labels for the observed images.
-        wrong: Bool[c], to which of the transformed copies of them it gives the wrong label.
+        wrong: Bool[c], to which of the mirrored and jittered copies of them it gives the wrong label.
     """
 
     findings: Findings
@@ -58,7 +58,7 @@ class Round:
 
     @property
     def copies(self) -> Proportion:
-        """The share of the transformed copies that get the wrong label."""
+        """How many of the copies get the wrong label."""
         return Proportion(int(self.wrong.sum()), len(self.wrong))
 
     @property
@@ -140,7 +140,7 @@ def repair(
     held_out = None if reference is None else workflow.examples_of(reference, normalization)
     network = workflow.network_of(workflow.accepting_pixels(model, normalization))
     asked = check_observation(network, examples, workflow.combined(observation))
-    copies = transformed_copies(asked.images, generator(seed, "transformed copies"))
+    copies = similar_copies(asked.images, generator(seed, "copies"))
 
     current, past = model, list[Round]()
     kept = torch.arange(len(examples))
@@ -236,7 +236,7 @@ def _ended(model: Model, observation: Observation, rounds: Sequence[Round], exam
 def gone(answer: int, before: Round, after: Round) -> bool:
     """Whether a healed model no longer gives the answer.
 
-    Not where it gives it to an observed image, or to more than half of the transformed copies to which the
+    Not where it gives it to an observed image, or to more than half of the copies to which the
     model before gave it, if these are three at least.
     """
     still = int((before.wrong & after.wrong).sum())
