@@ -140,6 +140,20 @@ def test_no_rounds_left_is_said(story: Story) -> None:
     )
 
 
+def test_more_than_was_removed_is_not_taken_for_the_rest(story: Story) -> None:
+    class Greedy(Partial):
+        def find(self, model: Any, training_set: TrainingSet, *given: Any, **options: Any) -> Findings:
+            found = super().find(model, training_set, *given, **options)
+            rows = (training_set.labels == 2).nonzero()[:, 0]
+            return found if len(training_set) == 480 else replace(found, flagged=rows, poison_found=True)
+
+    done = unpoison.repair(story.trained, story.poisoned, story.observation, method=Greedy(36))
+    assert done.outcome == "poison remains"
+    assert sorted(done.removed.tolist()) == list(range(36))
+    assert "148 more; these are more than were removed, so look at them first" in done.summary
+    assert story.success(done.model) < 0.1
+
+
 def test_an_answer_that_remains_is_said(story: Story) -> None:
     class Blind(Partial):
         def find(self, model: Any, training_set: TrainingSet, *given: Any, **options: Any) -> Findings:
@@ -167,7 +181,7 @@ def test_where_nothing_is_found_nothing_is_changed(story: Story) -> None:
 @pytest.mark.parametrize("suspects", [1, 3])
 def test_the_calibrated_detector_repairs(story: Story, suspects: int) -> None:
     observations = [Observation(image, 2, 0) for image in story.victims[:suspects]]
-    detector = Calibrated(false_alarm_level=0.05)
+    detector = Calibrated(false_alarm_level=0.02)
     given: dict[str, Any] = {"reference": story.held_out}
     if suspects > 1:
         given["groups"] = torch.arange(480)

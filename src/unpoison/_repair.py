@@ -4,7 +4,8 @@ One trace may miss a part of the poison, and what is left may carry the attack a
 model is asked about the observation and copies of it, and is traced in its turn: the same input,
 the same wrong label, whether it is still the answer or not. What is found is added to the examples to forget,
 all of which are forgotten by the model that was given, so that the result is that of one `heal`. It ends when
-a trace finds nothing, or when no rounds are left.
+a trace finds nothing, when no rounds are left, or when a trace of a healed model flags more than was removed
+until then, which is no rest of the poison.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def repair(
         answers = predict(network, asked.images).argmax(1).tolist()
         wrong = (predict(network, copies).argmax(1) == asked.answer).cpu()
         past.append(Round(findings=findings, examples=kept, answers=tuple(answers), wrong=wrong))
-        if not findings.poison_found or len(past) > rounds:
+        if not findings.poison_found or len(past) > rounds or _implausible(past):
             break
         left = torch.ones(len(kept), dtype=torch.bool)
         left[findings.flagged] = False
@@ -183,6 +184,15 @@ def repair(
             progress=told,
         )
     return _ended(current, asked, past, examples)
+
+
+def _implausible(rounds: Sequence[Round]) -> bool:
+    """Whether a trace of a healed model flags more than was removed until then.
+
+    What a trace misses is a part of the poison; a healed model without poison that is taken to have some may
+    lose most of a class.
+    """
+    return len(rounds) > 1 and len(rounds[-1].flagged) > sum(len(one.flagged) for one in rounds[:-1])
 
 
 def _numbered(progress: Progress | None, number: int) -> Progress | None:
@@ -207,9 +217,10 @@ def _ended(model: Model, observation: Observation, rounds: Sequence[Round], exam
         outcome, summary = "nothing found", f"Nothing was changed. {last.findings.summary}"
     elif last.findings.poison_found:
         outcome = "poison remains"
+        advice = "these are more than were removed, so look at them first" if _implausible(rounds) else ""
         summary = (
             f"Not repaired in {_counted(len(done))}: at least {so_far} are poison, and a last trace finds "
-            f"{len(last.flagged)} more; give it more rounds"
+            f"{len(last.flagged)} more; {advice or 'give it more rounds'}"
         )
     elif gone(observation.answer, rounds[0], last):
         outcome = "repaired"
