@@ -160,7 +160,7 @@ def test_detectors(case: str) -> None:
 
     on_cpu, there = on_both(work)
     assert on_cpu.flagged.tolist() == there.flagged.tolist()
-    # The published damping of 1e-8 multiplies rounding: products of other memory layouts differ in their last bit.
+    # The published damping of 1e-8 multiplies rounding: products of other layouts differ in their last bit.
     scale = float(on_cpu.scores.nan_to_num().abs().max())
     torch.testing.assert_close(on_cpu.scores, there.scores, rtol=1e-4, atol=5e-3 * scale, equal_nan=True)
 
