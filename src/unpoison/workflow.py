@@ -215,7 +215,7 @@ def trace(
     if declared is not None and not declared.needs_observation:
         raise InputError(
             f"trace: {declared.name} searches the training set without an observation; give it to scan, or "
-            f"trace with {_listed(_detectors(needs_observation=True))}"
+            f"trace with {_detectors(needs_observation=True)}"
         )
     return _find(detector, model, training_set, observation, reference, normalization, seed, progress)
 
@@ -255,7 +255,7 @@ def scan(
     if declared is not None and declared.needs_observation:
         raise InputError(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
-            f"{_listed(_detectors(needs_observation=False))}"
+            f"{_detectors(needs_observation=False)}"
         )
     return _find(detector, model, training_set, None, reference, normalization, seed, progress)
 
@@ -486,11 +486,7 @@ def _accepting_pixels(model: Model, normalization: Normalization | None) -> Mode
     return replace(model, model=wrapped) if isinstance(model, Trained) else wrapped
 
 
-def _detectors(*, needs_observation: bool) -> list[str]:
-    return [
-        name for name in detectors.names() if detectors.describe(name).needs_observation == needs_observation
-    ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
+def _detectors(*, needs_observation: bool) -> str:
+    """The names of the detectors that start from an observation, or of the others, for messages."""
+    methods = map(detectors.describe, detectors.names())
+    return ", ".join(one.name for one in methods if one.needs_observation == needs_observation)

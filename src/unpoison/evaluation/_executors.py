@@ -18,9 +18,10 @@ import signal
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
 
@@ -32,7 +33,7 @@ _ATTEMPTS = 3
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-class Executor(ABC):
+class Executor(AbstractContextManager[Any]):
     """Does stages in parallel; a context manager, at whose end all workers are stopped.
 
     Arguments:
@@ -60,10 +61,6 @@ class Executor(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop the workers, whatever they are doing."""
-
-    @final
-    def __enter__(self) -> Executor:
-        return self
 
     @final
     def __exit__(self, *exception: object) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,28 +23,28 @@ from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors import Findings, Observation, Threshold
 from unpoison.errors import InputError, nearest
-from unpoison.evaluation._probe import Probe
+from unpoison.evaluation._probe import Probe, Undefended
 from unpoison.evaluation._results import ROW
 from unpoison.evaluation._stage_data import StageData, goal_of
 from unpoison.evaluation._transfer import finished, starting_network
+from unpoison.registry import Registry
 from unpoison.threats import Budget, Goal, PoisonSet
 from unpoison.training import Defense, Recipe, Trained, predict
 
 Values = Mapping[str, Any]
 Inputs = Mapping[str, Path]
+T = TypeVar("T")
 _NOTHING = "nothing"
 
 
 def craft(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
     """`poison/`: the poison set of one attack on one target."""
     examples = StageData.of(configuration, surroundings)
-    described = configuration["attack"]
-    attack = attacks.get(described["name"], preset=described["preset"], **described["options"])
     goal = goal_of(configuration["goal"], examples.test, surroundings.get("trigger"))
     places = sorted(inputs, key=lambda name: (name != "start", len(name), name))
     networks = [Trained.load(inputs[place] / "model", device=examples.device) for place in places]
     poison = workflow.craft(
-        attack,
+        _method(attacks.METHODS, configuration["attack"]),
         goal,
         examples.training_set,
         budget=Budget.from_json(configuration["budget"]),
@@ -76,15 +76,12 @@ def victim(configuration: Values, inputs: Inputs, surroundings: Values, out: Pat
     poison = PoisonSet.load(inputs["poison"] / "poison") if "poison" in inputs else None
     defense: Defense | None = None
     if "defense" in configuration:
-        described = configuration["defense"]
-        options = dict(described["options"])
-        if "like" in inputs:
-            options["sizes"] = _sizes(inputs["like"])
-        defense = defenses.get(described["name"], preset=described["preset"], **options)
+        copied = {"sizes": _sizes(inputs["like"])} if "like" in inputs else {}
+        defense = _method(defenses.METHODS, configuration["defense"], **copied)
     probe = None
     if "probe" in configuration:
         assert poison is not None
-        defense = probe = Probe(defense, poison, examples.test, tuple(configuration["probe"]))
+        defense = probe = Probe(defense or Undefended(), poison, examples.test, tuple(configuration["probe"]))
     trained = workflow.train(
         examples.training_set,
         recipe,
@@ -108,9 +105,9 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
     examples = StageData.of(configuration, surroundings)
     training_set, poison = _poisoned(inputs, examples)
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
-    described, seed = configuration["detector"], configuration["seed"]
-    detector = detectors.get(described["name"], preset=described["preset"], **described["options"])
-    declared = detectors.describe(described["name"])
+    seed = configuration["seed"]
+    detector = _method(detectors.METHODS, configuration["detector"])
+    declared = detectors.describe(configuration["detector"]["name"])
     reference = examples.reference if declared.uses_reference else None
     if not declared.needs_observation:
         found = workflow.scan(trained, training_set, method=detector, reference=reference, seed=seed)
@@ -168,13 +165,13 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
         write_json(out / "unchanged.json", {"why": "nothing was flagged, so the victim is left as it is"})
         return
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
-    described, seed = configuration["unlearner"], configuration["seed"]
+    seed = configuration["seed"]
     assert trained.recipe is not None
     healed = workflow.heal(
         trained,
         training_set,
         findings,
-        method=unlearners.get(described["name"], preset=described["preset"], **described["options"]),
+        method=_method(unlearners.METHODS, configuration["unlearner"]),
         # Exact unlearning goes back to where the victim's own training began.
         start=_start(configuration, inputs, examples, trained.recipe, seed),
         seed=seed,
@@ -183,8 +180,7 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
 
 
 def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
-    """`row.parquet`: the row of one trial. Its columns `seconds_*` and `peak_bytes` are costs, not
-    results."""
+    """`row.parquet`: the row of one trial."""
     examples = StageData.of(configuration, surroundings)
     training_set, poison = _poisoned(inputs, examples)
     words = configuration["trial"]
@@ -238,6 +234,11 @@ def write_row(out: Path, row: Values, costs: Values) -> None:
     pq.write_table(
         pa.table(columns, schema=ROW), out / "row.parquet", compression="none", use_dictionary=False
     )
+
+
+def _method(methods: Registry[T], described: Values, **options: Any) -> T:
+    """The method of a configuration, with some other options."""
+    return methods.get(described["name"], preset=described["preset"], **{**described["options"], **options})
 
 
 def _start(
