@@ -8,6 +8,7 @@ they do is done by `unpoison.workflow`.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,22 +106,20 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
     examples = StageData.of(configuration, surroundings)
     training_set, poison = _poisoned(inputs, examples)
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
-    seed = configuration["seed"]
-    detector = _method(detectors.METHODS, configuration["detector"])
-    declared = detectors.describe(configuration["detector"]["name"])
-    reference = examples.reference if declared.uses_reference else None
-    if not declared.needs_observation:
-        found = workflow.scan(trained, training_set, method=detector, reference=reference, seed=seed)
+    asked: dict[str, Any] = {
+        "method": _method(detectors.METHODS, configuration["detector"]),
+        "reference": examples.reference if "reference" in configuration else None,
+        "seed": configuration["seed"],
+    }
+    shown = configuration.get("observation")
+    observation = None if shown is None else _observation(trained, examples.test, poison, shown)
+    if shown is None:
+        found = workflow.scan(trained, training_set, **asked)
+    elif observation is not None:
+        found = workflow.trace(trained, training_set, observation, **asked)
     else:
-        goal = None if poison is None else poison.goal
-        observation = _observation(trained, examples.test, goal, configuration["observation"])
-        if observation is None:
-            nobody = torch.empty(0, dtype=torch.int64)
-            found = _filter(training_set, nobody, _NOTHING, "the victim gives no answer to trace")
-        else:
-            found = workflow.trace(
-                trained, training_set, observation, method=detector, reference=reference, seed=seed
-            )
+        nothing = torch.empty(0, dtype=torch.int64)
+        found = _filter(training_set, nothing, _NOTHING, "the victim gives no answer to trace")
     found.save(out / "findings")
 
 
@@ -261,13 +260,15 @@ def _poisoned(inputs: Inputs, examples: StageData) -> tuple[TrainingSet, PoisonS
     return poison.apply(examples.training_set), poison
 
 
-def _observation(trained: Trained, test: TrainingSet, goal: Goal | None, asked: Values) -> Observation | None:
+def _observation(
+    trained: Trained, test: TrainingSet, poison: PoisonSet | None, asked: Values
+) -> Observation | None:
     """The observation of that number; None where the victim gives no such answer any more.
 
     Answers that the adversary wants are taken in the order of the test set, others in an order that is drawn
     at random, once for all victims.
     """
-    count, number = asked["inputs"], asked["number"]
+    count, number, goal = asked["inputs"], asked["number"], None if poison is None else poison.goal
     if asked["answers"] == "attack":
         assert goal is not None
         whole = workflow.observe(trained, goal, test, count=count * (number + 1))
@@ -281,21 +282,17 @@ def _observation(trained: Trained, test: TrainingSet, goal: Goal | None, asked: 
     if goal is not None:
         chosen &= ~goal.achieved(predicted.cpu()).to(test.device)
     # The inputs of one observation are answered alike and are of one class.
-    kinds = predicted * test.num_classes + labels
-    groups: dict[int, list[int]] = {}
-    complete: list[list[int]] = []
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place in chosen.nonzero().reshape(-1).tolist():
-        group = groups.setdefault(int(kinds[place]), [])
+        answer, own = int(predicted[place]), int(labels[place])
+        group = groups[answer, own]
         group.append(place)
         if len(group) == count:
-            complete.append(groups.pop(int(kinds[place])))
-    if number >= len(complete):
-        return None
-    places = torch.tensor(complete[number], device=test.device)
-    first = int(places[0])
-    true_label = int(labels[first])
-    answer = int(predicted[first])
-    return Observation(test.images[order[places]].cpu(), answer, None if answer == true_label else true_label)
+            if not number:
+                return Observation(test.images[order[group]].cpu(), answer, None if answer == own else own)
+            number -= 1
+            group.clear()
+    return None
 
 
 def _filter(training_set: TrainingSet, flagged: Tensor, name: str, how: str) -> Findings:
