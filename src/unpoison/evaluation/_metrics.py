@@ -224,7 +224,7 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     accuracies = map(Proportion, _sums(rows, "class_correct"), _sums(rows, "class_total"))
     flagged = zip(_sums(judged, "class_false_positives"), _sums(judged, "class_clean"), strict=True)
     lost = [false_positives / clean for false_positives, clean in flagged if clean]
-    stages = {name: known(f"seconds_{name}") for name in ("craft", "train", "find", "heal")}
+    stages = {name: known(f"seconds_{name}") for name in ("craft", "train", "calibrate", "find", "heal")}
     return Line(
         **method,
         rows=rows,

@@ -15,7 +15,7 @@ from unpoison._code import Source
 from unpoison._seeds import derive_seed
 from unpoison.errors import InputError
 from unpoison.evaluation._schema import Experiment
-from unpoison.evaluation._sections import AttackChoice, DefenseChoice, DetectorChoice, VictimChoice
+from unpoison.evaluation._sections import ANY, AttackChoice, DefenseChoice, DetectorChoice, VictimChoice
 from unpoison.evaluation._stage_graph import Keys, StageGraph, Values
 from unpoison.evaluation._store import Stage
 from unpoison.threats import Budget, find_class, read_setups
@@ -94,7 +94,7 @@ def _check(graph: StageGraph) -> None:
         if attack.method.surrogates and not attack.surrogate_count and experiment.pretraining is None:
             raise InputError(f"attacks: {attack.name} crafts on networks; give surrogates or pretraining")
     if experiment.targets is not None:
-        for name in chain.from_iterable(experiment.targets.pairs):
+        for name in {*chain.from_iterable(experiment.targets.pairs)} - {ANY}:
             find_class(name, data.whole.class_names, option="targets.pairs")
     data.subset(experiment.data.per_class, ())
 
@@ -115,7 +115,7 @@ def _trials(graph: StageGraph) -> Iterator[str]:
             words = {
                 "attack": f"{label}, {100 * known:g} % known" if known else label,
                 "budget": float(budget.share if budget.share is not None else budget.count or 0),
-                "source": names[target["source"]],
+                "source": "any other" if target["source"] is None else names[target["source"]],
                 "target": "any other" if concealed else names[target["target"]],
                 "test_indices": target["test_indices"],
             }
@@ -137,7 +137,7 @@ def _targets(graph: StageGraph) -> list[tuple[Any, Any, Sequence[int], Sequence[
     if targets.correct is not None:
         raise InputError("targets.correct: the images are to be chosen by `choose_targets` first")
     if targets.setups is None:
-        pairs = [(source, target, (), ()) for source, target in targets.pairs]
+        pairs = [(None if source == ANY else source, target, (), ()) for source, target in targets.pairs]
         return [*pairs, *((one.source, one.target, one.test_index, ()) for one in targets.images)]
     path = graph.experiment.path(targets.setups)
     listed = read_setups(path)
@@ -256,10 +256,11 @@ class _Scene:
         if not self.poison and not graph.experiment.unlearners:
             return  # a filter as large would show nothing
         inputs = {**self.poison, "findings": findings}
-        seed = derive_seed(self.seed, "random filter", detector.label)
-        drawn = graph.filtered("random_filter", {**self.subset, "seed": seed}, inputs)
-        label = f"random, as many as {detector.label}"
-        yield from self._healed({**words, "detector": label, "control": "random filter"}, victim, drawn)
+        if detector.random_filter:
+            seed = derive_seed(self.seed, "random filter", detector.label)
+            drawn = graph.filtered("random_filter", {**self.subset, "seed": seed}, inputs)
+            label = f"random, as many as {detector.label}"
+            yield from self._healed({**words, "detector": label, "control": "random filter"}, victim, drawn)
         seed = derive_seed(self.seed, "part of poison")
         for part in detector.parts if self.poison else ():
             chosen = {**self.subset, "part": part, "seed": seed}
@@ -269,9 +270,11 @@ class _Scene:
     def _healed(self, words: Values, victim: str, findings: str) -> Iterator[str]:
         """What was flagged: judged alone, or with what every unlearner makes of it."""
         inputs = {"victim": victim, "findings": findings}
+        everything = {**self.poison, **inputs, **self.start}
+        if "calibration" in (made := self.graph.stages[findings].inputs):
+            inputs["calibration"] = made["calibration"]
         if not self.graph.experiment.unlearners:
             yield self._row(words, inputs)
-        everything = {**self.poison, **inputs, **self.start}
         for unlearner in self.graph.experiment.unlearners:
             healed = self.graph.healed(unlearner, self._derived("heal"), self.subset, everything)
             yield self._row({**words, "unlearner": unlearner.label}, {**inputs, "healed": healed})

@@ -5,6 +5,7 @@ Which methods and presets there are is read from the registries. This module doe
 
 from __future__ import annotations
 
+import re
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ ANSWERS: Final = ("attack", "errors", "right")
 """The answers that a detector may be asked about."""
 PARTS: Final = ("detected", "undetected", "random poison", "first half", "last half", "random half")
 """The parts of the poison, seen by a detector, that healing can be tried without."""
+ANY: Final = "*"
+"""The source of a pair that stands for all classes but the target."""
 MOST_SEED: Final = 2**62
 Options = Mapping[str, Any]
 ClassName = str | int
@@ -39,6 +42,8 @@ class Data:
         test_rows: [first, end) of the test set; places in the test set are counted from the first.
         reference_rows: [first, end) of the test set that detectors may use as a reference. They should not
             overlap with `test_rows`.
+        groups: a regular expression; training images whose file names (in parquet files, `path`) agree in
+            what it matches are near-duplicates, such as the frames of a film, for detectors that calibrate.
     """
 
     source: str
@@ -47,10 +52,16 @@ class Data:
     per_class: int | None = None
     test_rows: Rows | None = None
     reference_rows: Rows | None = None
+    groups: str | None = None
 
     def __post_init__(self) -> None:
         _check_rows(self, "rows", "test_rows", "reference_rows")
         check_ranges(self, per_class=(1, 10**9))
+        if self.groups is not None:
+            try:
+                re.compile(self.groups)
+            except re.error as error:
+                raise InputError(f"groups: not a regular expression ({error})") from None
 
 
 @final
@@ -210,7 +221,7 @@ class Targets:
     """What the attacks aim at: one of `pairs`, `images` and `setups`.
 
     Arguments:
-        pairs: (source class, target class), by name or number.
+        pairs: (source class, target class), by name or number; the source "*" is all classes but the target.
         images: test images, each with the class as which it is to be predicted.
         correct: with `pairs`, how many test images of each source class become `images`: the first ones that
             clean networks predict correctly; `choose_targets` finds them.
@@ -238,6 +249,10 @@ class Targets:
             raise InputError("first and count: choose among 'setups'; give their file")
         if self.correct is not None and not self.pairs:
             raise InputError("correct: chooses test images of 'pairs' of classes; give some")
+        if self.correct is not None and any(source == ANY for source, _ in self.pairs):
+            raise InputError(
+                f"correct: chooses test images of one class; name it in 'pairs' instead of {ANY!r}"
+            )
         if self.networks is not None and self.correct is None:
             raise InputError("networks: choose test images; give 'correct', how many")
         most = 10**6
@@ -277,6 +292,7 @@ class DetectorChoice(MethodChoice):
             ("right"). A detector that scans the training set needs none.
         observations: how many observations are traced, each in a trial of its own.
         inputs: how many inputs, answered alike, make up one observation.
+        random_filter: whether a control removes as many examples at random.
         parts: parts of the poison that healing is tried without in further trials: what the detector
             flagged ("detected"), what it did not ("undetected"), as much poison as it flagged drawn at random
             ("random poison"), the half of the poison that it ranks first or last ("first half", "last half")
@@ -288,6 +304,7 @@ class DetectorChoice(MethodChoice):
     answers: str = "attack"
     observations: int = 1
     inputs: int = 1
+    random_filter: bool = True
     parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ class StageData:
         held_out: the test set that the recipe names, before any rows are chosen.
         test_rows: [first, end) of it to measure on.
         reference_rows: [first, end) of it that detectors may use as a reference.
+        all_groups: the group of every example of `whole`, where the recipe says how they are named.
         chosen: Int64[n], the examples of `whole` that are trained on; None for all.
     """
 
@@ -37,6 +39,7 @@ class StageData:
     held_out: TrainingSet | None
     test_rows: Rows
     reference_rows: Rows
+    all_groups: tuple[str, ...] | None = None
     chosen: Tensor | None = None
 
     @classmethod
@@ -53,8 +56,10 @@ class StageData:
     @classmethod
     def read(cls, places: Values, device: str = "cpu") -> Self:
         """The sets that `source` and `test` name; of the first its `rows`."""
-        whole, held_out = _loaded(places["source"], places["test"], places["rows"], device)
-        return cls(whole, held_out, places["test_rows"], places["reference_rows"])
+        source, rows, pattern = places["source"], places["rows"], places.get("groups")
+        whole, held_out = _loaded(source, places["test"], rows, device)
+        named = None if pattern is None else _groups(source, pattern, rows)
+        return cls(whole, held_out, places["test_rows"], places["reference_rows"], named)
 
     def subset(self, per_class: int | None, bases: Sequence[int]) -> Self:
         """The same, with the first examples of each class and the base images at the end.
@@ -91,6 +96,13 @@ class StageData:
         """The clean set that victims are trained on."""
         return self.whole if self.chosen is None else self.whole.subset(self.chosen.to(self.device))
 
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """The groups of near-duplicates of the training set; None where they are not known."""
+        if self.all_groups is None or self.chosen is None:
+            return self.all_groups
+        return tuple(self.all_groups[place] for place in self.chosen.tolist())
+
     @cached_property
     def test(self) -> TrainingSet:
         """The set that is measured on."""
@@ -110,6 +122,16 @@ class StageData:
 def _loaded(source: str, test: str | None, rows: Rows, device: str) -> tuple[TrainingSet, TrainingSet | None]:
     splits = data.load(source, test=test).to(device)
     return _cut(splits.train, rows, "rows"), splits.test
+
+
+@functools.lru_cache(maxsize=2)
+def _groups(source: str, pattern: str, rows: Rows) -> tuple[str, ...]:
+    paths = data.image_paths(source)
+    found = [re.search(pattern, path) for path in (paths if rows is None else paths[rows[0] : rows[1]])]
+    for path, match in zip(paths, found, strict=False):
+        if match is None:
+            raise InputError(f"groups: {pattern!r} does not match the path {path!r} of an image")
+    return tuple(match.group() for match in found if match is not None)
 
 
 def _cut(examples: TrainingSet, rows: Rows, key: str) -> TrainingSet:

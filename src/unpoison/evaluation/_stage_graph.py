@@ -115,7 +115,8 @@ class StageGraph:
         pretraining = self.experiment.pretraining
         if pretraining is None:
             return {}
-        around: Values = {"rows": pretraining.rows, "test": None, "test_rows": None, "reference_rows": None}
+        absent = ("test", "test_rows", "reference_rows", "groups")
+        around: Values = {"rows": pretraining.rows, **dict.fromkeys(absent)}
         if pretraining.source is not None:
             around["source"] = self.experiment.path(pretraining.source)
         before = StageData.read({**self.surroundings, **around}).whole
@@ -204,14 +205,32 @@ class StageGraph:
 
     def findings(self, detector: DetectorChoice, number: int, seed: int, subset: Given, pair: Keys) -> str:
         """What a detector finds in a victim from the observation of that number."""
-        seed = derive_seed(seed, "find", detector.label)
-        finding: Values = {**self.tested, **subset, "detector": detector.described(), "seed": seed}
+        finding: Values = {
+            **self.tested,
+            **subset,
+            "detector": detector.described(),
+            "seed": derive_seed(seed, "find", detector.label),
+        }
         if detector.method.needs_observation:
             asked = {"answers": detector.answers, "inputs": detector.inputs, "number": number}
             finding["observation"] = asked
-        if detector.method.uses_reference and self.data.reference is not None:
-            finding["reference"] = self.data.reference.fingerprint
-        return self.add("find", "find", finding, pair, _module(detector), *_MEASURING)
+        declared, code = detector.method, _module(detector)
+        labelled: Values = {}
+        if declared.uses_reference and self.data.reference is not None:
+            labelled["reference"] = self.data.reference.fingerprint
+        if declared.calibrates:
+            if self.experiment.data.groups is not None:
+                labelled["groups"] = self.experiment.data.groups
+            calibrating = {
+                **subset,
+                **labelled,
+                "detector": finding["detector"],
+                "seed": derive_seed(seed, "calibrate", detector.name),
+            }
+            pair = {**pair, "calibration": self.add("calibrate", "calibrate", calibrating, pair, code)}
+        else:
+            finding |= labelled
+        return self.add("find", "find", finding, pair, code, *_MEASURING)
 
     def filtered(self, function: str, configuration: Given, inputs: Keys) -> str:
         """What a filter takes out that detectors are compared with."""

@@ -1,4 +1,4 @@
-"""The stages of a trial: craft, train, find, heal, measure. Each reads artefacts and writes one.
+"""The stages of a trial: craft, train, calibrate, find, heal, measure. Each reads artefacts and writes one.
 
 They are what `Stage.function` names; `_plan` says which depends on which. A stage sees nothing but its
 arguments, so its artefact may be made in any process on any machine that sees the store and the data. What
@@ -22,7 +22,7 @@ from unpoison import attacks, defenses, detectors, unlearners, workflow
 from unpoison._artefacts import read_json, write_json
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
-from unpoison.detectors import Findings, Observation, Threshold
+from unpoison.detectors import Calibration, Findings, Observation, Threshold
 from unpoison.errors import InputError, nearest
 from unpoison.evaluation._probe import Probe, Undefended
 from unpoison.evaluation._results import ROW
@@ -97,6 +97,21 @@ def victim(configuration: Values, inputs: Inputs, surroundings: Values, out: Pat
         write_json(out / "probe.json", {"epochs": probe.notes_until(trained)})
 
 
+def calibrate(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`calibration/`: of a victim, for every observation that is traced."""
+    examples = StageData.of(configuration, surroundings)
+    training_set, _ = _poisoned(inputs, examples)
+    calibration = workflow.calibrate(
+        Trained.load(inputs["victim"] / "model", device=examples.device),
+        training_set,
+        examples.reference,
+        method=_method(detectors.METHODS, configuration["detector"]),
+        groups=examples.groups,
+        seed=configuration["seed"],
+    )
+    calibration.save(out / "calibration")
+
+
 def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
     """`findings/`: of a detector that is shown one observation of the victim.
 
@@ -106,6 +121,9 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
     examples = StageData.of(configuration, surroundings)
     training_set, poison = _poisoned(inputs, examples)
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
+    calibration = None
+    if "calibration" in inputs:
+        calibration = Calibration.load(inputs["calibration"] / "calibration")
     asked: dict[str, Any] = {
         "method": _method(detectors.METHODS, configuration["detector"]),
         "reference": examples.reference if "reference" in configuration else None,
@@ -116,7 +134,7 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
     if shown is None:
         found = workflow.scan(trained, training_set, **asked)
     elif observation is not None:
-        found = workflow.trace(trained, training_set, observation, **asked)
+        found = workflow.trace(trained, training_set, observation, calibration=calibration, **asked)
     else:
         nothing = torch.empty(0, dtype=torch.int64)
         found = _filter(training_set, nothing, _NOTHING, "the victim gives no answer to trace")
@@ -336,6 +354,7 @@ def _judged(
         "observed": None if control or scanned else findings.method != _NOTHING,
         "found": None if control or findings.method == _NOTHING else findings.poison_found,
         "p_value": findings.p_value,
+        "cause": None if findings.cause is None else findings.cause.kind,
         "flagged": len(findings.flagged),
         "true_positives": int((flagged & ~clean).sum()),
         "false_positives": int((flagged & clean).sum()),
@@ -363,7 +382,13 @@ def _dropped(victim: Path, poison: PoisonSet | None, examples: int) -> dict[str,
 
 
 def _costs(inputs: Inputs) -> dict[str, float]:
-    names = {"poison": "craft", "victim": "train", "findings": "find", "healed": "heal"}
+    names = {
+        "poison": "craft",
+        "victim": "train",
+        "calibration": "calibrate",
+        "findings": "find",
+        "healed": "heal",
+    }
     records = {
         names[name]: read_json(place / "stage.json") for name, place in inputs.items() if name in names
     }

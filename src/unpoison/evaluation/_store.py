@@ -49,7 +49,7 @@ class Stage:
     """One step of a trial, shared by all trials that need it.
 
     Arguments:
-        kind: craft, train, find, heal or measure.
+        kind: craft, train, calibrate, find, heal or measure.
         function: `module:function`, a `Work`.
         configuration: everything that decides the result, as JSON values.
         inputs: the keys of the stages whose artefacts it reads, by the function's name for them.
