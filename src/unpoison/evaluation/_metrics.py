@@ -184,8 +184,8 @@ def leaderboard(results: Results) -> tuple[Line, ...]:
 
 
 def succeeded(row: Row) -> bool:
-    """Whether the trial's attack succeeded: on most of its inputs, or on its only one."""
-    return 2 * int(row["attack_successes"]) > int(row["attack_total"])
+    """Whether the trial's attack, if it has one, succeeded: on most of its inputs, or on its only one."""
+    return 2 * int(row["attack_successes"] or 0) > int(row["attack_total"] or 0)
 
 
 def success_rate(row: Row) -> float:
