@@ -273,6 +273,11 @@ class Calibrated(Searcher):
             expanded, of_kind, apart = self._expanded(search, findings, examples, rows, seeds, excess)
             if own or apart:
                 findings, kind = expanded, of_kind
+            else:
+                findings = replace(
+                    findings,
+                    summary=f"No poison found: no group of its own is behind the label {search.answer_name!r}",
+                )
         if findings.poison_found:
             members = torch.searchsorted(rows, findings.flagged)
         else:
