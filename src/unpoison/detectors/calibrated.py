@@ -274,10 +274,8 @@ class Calibrated(Searcher):
             if own or apart:
                 findings, kind = expanded, of_kind
             else:
-                findings = replace(
-                    findings,
-                    summary=f"No poison found: no group of its own is behind the label {search.answer_name!r}",
-                )
+                said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
+                findings = replace(findings, summary=said)
         if findings.poison_found:
             members = torch.searchsorted(rows, findings.flagged)
         else:
