@@ -23,31 +23,3 @@ from ._reinitialized import reinitialized as reinitialized
 from ._resnet import ResNet as ResNet
 from ._resnet9 import ResNet9 as ResNet9
 from ._vgg import VGG as VGG
-
-__all__ = [
-    "ARCHITECTURES",
-    "VGG",
-    "Architecture",
-    "ConvNet",
-    "EfficientNetLite0",
-    "FastNet",
-    "FeatureTap",
-    "MobileNetV2",
-    "Normalized",
-    "ResNet",
-    "ResNet9",
-    "architecture",
-    "as_input",
-    "build",
-    "device_of",
-    "fastest_layout",
-    "features",
-    "forward",
-    "logits_in",
-    "logits_of",
-    "names",
-    "preserved",
-    "pretrained",
-    "reinitialized",
-    "whiten",
-]

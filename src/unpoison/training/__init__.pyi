@@ -9,17 +9,3 @@ from ._predict import predict as predict
 from ._recipe import Recipe as Recipe
 from ._trained import Trained as Trained
 from ._trainer import train as train
-
-__all__ = [
-    "Batch",
-    "Defense",
-    "EpochRecord",
-    "ExternalTrainer",
-    "Recipe",
-    "Step",
-    "Trained",
-    "accuracy",
-    "batch_bounds",
-    "predict",
-    "train",
-]
