@@ -16,6 +16,7 @@ from typing import Any, ClassVar, cast, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import CheckedOptions
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
@@ -25,7 +26,7 @@ from unpoison.threats import Backdoor, Budget, Goal, Perturbation, PoisonSet, Ta
 from unpoison.training import Recipe
 
 
-class Attack(ABC):
+class Attack(CheckedOptions, ABC):
     """A way to craft poison; its options are the fields of a frozen dataclass.
 
     The conformance tests hold every attack to this: it uses the whole budget and no more, changes nothing
@@ -67,12 +68,12 @@ class Attack(ABC):
             TrainingDivergedError: the loss of a surrogate is no longer finite.
         """
         return self.poison(
-            CraftRequest.of(
-                self,
-                goal,
-                training_set,
+            CraftRequest(
+                attack=self,
+                goal=goal,
+                training_set=training_set,
                 budget=budget,
-                surrogate=surrogate,
+                surrogates=as_networks(surrogate),
                 seed=seed,
                 checkpoints=checkpoints,
                 progress=progress,
@@ -132,20 +133,6 @@ class CraftRequest:
             )
         self.goal.check(self.training_set)
         self.budget.count_in(len(self.training_set))
-
-    @classmethod
-    def of(
-        cls,
-        attack: Attack,
-        goal: Goal,
-        training_set: TrainingSet,
-        *,
-        surrogate: nn.Module | Sequence[nn.Module] | None = None,
-        **arguments: Any,
-    ) -> CraftRequest:
-        """The request of `Attack.craft` with these arguments."""
-        surrogates = (surrogate,) if isinstance(surrogate, nn.Module) else tuple(surrogate or ())
-        return cls(attack=attack, goal=goal, training_set=training_set, surrogates=surrogates, **arguments)
 
     @property
     def name(self) -> str:
@@ -317,6 +304,11 @@ class CraftRequest:
         if goal.source is not None:
             return self.class_in_words(goal.source)
         return f"all classes but {self.class_in_words(goal.target).removeprefix('class ')}"
+
+
+def as_networks(surrogate: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
+    """The surrogates as `Attack.craft` is given them."""
+    return (surrogate,) if isinstance(surrogate, nn.Module) else tuple(surrogate or ())
 
 
 def _plain(value: Any) -> Any:

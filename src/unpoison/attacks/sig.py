@@ -19,9 +19,9 @@ Limits: the stripes are visible, and few poisons give a weak backdoor.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Annotated, final
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.errors import InputError
@@ -52,11 +52,8 @@ class Sig(Attack):
         frequency: periods over the width, above 0.
     """
 
-    amplitude: float = 40.0
-    frequency: float = 6.0
-
-    def __post_init__(self) -> None:
-        check_options("sig", self, amplitude="(0, 255]", frequency="(0, inf)")
+    amplitude: Annotated[float, "(0, 255]"] = 40.0
+    frequency: PositiveFloat = 6.0
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Striped examples of the target class.

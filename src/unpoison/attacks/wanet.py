@@ -22,11 +22,11 @@ Limits: the poisons are mislabelled. Where images are flat, warping changes noth
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Annotated, final
 
 import torch
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeFloat, PositiveFloat
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.threats import PoisonSet, WarpTrigger
@@ -57,12 +57,9 @@ class WaNet(Attack):
         cover_ratio: covers for each poison, 0 or more; both count in the budget. There is always one poison.
     """
 
-    k: int = 4
-    strength: float = 0.5
-    cover_ratio: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_options("wanet", self, k="[2, inf)", strength="(0, inf)", cover_ratio="[0, inf)")
+    k: Annotated[int, "[2, inf)"] = 4
+    strength: PositiveFloat = 0.5
+    cover_ratio: NonNegativeFloat = 2.0
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Warped and relabelled poisons, and warped covers with their labels.

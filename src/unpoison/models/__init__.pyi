@@ -9,6 +9,7 @@ from ._fastnet import FastNet as FastNet
 from ._fastnet import whiten as whiten
 from ._features import FeatureTap as FeatureTap
 from ._features import features as features
+from ._features import last_linear as last_linear
 from ._forward import as_input as as_input
 from ._forward import device_of as device_of
 from ._forward import forward as forward

@@ -1,7 +1,7 @@
 """Objects that are stored as JSON and tensors, and restored by the name of their kind.
 
-A family (`Trigger`, `Goal`, `Perturbation`) derives from `Tagged` without a kind; its members state theirs
-where they are defined: `class PatchTrigger(Trigger, kind="patch")`. A new member that is a dataclass of plain
+A family (`Trigger`, `Goal`, `Perturbation`) derives from `Tagged` itself; its members state their kind where
+they are defined: `class PatchTrigger(Trigger, kind="patch")`. A new member that is a dataclass of plain
 values and tensors needs no more to be saved and loaded. One from outside unpoison has to be imported before
 something that contains it is loaded.
 """
@@ -26,8 +26,9 @@ class Tagged(ABC):
 
     def __init_subclass__(cls, *, kind: str | None = None) -> None:
         super().__init_subclass__()
-        if kind is None:
+        if Tagged in cls.__bases__:
             cls._members = {}
+        if kind is None:
             return
         if kind in cls._members:
             raise TypeError(f"{cls.__name__}: the kind {kind!r} is taken by {cls._members[kind].__name__}")
