@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, cast, final
 
 import torch
@@ -22,7 +22,15 @@ from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.registry import Method
-from unpoison.threats import Backdoor, Budget, Goal, Perturbation, PoisonSet, TargetedMisclassification
+from unpoison.threats import (
+    Backdoor,
+    Budget,
+    Goal,
+    Perturbation,
+    PoisonSet,
+    TargetedMisclassification,
+    Trigger,
+)
 from unpoison.training import Recipe
 
 
@@ -263,6 +271,20 @@ class CraftRequest:
             draws = self.generator(purpose) if draws is None else draws
             candidates = candidates[torch.randperm(room, generator=draws)]
         return candidates[:count].sort().values
+
+    def relabelled(self, trigger: Trigger) -> PoisonSet:
+        """The poison set of a dirty-label backdoor: source examples with the trigger, labelled as the target.
+
+        Arguments:
+            trigger: used in place of the goal's if it is another; the poison set's goal has it.
+        """
+        goal = self.backdoor
+        if trigger is not goal.trigger:
+            goal = replace(goal, trigger=trigger)
+        indices = self.draw_sources()
+        images = trigger.stamp(self.training_set.subset(indices).images)
+        labels = torch.full((len(indices),), goal.target)
+        return self.poison_set(indices=indices, images=images, labels=labels, goal=goal)
 
     def poison_set(
         self,

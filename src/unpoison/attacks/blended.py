@@ -22,7 +22,6 @@ from typing import Annotated, final
 
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
-from unpoison.attacks._relabelled import relabelled
 from unpoison.threats import BlendTrigger, PoisonSet
 
 
@@ -61,4 +60,4 @@ class Blended(Attack):
         if not isinstance(trigger, BlendTrigger):
             shape = request.training_set.image_shape
             trigger = BlendTrigger.noise(shape, alpha=self.alpha, seed=request.seed)
-        return relabelled(request, trigger)
+        return request.relabelled(trigger)

@@ -64,10 +64,7 @@ class BullseyePolytope(Attack):
         layers: modules whose outputs are matched, each apart; empty for the input of the last linear layer.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-        "benchmark": {"eps": 8.0, "steps": 1200},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}, "benchmark": {"eps": 8.0, "steps": 1200}}
 
     eps: Annotated[float, "[1, 255]"] = 25.5
     steps: PositiveInt = 800

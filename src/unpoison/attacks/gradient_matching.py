@@ -90,9 +90,7 @@ class GradientMatching(Attack):
         InputError: a value is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}}
 
     eps: Annotated[float, "(0, 255]"] = 16.0
     steps: PositiveInt = 250

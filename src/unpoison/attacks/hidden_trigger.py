@@ -67,10 +67,7 @@ class HiddenTrigger(Attack):
         layer: the module whose output is matched; None is the input of the last linear layer.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-        "benchmark": {"eps": 8.0, "learning_rate": 0.001},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}, "benchmark": {"eps": 8.0, "learning_rate": 0.001}}
 
     eps: Annotated[float, "[1, 255]"] = 16.0
     steps: PositiveInt = 5000

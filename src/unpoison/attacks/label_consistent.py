@@ -65,10 +65,7 @@ class LabelConsistent(Attack):
         batch_size: images in a pass, 1 or more.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-        "benchmark": {"within_eps": True},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}, "benchmark": {"within_eps": True}}
 
     eps: Annotated[float, "[1, 255]"] = 8.0
     step: PositiveFloat = 2.0

@@ -62,11 +62,9 @@ class Sig(Attack):
             InputError: the budget is more than the target class has, or the frequency gives no stripes in
                 images of this width.
         """
-        goal = request.backdoor
-        if not isinstance(goal.trigger, SinusoidTrigger):
-            goal = replace(goal, trigger=SinusoidTrigger(self.amplitude, self.frequency))
-        trigger = goal.trigger
-        assert isinstance(trigger, SinusoidTrigger)
+        trigger = request.backdoor.trigger
+        if not isinstance(trigger, SinusoidTrigger):
+            trigger = SinusoidTrigger(self.amplitude, self.frequency)
         indices = request.draw_targets()
         clean = request.training_set.subset(indices)
         if trigger.changes(clean.images) < 1:
@@ -75,6 +73,5 @@ class Sig(Attack):
                 f"sig: {trigger.frequency:g} periods change nothing in images {width} pixels wide; "
                 f"choose a frequency that is no multiple of {width / 2:g}"
             )
-        return request.poison_set(
-            indices=indices, images=trigger.stamp(clean.images), labels=clean.labels, goal=goal
-        )
+        goal, images = replace(request.backdoor, trigger=trigger), trigger.stamp(clean.images)
+        return request.poison_set(indices=indices, images=images, labels=clean.labels, goal=goal)

@@ -88,9 +88,7 @@ class SleeperAgent(Attack):
         InputError: a value is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}}
 
     eps: Annotated[float, "[1, 255]"] = 16.0
     steps: PositiveInt = 250

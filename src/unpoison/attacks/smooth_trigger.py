@@ -35,7 +35,6 @@ from unpoison._seeds import generator
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.attacks._networks import frozen
-from unpoison.attacks._relabelled import relabelled
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import device_of
@@ -98,7 +97,7 @@ class SmoothTrigger(Attack):
             trigger = self.generate(
                 request.models[0], request.training_set, seed=request.seed, progress=request.progress
             )
-        return relabelled(request, trigger)
+        return request.relabelled(trigger)
 
     def generate(
         self,

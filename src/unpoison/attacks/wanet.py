@@ -67,12 +67,10 @@ class WaNet(Attack):
         Raises:
             InputError: the poisons are more than the source class has.
         """
-        goal, training_set = request.backdoor, request.training_set
-        if not isinstance(goal.trigger, WarpTrigger):
-            drawn = WarpTrigger.drawn(k=self.k, strength=self.strength, seed=request.seed)
-            goal = replace(goal, trigger=drawn)
-        trigger = goal.trigger
-        assert isinstance(trigger, WarpTrigger)
+        trigger, training_set = request.backdoor.trigger, request.training_set
+        if not isinstance(trigger, WarpTrigger):
+            trigger = WarpTrigger.drawn(k=self.k, strength=self.strength, seed=request.seed)
+        goal = replace(request.backdoor, trigger=trigger)
         poisons = max(1, round(request.count / (1 + self.cover_ratio)))
         indices = request.draw_sources(count=poisons)
         others = torch.ones(len(training_set), dtype=torch.bool)

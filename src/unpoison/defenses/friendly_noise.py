@@ -97,10 +97,7 @@ class FriendlyNoise(Defense):
     'gaussian'
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "friends-b": {},
-        "friends-g": {"random": "gaussian"},
-    }
+    PRESETS: ClassVar[Presets] = {"friends-b": {}, "friends-g": {"random": "gaussian"}}
 
     begin_epoch: NonNegativeInt = 5
     steps: PositiveInt = 30

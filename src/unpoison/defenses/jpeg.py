@@ -44,10 +44,7 @@ class JPEG(Defense):
         InputError: the quality is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "quality-75": {},
-        "quality-25": {"quality": 25},
-    }
+    PRESETS: ClassVar[Presets] = {"quality-75": {}, "quality-25": {"quality": 25}}
 
     quality: Annotated[int, "[1, 95]"] = 75
 

@@ -46,9 +46,7 @@ class NoisyGradient(Defense):
         InputError: a value is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "sleeper-agent": {},
-    }
+    PRESETS: ClassVar[Presets] = {"sleeper-agent": {}}
 
     clip: PositiveFloat = 1.0
     noise: NonNegativeFloat = 0.01

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor
 
-from unpoison.errors import InputError
+from unpoison.errors import InputError, one_line
 
 
 class Tagged(ABC):
@@ -81,8 +81,7 @@ class Tagged(ABC):
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{cls.__name__}: cannot restore a {kind!r} ({reason})") from None
+            raise InputError(f"{cls.__name__}: cannot restore a {kind!r} ({one_line(error)})") from None
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

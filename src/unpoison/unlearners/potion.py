@@ -72,10 +72,7 @@ class Potion(Unlearner):
         InputError: a value is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "default": {},
-        "published": {"per_example": False, "batch_size": 512},
-    }
+    PRESETS: ClassVar[Presets] = {"default": {}, "published": {"per_example": False, "batch_size": 512}}
 
     importance: Literal["xlf", "assd"] = "xlf"
     stop_at: Annotated[float, "[0, 1)"] = 0.2
