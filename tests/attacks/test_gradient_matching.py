@@ -259,7 +259,7 @@ def test_a_victim_learns_what_the_adversary_wants_of_fresh_and_stored_poison(
     poison.save(tmp_path / "poison")
 
     def margin(examples: TrainingSet) -> float:
-        victim = train(examples, replace(RECIPE, epochs=3), seed=5, model=surrogate).model
+        victim = train(examples, replace(RECIPE, epochs=3), seed=5, start=surrogate).model
         logits = predict(victim, goal.images)[0]
         return float(logits[goal.target] - logits[goal.true_label])
 
