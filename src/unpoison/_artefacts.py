@@ -98,11 +98,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_bytes(path: str | os.PathLike[str], where: str | None = None) -> bytes:
-    """The content of a file, which is called `where` in messages.
-
-    Raises:
-        InputError: there is no such file, or it cannot be read.
-    """
+    """The content of a file, called `where` in messages; an `InputError` where it cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:

@@ -126,7 +126,8 @@ def _example(
         raise InputError(f"{where}: must be a pair (image, label), found {type(pair).__name__}")
     image, label = pair
     try:
-        number = operator.index(_plain(label))
+        plain: Any = label.item() if isinstance(label, Tensor | np.ndarray) else label
+        number = operator.index(plain)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{where}: its label must be a whole number, found {_shown(label)}") from None
     if not 0 <= number < 2**31:
@@ -185,10 +186,6 @@ def _channels_first(where: str, array: np.ndarray[Any, Any], *, prefer_first: bo
     raise InputError(
         f"{where}: an image must have shape [c h w], [h w c] or [h w], c being 1 or 3, found {array.shape}"
     )
-
-
-def _plain(label: Any) -> Any:
-    return label.item() if isinstance(label, Tensor | np.ndarray) else label
 
 
 def _shown(value: Any) -> str:
