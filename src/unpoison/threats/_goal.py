@@ -18,7 +18,7 @@ from unpoison import _stable
 from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.models import as_input, logits_of, preserved
+from unpoison.models import as_input, preserved
 from unpoison.threats._tagged import Tagged
 
 
@@ -128,7 +128,7 @@ def _predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Int64[m] predicted labels, on the CPU."""
     with preserved(model), torch.no_grad():
         parts = [
-            logits_of(model, as_input(model, part, torch.preserve_format)).argmax(1)
+            model(as_input(model, part, torch.preserve_format)).argmax(1)
             for part in torch.split(images, batch_size)
         ]
     return torch.cat(parts).cpu()
