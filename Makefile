@@ -3,6 +3,7 @@
 #   make demo     poison, train, trace, heal and report on the bundled sample     (about two minutes)
 #   make test     lint, types, layers, documentation, doctests and tests          (about ten minutes)
 #   make bench    measure ours against the peers; writes benchmarks/results
+#   make compat   try the datasets and networks of timm, transformers, datasets, lightning and peft as well
 #   make docs     build the documentation into docs/_build/html
 #   make setup    the virtual environment alone
 #   make format   let ruff rewrite the code
@@ -31,7 +32,7 @@ BENCHMARKS := demo influence growth training trak detectors selection gradient_m
 PYTEST_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types layers docs bench format wheel clean
+.PHONY: help setup demo test lint types layers docs compat bench format wheel clean
 
 help:
 	@sed -n '/^#/!q; s/^#   //p' Makefile
@@ -72,6 +73,10 @@ layers: $(VENV)/.dev
 docs: $(VENV)/.dev
 	@$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+compat: $(VENV)/.dev
+	@$(PIP) --editable '.[compat]'
+	@$(BIN)/python -m pytest --numprocesses 2 --quiet tests/compatibility
 
 bench: $(VENV)/.dev
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json || exit 1; done

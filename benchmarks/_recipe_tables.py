@@ -102,7 +102,7 @@ def defended(*defenses: str) -> Callable[[Record], str]:
     return value
 
 
-def healed_by(what: str, detector: str, wanted: Mapping[str, str]) -> tuple[Row, ...]:
+def healed_by(what: str, detector: str, wanted: Mapping[str, str], recipe: str = "") -> tuple[Row, ...]:
     """The rows of one experiment: attack, healing by retraining without what a detector flagged, and time."""
 
     def change(field: str, *, control: bool) -> Callable[[Record], str]:
@@ -127,7 +127,9 @@ def healed_by(what: str, detector: str, wanted: Mapping[str, str]) -> tuple[Row,
         "its precision": lambda record: share(line_of(record, detector=detector), "precision"),
         "its time": spent,
     }
-    return tuple(Row(name, wanted.get(name.rpartition(": ")[2], ""), value) for name, value in rows.items())
+    return tuple(
+        Row(name, wanted.get(name.rpartition(": ")[2], ""), value, recipe) for name, value in rows.items()
+    )
 
 
 def section(name: str, title: str, *rows: Row) -> Section:
@@ -148,7 +150,7 @@ ON_CIFAR: Final = (
     section(
         "badnets-cifar10",
         "BadNets on CIFAR-10",
-        *healed_by("BadNets on all of CIFAR-10, small ResNet", CALIBRATED, {}),
+        *healed_by("BadNets on all of CIFAR-10, small ResNet", CALIBRATED, {}, "badnets-cifar10"),
     ),
     section(
         "badnets-cifar10-gpu",

@@ -75,16 +75,28 @@ TITLES: Final = {
 AHEAD: Final = "MetaPoison ahead"
 ROWS: Final = {
     "fine_tuning_poisoned_trajectory": Row(
-        "MetaPoison, 2 % of a fine-tuning set: victims hit; others", f"more than half; {AHEAD}", hits(0.02)
+        "MetaPoison, 2 % of a fine-tuning set: victims hit; others",
+        f"more than half; {AHEAD}",
+        hits(0.02),
+        "studies/metapoison-fine-tuning",
     ),
     "from_scratch": Row(
-        "MetaPoison from scratch, 5 % of 5,000 images (feature collision with watermark)", AHEAD, hits(0.05)
+        "MetaPoison from scratch, 5 % of 5,000 images (feature collision with watermark)",
+        AHEAD,
+        hits(0.05),
+        "studies/metapoison-from-scratch",
     ),
     "from_scratch_ten": Row(
-        "the same at 2 %, 10 poisons in a batch in place of 50, surrogates trained apart", AHEAD, hits(0.02)
+        "the same at 2 %, 10 poisons in a batch in place of 50, surrogates trained apart",
+        AHEAD,
+        hits(0.02),
+        "studies/metapoison-from-scratch-2",
     ),
     "third_class_10": Row(
-        "MetaPoison, a third class, 10 % of a fine-tuning set: victims hit", "more than half", hits(0.1)
+        "MetaPoison, a third class, 10 % of a fine-tuning set: victims hit",
+        "more than half",
+        hits(0.1),
+        "studies/metapoison-goals",
     ),
 }
 METAPOISON: Final = tuple(
@@ -101,6 +113,7 @@ TRANSFER: Final = Section(
             "feature collision (as released), convex polytope, Bullseye on published transfer set-ups",
             "the published order: 22, 33, 85 %",
             transferred,
+            "studies/transfer-learning",
         ),
     ),
 )

@@ -5,33 +5,40 @@ A benchmark declares a `Section`: its docstring says what was measured, its rows
 
 from __future__ import annotations
 
-import shlex
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self, final
 
 from unpoison._statistics import Proportion
 
 Record = Mapping[str, Any]
 NOT_MEASURED: Final = "not measured"
-LONGEST: Final = 200
-"""Characters of a command in a table; longer ones stand in full only beside their results."""
+GONE: Final = "measured by a script of version 0.1"
 
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """A row of the README's table: what was measured, what was wanted, and how the record's value reads."""
+    """A row of the README's table: what was measured, what was wanted, and how the record's value reads.
+
+    `recipe` has taken the place of the script that measured it.
+    """
 
     what: str
     wanted: str
     value: Callable[[Record], str]
+    recipe: str = ""
 
     def cells(self, record: Record | None) -> list[str]:
         """What, value, wanted and command."""
         value = "" if record is None else self.value(record)
-        command = "" if record is None else short(command_of(record))
-        return [self.what, value or NOT_MEASURED, self.wanted, f"`{command}`" if command else ""]
+        command = "" if record is None else command_of(record)
+        if self.recipe:
+            command = f"unpoison bench recipes/{self.recipe}.toml"
+        made = "" if record is None or not is_gone(command_of(record)) else f" ({GONE})"
+        return [self.what, value or NOT_MEASURED, self.wanted, f"`{command}`{made}" if command else ""]
 
 
 @final
@@ -225,12 +232,10 @@ def command_of(record: Record) -> str:
     return str(record.get("command", made)).strip()
 
 
-def short(command: str) -> str:
-    """A command that fits into a table: of a long one what is run and the name its result is kept under."""
-    parts = shlex.split(command) if len(command) > LONGEST else []
-    if "--write" not in parts:
-        return command
-    return f"{' '.join(parts[:3])} … --write {parts[parts.index('--write') + 1]}"
+def is_gone(command: str) -> bool:
+    """Whether the script of a command has been replaced by a recipe."""
+    module = re.match(r"python -m benchmarks\.(\w+)", command)
+    return module is not None and not Path(__file__).with_name(f"{module[1]}.py").exists()
 
 
 def provenance(record: Record) -> str:
@@ -243,5 +248,6 @@ def provenance(record: Record) -> str:
     named += [f"{key} {machine[key]}" for key in ("python", "torch") if machine.get(key)]
     command, date = command_of(record), str(record.get("date", record.get("started", "")))[:10]
     commit = f"commit {record['commit'][:12]}" if record.get("commit") else ""
-    parts = (f"`{command}`" if command else "", ", ".join(named), date, commit)
+    made = f"{GONE}: `{command}`" if is_gone(command) else f"`{command}`"
+    parts = (made if command else "", ", ".join(named), date, commit)
     return f"*{'; '.join(part for part in parts if part)}*" if any(parts) else ""

@@ -205,12 +205,15 @@ def test_without_results_nothing_is_claimed() -> None:
     assert "Not measured." in tables.pages({})[f"{tables.FOLDER}/speed.md"]
 
 
-def test_a_long_command_is_told_by_the_name_of_its_result() -> None:
-    long = f"python -m benchmarks.crafting --recipe '{'x ' * 200}' --write from_scratch"
-    assert _tables.short(long) == "python -m benchmarks.crafting … --write from_scratch"
-    unnamed = long.replace(" --write from_scratch", "")
-    for command in ("make demo", "python -m benchmarks.crafting --write quick", unnamed):
-        assert _tables.short(command) == command
+def test_a_number_whose_script_is_gone_names_the_recipe_of_today() -> None:
+    row = _tables.Row("rate", "", lambda record: "1 %", "studies/crafting")
+    gone, there = "python -m benchmarks.crafting --write x", "python -m benchmarks.tables"
+    recipe = "`unpoison bench recipes/studies/crafting.toml`"
+    assert row.cells({"command": gone})[-1] == f"{recipe} (measured by a script of version 0.1)"
+    assert row.cells({"command": there})[-1] == recipe
+    assert row.cells(None)[-1] == recipe
+    assert "version 0.1" in _tables.provenance({"command": gone})
+    assert "version 0.1" not in _tables.provenance({"command": there})
 
 
 def test_a_readme_without_markers_is_refused() -> None:

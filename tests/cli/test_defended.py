@@ -92,6 +92,6 @@ def test_craft_refuses(story: Any, monkeypatch: pytest.MonkeyPatch, fails: Fails
     assert "--surrogates 0: must be at least 1" in fails(craft(story, out, *image, "--surrogates", "0"))
     both = ("--surrogates", "1", "--surrogate", story.place("clean"))
     assert "or say how many to train" in fails(craft(story, out, *image, *both))
-    assert "has no such option; there are none" in fails(craft(story, out, *image, "--option", "eps=1"))
-    assert "badnets serves backdoor only" in fails(story.craft(out, *image))
+    assert "there is no option 'eps'; there are none" in fails(craft(story, out, *image, "--option", "eps=1"))
+    assert "the goal 'backdoor' has no use for it" in fails(story.craft(out, *image))
     assert "crafts without a network" in fails(story.craft(out, "--surrogates", "1"))

@@ -38,6 +38,7 @@ _autocast = torch.autocast
 _Generator = torch.Generator
 # Operators whose purpose is to move data from one device to the other.
 _TRANSFERS = (torch.ops.aten.copy_.default,)
+_PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
 class MixedDevices(RuntimeError):
@@ -128,8 +129,19 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if isinstance(kwargs.get("generator"), PretendedGenerator):
+            _check_generator(kwargs, args)
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             _check_index(args[0], args[1])
+        if func is torch.Tensor.new_tensor and isinstance(args[0], Pretended):
+            data, others = (args[1], args[2:]) if args[1:] else (kwargs.pop("data"), ())
+            return torch.tensor(data, *others, **{"dtype": args[0].dtype, **kwargs}).to(DEVICE)
+        if func is torch.quantile and isinstance(args[0], Pretended):
+            # It creates tensors on the device that C++ sees.
+            return _run(func, args, kwargs)
+        if func in _PRODUCTS and isinstance(args[0], Pretended) and (args[0].ndim, args[1].ndim) == (1, 2):
+            # It removes a dimension in place, which a wrapper cannot follow.
+            return torch.mm(args[0][None], args[1])[0]
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_ours(kwargs.get("device")):
             return func(*args, **{**kwargs, "device": None}).to(DEVICE)
         if func is torch.Tensor.to and isinstance(args[0], Pretended):
@@ -176,6 +188,15 @@ def _check_index(tensor: Any, index: Any) -> None:
             raise MixedDevices(f"an index on {part.device} for a tensor on {tensor.device}")
 
 
+def _check_generator(kwargs: dict[str, Any], args: Any) -> None:
+    # Operators are given the generator without its Python class, so it is checked above them.
+    asked, generator = kwargs.get("device"), kwargs["generator"]
+    here = any(isinstance(one, Pretended) for one in args) if asked is None else _is_ours(asked)
+    if _is_ours(generator.pretended) != here:
+        found = DEVICE if here else "cpu"
+        raise MixedDevices(f"a generator on {generator.pretended} for a tensor on {found}")
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     flat, spec = tree_flatten((args, kwargs))
     ours = [one for one in flat if isinstance(one, Pretended)]
@@ -185,10 +206,6 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
                 raise MixedDevices(f"{func}: tensors on {DEVICE} and on {one.device}, {tuple(one.shape)}")
     asked = kwargs.get("device")
     here = bool(ours) if asked is None else _is_ours(asked)
-    for one in flat:
-        if isinstance(one, PretendedGenerator) and (one.pretended.type == DEVICE.type) != here:
-            found = DEVICE if here else "cpu"
-            raise MixedDevices(f"{func}: a generator on {one.pretended}, a tensor on {found}")
     wrappers = {id(one.elem): one for one in ours}
     plain = [one.elem if isinstance(one, Pretended) else one for one in flat]
     args, kwargs = tree_unflatten(plain, spec)

@@ -128,7 +128,7 @@ def test_reading_imports_no_torch() -> None:
         ({"targets": {}}, "give either 'pairs' of classes, test 'images' or a file of published 'setups'"),
         ({"training": {"preset": "sampel"}}, "there is no preset 'sampel'"),
         ({"training": {"preset": "sample", "epoch": 3}}, "unknown field 'epoch'; did you mean 'epochs'?"),
-        ({"training": {"epochs": 0}}, "epochs must be a whole number in 1..100000, found 0"),
+        ({"training": {"epochs": 0}}, "epochs must be a whole number in [1, 100000], found 0"),
         ({"detectors": [{"name": "ek-fac", "preset": "pub"}]}, "preset: there is no 'pub'"),
         ({"detectors": [{"name": "ek-fac"}, {"name": "ek-fac"}]}, "detectors: 'ek-fac' stands there twice"),
         ({"detectors": []}, "so the recipe needs one of those"),

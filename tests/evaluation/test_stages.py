@@ -291,7 +291,7 @@ def test_retraining_goes_back_to_the_pretrained_network(tmp_path: Path) -> None:
     poison = PoisonSet.load(places["poison"] / "poison")
     splits = load(tmp_path / "tiny.npz")
     rest = poison.apply(splits.train.subset(torch.arange(200, 300))).without(poison.indices)
-    expected = train(rest, healed.recipe, seed=healed.seed, model=start).model
+    expected = train(rest, healed.recipe, seed=healed.seed, start=start).model
     for ours, theirs in zip(healed.model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -53,7 +53,7 @@ def test_a_frozen_network_is_the_network(pretrained: Any) -> None:
 def test_the_layer_is_that_of_plain_descent_on_features(pretrained: Any) -> None:
     few = images(60, 1)
     start = starting_network(pretrained, few, RECIPE, seed=1, freeze=True)
-    trained = finished(train(few, RECIPE, seed=3, model=start))
+    trained = finished(train(few, RECIPE, seed=3, start=start))
     assert not trained.own_model
     layer: nn.Linear = copy.deepcopy(start.layer)
     with torch.no_grad():
