@@ -13,6 +13,7 @@ from . import threats as threats
 from . import training as training
 from . import unlearners as unlearners
 from .data import TrainingSet as TrainingSet
+from .detectors import Calibration as Calibration
 from .detectors import Findings as Findings
 from .detectors import Observation as Observation
 from .threats import Backdoor as Backdoor
@@ -23,6 +24,7 @@ from .threats import Trigger as Trigger
 from .training import Recipe as Recipe
 from .training import Trained as Trained
 from .workflow import Measurement as Measurement
+from .workflow import calibrate as calibrate
 from .workflow import craft as craft
 from .workflow import heal as heal
 from .workflow import measure as measure
@@ -30,39 +32,4 @@ from .workflow import observe as observe
 from .workflow import scan as scan
 from .workflow import trace as trace
 from .workflow import train as train
-
-__all__ = [
-    "Backdoor",
-    "Budget",
-    "Findings",
-    "Goal",
-    "Measurement",
-    "Observation",
-    "PoisonSet",
-    "Recipe",
-    "Trained",
-    "TrainingSet",
-    "Trigger",
-    "attacks",
-    "craft",
-    "data",
-    "defenses",
-    "detectors",
-    "errors",
-    "evaluation",
-    "heal",
-    "influence",
-    "measure",
-    "models",
-    "observe",
-    "registry",
-    "report",
-    "runs",
-    "scan",
-    "threats",
-    "trace",
-    "train",
-    "training",
-    "unlearners",
-]
 __version__: str

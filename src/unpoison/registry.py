@@ -23,9 +23,7 @@ Declarations of the package's own methods are read from the source text, because
 import torch and make `unpoison --help` slow; a declaration therefore holds literals only. Methods of other
 people are registered when they are imported. The modules that the environment variable `UNPOISON_PLUGINS`
 names, separated by commas, are imported before the first look-up, also in the worker processes of
-`unpoison bench`.
-
-This module does not import torch.
+`unpoison bench`. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar, final
 
@@ -77,6 +75,8 @@ class Method:
         can_find_nothing: of a detector: whether it may flag no example of a clean set; the others flag a
             share of any set.
         uses_reference: of a detector: whether it makes use of held-out examples that are known to be clean.
+        calibrates: of a detector: whether what it learns of the model before the first answer is a
+            `Calibration`, which can be kept for further ones.
         drops_examples: of a defense: whether it drops examples in rounds, which a control can copy.
         copies_drops: of a defense: whether it is such a control.
         reads_forget_set: of an unlearner: whether it looks at the examples to forget, or at the rest alone.
@@ -99,6 +99,7 @@ class Method:
     needs_observation: bool = False
     can_find_nothing: bool = False
     uses_reference: bool = False
+    calibrates: bool = False
     drops_examples: bool = False
     copies_drops: bool = False
     reads_forget_set: bool = False
@@ -142,10 +143,10 @@ class Registry(Generic[T]):
         method = Method(kind=self.kind, **declaration)
 
         def declare(cls: type[T]) -> type[T]:
-            settings: Presets = getattr(cls, "PRESETS", {"default": {}})
-            if tuple(settings) != method.presets:
+            presets = tuple(getattr(cls, "PRESETS", {"default": {}}))
+            if presets != method.presets:
                 raise TypeError(
-                    f"{cls.__name__}: declares the presets {method.presets}, PRESETS has {tuple(settings)}"
+                    f"{cls.__name__}: declares the presets {method.presets}, PRESETS has {presets}"
                 )
             known = self._classes.get(method.name)
             if known is not None and known.__qualname__ != cls.__qualname__:
@@ -176,11 +177,7 @@ class Registry(Generic[T]):
         return self._modules[name][0]
 
     def implementation(self, name: str) -> type[T]:
-        """The class of the method.
-
-        Raises:
-            InputError: there is no such method.
-        """
+        """The class of the method; errors as `describe`."""
         self.describe(name)
         if name not in self._classes:
             importlib.import_module(self._modules[name][1])
@@ -209,10 +206,10 @@ class Registry(Generic[T]):
         changed = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         settings = {**getattr(cls, "PRESETS", {}).get(preset, {}), **changed}
         try:
-            method_with_settings: T = cls(**settings)
+            made: T = cls(**settings)
         except TypeError as error:
             raise InputError(f"{name}: an option cannot have such a value: {error}") from None
-        return method_with_settings
+        return made
 
     def module(self, name: str) -> str:
         """The module of the class of the method; one of the project's own is not imported."""
@@ -225,9 +222,8 @@ class Registry(Generic[T]):
         root = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
         found = {}
         for path in sorted(root.rglob("*.py")):
-            text = path.read_text(encoding="utf-8")
             module = ".".join((self.package, *path.relative_to(root).with_suffix("").parts))
-            for body in _DECLARATION.findall(text):
+            for body in _DECLARATION.findall(path.read_text(encoding="utf-8")):
                 method = Method(kind=self.kind, **_literals(body, path))
                 found[method.name] = method, module
         return found
@@ -244,15 +240,9 @@ def _literals(body: str, path: Path) -> dict[str, Any]:
         raise TypeError(f"{path}: the arguments of register must be literals ({error})") from None
 
 
-_imported = False
-
-
+@cache
 def _import_plugins() -> None:
     """Import the modules of other people that register methods, once in a process."""
-    global _imported
-    if _imported:
-        return
-    _imported = True
     for name in filter(None, os.environ.get(PLUGINS, "").split(",")):
         try:
             importlib.import_module(name.strip())

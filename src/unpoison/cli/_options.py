@@ -6,7 +6,9 @@ option.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
@@ -326,15 +328,8 @@ class Report:
 Verb = Demo | Craft | Train | Trace | Scan | Heal | Bench | Report
 VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Scan, Heal, Bench, Report)
 
-CommandLine = (
-    Annotated[Demo, subcommand(name="demo")]
-    | Annotated[Craft, subcommand(name="craft")]
-    | Annotated[Train, subcommand(name="train")]
-    | Annotated[Trace, subcommand(name="trace")]
-    | Annotated[Scan, subcommand(name="scan")]
-    | Annotated[Heal, subcommand(name="heal")]
-    | Annotated[Bench, subcommand(name="bench")]
-    | Annotated[Report, subcommand(name="report")]
+CommandLine: Any = reduce(
+    operator.or_, (Annotated[verb, subcommand(name=verb.__name__.lower())] for verb in VERBS)
 )
 
 

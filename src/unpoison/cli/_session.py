@@ -106,7 +106,7 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
     with contextlib.ExitStack() as stack:
         import torch
 
-        device = _device(run.device)
+        device = device_named(run.device)
         if run.threads is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(run.threads)
@@ -127,7 +127,8 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
             print(json.dumps(record.to_dict(), indent=2, allow_nan=False))  # noqa: T201
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device that `--device` names; of auto, the GPU when there is one."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():

@@ -1,3 +1,5 @@
+from ._calibration import Calibration as Calibration
+from ._cause import Cause as Cause
 from ._detector import Detector as Detector
 from ._findings import Draw as Draw
 from ._findings import Findings as Findings
@@ -25,33 +27,3 @@ from .spectral_signatures import SpectralSignatures as SpectralSignatures
 from .spectre import Spectre as Spectre
 from .statistical_contamination import StatisticalContamination as StatisticalContamination
 from .trak import TRAK as TRAK
-
-__all__ = [
-    "METHODS",
-    "TRAK",
-    "ActivationClustering",
-    "ArtifactMixture",
-    "Calibrated",
-    "DeepKNN",
-    "DeltaInfluence",
-    "Detector",
-    "Draw",
-    "EKFACThreshold",
-    "Findings",
-    "Frequency",
-    "FrequencyClassifier",
-    "Judgement",
-    "Observation",
-    "Search",
-    "Searcher",
-    "SpectralSignatures",
-    "Spectre",
-    "StatisticalContamination",
-    "Threshold",
-    "average_precision",
-    "check_observation",
-    "describe",
-    "get",
-    "names",
-    "register",
-]

@@ -1,4 +1,4 @@
-"""`sweep`: do what a plan asks for that is not in the store yet, and read the table.
+"""`sweep`: do what a plan asks for that is not in the store yet, and read the table; `choose_targets`.
 
 A stage is ready when the artefacts that it reads are there. Ready stages are submitted to the executor in the
 order of the plan, at most two for each worker at a time, so that Ctrl-C loses little. Stages that depend on a
@@ -11,15 +11,19 @@ import heapq
 import os
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import final
 
 from unpoison._artefacts import read_json, write_json
+from unpoison.errors import InputError, UnpoisonError
 from unpoison.evaluation._executors import Executor
-from unpoison.evaluation._plan import Plan
+from unpoison.evaluation._plan import Plan, controls
 from unpoison.evaluation._results import Results
+from unpoison.evaluation._schema import Experiment
+from unpoison.evaluation._sections import TargetImage, Targets
 from unpoison.evaluation._store import Outcome, Stage, Store
 
 
@@ -110,53 +114,92 @@ def sweep(
     return results
 
 
-def make(plan: Plan, store: Store, executor: Executor, *, watch: Watcher | None = None) -> tuple[str, ...]:
-    """Make the artefacts of a plan without trials; the recipes of the store stay as they are.
+def choose_targets(
+    experiment: Experiment,
+    store: str | os.PathLike[str],
+    executor: Executor,
+    *,
+    device: str = "cpu",
+    watch: Watcher | None = None,
+) -> Experiment:
+    """The experiment with `targets.images` in place of `targets.pairs` and `targets.correct`.
 
-    Returns:
-        The errors, a line each.
+    They are test images that clean networks predict correctly: an image that is predicted as another class
+    without any poison says nothing about an attack. By default these networks are the controls of the
+    experiment, so training them first costs nothing; but then the control "no attack" can only miss. With
+    `targets.networks` they are others, and the control says how often a correctly predicted image is missed
+    anyway. The recipes of the store stay as they are.
+
+    Arguments:
+        experiment: returned as it is where it has no `targets.correct`.
+        store: where its clean networks are, or will be.
+        executor: trains them.
+        device: where.
+        watch: called with the progress.
 
     Raises:
-        InputError: another process uses this store.
+        InputError: as `plan`; or a class has too few images that all of them predict correctly.
+        UnpoisonError: a clean network could not be trained.
     """
-    with store.alone():
-        _Sweep(plan, store, executor, watch or _ignore).run()
-    failed = [store.failed(stage.key) for stage in plan.stages]
-    return tuple(read_json(path)["error"] for path in failed if path.exists())
+    targets = experiment.targets
+    if targets is None or targets.correct is None:
+        return experiment
+    work, found = controls(experiment, device=device), Store(Path(store))
+    with found.alone():
+        _Sweep(work, found, executor, watch or _ignore).run()
+    failures = found.errors(stage.key for stage in work.stages)
+    if failures:
+        raise UnpoisonError(f"targets.correct: a clean network could not be trained: {failures[0]}")
+    answers = [
+        read_json(found.place(stage.key) / "right.json") for stage in work.stages if stage.kind == "measure"
+    ]
+    names: list[str] = answers[0]["class_names"]
+    images: list[TargetImage] = []
+    for source, target in targets.pairs:
+        label = source if isinstance(source, int) else names.index(source)
+        shared = sorted(set.intersection(*(set(each["right"][label]) for each in answers)))
+        if len(shared) < targets.correct:
+            raise InputError(
+                f"targets.correct: all clean networks predict {len(shared)} test images of class {source!r} "
+                f"correctly, fewer than {targets.correct}"
+            )
+        images += [
+            TargetImage(test_index=(index,), target=target, source=source)
+            for index in shared[: targets.correct]
+        ]
+    return replace(experiment, targets=Targets(images=tuple(images)))
 
 
 class _Sweep:
-    """The scheduler: which stages wait for what."""
+    """The scheduler: which stages wait for what. Stages are numbered by their place in the plan."""
 
     def __init__(self, plan: Plan, store: Store, executor: Executor, watch: Watcher) -> None:
-        self.plan, self.store, self.executor, self.watch = plan, store, executor, watch
-        self.stages = {stage.key: stage for stage in plan.stages}
+        self.store, self.executor, self.watch = store, executor, watch
+        self.stages = plan.stages
+        self.numbers = {stage.key: number for number, stage in enumerate(plan.stages)}
         self.progress = SweepProgress(workers=executor.workers)
         self.progress.total.update(stage.kind for stage in plan.stages)
-        self.readers: Mapping[str, list[str]] = defaultdict(list)
-        self.missing: dict[str, set[str]] = {}
-        self.ready: list[tuple[int, str]] = []  # a heap, by place in the plan
-        self.order = {key: place for place, key in enumerate(self.stages)}
-        self.given_up: set[str] = set()
+        self.sorter: TopologicalSorter[int] = TopologicalSorter()
+        self.ready: list[int] = []  # a heap
+        self.open: dict[int, Stage] = {}  # neither done nor given up
 
     def run(self) -> None:
-        sound = {key for key in self.stages if self._is_sound(key)}
-        for key, stage in self.stages.items():
-            if key in sound:
-                continue
-            self.missing[key] = {one for one in stage.inputs.values() if one not in sound}
-            for one in self.missing[key]:
-                self.readers[one].append(key)
-            if not self.missing[key]:
-                heapq.heappush(self.ready, (self.order[key], key))
+        sound = {stage.key for stage in self.stages if self._is_sound(stage)}
+        for number, stage in enumerate(self.stages):
+            if stage.key not in sound:
+                self.open[number] = stage
+                missing = [self.numbers[key] for key in stage.inputs.values() if key not in sound]
+                self.sorter.add(number, *missing)
         self.watch(
             self.progress,
             f"{self.progress.open} of {len(self.stages)} stages to do, {len(sound)} in the store",
         )
+        self.sorter.prepare()
+        self._queue()
         running = 0
         while self.ready or running:
             while self.ready and running < 2 * self.executor.workers:
-                stage = self.stages[heapq.heappop(self.ready)[1]]
+                stage = self.stages[heapq.heappop(self.ready)]
                 self.executor.submit(self.store.root, stage)
                 self.progress.running[stage.kind] += 1
                 running += 1
@@ -164,8 +207,13 @@ class _Sweep:
                 running -= 1
                 self._finish(outcome)
 
-    def _is_sound(self, key: str) -> bool:
-        stage, state = self.stages[key], self.store.state(key)
+    def _queue(self) -> None:
+        """Put the stages that wait for nothing any more into the heap."""
+        for number in self.sorter.get_ready():
+            heapq.heappush(self.ready, number)
+
+    def _is_sound(self, stage: Stage) -> bool:
+        state = self.store.state(stage.key)
         if state == "damaged":
             self.progress.damaged[stage.kind] += 1
             self.watch(self.progress, f"{_name(stage)}: its artefact is damaged and is made again")
@@ -174,36 +222,30 @@ class _Sweep:
         return state == "sound"
 
     def _finish(self, outcome: Outcome) -> None:
-        stage = self.stages[outcome.key]
+        number = self.numbers[outcome.key]
+        stage = self.stages[number]
         self.progress.running[stage.kind] -= 1
         if outcome.error is not None:
-            lost = self._give_up(stage.key)
-            self.progress.failed.update(self.stages[key].kind for key in lost)
+            self._give_up(number)
             if not self.store.failed(stage.key).exists():  # the worker died before it could write
-                record = {"key": stage.key, **stage.identity, "error": outcome.error, "traceback": ""}
-                write_json(self.store.failed(stage.key), record)
+                self.store.fail(stage, outcome.error)
             self.watch(self.progress, f"{_name(stage)}: failed: {outcome.error}")
             return
+        del self.open[number]
         self.progress.done[stage.kind] += 1
         self.progress.seconds[stage.kind].append(outcome.seconds)
-        for key in self.readers[stage.key]:
-            self.missing[key].discard(stage.key)
-            if not self.missing[key]:
-                heapq.heappush(self.ready, (self.order[key], key))
+        self.sorter.done(number)
+        self._queue()
         self.watch(self.progress, f"{_name(stage)}: done in {outcome.seconds:.2f} s")
 
-    def _give_up(self, key: str) -> set[str]:
-        """The failed stage and all that wait for it."""
-        lost, fresh = {key}, [key]
-        while fresh:
-            for reader in self.readers[fresh.pop()]:
-                if reader not in lost:
-                    lost.add(reader)
-                    fresh.append(reader)
-        # A stage that depends on two failed ones is counted once.
-        new = lost - self.given_up
-        self.given_up |= new
-        return new
+    def _give_up(self, failed: int) -> None:
+        """Count the failed stage, and all that depend on it."""
+        lost: set[str] = set()
+        for number, stage in list(self.open.items()):
+            if number == failed or not lost.isdisjoint(stage.inputs.values()):
+                lost.add(stage.key)
+                del self.open[number]
+                self.progress.failed[stage.kind] += 1
 
 
 def _name(stage: Stage) -> str:

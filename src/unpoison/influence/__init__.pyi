@@ -1,6 +1,7 @@
 from ._factors import Factors as Factors
 from ._factors import LayerFactors as LayerFactors
 from ._factors import fit_factors as fit_factors
+from ._factors import model_fingerprint as model_fingerprint
 from ._projection import Projected as Projected
 from ._projection import project as project
 from ._queries import AbsoluteDamping as AbsoluteDamping
@@ -13,21 +14,3 @@ from ._scores import score as score
 from ._task import Batch as Batch
 from ._task import ClassificationTask as ClassificationTask
 from ._task import Task as Task
-
-__all__ = [
-    "AbsoluteDamping",
-    "Batch",
-    "ClassificationTask",
-    "Damping",
-    "Factors",
-    "LayerFactors",
-    "PreconditionedQueries",
-    "Projected",
-    "RelativeDamping",
-    "Scores",
-    "Task",
-    "fit_factors",
-    "precondition",
-    "project",
-    "score",
-]
