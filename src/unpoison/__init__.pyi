@@ -32,4 +32,5 @@ from .workflow import observe as observe
 from .workflow import scan as scan
 from .workflow import trace as trace
 from .workflow import train as train
+
 __version__: str
