@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from unpoison._artefacts import atomic_directory
-from unpoison.cli._console import Console
+from unpoison.cli._console import Console, per_cent
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Verb, configuration
 from unpoison.errors import InputError
@@ -89,6 +89,15 @@ class Session:
         suffix = f"_{when}" if when else ""
         self.rate(f"clean_accuracy{suffix}", None if measured is None else measured.clean_accuracy)
         self.rate(f"attack_success{suffix}", None if measured is None else measured.attack_success)
+
+    def compared(self) -> list[str]:
+        """What `measure` noted before and after healing, in lines."""
+        found = []
+        for name, words in (("clean_accuracy", "clean accuracy"), ("attack_success", "attack success")):
+            before, after = (self.results[f"{name}_{when}"] for when in ("before", "after"))
+            if before is not None:
+                found.append(f"{words}: {per_cent(before)} before, {per_cent(after)} after")
+        return found
 
 
 @contextlib.contextmanager
