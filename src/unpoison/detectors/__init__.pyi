@@ -28,36 +28,3 @@ from .spectral_signatures import SpectralSignatures as SpectralSignatures
 from .spectre import Spectre as Spectre
 from .statistical_contamination import StatisticalContamination as StatisticalContamination
 from .trak import TRAK as TRAK
-
-__all__ = [
-    "METHODS",
-    "TRAK",
-    "ActivationClustering",
-    "ArtifactMixture",
-    "Calibrated",
-    "Calibration",
-    "Cause",
-    "DeepKNN",
-    "DeltaInfluence",
-    "Detector",
-    "Draw",
-    "EKFACThreshold",
-    "Findings",
-    "Frequency",
-    "FrequencyClassifier",
-    "Judgement",
-    "Observation",
-    "Search",
-    "Searcher",
-    "SpectralSignatures",
-    "Spectre",
-    "StatisticalContamination",
-    "Threshold",
-    "average_precision",
-    "check_observation",
-    "describe",
-    "get",
-    "names",
-    "register",
-    "similar_copies",
-]
