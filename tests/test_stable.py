@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
-from unpoison._stable import cross_entropy, margin, softmax_minus_one_hot
+from unpoison._stable import cross_entropy, margin, margins, softmax_minus_one_hot
 
 LABELS = torch.tensor([2, 0, 1])
 
@@ -159,6 +159,19 @@ def test_the_margin_keeps_its_gradient() -> None:
     torch.testing.assert_close(found.sum(1), torch.zeros(3), atol=1e-6, rtol=0)
     expected = reference(leaf.detach()) * 1e20
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("missing", [0.9, 0.5, 1e-5, 1e-12, 1e-20])
+def test_the_margins_of_all_labels_are_those_of_each(missing: float) -> None:
+    logits = fitted(missing).requires_grad_()
+    every = margins(logits)
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    (found,) = torch.autograd.grad((every * weights).sum(), logits)
+    exact = logits.detach().double().requires_grad_()
+    each = torch.stack([margin(exact, torch.full((3,), label)) for label in range(4)], 1)
+    (expected,) = torch.autograd.grad((each * weights.double()).sum(), exact)
+    torch.testing.assert_close(every.double(), each, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("missing", [0.9, 0.3, 1e-5, 1e-12, 1e-20])

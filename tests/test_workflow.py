@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 import unpoison
 from unpoison.attacks import BadNets
-from unpoison.detectors import EKFACThreshold
+from unpoison.detectors import Calibrated, EKFACThreshold
 from unpoison.errors import InputError, MismatchError
 from unpoison.models import Normalized
 from unpoison.training import accuracy, predict
@@ -76,6 +76,8 @@ class Story:
         images[: len(POISON)], labels[: len(POISON)] = stamped(images[: len(POISON)]), 2
         self.dataset = TheirDataset(images, labels)
         self.pixels = unpoison.TrainingSet(images, labels, ("0", "1", "2"))
+        held_out = torch.arange(300) % 3
+        self.held_out = unpoison.TrainingSet(images_of(held_out, generator), held_out, ("0", "1", "2"))
         self.victims = stamped(images_of(torch.zeros(40, dtype=torch.int64), generator))
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -139,6 +141,63 @@ def test_the_default_is_calibrated_and_decides(story: Story) -> None:
     assert findings.method == "calibrated"
     assert findings.p_value is not None
     assert findings.poison_found == bool(len(findings.flagged))
+
+
+def test_a_calibration_serves_every_answer(story: Story) -> None:
+    reference, normalization = story.held_out, (MEAN, STD)
+    detector = Calibrated(false_alarm_level=0.05)
+    calibration = unpoison.calibrate(
+        story.network, story.dataset, reference, method=detector, normalization=normalization, seed=3
+    )
+    stages: set[str] = set()
+    for observation in (story.observation, unpoison.Observation(story.victims[1], predicted=2)):
+        kept, anew = (
+            unpoison.trace(
+                story.network,
+                story.dataset,
+                observation,
+                method=detector,
+                normalization=normalization,
+                seed=3,
+                **given,
+            )
+            for given in (
+                {"calibration": calibration, "progress": lambda stage, *_, **__: stages.add(stage)},
+                {"reference": reference},
+            )
+        )
+        assert kept.p_value == anew.p_value
+        assert torch.equal(kept.scores, anew.scores)
+    assert "calibration" not in stages
+    with pytest.raises(MismatchError, match="other examples"):
+        unpoison.trace(
+            story.trained, story.held_out, story.observation, method=detector, calibration=calibration
+        )
+
+
+def test_known_groups_count_once(story: Story) -> None:
+    detector = Calibrated(false_alarm_level=0.05)
+    apart, together = (
+        unpoison.trace(
+            story.trained,
+            story.pixels,
+            story.observation,
+            method=detector,
+            reference=story.held_out,
+            groups=groups,
+        )
+        for groups in (range(480), [0 if row in POISON else row for row in range(480)])
+    )
+    assert apart.p_value < together.p_value
+
+
+@pytest.mark.parametrize("given", [{"groups": range(480)}, {"calibration": 1}])
+def test_methods_that_do_not_calibrate_say_so(story: Story, given: dict[str, Any]) -> None:
+    message = "trace: ek-fac takes no calibration and no groups; calibrated does"
+    with pytest.raises(InputError, match=message):
+        unpoison.trace(story.trained, story.pixels, story.observation, method="ek-fac", **given)
+    with pytest.raises(InputError, match="calibrate: spectre takes no calibration"):
+        unpoison.calibrate(story.trained, story.pixels, method="spectre")
 
 
 def test_a_network_and_its_normalised_form_find_the_same(story: Story) -> None:

@@ -13,6 +13,7 @@ from . import threats as threats
 from . import training as training
 from . import unlearners as unlearners
 from .data import TrainingSet as TrainingSet
+from .detectors import Calibration as Calibration
 from .detectors import Findings as Findings
 from .detectors import Observation as Observation
 from .threats import Backdoor as Backdoor
@@ -23,6 +24,7 @@ from .threats import Trigger as Trigger
 from .training import Recipe as Recipe
 from .training import Trained as Trained
 from .workflow import Measurement as Measurement
+from .workflow import calibrate as calibrate
 from .workflow import craft as craft
 from .workflow import heal as heal
 from .workflow import measure as measure
@@ -34,6 +36,7 @@ from .workflow import train as train
 __all__ = [
     "Backdoor",
     "Budget",
+    "Calibration",
     "Findings",
     "Goal",
     "Measurement",
@@ -44,6 +47,7 @@ __all__ = [
     "TrainingSet",
     "Trigger",
     "attacks",
+    "calibrate",
     "craft",
     "data",
     "defenses",

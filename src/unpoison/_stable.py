@@ -39,6 +39,23 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others - logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
+def margins(logits: Tensor) -> Tensor:
+    """Float[... classes]: the `margin` of every label.
+
+    Arguments:
+        logits: Float[... classes], two classes or more.
+
+    >>> margins(torch.tensor([[0.0, 40.0]]))
+    tensor([[ 40., -40.]])
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    largest = logits.argmax(-1, keepdim=True)
+    # Of all labels but the likeliest one the probability is at most a half, so log1p loses nothing.
+    others = logits.logsumexp(-1, keepdim=True) + torch.log1p(-logits.softmax(-1).clamp(max=0.5))
+    of_largest = logits.scatter(-1, largest, -torch.inf).logsumexp(-1, keepdim=True)
+    return others.scatter(-1, largest, of_largest) - logits
+
+
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,

@@ -20,9 +20,9 @@ dataset of (image, label) pairs. Neither is ever changed.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
 from unpoison.attacks import Attack
 from unpoison.data import MapStyle, TrainingSet, as_training_set, from_dataset
-from unpoison.detectors import Detector, Findings, Observation
+from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
 from unpoison.models import Normalized
 from unpoison.registry import Method, Registry
@@ -46,6 +46,8 @@ Model = Trained | nn.Module
 Dataset = TrainingSet | MapStyle
 Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of each channel."""
+Groups = Sequence[Hashable] | Tensor
+"""A name or number for each training example, equal for near-duplicates."""
 T = TypeVar("T")
 
 
@@ -173,6 +175,46 @@ def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) 
     )
 
 
+def calibrate(
+    model: Model,
+    training_set: Dataset,
+    reference: Dataset | None = None,
+    *,
+    method: str | Detector = "calibrated",
+    groups: Groups | None = None,
+    normalization: Normalization | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Calibration:
+    """What the model's own errors look like: one calibration for all answers that will be traced.
+
+    Arguments:
+        model: as for `trace`.
+        training_set: as for `trace`.
+        reference: as for `trace`.
+        method: the name of a detector that calibrates, or an instance with its own options.
+        groups: as for `trace`.
+        normalization: as for `trace`.
+        seed: of everything random.
+        progress: as for `trace`.
+
+    Returns:
+        What `trace` takes as `calibration`; it can be saved, and loaded with `Calibration.load`.
+
+    Raises:
+        InputError: there is no such detector or it makes no calibration; the labelled examples do not fit, or
+            are too few for its false-alarm level; there is not one group for each training example.
+
+    Cost: most of a first `trace`; later ones with the calibration are cheap.
+    """
+    declared, detector = _chosen(detectors.METHODS, method)
+    _check_calibrates("calibrate", declared, detector)
+    calibration: Calibration = _run(
+        "calibrate", detector, model, training_set, reference, normalization, seed, progress, groups=groups
+    )
+    return calibration
+
+
 def trace(
     model: Model,
     training_set: Dataset,
@@ -180,6 +222,8 @@ def trace(
     *,
     method: str | Detector = "calibrated",
     reference: Dataset | None = None,
+    calibration: Calibration | None = None,
+    groups: Groups | None = None,
     normalization: Normalization | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -195,6 +239,10 @@ def trace(
             "delta-influence" (arXiv 2411.13731) is as published; "ek-fac" and "trak" threshold influence.
         reference: labelled examples that are known to be clean and were not trained on, for detectors that
             make use of some.
+        calibration: from `calibrate`, of this model and training set, for detectors that calibrate; they do
+            so for this answer alone when None.
+        groups: n names or numbers, equal for training examples that are near-duplicates (the frames of a
+            film, the pictures of a patient), for detectors that calibrate; measured on the images when None.
         normalization: mean and standard deviation of each channel that the network expects its input to be
             standardised with, unless it is a `Normalized`, as those that `train` builds are. A dataset that
             gives float images is then taken to be standardised so as well, and is read back to 8 bits.
@@ -205,9 +253,10 @@ def trace(
         A score for every training example, the flagged ones, and whether poison was found at all.
 
     Raises:
-        InputError: there is no such detector or it starts from no observation; the observation does not fit
-            the model or the set; the model gives another answer than the observation says, or the right one;
-            or the dataset cannot be read.
+        InputError: there is no such detector, it starts from no observation, or it takes no calibration; the
+            observation does not fit the model or the set; the model gives another answer than the observation
+            says, or the right one; or the dataset cannot be read.
+        MismatchError: the calibration is of another model, training set or damping.
 
     Cost: `detectors.describe(method).cost`.
     """
@@ -217,7 +266,23 @@ def trace(
             f"trace: {declared.name} searches the training set without an observation; give it to scan, or "
             f"trace with {_listed(_detectors(needs_observation=True))}"
         )
-    return _find(detector, model, training_set, observation, reference, normalization, seed, progress)
+    given: dict[str, Any] = {"calibration": calibration, "groups": groups}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given:
+        _check_calibrates("trace", declared, detector)
+    findings: Findings = _run(
+        "find",
+        detector,
+        model,
+        training_set,
+        reference,
+        normalization,
+        seed,
+        progress,
+        observation=observation,
+        **given,
+    )
+    return findings
 
 
 def scan(
@@ -257,7 +322,8 @@ def scan(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
             f"{_listed(_detectors(needs_observation=False))}"
         )
-    return _find(detector, model, training_set, None, reference, normalization, seed, progress)
+    findings: Findings = _run("find", detector, model, training_set, reference, normalization, seed, progress)
+    return findings
 
 
 def heal(
@@ -447,23 +513,32 @@ def _surrogates(
     ]
 
 
-def _find(
+def _check_calibrates(verb: str, declared: Method | None, detector: Detector) -> None:
+    if declared is None or not declared.calibrates:
+        name = type(detector).__name__ if declared is None else declared.name
+        fitting = [one for one in detectors.names() if detectors.describe(one).calibrates]
+        raise InputError(f"{verb}: {name} takes no calibration and no groups; {_listed(fitting)} does")
+
+
+def _run(
+    step: Literal["find", "calibrate"],
     detector: Detector,
     model: Model,
     training_set: Dataset,
-    observation: Observation | None,
     reference: Dataset | None,
     normalization: Normalization | None,
     seed: int,
     progress: Progress | None,
-) -> Findings:
-    return detector.find(
+    **given: Any,
+) -> Any:
+    """A step of the detector, with the model, the training set and the reference as it expects them."""
+    return getattr(detector, step)(
         network_of(_accepting_pixels(model, normalization)),
         _examples(training_set, normalization),
-        observation,
         reference=None if reference is None else _examples(reference, normalization),
         seed=seed,
         progress=progress,
+        **given,
     )
 
 

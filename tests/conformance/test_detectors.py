@@ -24,7 +24,7 @@ from unpoison.training import predict
 
 # What makes a detector quick on tiny sets, by name or by name and preset; nothing for all others.
 QUICK: Mapping[str, Mapping[str, Any]] = {
-    "calibrated": {"draws": 6, "false_alarm_level": 0.25},
+    "calibrated": {"false_alarm_level": 0.25},
     "delta-influence": {"draws": 6},
     "trak": {"threshold": 1.0},
     "spectral-signatures": {"expected_share": 0.1},
@@ -57,8 +57,8 @@ SETS = {
     ),
     "one example": make_set(counts=(14, 14, 14), channels=1).subset([20]),
 }
-# Sets with too few correctly classified examples of other classes to calibrate on.
-REFUSED = {("calibrated default", "equal images"), ("calibrated default", "one example")}
+# Sets with too few labelled examples to calibrate on.
+REFUSED = {("calibrated default", "one example")}
 
 
 class View(nn.Module):

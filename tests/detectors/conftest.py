@@ -58,9 +58,10 @@ def fit(training_set: TrainingSet, *, epochs: int, seed: int) -> nn.Sequential:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A poisoned set, what learnt it, and an input that it gets wrong for it."""
+    """A poisoned set, what learnt it, fresh labelled images, and an input that it gets wrong for it."""
 
     clean: TrainingSet
+    held_out: TrainingSet
     poisoned: TrainingSet
     poison: PoisonSet
     model: nn.Sequential
@@ -81,6 +82,7 @@ def make_scene(seed: int) -> Scene:
     factors = fit_factors(model, poisoned, ClassificationTask(), seed=1)
     return Scene(
         clean,
+        make_set(1200, 0.3, 2000 + seed),
         poisoned,
         poison,
         model,
@@ -104,7 +106,7 @@ def make_scenes() -> Callable[[int], Scene]:
 def natural() -> tuple[nn.Sequential, TrainingSet, TrainingSet]:
     """A net that learnt a clean set too noisy to be learnt without errors, the set, and fresh images."""
     training_set = make_set(600, 0.3, 5)
-    return fit(training_set, epochs=30, seed=5), training_set, make_set(400, 0.3, 1005)
+    return fit(training_set, epochs=30, seed=5), training_set, make_set(1200, 0.3, 1005)
 
 
 @dataclass(frozen=True)

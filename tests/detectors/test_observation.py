@@ -95,6 +95,15 @@ def test_without_a_predicted_label_the_answer_is_the_models(scene: Any) -> None:
         check_observation(scene.model, scene.poisoned, Observation(image, true_label=0))
 
 
+def test_a_label_that_is_not_the_answer_is_traced_when_asked_for(scene: Any) -> None:
+    image = scene.clean.images[0]
+    second = int(predict(scene.model, image[None])[0].argsort(descending=True)[1])
+    with pytest.raises(InputError, match="trace the label that it gives"):
+        check_observation(scene.model, scene.clean, Observation(image, second))
+    checked = check_observation(scene.model, scene.clean, Observation(image, second, answered=False))
+    assert (checked.answer, checked.answered) == (second, False)
+
+
 def test_observations_that_do_not_fit_are_input_errors_of_one_line(scene: Any) -> None:
     image, model, examples = scene.observation.images[0], scene.model, scene.poisoned
     wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))

@@ -110,27 +110,33 @@ def search_of(model: nn.Module, training_set: TrainingSet, factors: Factors) -> 
     return Search(detector, model, training_set, None, None, 0, None, factors)
 
 
-def expand(twins: tuple[nn.Module, TrainingSet, Factors], seeds: list[int]) -> tuple[Tensor, float, Tensor]:
+def expand(
+    twins: tuple[nn.Module, TrainingSet, Factors], seeds: list[int]
+) -> tuple[Tensor, float, list[int]]:
+    """Scores of the examples labelled 1, the threshold, and which of all examples these are."""
     model, training_set, factors = twins
-    found = expand_seeds(search_of(model, training_set, factors), torch.tensor(seeds))
-    return found.scores, found.threshold, found.candidates
+    rows = (training_set.labels == 1).nonzero()[:, 0]
+    places = torch.searchsorted(rows, torch.tensor(seeds))
+    found = expand_seeds(search_of(model, training_set, factors), places, training_set.subset(rows))
+    return found.scores, found.threshold, rows.tolist()
 
 
 def test_duplicates_are_members(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
-    scores, threshold, candidates = expand(twins, PLANTED[:4])
-    flagged = (candidates & (scores > threshold)).nonzero()[:, 0].tolist()
-    assert flagged == PLANTED
-    assert scores[PLANTED].tolist() == pytest.approx([1.0] * len(PLANTED), abs=1e-4)
+    scores, threshold, rows = expand(twins, PLANTED[:4])
+    members = (scores > threshold).nonzero()[:, 0].tolist()
+    assert [rows[place] for place in members] == PLANTED
+    assert len(rows) > len(PLANTED)
+    assert scores[members].tolist() == pytest.approx([1.0] * len(PLANTED), abs=1e-4)
     assert float(scores.abs().max()) <= 1 + 1e-4
-    assert torch.equal(candidates, twins[1].labels == 1)
 
 
 def test_a_clean_seed_carries_little_weight(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
-    scores, threshold, candidates = expand(twins, [*PLANTED[:5], 1])
-    others = [row for row in range(60) if row not in PLANTED]
-    assert float(scores[PLANTED].min()) > 0.9
-    assert float(scores[PLANTED].min()) > float(scores[others].max())
-    assert set((candidates & (scores > threshold)).nonzero()[:, 0].tolist()) >= set(PLANTED)
+    clean = next(row for row in (twins[1].labels == 1).nonzero()[:, 0].tolist() if row not in PLANTED)
+    scores, threshold, rows = expand(twins, [*PLANTED[:5], clean])
+    planted = torch.tensor([row in PLANTED for row in rows])
+    assert float(scores[planted].min()) > 0.9
+    assert float(scores[planted].min()) > float(scores[~planted].max())
+    assert bool((scores[planted] > threshold).all())
 
 
 def test_cosines_are_those_of_the_explicit_metric(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
@@ -152,30 +158,17 @@ def test_cosines_are_those_of_the_explicit_metric(twins: tuple[nn.Module, Traini
             rows.append((turned / damped.sqrt()).flatten())
         flat.append(torch.stack(rows))
     unit = functional.normalize(torch.cat(flat, 1))
-    scores, _, _ = expand(twins, [7])
+    scores = expand_seeds(search_of(model, training_set, factors), torch.tensor([7]), training_set).scores
     expected = unit @ unit[7]
     # The cosine of the seed with itself does not count.
     expected[7] = 0
     assert torch.allclose(scores, expected, atol=1e-4)
 
 
-def test_candidates_alone_have_the_scores_that_they_have_among_all(
-    twins: tuple[nn.Module, TrainingSet, Factors],
-) -> None:
-    model, training_set, factors = twins
-    scores, threshold, candidates = expand(twins, PLANTED[:4])
-    rows = candidates.nonzero()[:, 0]
-    places = torch.searchsorted(rows, torch.tensor(PLANTED[:4])).tolist()
-    own_scores, own_threshold, own_candidates = expand((model, training_set.subset(rows), factors), places)
-    assert len(rows) < len(training_set)
-    assert torch.allclose(own_scores, scores[rows], atol=1e-5)
-    assert own_threshold == pytest.approx(threshold, abs=1e-5)
-    assert bool(own_candidates.all())
-
-
 def test_one_seed_finds_its_duplicates(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
-    scores, threshold, candidates = expand(twins, [PLANTED[2]])
-    assert set((candidates & (scores > threshold)).nonzero()[:, 0].tolist()) == set(PLANTED) - {PLANTED[2]}
+    scores, threshold, rows = expand(twins, [PLANTED[2]])
+    members = (scores > threshold).nonzero()[:, 0].tolist()
+    assert {rows[place] for place in members} == set(PLANTED) - {PLANTED[2]}
 
 
 def test_an_example_without_gradient_gives_zero_not_nan() -> None:
@@ -190,26 +183,24 @@ def test_an_example_without_gradient_gives_zero_not_nan() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False)).eval()
     factors = fit_factors(model, training_set, ClassificationTask(), seed=0)
     for seeds in ([3], [3, 5], [1, 5]):
-        found = expand_seeds(search_of(model, training_set, factors), torch.tensor(seeds))
+        found = expand_seeds(search_of(model, training_set, factors), torch.tensor(seeds), training_set)
         assert bool(torch.isfinite(found.scores).all())
         assert float(found.scores[3]) == 0
         assert math.isfinite(found.threshold)
 
 
-def test_separation_of_members_from_other_candidates() -> None:
+def test_separation_of_members_from_other_examples() -> None:
     others = torch.linspace(-1, 1, 101)
     members = torch.linspace(3, 5, 11)
-    scores = torch.cat([others, members, torch.tensor([9.0])]).double()
-    candidates = torch.ones(113, dtype=torch.bool)
-    candidates[112] = False  # of another label: no candidate
-    found = SeedExpansion(scores, 2.0, candidates)
+    scores = torch.cat([others, members]).double()
+    found = SeedExpansion(scores, 2.0)
     assert found.members.nonzero()[:, 0].tolist() == list(range(101, 112))
     # A tenth of eleven from 3 to 5 lies below 3.2; of the others a hundredth above 0.98.
     assert found.separation == pytest.approx(3.2 / 0.98)
     assert found.separated
-    # Where most candidates are members, they are no group of their own.
-    assert SeedExpansion(scores, -0.97, candidates).separation > 3
-    assert not SeedExpansion(scores, -0.97, candidates).separated
-    assert not SeedExpansion(scores, 9.0, candidates).separated
-    assert SeedExpansion(scores, 9.0, candidates).separation == -math.inf
-    assert SeedExpansion(scores, -2.0, candidates).separation == math.inf
+    # Where most examples are members, they are no group of their own.
+    assert SeedExpansion(scores, -0.97).separation > 3
+    assert not SeedExpansion(scores, -0.97).separated
+    assert not SeedExpansion(scores, 9.0).separated
+    assert SeedExpansion(scores, 9.0).separation == -math.inf
+    assert SeedExpansion(scores, -2.0).separation == math.inf

@@ -20,7 +20,7 @@ TRACING = ["artifact-mixture", "calibrated", "delta-influence", "ek-fac"]
 
 def quick(name: str) -> Detector:
     options: dict[str, dict[str, Any]] = {
-        "calibrated": {"draws": 4, "false_alarm_level": 0.1},
+        "calibrated": {"false_alarm_level": 0.1},
         "delta-influence": {"draws": 4},
     }
     return detectors.get(name, **options.get(name, {}))
@@ -117,7 +117,10 @@ def test_examples_that_are_fitted_perfectly_keep_their_influence(scene: Any, nam
         textbook = functional.cross_entropy(model(inputs), labels, reduction="none")
     assert int((textbook == 0).sum()) > 300
     found = quick(name).find(model, scene.poisoned, scene.observation)
-    assert bool((found.evidence["influence_before"] != 0).all())
+    before = found.evidence["influence_before"]
+    scored = found.labels == 0 if name == "calibrated" else torch.ones_like(found.labels, dtype=torch.bool)
+    assert bool((before[scored] != 0).all())
+    assert bool(before[scored].isfinite().all())
     if name == "calibrated":
         assert found.poison_found
         assert found.judge(scene.poison).average_precision >= 0.95

@@ -49,7 +49,7 @@ like = "epic (interval 1, last_epoch 2, subset_size 0.3, warm_up 1)"
 
 [[detectors]]
 name = "calibrated"
-options = { draws = 2, false_alarm_level = 0.4 }
+options = { false_alarm_level = 0.4 }
 """
 
 

@@ -245,3 +245,17 @@ def test_too_few_workers_are_refused(workers: int) -> None:
 
 def test_an_empty_plan_is_an_empty_table(tmp_path: Path) -> None:
     assert len(sweep(Plan("none", {}, (), ()), tmp_path / "store", InlineExecutor()).table) == 0
+
+
+def test_a_row_that_is_there_stays_when_what_it_was_made_of_cannot_be_made_again(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "log")
+    store = Store(tmp_path / "store")
+    sweep(plan, store.root, InlineExecutor())
+    damage_byte(store.place(plan.stages[1].key) / "text")  # the victim
+    damage_byte(store.place(plan.stages[2].key) / "text")  # a find stage, which reads it
+    seen: list[SweepProgress] = []
+    broken = make_plan(tmp_path / "log", broken=["victim"])
+    results = sweep(broken, store.root, InlineExecutor(), watch=lambda now, _: seen.append(now))
+    assert seen[-1].failed == {"train": 1, "find": 1}
+    assert seen[-1].open == 0
+    assert len(results.table) == 3

@@ -11,6 +11,7 @@ from ._images import read_image as read_image
 from ._load import load as load
 from ._npz import read_npz as read_npz
 from ._npz import write_npz as write_npz
+from ._parquet import image_paths as image_paths
 from ._parquet import read_parquet as read_parquet
 from ._parquet import write_parquet as write_parquet
 from ._restricted_unpickler import read_pickle as read_pickle
@@ -29,6 +30,7 @@ __all__ = [
     "augment",
     "encode_png",
     "from_dataset",
+    "image_paths",
     "load",
     "read_cifar",
     "read_folder",

@@ -113,6 +113,22 @@ def read_parquet(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     return Splits(*with_equal_channels(train, training_set(test_files, f"{name} (test)")))
 
 
+def image_paths(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The file names of the training images in parquet files, in the order of `read_parquet`.
+
+    They often tell which images are near-duplicates: the frames of one film, the pictures of one patient.
+
+    Arguments:
+        path: as for `read_parquet`.
+
+    Raises:
+        InputError: the images have no file names, or as `read_parquet`.
+    """
+    files, _ = _files(path)
+    train = [file for file in files if not _TEST.search(file.stem)] or files
+    return [name for file in train for name in _File(file).paths()]
+
+
 class _File:
     """One parquet file, its columns found and read."""
 
@@ -134,6 +150,13 @@ class _File:
         if self._table.num_rows == 0:
             raise InputError(f"{path}: holds no rows; remove the file")
         self.class_names = self._names(schema)
+
+    def paths(self) -> list[str]:
+        """The file name of every image."""
+        column = self._table.column(self._image_column)
+        if not (pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0):
+            raise InputError(f"{self.path}: column {self._image_column!r}: its images have no 'path'")
+        return [str(row["path"]) for row in column.to_pylist()]
 
     def labels(self) -> Tensor:
         """Int64[rows]."""

@@ -1,3 +1,5 @@
+from ._calibration import Calibration as Calibration
+from ._cause import Cause as Cause
 from ._detector import Detector as Detector
 from ._findings import Draw as Draw
 from ._findings import Findings as Findings
@@ -32,6 +34,8 @@ __all__ = [
     "ActivationClustering",
     "ArtifactMixture",
     "Calibrated",
+    "Calibration",
+    "Cause",
     "DeepKNN",
     "DeltaInfluence",
     "Detector",

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unpoison._artefacts import atomic_directory, read_json, write_json
 from unpoison._statistics import Proportion
+from unpoison.detectors._cause import Cause
 from unpoison.detectors._observation import Observation
 from unpoison.errors import InputError, MismatchError
 from unpoison.threats import PoisonSet
@@ -101,6 +102,7 @@ class Findings:
         p_value: how often a wrong prediction without poison has evidence at least as strong; None where the
             method has none.
         summary: the finding in one sentence.
+        cause: what kind of cause the examples speak for, where the method tells.
         evidence: Float[n] columns by name, what the scores were made from.
         observation: what was traced; None for detectors that need none.
         draws: the transformations and labels that were tried, in order.
@@ -120,6 +122,7 @@ class Findings:
     poison_found: bool
     p_value: float | None
     summary: str
+    cause: Cause | None = None
     evidence: Mapping[str, Tensor] = field(default_factory=dict)
     observation: Observation | None = None
     draws: tuple[Draw, ...] = ()
@@ -191,6 +194,7 @@ class Findings:
             "poison_found": self.poison_found,
             "p_value": self.p_value,
             "summary": self.summary,
+            "cause": None if self.cause is None else self.cause.to_dict(),
             "draws": [asdict(draw) for draw in self.draws],
             "observation": None
             if self.observation is None
@@ -198,6 +202,7 @@ class Findings:
                 "predicted": self.observation.predicted,
                 "true_label": self.observation.true_label,
                 "indices": list(self.observation.indices),
+                "answered": self.observation.answered,
             },
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
@@ -250,6 +255,7 @@ class Findings:
                 poison_found=record["poison_found"],
                 p_value=record["p_value"],
                 summary=record["summary"],
+                cause=None if record.get("cause") is None else Cause(**record["cause"]),
                 evidence={
                     name.removeprefix("evidence."): column
                     for name, column in columns.items()

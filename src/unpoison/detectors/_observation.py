@@ -26,6 +26,8 @@ class Observation:
         predicted: the wrong label that the model gives to each of them; None for whatever the model answers.
         true_label: the correct label, where it is known. It is shown to people and never used to trace.
         indices: of the images in their data set, where they are known.
+        answered: whether the model gives `predicted` to each of them; False to trace a label that it does
+            not give, such as the second likeliest, or the former answer of a healed model.
 
     Raises:
         InputError: the image is not one, or the two labels are equal.
@@ -38,6 +40,7 @@ class Observation:
     predicted: int | None
     true_label: int | None
     indices: tuple[int, ...]
+    answered: bool
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Observation:
         true_label: int | None = None,
         *,
         indices: Sequence[int] = (),
+        answered: bool = True,
     ) -> None:
         labels = {"predicted": predicted, "true_label": true_label}
         for name, label in labels.items():
@@ -54,6 +58,7 @@ class Observation:
             raise InputError(f"Observation: the answer {self.predicted} is right; there is nothing to trace")
         object.__setattr__(self, "images", _as_uint8(images))
         object.__setattr__(self, "indices", tuple(int(index) for index in indices))
+        object.__setattr__(self, "answered", bool(answered))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,7 +84,8 @@ def check_observation(
 
     Raises:
         InputError: there is none; an image or a label does not fit the set; the model gives another label
-            than `predicted`, different labels to several images, or the true label.
+            than `predicted` or different labels to several images, unless `answered` is False; or the label
+            is the true one.
     """
     if observation is None:
         raise InputError(
@@ -107,7 +113,7 @@ def check_observation(
     names = training_set.class_names
     expected = int(answers[0]) if observation.predicted is None else observation.predicted
     for place, answer in enumerate(answers.tolist()):
-        if answer != expected:
+        if answer != expected and observation.answered:
             raise InputError(
                 f"Observation: the model answers {answer} ({names[answer]}) to image {place}, not {expected} "
                 f"({names[expected]}); trace the label that it gives"
@@ -116,7 +122,13 @@ def check_observation(
         raise InputError(
             f"Observation: the answer {expected} ({names[expected]}) is right; there is nothing to trace"
         )
-    return Observation(observation.images, expected, observation.true_label, indices=observation.indices)
+    return Observation(
+        observation.images,
+        expected,
+        observation.true_label,
+        indices=observation.indices,
+        answered=observation.answered,
+    )
 
 
 def _as_uint8(value: Any) -> Tensor:

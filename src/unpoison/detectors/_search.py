@@ -26,7 +26,15 @@ from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._representations import Reader
 from unpoison.errors import InputError
-from unpoison.influence import ClassificationTask, Factors, Scores, fit_factors, precondition, score
+from unpoison.influence import (
+    ClassificationTask,
+    Damping,
+    Factors,
+    Scores,
+    fit_factors,
+    precondition,
+    score,
+)
 
 
 class Searcher(Detector):
@@ -58,12 +66,8 @@ class Searcher(Detector):
             raise InputError(f"{training_set.name}: there are no training examples to search")
         else:
             observation = None
-        if factors is not None:
-            factors.check(model, training_set)
         search = Search(self, model, training_set, observation, reference, seed, progress, factors)
-        findings = self.search(search)
-        search.lap("scores")
-        return replace(findings, seconds=search.seconds, peak_bytes=peak_bytes(search.device))
+        return search.finished(self.search(search))
 
     @abstractmethod
     def search(self, search: Search) -> Findings:
@@ -88,6 +92,8 @@ class Search:
         progress: Progress | None,
         factors: Factors | None,
     ) -> None:
+        if factors is not None:
+            factors.check(model, training_set)
         self._detector: Any = detector
         self._factors, self._observation = factors, observation
         self.model, self.training_set, self.reference = model, training_set, reference
@@ -118,6 +124,27 @@ class Search:
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
+
+    def finished(self, findings: Findings) -> Findings:
+        """The findings with the seconds by stage and the memory."""
+        self.lap("scores")
+        return replace(findings, seconds=self.seconds, peak_bytes=peak_bytes(self.device))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the detector as JSON values."""
+        return settings_of(self._detector)
+
+    @property
+    def damping(self) -> Damping:
+        """The damping of a detector by influence."""
+        damping: Damping = self._detector.damping
+        return damping
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size of a detector by influence."""
+        return int(self._detector.batch_size)
 
     def reader(self, module: str | None, batch_size: int) -> Reader:
         """A reader of features of the training set, see there."""
@@ -225,7 +252,7 @@ class Search:
         among = f" (in {', '.join(hit_names[:3])}{more})" if hit_names else ""
         return Findings(
             method=self._detector.method.name,
-            configuration=settings_of(self._detector) | {"seed": self.seed},
+            configuration=self.settings | {"seed": self.seed},
             fingerprint=self.training_set.fingerprint,
             labels=labels,
             class_names=names,

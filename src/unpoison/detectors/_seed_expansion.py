@@ -12,13 +12,13 @@ are fitted perfectly. Stages:
 1. cosines of every example with at most 64 seeds;
 2. their weights: the leading eigenvector of the cosines among the seeds, so that a few clean ones among them,
    which are similar to none of the others, carry next to no weight;
-3. score = weighted mean cosine. Candidates are the examples with a label of the seeds; their scores are cut
-   in two by minimum error (Kittler and Illingworth, "Minimum error thresholding", 1986), which takes both
-   groups as normal, and the threshold is then lowered to the widest gap, as a ratio, between that and the
-   bulk of the clean examples: the poison that least resembles the rest makes a long lower tail. Candidates
-   above it are members.
+3. score = weighted mean cosine. The scores are cut in two by minimum error (Kittler and Illingworth, "Minimum
+   error thresholding", 1986), which takes both groups as normal, and the threshold is then lowered to the
+   widest gap, as a ratio, between that and the bulk of the clean examples: the poison that least resembles
+   the rest makes a long lower tail. Examples above it are members.
 
-Cost: one pass over the training set. Memory: one query for each seed.
+Cost: one pass over the examples with one label. Memory: one query for each seed; fewer seeds count where
+these would take more than 1 GiB, but at least 8.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from unpoison.data import TrainingSet
+from unpoison.detectors._collapse import queries_at_a_time
 from unpoison.detectors._search import Search
 
 _MOST_SEEDS: Final = 64
@@ -47,27 +48,25 @@ class SeedExpansion:
 
     Arguments:
         scores: Float64[n], weighted mean cosines with the seeds, in [-1, 1].
-        threshold: the score above which a candidate is a member.
-        candidates: Bool[n], the examples with a label that at least a tenth of the seeds have.
+        threshold: the score above which an example is a member.
     """
 
     scores: Tensor
     threshold: float
-    candidates: Tensor
 
     @property
     def members(self) -> Tensor:
-        """Bool[n]: the candidates whose gradients resemble those of the seeds."""
-        return self.candidates & (self.scores > self.threshold)
+        """Bool[n]: the examples whose gradients resemble those of the seeds."""
+        return self.scores > self.threshold
 
     @property
     def separation(self) -> float:
-        """How far nine in ten of the members lie from the median of the other candidates.
+        """How far nine in ten of the members lie from the median of the other examples.
 
-        In units of the distance between that median and the ninety-ninth percentile of the other candidates;
-        infinite where there are no others, minus infinity where there are no members.
+        In units of the distance between that median and the ninety-ninth percentile of the others; infinite
+        where there are no others, minus infinity where there are no members.
         """
-        members, others = self.scores[self.members], self.scores[self.candidates & ~self.members]
+        members, others = self.scores[self.members], self.scores[~self.members]
         if not len(members) or not len(others):
             return math.inf if len(members) else -math.inf
         middle = others.median()
@@ -76,23 +75,22 @@ class SeedExpansion:
 
     @property
     def separated(self) -> bool:
-        """Whether the members are a minority that is clearly separated from the other candidates.
+        """Whether the members are a minority that is clearly separated from the other examples.
 
         The tail of a clean class that shares a direction is less separated.
         """
-        return 2 * int(self.members.sum()) <= int(self.candidates.sum()) and self.separation >= _SEPARATED
+        return 2 * int(self.members.sum()) <= len(self.scores) and self.separation >= _SEPARATED
 
 
-def expand_seeds(search: Search, seeds: Tensor, examples: TrainingSet | None = None) -> SeedExpansion:
+def expand_seeds(search: Search, seeds: Tensor, examples: TrainingSet) -> SeedExpansion:
     """Score every example by its cosine with the seeds, in the metric of the inverse curvature.
 
     Arguments:
         search: the model, its factors and the settings of the engine.
-        seeds: Int64[k], indices into the examples; the first 64 count.
-        examples: those to score; the training set by default.
+        seeds: Int64[k], indices into the examples; the first 64 count, or as many as fit.
+        examples: those with the label of the seeds.
     """
-    examples = search.training_set if examples is None else examples
-    seeds = seeds[:_MOST_SEEDS].cpu()
+    seeds = seeds[: min(_MOST_SEEDS, queries_at_a_time(search))].cpu()
     inputs, given = examples.subset(seeds).batch(0, len(seeds))
     found = search.influence(inputs, given, examples=examples, gradient="measurement", self_influence=True)
     assert found.self_influence is not None
@@ -110,10 +108,7 @@ def expand_seeds(search: Search, seeds: Tensor, examples: TrainingSet | None = N
     weighted = weights[:, None] * present
     total = weighted.sum(0)
     scores = (weighted * cosines).sum(0) / torch.where(total > 0, total, 1)
-    labels = examples.labels.cpu()
-    counts = torch.bincount(labels[seeds], minlength=examples.num_classes)
-    candidates = (counts >= 0.1 * len(seeds))[labels]
-    return SeedExpansion(scores, valley(scores[candidates]), candidates)
+    return SeedExpansion(scores, valley(scores))
 
 
 def valley(values: Tensor) -> float:

@@ -1,62 +1,78 @@
-"""Calibrated Delta-Influence: the collapses of Delta-Influence, decided by a test and completed from seeds.
+"""Calibrated Delta-Influence: the collapse of Delta-Influence, decided by a test and completed from seeds.
 
 Ours; the stages in standard terms:
 
-1. collapse    of every training example's influence on the observation, as in `delta_influence`, divided by
-               the root of its self-influence (l-RelatIF; Barshan, Brunet and Dziugaite, "RelatIF: Identifying
-               Explanatory Training Samples via Relative Influence", 2020), so that a few examples with large
-               gradients do not outweigh the rest. The training gradient is that of the margin: a positive
-               multiple of that of the loss, so that the quotient is the same, which does not vanish for
-               examples that the model has fitted perfectly, as it often has the poison.
-2. calibration inputs  m of them: examples of other classes that the model classifies correctly, those nearest
-               to the answer first, each with queries of its own as if it had been given that answer: what an
-               ordinary error would look like. From `reference`, or from the training set.
-3. decision    a conformal p-value of the observation among the calibration inputs, and seeds, the examples
-               that are surely responsible (`_conformal`). Where p is above the level and at most .5, the ten
-               examples with the answered label whose influence collapses most are seeds, and poison is found
-               only if most of them belong to a separated group of similar gradients.
-4. expansion   from the seeds to all of the same attack: by the cosine of preconditioned gradients
-               (`_seed_expansion`). Clean-label poison hardly shares a gradient direction. So, unless the
-               members are separated from the other examples of their label, the artifact mixture is fitted
-               as well (`artifact_mixture`, with the same seeds); it decides where more than a quarter of the
-               examples that it finds are no members.
+1. collapse    of the influence of every training example with the answered label when the input is asked
+               about another label instead, divided by the norm of the example's gradient (`_collapse`).
+2. calibration  the same for the model's own errors on labelled held-out examples, each asked about its own
+               wrong answer, and for baseline inputs (`_calibration`). It does not depend on the answer that
+               is traced: `calibrate` gives a `Calibration`, which can be saved and given to `find`.
+3. decision    a statistic counts the unrelated examples that stand out; its rank among the calibration errors
+               is a conformal p-value (`_conformal`). Poison is found exactly when it is at most the level.
+4. expansion   from the examples that stand out most, the seeds, to all of the same attack: by the cosine of
+               preconditioned gradients (`_seed_expansion`). Clean-label poison hardly shares a gradient
+               direction. So, unless the members are separated from the other examples of their label, the
+               artifact mixture is fitted as well (`artifact_mixture`, with the same seeds); it decides where
+               more than a quarter of the examples that it finds are no members.
+5. cause       what kind of cause the responsible examples speak for, poison or not (`_cause`).
 
-`scores` are in the unit of what decided: log-odds of the artifact mixture, cosines, or, where nothing is
-found, the excess of `_conformal`. `threshold.how` says which.
+`scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label: of the
+excess where nothing is found, else of what decided stage 4. Examples with other labels come last.
 
-Cost: two passes over the training set for the factors (they can be reused), one for the scores; one more
-where poison is found, one over the examples with the answered label where the p-value leaves doubt, three
-forward passes of one class for artifact features. 1 + draws gradients for each calibration input. Memory:
-1 + draws + m queries of one number a tracked parameter, beside what `unpoison.influence` states. Limits: one
-cause for the flagged share; a poison that made a single training example decisive cannot be told from an
-ordinary hard example.
+Cost: two passes over the training set for the factors and one for the calibration, all kept in it; then two
+passes over the examples with the answered label, and three forward passes of them for artifact features.
+Memory: at most 1 GiB of queries (8 of them where that is more), beside what `unpoison.influence`
+states. Limits: the poison bears the label that it causes; one cause for the flagged share; a poison that made
+a few training examples decisive cannot be told from an ordinary hard example. The level is that of an error
+that is exchangeable with the calibration errors: held-out examples must come from where the answer comes
+from.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unpoison._option_checks import check_options
-from unpoison._seeds import generator
-from unpoison.detectors._conformal import Decision, decide
+from unpoison._progress import Progress
+from unpoison.data import TrainingSet
+from unpoison.detectors._calibration import (
+    Calibration,
+    calibrate,
+    chosen_inputs,
+    image_digests,
+    key_of,
+    labelled_examples,
+)
+from unpoison.detectors._cause import Kind, cause_of
+from unpoison.detectors._collapse import LabelCollapse, joined, normalised, queries_of
+from unpoison.detectors._conformal import robust_units
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
-from unpoison.detectors._queries import Changes, Drawing, Labels, Queries
+from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
 from unpoison.detectors.artifact_mixture import artifact_mixture
-from unpoison.errors import InputError
-from unpoison.influence import Damping, RelativeDamping
+from unpoison.errors import InputError, MismatchError
+from unpoison.influence import ClassificationTask, Damping, Factors, RelativeDamping
 from unpoison.training import predict
 
 _DAMPING = RelativeDamping(0.1)
+# The excess from which an example may be a seed; so many are taken at least.
+_SEED: Final = 6.0
+_FEWEST_SEEDS: Final = 5
+# What stands out where nothing is found.
+_RESPONSIBLE: Final = 3.0
 # The share of the examples with artifacts that must not be members, for the artifact mixture to decide.
 _NO_MEMBERS: Final = 0.25
+
+Groups = Sequence[Hashable] | Tensor
 
 
 @final
@@ -65,10 +81,11 @@ _NO_MEMBERS: Final = 0.25
     title="Calibrated Delta-Influence",
     summary="Tests whether the wrong answer goes back to poison at a stated false-alarm level, and flags it.",
     paper="ours, after Li et al. 2026, arXiv 2411.13731",
-    cost="three passes with per-example gradients, four where poison is found",
+    cost="three passes with per-example gradients, kept for further answers; two over one class for each",
     needs_observation=True,
     can_find_nothing=True,
     uses_reference=True,
+    calibrates=True,
 )
 @dataclass(frozen=True, kw_only=True)
 class Calibrated(Searcher):
@@ -76,15 +93,8 @@ class Calibrated(Searcher):
 
     Arguments:
         false_alarm_level: the probability that a wrong prediction without poison is called poisoned, in
-            (0, 1). It is that of the p-value; where that leaves doubt, seed expansion may find poison as
-            well, and no theory bounds how often that adds a false alarm (`benchmarks.false_alarms` counts
-            them).
-        false_discoveries: the share of the selected examples that may be clean, in (0, 1), among those with
-            the answered label; a tenth of it among the others. The seeds are their upper half.
-        draws: how many pairs of a transformation and a label.
-        labels: how other labels are drawn: `uniform`, independently, or `distinct`, without repetition while
-            there are labels left.
-        changes: what a draw changes: `both`, or for ablations the `image` or the `label` alone.
+            (0, 1). It takes 1 / level - 1 labelled held-out examples that the model classifies wrongly, or
+            nearly so.
         damping: of the curvature.
         modules: which modules' parameters to track; all Linear and Conv2d by default.
         covariance_examples: fit the covariances to this many examples only.
@@ -93,15 +103,11 @@ class Calibrated(Searcher):
     Raises:
         InputError: a setting is out of range.
 
-    >>> Calibrated(false_alarm_level=0.05).calibration_inputs
-    39
+    >>> Calibrated(false_alarm_level=0.05).calibration_errors
+    19
     """
 
     false_alarm_level: float = 0.01
-    false_discoveries: float = 0.1
-    draws: int = 50
-    labels: Labels = "uniform"
-    changes: Changes = "both"
     damping: Damping = _DAMPING
     modules: tuple[str, ...] | None = None
     covariance_examples: int | None = None
@@ -112,174 +118,244 @@ class Calibrated(Searcher):
             self.method.name,
             self,
             false_alarm_level="(0, 1)",
-            false_discoveries="(0, 1)",
-            draws="[1, inf)",
             covariance_examples="[1, inf)",
             batch_size="[1, inf)",
         )
 
     @property
-    def calibration_inputs(self) -> int:
-        """How many the level takes: 2 / level - 1, at least 3."""
-        return max(3, round(2 / self.false_alarm_level) - 1)
+    def calibration_errors(self) -> int:
+        """How many the level takes: the least m with 1 / (m + 1) at most the level."""
+        return math.ceil(1 / self.false_alarm_level - 1e-9) - 1
 
-    @property
-    def _drawing(self) -> Drawing:
-        return Drawing(self.draws, self.labels, "pixels", self.changes)
+    def calibrate(
+        self,
+        model: nn.Module,
+        training_set: TrainingSet,
+        reference: TrainingSet | None = None,
+        *,
+        groups: Groups | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        factors: Factors | None = None,
+    ) -> Calibration:
+        """What the model's own errors look like, for all answers that will be traced.
 
-    def search(self, search: Search) -> Findings:
-        """See the module's docstring.
+        Arguments:
+            model: as for `find`.
+            training_set: as for `find`.
+            reference: labelled examples that the model was not trained on, from where the answers come that
+                are to be traced; the training set stands in for it, and the level then hardly holds.
+            groups: n names or numbers, equal for training examples that are near-duplicates (the frames of a
+                film, the pictures of a patient); measured on the images when None.
+            seed: of the factors and of the choice of examples.
+            progress: as for `find`.
+            factors: EK-FAC factors fitted to this model and training set, which are fitted anew by default.
 
         Raises:
-            InputError: there are too few calibration inputs for the level.
+            InputError: the labelled examples do not fit, or are too few for the level; there is not one group
+                for each example.
+            MismatchError: the factors were fitted to another model or other examples.
         """
-        calibration = self._calibration(search)
-        collapses = self._collapses(search, calibration)
-        decision = decide(
-            collapses.normalised[0],
-            collapses.normalised[1:],
-            search.training_set.labels.cpu() == search.answer,
-            level=self.false_alarm_level,
-            false_discoveries=self.false_discoveries,
-            ignore=calibration.indices,
-        )
-        findings = self._undecided(search, calibration, collapses, decision)
-        return self._expanded(search, findings, decision) if len(decision.seeds) else findings
+        search = Search(self, model, training_set, None, reference, seed, progress, factors)
+        return self._calibrated(search, groups)
 
-    def _calibration(self, search: Search) -> _CalibrationInputs:
-        """The correctly classified examples of other classes that are nearest to the answer."""
-        training_set, reference = search.training_set, search.reference
-        if len(training_set) < 2:
-            raise InputError(f"{training_set.name}: needs two training examples or more to compare")
-        source = training_set if reference is None else reference
-        if source.image_shape != training_set.image_shape or source.num_classes != training_set.num_classes:
-            raise InputError(
-                f"{source.name}: a reference needs images of shape {training_set.image_shape} in "
-                f"{training_set.num_classes} classes, found {source.image_shape} in {source.num_classes}"
-            )
-        logits = predict(search.model, source.images).cpu()
-        labels = source.labels.cpu()
-        others = ((logits.argmax(1) == labels) & (labels != search.answer)).nonzero()[:, 0]
-        if len(others) < self.calibration_inputs:
-            fits = math.ceil(2000 / (len(others) + 1)) / 1000
-            advice = f"raise the level to {fits} or give" if len(others) >= 3 else "give"
-            raise InputError(
-                f"{source.name}: a false alarm level of {self.false_alarm_level} takes "
-                f"{self.calibration_inputs} examples of other classes that the model classifies correctly, "
-                f"there are {len(others)}; {advice} a larger reference"
-            )
-        nearness = logits.log_softmax(1)[others, search.answer]
-        chosen = others[nearness.argsort(descending=True, stable=True)[: self.calibration_inputs]]
-        images = source.images[chosen.to(source.device)].cpu()
-        search.lap("calibration inputs")
-        return _CalibrationInputs(images, chosen if reference is None else None)
+    def kept(
+        self,
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        training_set: TrainingSet,
+        reference: TrainingSet | None = None,
+        *,
+        groups: Groups | None = None,
+        seed: int = 0,
+    ) -> Calibration | None:
+        """The calibration that lies at `path`, where `calibrate` would make the same one; else None."""
+        search = Search(self, model, training_set, None, reference, seed, None, None)
+        try:
+            calibration = Calibration.load(path)
+            self._check(calibration)
+        except InputError:
+            return None
+        return calibration if calibration.key == key_of(search, groups)[0] else None
 
-    def _collapses(self, search: Search, calibration: _CalibrationInputs) -> _Collapses:
-        """Stage 1, for the observation and every calibration input, in one pass over the training set."""
-
-        def queries(images: Tensor, stream: str) -> Queries:
-            randomness = generator(search.seed, "draws", stream)
-            return self._drawing.queries(images, search.answer, search.training_set, randomness)
-
-        # The names of the streams are part of what a seed means.
-        own = queries(search.observation.images, "suspect")
-        others = [queries(image[None], f"innocent {place}") for place, image in enumerate(calibration.images)]
-        scores = search.influence(
-            torch.cat([own.inputs, *(other.inputs for other in others)]),
-            torch.cat([own.labels, *(other.labels for other in others)]),
-            combine=torch.block_diag(  # type: ignore[no-untyped-call]
-                own.every_difference(), *(other.mean_difference() for other in others)
-            ),
-            gradient="measurement",
-            self_influence=True,
-        )
-        assert scores.self_influence is not None
-        values, length = scores.values.cpu(), scores.self_influence.cpu().sqrt()
-        length = torch.where(length > 0, length, torch.inf)
-        before, differences = values[0], values[1 : 1 + len(own.draws)]
-        collapses = -torch.cat([differences.mean(0, keepdim=True), values[1 + len(own.draws) :]]) / length
-        deviation = collapses.std(1, keepdim=True).clamp(min=torch.finfo(collapses.dtype).tiny)
-        return _Collapses(
-            normalised=collapses / deviation,
-            before=before / length,
-            after=(before + differences.mean(0)) / length,
-            votes=(differences < 0).sum(0).float(),
-            queries=own,
-        )
-
-    def _undecided(
-        self, search: Search, calibration: _CalibrationInputs, collapses: _Collapses, decision: Decision
+    def find(
+        self,
+        model: nn.Module,
+        training_set: TrainingSet,
+        observation: Observation | None = None,
+        *,
+        reference: TrainingSet | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        factors: Factors | None = None,
+        calibration: Calibration | None = None,
+        groups: Groups | None = None,
     ) -> Findings:
-        """The findings before expansion, in which nothing is flagged."""
-        source = "the training set" if calibration.indices is not None else "a trusted reference"
+        """See `Detector.find` and `calibrate`.
+
+        Arguments:
+            calibration: of this model and training set; `reference`, `groups`, `factors` and `seed` then have
+                no further use.
+
+        Raises:
+            MismatchError: the calibration or the factors are of another model, training set or damping.
+        """
+        observation = check_observation(model, training_set, observation)
+        if calibration is not None:
+            self._check(calibration)
+            factors = calibration.factors
+        search = Search(self, model, training_set, observation, reference, seed, progress, factors)
+        if calibration is None:
+            calibration = self._calibrated(search, groups)
+        return search.finished(self._decided(search, calibration))
+
+    def search(self, search: Search) -> Findings:
+        """As `find`, with a calibration of its own."""
+        return self._decided(search, self._calibrated(search, None))
+
+    def _check(self, calibration: Calibration) -> None:
+        if calibration.damping != repr(self.damping):
+            raise MismatchError(
+                f"this calibration was made with the damping {calibration.damping}, not {self.damping!r}; "
+                "calibrate anew"
+            )
+        if len(calibration) < self.calibration_errors:
+            raise InputError(
+                f"a false-alarm level of {self.false_alarm_level:g} takes {self.calibration_errors} "
+                f"calibration errors, this calibration has {len(calibration)}; raise the level to "
+                f"{math.ceil(1000 / (len(calibration) + 1)) / 1000:g} or calibrate on more examples"
+            )
+
+    def _calibrated(self, search: Search, groups: Groups | None) -> Calibration:
+        """Stage 2. What can be wrong is found before the first pass."""
+        source = labelled_examples(search)
+        inputs = chosen_inputs(search, source, self.false_alarm_level)
+        return calibrate(search, source, inputs, groups)
+
+    def _decided(self, search: Search, calibration: Calibration) -> Findings:
+        """Stages 1 and 3 to 5."""
+        rows = (search.training_set.labels.cpu() == search.answer).nonzero()[:, 0]
+        if not len(rows):
+            return self._findings(search, calibration, rows, torch.zeros(3, 0), p_value=1.0, shared=0)
+        examples, images = search.training_set.subset(rows), search.observation.images
+        queries = joined(
+            queries_of(search, images, search.answer, LabelCollapse(), mean=True),
+            queries_of(search, images, search.answer, ClassificationTask(), mean=True),
+        )
+        collapse, before = normalised(search, queries, examples, search.progress)
+        excess = calibration.excess(collapse, rows)
+        p_value, shared = calibration.p_value(excess, rows, search.answer, image_digests(images))
+        search.lap("scores")
+        columns = torch.stack([excess, before, before - collapse])
+        findings = self._findings(search, calibration, rows, columns, p_value=p_value, shared=shared)
+        found = p_value <= self.false_alarm_level + 1e-9
+        ranking = excess.argsort(descending=True, stable=True)
+        kind: Kind | None = None
+        if found:
+            seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
+            findings, kind = self._expanded(search, findings, examples, rows, seeds, excess)
+            members = torch.searchsorted(rows, findings.flagged)
+        else:
+            members = ranking[: int((excess > _RESPONSIBLE).sum())][:64]
+        cause = cause_of(
+            members,
+            examples.images,
+            None if calibration.groups is None else calibration.groups[rows],
+            predict(search.model, examples.images).cpu(),
+            search.answer,
+            found=kind,
+        )
+        search.lap("cause")
+        told = [findings.summary, cause.describe(findings.class_names)]
+        if search.observation.true_label is None:
+            told.append("The true label is not given: the level holds for wrong answers alone")
+        return replace(findings, cause=cause, summary=". ".join(told))
+
+    def _findings(
+        self,
+        search: Search,
+        calibration: Calibration,
+        rows: Tensor,
+        columns: Tensor,
+        *,
+        p_value: float,
+        shared: int,
+    ) -> Findings:
+        """The findings before expansion, in which nothing is flagged.
+
+        `columns` are Float64[3 k]: the excess, the influence before and after, of the k examples `rows`.
+        """
+        left_out = f", {shared} left out that go back to the same examples" if shared else ""
+        how = f"rank of the statistic among {calibration.source}{left_out}"
+        names = ("excess", "influence_before", "influence_after")
+        evidence = {
+            name: _spread_out(column, rows, len(search.training_set), 0.0)
+            for name, column in zip(names, columns, strict=True)
+        }
         findings = search.findings(
-            scores=decision.excess,
+            scores=_spread_out(columns[0], rows, len(search.training_set)),
             threshold=math.inf,
-            how=f"more influence on this answer than for {self.calibration_inputs} calibration inputs from "
-            f"{source}",
+            how=how,
             words="",
-            evidence={
-                "influence_before": collapses.before,
-                "influence_after": collapses.after,
-                "collapses": collapses.votes,
-                "normalised_collapse": collapses.normalised[0],
-                "excess": decision.excess,
-            },
+            evidence=evidence,
         )
         return replace(
             findings,
-            threshold=Threshold(decision.threshold, findings.threshold.how, self.false_alarm_level),
-            p_value=decision.p_value,
+            threshold=Threshold(math.inf, how, self.false_alarm_level),
+            p_value=p_value,
             summary=f"No poison found: the answer {search.answer_name!r} does not differ from an ordinary "
             "error",
-            draws=collapses.queries.draws,
-            draw_images=collapses.queries.draw_images(),
         )
 
-    def _expanded(self, search: Search, findings: Findings, decision: Decision) -> Findings:
-        """Stage 4: all examples that resemble the seeds, by the rule of the module's docstring."""
-        seeds, how = decision.seeds, findings.threshold.how
-        if not decision.found:
-            likely = (findings.labels == search.answer).nonzero()[:, 0]
-            places = torch.searchsorted(likely, seeds)
-            own = expand_seeds(search, places, search.training_set.subset(likely))
-            search.lap("seed expansion")
-            if not own.separated or 2 * int(own.members[places].sum()) <= len(places):
-                return findings
-            how += f", which leaves doubt (p = {decision.p_value:.3g}), but in a separated group"
-        expansion = expand_seeds(search, seeds)
+    def _expanded(
+        self,
+        search: Search,
+        findings: Findings,
+        examples: TrainingSet,
+        rows: Tensor,
+        seeds: Tensor,
+        excess: Tensor,
+    ) -> tuple[Findings, Kind]:
+        """Stage 4: all examples that resemble the seeds, places among the `rows`."""
+        expansion = expand_seeds(search, seeds, examples)
         search.lap("seed expansion")
-        evidence = {**findings.evidence, "seed_similarity": expansion.scores}
+        total = len(search.training_set)
+        evidence = {
+            **findings.evidence,
+            "seed_similarity": _spread_out(expansion.scores, rows, total, 0.0),
+        }
         log_odds = None
         if not expansion.separated:
             log_odds = artifact_mixture(
                 search.model,
-                search.training_set,
+                examples,
                 seeds,
-                expansion.candidates,
-                decision.excess,
+                torch.ones(len(rows), dtype=torch.bool),
+                excess,
                 batch_size=self.batch_size,
                 progress=search.progress,
             )
             search.lap("artifact features")
         if log_odds is not None:
-            evidence["artifact_log_odds"] = log_odds
-        selection = select(expansion, log_odds)
-        indices = selection.flagged.nonzero()[:, 0]
-        indices = indices[selection.scores[indices].argsort(descending=True, stable=True)]
-        how += f"; then all of the same label with {selection.rule}"
-        return replace(
+            evidence["artifact_log_odds"] = _spread_out(log_odds, rows, total, 0.0)
+        selection = select(expansion, log_odds, excess, seeds)
+        flagged = selection.flagged.nonzero()[:, 0]
+        flagged = rows[flagged[selection.scores[flagged].argsort(descending=True, stable=True)]]
+        centre, unit = robust_units(selection.scores)
+        how = f"{findings.threshold.how}; then all of the same label with {selection.rule}"
+        updated = replace(
             findings,
-            scores=selection.scores,
-            flagged=indices,
-            threshold=replace(findings.threshold, value=selection.threshold, how=how),
-            poison_found=bool(len(indices)),
-            summary=f"Poison found: {len(indices)} of {len(findings)} training examples make the model "
-            f"answer {search.answer_name!r}"
-            if len(indices)
-            else findings.summary,
+            scores=_spread_out((selection.scores - centre) / unit, rows, total),
+            flagged=flagged,
+            threshold=replace(
+                findings.threshold, value=float((selection.threshold - centre) / unit), how=how
+            ),
+            poison_found=True,
+            summary=f"Poison found: {len(flagged)} of {total} training examples make the model answer "
+            f"{search.answer_name!r}",
             evidence=evidence,
         )
+        return updated, selection.kind
 
 
 @final
@@ -291,51 +367,40 @@ class Selection:
     threshold: float
     flagged: Tensor
     rule: str
+    kind: Kind
 
 
-def select(expansion: SeedExpansion, log_odds: Tensor | None) -> Selection:
+def select(expansion: SeedExpansion, log_odds: Tensor | None, excess: Tensor, seeds: Tensor) -> Selection:
     """The examples of the same attack as the seeds, by the rule of stage 4.
 
     Arguments:
         expansion: by similar gradients.
         log_odds: Float64[n], of the artifact mixture; None where the seeds show no artifacts, or where it was
             not asked for.
+        excess: Float64[n], by which the seeds were chosen.
+        seeds: Int64[k], which are all where none has similar gradients.
     """
     members = expansion.members
     if log_odds is not None:
-        found = expansion.candidates & (log_odds > 0)
+        found = log_odds > 0
         if int((found & ~members).sum()) > _NO_MEMBERS * int(found.sum()):
             rule = "the same artifacts: noise, and displacement under recompression and a shift"
-            return Selection(log_odds, 0.0, found, rule)
+            return Selection(log_odds, 0.0, found, rule, "optimised images")
+    if not bool(members.any()):
+        members = torch.zeros_like(members)
+        members[seeds] = True
+        threshold = float(excess[members].min()) - 1e-9
+        return Selection(
+            excess, threshold, members, "the largest excess, as no other is similar", "trigger-like"
+        )
     rule = "similar gradients, up to the gap to the other examples"
-    return Selection(expansion.scores, expansion.threshold, members, rule)
+    return Selection(expansion.scores, expansion.threshold, members, rule, "trigger-like")
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _CalibrationInputs:
-    """UInt8[m c h w], and which training examples they are, if they are: Int64[m]."""
-
-    images: Tensor
-    indices: Tensor | None
-
-
-@final
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Collapses:
-    """What stage 1 gives.
-
-    Arguments:
-        normalised: Float[1 + m, n], of the observation and of the calibration inputs, each row in units of
-            its standard deviation.
-        before: Float[n], the normalised influence on the observation.
-        after: Float[n], its mean over the draws.
-        votes: Float[n], the number of draws in which the influence falls.
-        queries: those of the observation.
-    """
-
-    normalised: Tensor
-    before: Tensor
-    after: Tensor
-    votes: Tensor
-    queries: Queries
+def _spread_out(values: Tensor, rows: Tensor, total: int, elsewhere: float | None = None) -> Tensor:
+    """Float64[total]: the values at their rows, elsewhere less than any of them by default."""
+    if elsewhere is None:
+        elsewhere = float(values.min()) - 1 if len(values) else 0.0
+    result = torch.full((total,), elsewhere, dtype=torch.float64)
+    result[rows] = values.double()
+    return result

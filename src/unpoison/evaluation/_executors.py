@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -33,9 +33,21 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 class Executor(ABC):
-    """Does stages in parallel; a context manager, at whose end all workers are stopped."""
+    """Does stages in parallel; a context manager, at whose end all workers are stopped.
 
-    workers: int
+    Arguments:
+        workers: how many stages at a time; the number of cores over `threads` when None.
+        threads: of each worker.
+
+    Raises:
+        InputError: fewer than one worker.
+    """
+
+    def __init__(self, workers: int | None = None, *, threads: int = 1) -> None:
+        if workers is not None and workers < 1:
+            raise InputError(f"workers: needs at least 1, found {workers}")
+        self.workers = max(1, cores() // threads) if workers is None else workers
+        self.threads = threads
 
     @abstractmethod
     def submit(self, root: Path, stage: Stage) -> None:
@@ -67,30 +79,17 @@ def cores() -> int:
 
 @final
 class LocalExecutor(Executor):
-    """Processes on this machine.
-
-    Arguments:
-        workers: how many; the number of cores over `threads` when None.
-        threads: of each worker.
-
-    Raises:
-        InputError: fewer than one worker.
-    """
+    """Processes on this machine. The arguments are those of `Executor`."""
 
     def __init__(self, workers: int | None = None, *, threads: int = 1) -> None:
-        if workers is not None and workers < 1:
-            raise InputError(f"workers: needs at least 1, found {workers}")
-        self.workers = max(1, cores() // threads) if workers is None else workers
-        self._threads = threads
+        super().__init__(workers, threads=threads)
         self._pool = self._start()
         self._running: dict[Future[Outcome], tuple[Path, Stage, int]] = {}
 
     def submit(self, root: Path, stage: Stage) -> None:
-        """See `Executor.submit`."""
         self._submit(root, stage, 1)
 
     def wait(self) -> list[Outcome]:
-        """See `Executor.wait`."""
         while True:
             done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
             outcomes, lost = [], []
@@ -106,7 +105,6 @@ class LocalExecutor(Executor):
                 return outcomes
 
     def close(self) -> None:
-        """See `Executor.close`."""
         processes = list((self._pool._processes or {}).values())
         for process in processes:
             process.terminate()
@@ -143,7 +141,7 @@ class LocalExecutor(Executor):
             self.workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_initialize,
-            initargs=(self._threads, os.getpid()),
+            initargs=(self.threads, os.getpid()),
         )
 
 
@@ -154,7 +152,7 @@ class RayExecutor(Executor):
     The store and the data must have the same paths on every node.
 
     Arguments:
-        workers: how many stages at a time; the number of cores over `threads` when None.
+        workers: as for `Executor`; the cluster's cores count.
         threads: cores of each worker.
         address: of the cluster ("auto" for the one this machine is part of); None starts one here.
         gpu_share: of a GPU for each stage, in [0, 1]: .25 lets four stages share one.
@@ -180,24 +178,21 @@ class RayExecutor(Executor):
             raise MissingExtraError(
                 "the executor ray needs Ray, which is not installed; pip install 'unpoison[ray]'"
             ) from None
-        if workers is not None and workers < 1:
-            raise InputError(f"workers: needs at least 1, found {workers}")
+        super().__init__(workers, threads=threads)
         if not 0 <= gpu_share <= 1:
             raise InputError(f"gpu_share: {gpu_share:g} is outside 0..1")
         self._ray = ray
         variables = {name: str(threads) for name in _THREAD_VARIABLES}
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         if PLUGINS in os.environ:
             variables[PLUGINS] = os.environ[PLUGINS]
-        options: dict[str, Any] = {"address": address}
-        if address is None:
-            # One process a worker, which is reused: a new one would import torch for every stage.
-            count = (max(1, cores() // threads) if workers is None else workers) * threads
-            options |= {"address": "local", "num_cpus": count, "include_dashboard": False}
+        # One process a worker, which is reused: a new one would import torch for every stage.
+        own = {"address": "local", "num_cpus": self.workers * threads, "include_dashboard": False}
         ray.init(
-            **options,
+            **(own if address is None else {"address": address}),
             logging_level=logging.ERROR,
             log_to_driver=False,
-            runtime_env={"env_vars": {**variables, "PYTHONPATH": _python_path()}},
+            runtime_env={"env_vars": variables},
         )
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         # Ray would wait for ever for resources that the cluster does not have.
@@ -207,19 +202,18 @@ class RayExecutor(Executor):
                 raise InputError(
                     f"Ray: a stage needs {needed:g} {name}, the cluster has {resources.get(name, 0.0):g}"
                 )
-        self.workers = workers or max(1, int(resources["CPU"]) // threads)
+        if workers is None:
+            self.workers = max(1, int(resources["CPU"]) // threads)
         self._perform = ray.remote(perform).options(
             num_cpus=threads, num_gpus=gpu_share, max_retries=_ATTEMPTS - 1
         )
         self._running: dict[Any, Stage] = {}
 
     def submit(self, root: Path, stage: Stage) -> None:
-        """See `Executor.submit`."""
         # Ray's processes have a working directory of their own.
-        self._running[self._perform.remote(str(root.absolute()), _absolute(stage))] = stage
+        self._running[self._perform.remote(str(root.absolute()), stage)] = stage
 
     def wait(self) -> list[Outcome]:
-        """See `Executor.wait`."""
         done, _ = self._ray.wait(list(self._running), num_returns=1)
         outcomes = []
         for reference in done:
@@ -235,7 +229,6 @@ class RayExecutor(Executor):
         return outcomes
 
     def close(self) -> None:
-        """See `Executor.close`."""
         for reference in self._running:
             with contextlib.suppress(Exception):
                 self._ray.cancel(reference, force=True)
@@ -262,19 +255,3 @@ def _died(stage: Stage) -> Outcome:
     return Outcome(
         stage.key, error=f"the worker died {_ATTEMPTS} times in this stage ({stage.kind}); out of memory?"
     )
-
-
-def _absolute(stage: Stage) -> Stage:
-    """The stage with absolute paths; they are not hashed, so its key stays the same."""
-    paths = {
-        name: os.path.abspath(value)
-        for name, value in stage.surroundings.items()
-        if name in ("source", "test", "trigger") and value is not None and value != "sample"
-    }
-    return dataclasses.replace(stage, surroundings={**stage.surroundings, **paths})
-
-
-def _python_path() -> str:
-    import sys
-
-    return os.pathsep.join(path for path in sys.path if path)

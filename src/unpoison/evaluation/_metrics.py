@@ -155,7 +155,7 @@ class Line:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the trials; costs are separate, under `costs`."""
-        summaries = {
+        summaries: dict[str, dict[str, Any]] = {
             one.name: value.to_dict()
             for one in fields(self)
             if isinstance(value := getattr(self, one.name), Proportion | Mean)
@@ -239,7 +239,7 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     ]
     seconds = {
         name: statistics.fmean(values)
-        for name in ("craft", "train", "find", "heal")
+        for name in ("craft", "train", "calibrate", "find", "heal")
         if (values := [row[f"seconds_{name}"] for row in rows if row[f"seconds_{name}"] is not None])
     }
     return Line(

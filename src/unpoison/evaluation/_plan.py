@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, final
 
-from unpoison import defenses, detectors, unlearners
 from unpoison._code import Source
 from unpoison._seeds import derive_seed
 from unpoison.errors import InputError
 from unpoison.evaluation._schema import Experiment
-from unpoison.evaluation._sections import AttackChoice, DefenseChoice, DetectorChoice, VictimChoice
+from unpoison.evaluation._sections import (
+    ANY,
+    AttackChoice,
+    DefenseChoice,
+    DetectorChoice,
+    VictimChoice,
+)
 from unpoison.evaluation._stage_graph import StageGraph, Values
 from unpoison.evaluation._store import Stage
 from unpoison.threats import Budget, find_class, read_setups
@@ -116,13 +121,8 @@ class _Planner:
     def _check(self) -> None:
         """Look at every method's options, class and budget before anything is done."""
         experiment, data = self.experiment, self.graph.data
-        for methods, choices in (
-            (defenses.METHODS, experiment.defenses),
-            (detectors.METHODS, experiment.detectors),
-            (unlearners.METHODS, experiment.unlearners),
-        ):
-            for choice in choices:
-                methods.get(choice.name, preset=choice.preset, **choice.options)
+        for choice in (*experiment.defenses, *experiment.detectors, *experiment.unlearners):
+            choice.described()
         for attack in experiment.attacks:
             self.graph.attack(attack)
             self.graph.trigger(attack)
@@ -131,7 +131,7 @@ class _Planner:
             if attack.method.surrogates and not attack.surrogate_count and experiment.pretraining is None:
                 raise InputError(f"attacks: {attack.name} crafts on networks; give surrogates or pretraining")
         if experiment.targets is not None:
-            for name in (name for pair in experiment.targets.pairs for name in pair):
+            for name in {name for pair in experiment.targets.pairs for name in pair} - {ANY}:
                 find_class(name, data.whole.class_names, option="targets.pairs")
         data.subset(experiment.data.per_class, ())
 
@@ -163,7 +163,7 @@ class _Planner:
                 words = {
                     "attack": f"{label}, {100 * known:g} % known" if known else label,
                     "budget": float(budget.share if budget.share is not None else budget.count or 0),
-                    "source": names[target["source"]],
+                    "source": "any other" if target["source"] is None else names[target["source"]],
                     "target": "any other" if concealed else names[target["target"]],
                     "test_indices": target["test_indices"],
                 }
@@ -179,7 +179,8 @@ class _Planner:
         if targets.correct is not None:
             raise InputError("targets.correct: the images are to be chosen by `choose_targets` first")
         for source, target in targets.pairs:
-            yield {"source": source, "target": target, "test_indices": [], "bases": []}
+            own = None if source == ANY else source
+            yield {"source": own, "target": target, "test_indices": [], "bases": []}
         for image in targets.images:
             indices = list(image.test_index)
             yield {"source": image.source, "target": image.target, "test_indices": indices, "bases": []}
@@ -277,10 +278,11 @@ class _Planner:
         if not scene.poison and not self.experiment.unlearners:
             return  # a filter as large would show nothing
         inputs = {**scene.poison, "findings": findings}
-        seed = derive_seed(scene.seed, "random filter", detector.label)
-        drawn = graph.filtered("random_filter", {**scene.subset, "seed": seed}, inputs)
-        label = f"random, as many as {detector.label}"
-        self._healed(scene, {**words, "detector": label, "control": "random filter"}, victim, drawn)
+        if detector.random_filter:
+            seed = derive_seed(scene.seed, "random filter", detector.label)
+            drawn = graph.filtered("random_filter", {**scene.subset, "seed": seed}, inputs)
+            label = f"random, as many as {detector.label}"
+            self._healed(scene, {**words, "detector": label, "control": "random filter"}, victim, drawn)
         seed = derive_seed(scene.seed, "part of poison")
         for part in detector.parts if scene.poison else ():
             chosen = {**scene.subset, "part": part, "seed": seed}
@@ -290,9 +292,11 @@ class _Planner:
     def _healed(self, scene: _Scene, words: Values, victim: str, findings: str) -> None:
         """The trials of what was flagged: judged alone, or with what every unlearner makes of it."""
         inputs = {"victim": victim, "findings": findings}
+        everything = {**scene.poison, **inputs, **scene.start}
+        if "calibration" in (made := self.graph.stages[findings].inputs):
+            inputs["calibration"] = made["calibration"]
         if not self.experiment.unlearners:
             self._trial(scene, words, inputs)
-        everything = {**scene.poison, **inputs, **scene.start}
         for unlearner in self.experiment.unlearners:
             healed = self.graph.healed(unlearner, scene.derived("heal"), scene.subset, everything)
             self._trial(scene, {**words, "unlearner": unlearner.label}, {**inputs, "healed": healed})

@@ -7,17 +7,15 @@ unknown key, the nearest known one. cattrs is imported when something is read.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import types
 from collections.abc import Mapping
 from functools import cache
+from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from unpoison.errors import InputError, UnpoisonError, nearest
 
 T = TypeVar("T")
-_UNIONS = (Union, types.UnionType)
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -48,9 +46,9 @@ def _converter() -> Any:
     converter: Any = Converter(forbid_extra_keys=True)
     for kind in _WORDS:
         converter.register_structure_hook(kind, _plain)
-    converter.register_structure_hook_factory(lambda kind: _origin(kind) in _UNIONS, _union_hook)
-    converter.register_structure_hook_factory(lambda kind: _origin(kind) is tuple, _tuple_hook)
+    converter.register_structure_hook_func(_is_plain_union, _plain)
     converter.register_structure_hook_func(lambda kind: _origin(kind) is Mapping, _table)
+    converter.register_structure_hook_factory(lambda kind: _origin(kind) is tuple, _tuple_hook)
     base = converter.gen_structure_attrs_fromdict
 
     def section(kind: Any) -> Any:
@@ -65,28 +63,21 @@ def _origin(kind: Any) -> Any:
     return get_origin(kind)
 
 
-def _plain(value: Any, kind: type) -> Any:
-    numbers: Any = {int: int, float: (int, float)}
-    fits = isinstance(value, numbers.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
-    if not fits:
-        raise InputError(f"must be {_WORDS[kind]}, found {value!r}")
-    return kind(value)
+def _is_plain_union(kind: Any) -> bool:
+    return _origin(kind) in (Union, UnionType) and {*get_args(kind)} <= {*_WORDS, NoneType}
 
 
-def _union_hook(kind: Any, converter: Any) -> Any:
-    members = [one for one in get_args(kind) if one is not type(None)]
-
-    def read(value: Any, _: Any) -> Any:
-        if value is None and len(members) < len(get_args(kind)):  # not in TOML, but in stored JSON
-            return None
-        if len(members) == 1:
-            return converter.structure(value, members[0])
-        for member in members:
-            with contextlib.suppress(InputError):
-                return _plain(value, member)
-        raise InputError(f"must be {' or '.join(_WORDS[member] for member in members)}, found {value!r}")
-
-    return read
+def _plain(value: Any, kind: Any) -> Any:
+    """Text, a number, true or false; where the kind is a union, one of its members."""
+    kinds = get_args(kind) or (kind,)
+    if value is None and NoneType in kinds:  # not in TOML, but in stored JSON
+        return None
+    for one in kinds:
+        allowed = (int, float) if one is float else one
+        if isinstance(value, allowed) and isinstance(value, bool) == (one is bool):
+            return one(value)
+    wanted = " or ".join(_WORDS[one] for one in kinds if one in _WORDS)
+    raise InputError(f"must be {wanted}, found {value!r}")
 
 
 def _table(value: Any, kind: Any) -> Any:
@@ -97,24 +88,22 @@ def _table(value: Any, kind: Any) -> Any:
 
 def _tuple_hook(kind: Any, converter: Any) -> Any:
     members = get_args(kind)
+    repeated = members[-1] is Ellipsis
+
+    def entry(number: int, value: Any) -> Any:
+        try:
+            return converter.structure(value, members[0 if repeated else number])
+        except Exception as error:
+            error.add_note(f"[{number}]")
+            raise
 
     def read(value: Any, _: Any) -> tuple[Any, ...]:
-        whole = isinstance(value, list | tuple)
-        if members[-1] is Ellipsis:
-            entries, kinds = (value, [members[0]] * len(value)) if whole else ([value], [members[0]])
-        elif not whole or len(value) != len(members):
+        listed = isinstance(value, list | tuple)
+        if repeated and not listed:
+            return (converter.structure(value, members[0]),)
+        if not listed or not (repeated or len(value) == len(members)):
             raise InputError(f"must be a list of {len(members)}, found {value!r}")
-        else:
-            entries, kinds = value, list(members)
-        found = []
-        for number, (entry, one) in enumerate(zip(entries, kinds, strict=True)):
-            try:
-                found.append(converter.structure(entry, one))
-            except Exception as error:
-                if whole:
-                    error.add_note(f"[{number}]")
-                raise
-        return tuple(found)
+        return tuple(entry(number, one) for number, one in enumerate(value))
 
     return read
 

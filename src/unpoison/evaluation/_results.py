@@ -50,6 +50,7 @@ ROW = pa.schema(
         ("observed", pa.bool_()),  # whether there was an answer to trace
         ("found", pa.bool_()),  # the verdict: whether there is poison
         ("p_value", pa.float64()),
+        ("cause", pa.string()),  # the kind of cause that the examples speak for
         ("flagged", pa.int64()),
         ("true_positives", pa.int64()),
         ("false_positives", pa.int64()),
@@ -59,6 +60,7 @@ ROW = pa.schema(
         ("class_clean", _MANY),
         ("seconds_craft", pa.float64()),
         ("seconds_train", pa.float64()),
+        ("seconds_calibrate", pa.float64()),
         ("seconds_find", pa.float64()),
         ("seconds_heal", pa.float64()),
         ("peak_bytes", pa.float64()),
@@ -68,7 +70,7 @@ ROW = pa.schema(
     ]
 )
 """The columns of a row."""
-COSTS = ("seconds_craft", "seconds_train", "seconds_find", "seconds_heal", "peak_bytes")
+COSTS = ("seconds_craft", "seconds_train", "seconds_calibrate", "seconds_find", "seconds_heal", "peak_bytes")
 """The columns that differ from machine to machine; all others are the same wherever the recipe is run."""
 _KEYED = ROW.append(pa.field("key", pa.string()))
 

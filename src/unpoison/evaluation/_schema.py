@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -49,6 +50,7 @@ from unpoison.errors import InputError, nearest
 from unpoison.evaluation._reader import structured
 from unpoison.evaluation._sections import (
     ANSWERS,
+    MOST_SEED,
     AttackChoice,
     Data,
     DefenseChoice,
@@ -58,8 +60,8 @@ from unpoison.evaluation._sections import (
     Targets,
     UnlearnerChoice,
     VictimChoice,
-    check_choice,
-    check_range,
+    check_choices,
+    check_ranges,
     defenses_that,
     label,
 )
@@ -116,7 +118,11 @@ class Experiment:
     def __post_init__(self) -> None:
         if not self.name or not all(letter.isalnum() or letter in "-_." for letter in self.name):
             raise InputError(f"name: use letters, digits, '-', '_' and '.', found {self.name!r}")
-        check_range("threads", self.threads, 1, 1024)
+        for what in ("seeds", "victims"):
+            if not getattr(self, what):
+                raise InputError(f"{what}: needs at least one")
+        check_ranges(self, threads=(1, 1024), seeds=(0, MOST_SEED))
+        check_choices(self, probe=PROBES)
         for what, entries in (
             ("seeds", self.seeds),
             ("victims", [one.name for one in self.victims]),
@@ -124,22 +130,16 @@ class Experiment:
             ("detectors", [one.label for one in self.detectors]),
             ("unlearners", [one.label for one in self.unlearners]),
         ):
-            twice = [entry for place, entry in enumerate(entries) if entry in list(entries)[:place]]
-            if twice:
-                raise InputError(f"{what}: {twice[0]!r} stands there twice")
-        for what, some in (("seeds", self.seeds), ("victims", self.victims)):
-            if not some:
-                raise InputError(f"{what}: needs at least one")
-        for seed in self.seeds:
-            check_range("seeds", seed, 0, 2**62)
-        for one in self.probe:
-            check_choice("probe", one, PROBES)
+            entry, count = Counter[Any](entries).most_common(1)[0] if entries else (None, 0)
+            if count > 1:
+                raise InputError(f"{what}: {entry!r} stands there twice")
         if bool(self.attacks) != (self.targets is not None):
             raise InputError("attacks and targets: give both, or neither for a recipe of clean victims")
         if self.unlearners and not self.detectors:
             raise InputError("unlearners: heal what detectors flag, so the recipe needs one of those")
         if not self.attacks:
             self._check_clean()
+        # Each of these raises for what makes no recipe.
         for victim in self.victims:
             self.recipe(victim)
             if self.pretraining is not None:
@@ -153,10 +153,10 @@ class Experiment:
         if self.probe:
             raise InputError("probe: is about the adversary's inputs, and the recipe has no attacks")
         for detector in self.detectors:
-            if detector.traces and detector.answers == "attack":
+            if detector.method.needs_observation and detector.answers == "attack":
+                others = " or ".join(map(repr, ANSWERS[1:]))
                 raise InputError(
-                    f"detectors: {detector.label}: the recipe has no attacks; give answers = "
-                    f"{' or '.join(map(repr, ANSWERS[1:]))}"
+                    f"detectors: {detector.label}: the recipe has no attacks; give answers = {others}"
                 )
 
     @property
@@ -169,19 +169,11 @@ class Experiment:
         return _recipe(self.training, (victim or self.victims[0]).training)
 
     def surrogate_recipe(self, attack: AttackChoice) -> Recipe:
-        """How the surrogates of an attack are trained.
-
-        Raises:
-            InputError: its changes do not make a recipe.
-        """
+        """How the surrogates of an attack are trained."""
         return _recipe(self.training, attack.surrogate)
 
     def pretraining_recipe(self, victim: VictimChoice | None = None) -> Recipe:
-        """How the network that victims of a kind start from is trained.
-
-        Raises:
-            InputError: its changes do not make a recipe.
-        """
+        """How the network that victims of a kind start from is trained."""
         assert self.pretraining is not None
         own = self.recipe(victim)
         return replace(_recipe(self.training, self.pretraining.training), model=own.model, width=own.width)
@@ -210,16 +202,13 @@ class Experiment:
     def attack_label(self, choice: AttackChoice) -> str:
         """What an attack is called in tables: its name, and how it differs from others of that name."""
         rivals = [_settings(one) for one in self.attacks if one.name == choice.name]
-        own = {
-            key: value
-            for key, value in _settings(choice).items()
-            if any(rival.get(key) != value for rival in rivals)
-        }
+        settings = _settings(choice).items()
+        own = {key: value for key, value in settings if any(one.get(key) != value for one in rivals)}
         return label(choice.name, own.pop("preset", None), own)
 
     def path(self, spec: str) -> str:
-        """A path of the recipe, as seen from here; words that `data.load` knows stay as they are."""
-        return spec if spec == "sample" or os.path.isabs(spec) else os.path.join(self.folder, spec)
+        """A path of the recipe, absolute; the word that `data.load` knows stays as it is."""
+        return spec if spec == "sample" else os.path.abspath(os.path.join(self.folder, spec))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: all but the folder, which is of the machine and not of the experiment."""
@@ -258,9 +247,7 @@ def _recipe(training: Options, changes: Options) -> Recipe:
 
 def _settings(choice: AttackChoice) -> dict[str, Any]:
     """All of an attack but its budget and what is known of it, which have columns of their own."""
-    settings: dict[str, Any] = {**choice.options, "trigger": choice.trigger, "goal": choice.goal_kind}
+    settings = {**choice.options, "trigger": choice.trigger, "goal": choice.goal_kind}
     settings |= {f"surrogate {key}": value for key, value in choice.surrogate.items()}
-    settings |= {
-        key: value for key in ("preset", "surrogates") if (value := getattr(choice, key)) is not None
-    }
-    return settings
+    settings |= {"preset": choice.preset, "surrogates": choice.surrogates}
+    return {key: value for key, value in settings.items() if value is not None}

@@ -5,9 +5,11 @@ Which methods and presets there are is read from the registries. This module doe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from abc import ABC
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, ClassVar, Final, final
 
 from unpoison import attacks, defenses, detectors, unlearners
 from unpoison.errors import InputError, nearest
@@ -17,8 +19,13 @@ ANSWERS: Final = ("attack", "errors", "right")
 """The answers that a detector may be asked about."""
 PARTS: Final = ("detected", "undetected", "random poison", "first half", "last half", "random half")
 """The parts of the poison, seen by a detector, that healing can be tried without."""
+ANY: Final = "*"
+"""The source of a pair that stands for all classes but the target."""
+MOST_SEED: Final = 2**62
 Options = Mapping[str, Any]
 ClassName = str | int
+Rows = tuple[int, int]
+"""[first, end)"""
 
 
 @final
@@ -35,19 +42,26 @@ class Data:
         test_rows: [first, end) of the test set; places in the test set are counted from the first.
         reference_rows: [first, end) of the test set that detectors may use as a reference. They should not
             overlap with `test_rows`.
+        groups: a regular expression; training images whose file names (in parquet files, `path`) agree in
+            what it matches are near-duplicates, such as the frames of a film, for detectors that calibrate.
     """
 
     source: str
     test: str | None = None
-    rows: tuple[int, int] | None = None
+    rows: Rows | None = None
     per_class: int | None = None
-    test_rows: tuple[int, int] | None = None
-    reference_rows: tuple[int, int] | None = None
+    test_rows: Rows | None = None
+    reference_rows: Rows | None = None
+    groups: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("rows", "test_rows", "reference_rows"):
-            _check_rows(key, getattr(self, key))
-        check_range("per_class", self.per_class, 1, 10**9)
+        _check_rows(self, "rows", "test_rows", "reference_rows")
+        check_ranges(self, per_class=(1, 10**9))
+        if self.groups is not None:
+            try:
+                re.compile(self.groups)
+            except re.error as error:
+                raise InputError(f"groups: not a regular expression ({error})") from None
 
 
 @final
@@ -68,34 +82,72 @@ class Pretraining:
     """
 
     source: str | None = None
-    rows: tuple[int, int] | None = None
+    rows: Rows | None = None
     training: Options = field(default_factory=dict)
     freeze: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_rows("rows", self.rows)
-        check_range("seed", self.seed, 0, 2**62)
+        _check_rows(self, "rows")
+        check_ranges(self, seed=(0, MOST_SEED))
         for key in ("model", "width"):
             if key in self.training:
                 raise InputError(f"training: {key}: the architecture is that of the victims; leave it out")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MethodChoice(ABC):
+    """A method, with its settings.
+
+    Arguments:
+        name: one of the names in the registry of its kind.
+        preset: one of its presets; the first when not given.
+        options: its own, in place of what the preset says.
+    """
+
+    METHODS: ClassVar[Registry[Any]]
+
+    name: str
+    preset: str | None = None
+    options: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choices(self, preset=self.method.presets)
+
+    @property
+    def method(self) -> Method:
+        """What is known of it."""
+        return self.METHODS.describe(self.name)
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        return label(self.name, self.preset, self.options)
+
+    def described(self, **options: Any) -> dict[str, Any]:
+        """As JSON values; `options` are used where the recipe has none of that name.
+
+        Raises:
+            InputError: an option does not exist or is out of range.
+        """
+        options |= self.options
+        preset = self.preset or self.method.presets[0]
+        self.METHODS.get(self.name, preset=preset, **options)
+        return {"name": self.name, "preset": preset, "options": options}
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class AttackChoice:
+class AttackChoice(MethodChoice):
     """An attack and its strength.
 
     Arguments:
-        name: one of `unpoison.attacks.names()`.
-        preset: one of its presets; the first when not given.
         budget: shares of the training set in (0, 1]; one or several.
         budget_count: counts of examples, in place of `budget`.
         goal: one of the kinds of goal that the attack serves; when not given, "backdoor" where it serves
             that, then "label-noise", then "targeted-misclassification".
         trigger: the name of a trigger (white-corner, four-pixels, four-white-pixels) or an image file, for
             attacks that do not make their own.
-        options: the attack's own.
         surrogates: on how many clean networks the adversary crafts; the attack's own number when not given.
             Each seed has its own, and they share none with the victims.
         surrogate: where they are trained otherwise than victims are: fields of the training recipe, or
@@ -104,39 +156,28 @@ class AttackChoice:
         known: shares of the poison that are known and put right before anything is trained; one or several.
     """
 
-    name: str
-    preset: str | None = None
+    METHODS: ClassVar[Registry[Any]] = attacks.METHODS
+
     budget: tuple[float, ...] = ()
     budget_count: tuple[int, ...] = ()
     goal: str | None = None
     trigger: str = "white-corner"
-    options: Options = field(default_factory=dict)
     surrogates: int | None = None
     surrogate: Options = field(default_factory=dict)
     known: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
-        method = _described(attacks.METHODS, self.name, self.preset)
-        if (self.surrogates is not None or self.surrogate) and not method.accepts_surrogates:
+        super().__post_init__()
+        if (self.surrogates is not None or self.surrogate) and not self.method.accepts_surrogates:
             raise InputError(f"{self.name} crafts without a network; leave out 'surrogates'")
-        check_range("surrogates", self.surrogates, 0, 1000)
-        if self.goal is not None:
-            check_choice("goal", self.goal, method.goals)
-        if self.trigger != type(self).trigger and not method.takes_trigger:
+        check_choices(self, goal=self.method.goals)
+        if self.trigger != type(self).trigger and not self.method.takes_trigger:
             raise InputError(f"{self.name} takes no trigger; leave out 'trigger'")
         if bool(self.budget) == bool(self.budget_count):
             raise InputError("give either 'budget' (shares of the training set) or 'budget_count'")
-        for share in self.budget:
-            check_range("budget", share, 1e-9, 1.0)
-        for count in self.budget_count:
-            check_range("budget_count", count, 1, 10**9)
-        for share in self.known:
-            check_range("known", share, 0.0, 0.999)
-
-    @property
-    def method(self) -> Method:
-        """What is known of it."""
-        return attacks.describe(self.name)
+        check_ranges(
+            self, budget=(1e-9, 1.0), budget_count=(1, 10**9), surrogates=(0, 1000), known=(0.0, 0.999)
+        )
 
     @property
     def goal_kind(self) -> str:
@@ -171,8 +212,7 @@ class TargetImage:
     def __post_init__(self) -> None:
         if not self.test_index:
             raise InputError("test_index: needs at least one")
-        for index in self.test_index:
-            check_range("test_index", index, 0, 10**9)
+        check_ranges(self, test_index=(0, 10**9))
 
 
 @final
@@ -181,7 +221,7 @@ class Targets:
     """What the attacks aim at: one of `pairs`, `images` and `setups`.
 
     Arguments:
-        pairs: (source class, target class), by name or number.
+        pairs: (source class, target class), by name or number; the source "*" is all classes but the target.
         images: test images, each with the class as which it is to be predicted.
         correct: with `pairs`, how many test images of each source class become `images`: the first ones that
             clean networks predict correctly; `choose_targets` finds them.
@@ -209,10 +249,14 @@ class Targets:
             raise InputError("first and count: choose among 'setups'; give their file")
         if self.correct is not None and not self.pairs:
             raise InputError("correct: chooses test images of 'pairs' of classes; give some")
+        if self.correct is not None and any(source == ANY for source, _ in self.pairs):
+            raise InputError(
+                f"correct: chooses test images of one class; name it in 'pairs' instead of {ANY!r}"
+            )
         if self.networks is not None and self.correct is None:
             raise InputError("networks: choose test images; give 'correct', how many")
-        for key, least in (("correct", 1), ("networks", 1), ("first", 0), ("count", 1)):
-            check_range(key, getattr(self, key), least, 10**6)
+        most = 10**6
+        check_ranges(self, correct=(1, most), networks=(1, most), first=(0, most), count=(1, most))
         for source, target in self.pairs:
             if source == target:
                 raise InputError(f"pairs: source and target are the same class {source!r}")
@@ -234,54 +278,44 @@ class VictimChoice:
     count: int = 1
 
     def __post_init__(self) -> None:
-        check_range("count", self.count, 1, 10**6)
+        check_ranges(self, count=(1, 10**6))
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class DetectorChoice:
+class DetectorChoice(MethodChoice):
     """A detector and what it is asked.
 
     Arguments:
-        name: one of `unpoison.detectors.names()`.
-        preset: one of its presets; the first when not given.
-        options: its own.
         answers: which answers of the victim it traces: those that the adversary wants ("attack"), wrong
             answers to clean test images that the adversary does not want ("errors"), or correct ones
             ("right"). A detector that scans the training set needs none.
         observations: how many observations are traced, each in a trial of its own.
         inputs: how many inputs, answered alike, make up one observation.
+        random_filter: whether a control removes as many examples at random.
         parts: parts of the poison that healing is tried without in further trials: what the detector
             flagged ("detected"), what it did not ("undetected"), as much poison as it flagged drawn at random
             ("random poison"), the half of the poison that it ranks first or last ("first half", "last half")
             or a random one ("random half").
     """
 
-    name: str
-    preset: str | None = None
-    options: Options = field(default_factory=dict)
+    METHODS: ClassVar[Registry[Any]] = detectors.METHODS
+
     answers: str = "attack"
     observations: int = 1
     inputs: int = 1
+    random_filter: bool = True
     parts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        method = _described(detectors.METHODS, self.name, self.preset)
-        check_choice("answers", self.answers, ANSWERS)
-        check_range("observations", self.observations, 1, 10**6)
-        check_range("inputs", self.inputs, 1, 10**4)
-        for part in self.parts:
-            check_choice("parts", part, PARTS)
+        super().__post_init__()
+        check_choices(self, answers=ANSWERS, parts=PARTS)
+        check_ranges(self, observations=(1, 10**6), inputs=(1, 10**4))
         asked = (self.answers, self.observations, self.inputs)
-        if not method.needs_observation and asked != ("attack", 1, 1):
+        if not self.method.needs_observation and asked != ("attack", 1, 1):
             raise InputError(
                 f"{self.name} scans the training set; leave out answers, observations and inputs"
             )
-
-    @property
-    def traces(self) -> bool:
-        """Whether it starts from answers of the victim."""
-        return detectors.describe(self.name).needs_observation
 
     @property
     def label(self) -> str:
@@ -293,43 +327,29 @@ class DetectorChoice:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class UnlearnerChoice:
-    """An unlearner: name, preset and options."""
+class UnlearnerChoice(MethodChoice):
+    """An unlearner."""
 
-    name: str
-    preset: str | None = None
-    options: Options = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _described(unlearners.METHODS, self.name, self.preset)
-
-    @property
-    def label(self) -> str:
-        """What it is called in tables."""
-        return label(self.name, self.preset, self.options)
+    METHODS: ClassVar[Registry[Any]] = unlearners.METHODS
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class DefenseChoice:
+class DefenseChoice(MethodChoice):
     """A defense during training.
 
     Arguments:
-        name: one of `unpoison.defenses.names()`.
-        preset: one of its presets; the first when not given.
-        options: its own.
         like: for the controls that copy drops: another defense of the recipe, by name or as it is called in
             tables; in every trial the control drops as many examples, before the same epochs.
     """
 
-    name: str
-    preset: str | None = None
-    options: Options = field(default_factory=dict)
+    METHODS: ClassVar[Registry[Any]] = defenses.METHODS
+
     like: str | None = None
 
     def __post_init__(self) -> None:
-        method = _described(defenses.METHODS, self.name, self.preset)
-        if self.like is not None and not method.copies_drops:
+        super().__post_init__()
+        if self.like is not None and not self.method.copies_drops:
             raise InputError(
                 f"like: {self.name} drops what it chooses; it is for {defenses_that('copies_drops')}"
             )
@@ -339,20 +359,7 @@ class DefenseChoice:
     @property
     def label(self) -> str:
         """What it is called in tables."""
-        own = label(self.name, self.preset, self.options)
-        return own if self.like is None else f"{own}, as many as {self.like}"
-
-
-def _described(methods: Registry[Any], name: str, preset: str | None) -> Method:
-    """What is known of a method.
-
-    Raises:
-        InputError: there is no such method, or no such preset of it.
-    """
-    method = methods.describe(name)
-    if preset is not None:
-        check_choice("preset", preset, method.presets)
-    return method
+        return super().label if self.like is None else f"{super().label}, as many as {self.like}"
 
 
 def defenses_that(what: str) -> str:
@@ -360,30 +367,37 @@ def defenses_that(what: str) -> str:
     return ", ".join(name for name in defenses.names() if getattr(defenses.describe(name), what))
 
 
-def _check_rows(key: str, rows: tuple[int, int] | None) -> None:
-    if rows is not None and not 0 <= rows[0] < rows[1]:
-        raise InputError(f"{key}: give [first, end] with 0 <= first < end, found {list(rows)}")
+def check_choices(section: Any, **known: Sequence[str]) -> None:
+    """Raise an `InputError` unless what these fields hold, if anything, is known."""
+    for key, names in known.items():
+        for value in _entries(section, key):
+            if value not in names:
+                raise InputError(f"{key}: there is no {value!r}; {nearest(value, names)}")
 
 
-def check_choice(key: str, value: str, known: Iterable[str]) -> None:
-    """That a value is one of those known.
+def check_ranges(section: Any, **bounds: tuple[float, float]) -> None:
+    """Raise an `InputError` unless the numbers in these fields, if any, are within bounds."""
+    for key, (least, most) in bounds.items():
+        for value in _entries(section, key):
+            if not least <= value <= most:
+                limit = most if value > most else least
+                raise InputError(
+                    f"{key}: {value:g} is outside {least:g}..{most:g}; the nearest allowed is {limit:g}"
+                )
 
-    Raises:
-        InputError: it is not.
-    """
-    if value not in (names := list(known)):
-        raise InputError(f"{key}: there is no {value!r}; {nearest(value, names)}")
+
+def _entries(section: Any, key: str) -> tuple[Any, ...]:
+    value = getattr(section, key)
+    if value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
 
 
-def check_range(key: str, value: float | None, least: float, most: float) -> None:
-    """That a number, if there is one, is within bounds.
-
-    Raises:
-        InputError: it is not.
-    """
-    if value is not None and not least <= value <= most:
-        limit = least if not value > most else most
-        raise InputError(f"{key}: {value:g} is outside {least:g}..{most:g}; the nearest allowed is {limit:g}")
+def _check_rows(section: Any, *keys: str) -> None:
+    for key in keys:
+        rows = getattr(section, key)
+        if rows is not None and not 0 <= rows[0] < rows[1]:
+            raise InputError(f"{key}: give [first, end] with 0 <= first < end, found {list(rows)}")
 
 
 def label(name: str, preset: str | None, options: Options) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, final
 
@@ -17,7 +18,7 @@ from unpoison.errors import InputError, MismatchError
 from unpoison.threats import Goal, make_goal
 
 Values = Mapping[str, Any]
-Rows = Sequence[int] | None
+Rows = tuple[int, int] | None
 
 
 @final
@@ -27,17 +28,19 @@ class StageData:
 
     Arguments:
         whole: the training set that the recipe names.
-        chosen: Int64[n], the examples of it that are trained on; None for all.
         held_out: the test set that the recipe names, before any rows are chosen.
         test_rows: [first, end) of it to measure on.
         reference_rows: [first, end) of it that detectors may use as a reference.
+        all_groups: the group of every example of `whole`, where the recipe says how they are named.
+        chosen: Int64[n], the examples of `whole` that are trained on; None for all.
     """
 
     whole: TrainingSet
-    chosen: Tensor | None
     held_out: TrainingSet | None
     test_rows: Rows
     reference_rows: Rows
+    all_groups: tuple[str, ...] | None = None
+    chosen: Tensor | None = None
 
     @classmethod
     def of(cls, configuration: Values, surroundings: Values) -> Self:
@@ -48,7 +51,7 @@ class StageData:
             MismatchError: the training set is not the one that was planned for.
         """
         torch.set_num_threads(surroundings["threads"])
-        found = cls.read(**{key: surroundings[key] for key in PLACES}, device=surroundings["device"])
+        found = cls.read(surroundings, surroundings["device"])
         if found.whole.fingerprint != configuration["data"]:
             raise MismatchError(
                 f"{surroundings['source']}: the training set has changed since the sweep was planned"
@@ -56,22 +59,12 @@ class StageData:
         return found.subset(configuration.get("per_class"), configuration.get("bases", ()))
 
     @classmethod
-    def read(
-        cls,
-        source: str,
-        test: str | None = None,
-        rows: Rows = None,
-        test_rows: Rows = None,
-        reference_rows: Rows = None,
-        device: str = "cpu",
-    ) -> Self:
-        """The sets of an experiment, cut to the rows that it uses.
-
-        Raises:
-            InputError: they cannot be read, or have fewer rows.
-        """
-        whole, held_out = _loaded(source, test, None if rows is None else (rows[0], rows[1]), device)
-        return cls(whole, None, held_out, test_rows, reference_rows)
+    def read(cls, places: Values, device: str = "cpu") -> Self:
+        """The sets that `source` and `test` name; of the first its `rows`."""
+        source, rows, pattern = places["source"], places["rows"], places.get("groups")
+        whole, held_out = _loaded(source, places["test"], rows, device)
+        named = None if pattern is None else _groups(source, pattern, rows)
+        return cls(whole, held_out, places["test_rows"], places["reference_rows"], named)
 
     def subset(self, per_class: int | None, bases: Sequence[int]) -> Self:
         """The same, with the first examples of each class and the base images at the end.
@@ -99,8 +92,7 @@ class StageData:
                     f"{self.whole.class_names[label]!r}, not {wanted}"
                 )
             parts.append(found[:wanted])
-        chosen = torch.cat([*parts, last])
-        return type(self)(self.whole, chosen, self.held_out, self.test_rows, self.reference_rows)
+        return replace(self, chosen=torch.cat([*parts, last]))
 
     @property
     def device(self) -> torch.device:
@@ -111,6 +103,13 @@ class StageData:
     def training_set(self) -> TrainingSet:
         """The clean set that victims are trained on."""
         return self.whole if self.chosen is None else self.whole.subset(self.chosen.to(self.device))
+
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """The groups of near-duplicates of the training set; None where they are not known."""
+        if self.all_groups is None or self.chosen is None:
+            return self.all_groups
+        return tuple(self.all_groups[place] for place in self.chosen.tolist())
 
     @cached_property
     def test(self) -> TrainingSet:
@@ -131,15 +130,20 @@ class StageData:
         return _cut(self.held_out, self.reference_rows, "reference_rows")
 
 
-PLACES = ("source", "test", "rows", "test_rows", "reference_rows")
+@functools.lru_cache(maxsize=2)
+def _loaded(source: str, test: str | None, rows: Rows, device: str) -> tuple[TrainingSet, TrainingSet | None]:
+    splits = data.load(source, test=test).to(device)
+    return _cut(splits.train, rows, "rows"), splits.test
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(
-    source: str, test: str | None, rows: tuple[int, int] | None, device: str
-) -> tuple[TrainingSet, TrainingSet | None]:
-    splits = data.load(source, test=test).to(device)
-    return _cut(splits.train, rows, "rows"), splits.test
+def _groups(source: str, pattern: str, rows: Rows) -> tuple[str, ...]:
+    paths = data.image_paths(source)
+    found = [re.search(pattern, path) for path in (paths if rows is None else paths[rows[0] : rows[1]])]
+    for path, match in zip(paths, found, strict=False):
+        if match is None:
+            raise InputError(f"groups: {pattern!r} does not match the path {path!r} of an image")
+    return tuple(match.group() for match in found if match is not None)
 
 
 def _cut(examples: TrainingSet, rows: Rows, key: str) -> TrainingSet:

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-from unpoison import attacks, defenses, detectors, unlearners
 from unpoison._artefacts import digest
 from unpoison._code import Source
 from unpoison._seeds import derive_seed
@@ -24,12 +23,11 @@ from unpoison.evaluation._sections import (
     AttackChoice,
     DefenseChoice,
     DetectorChoice,
-    UnlearnerChoice,
+    MethodChoice,
     VictimChoice,
 )
-from unpoison.evaluation._stage_data import PLACES, StageData, goal_of
+from unpoison.evaluation._stage_data import StageData, goal_of
 from unpoison.evaluation._store import Stage
-from unpoison.registry import Registry
 from unpoison.threats import Budget, make_trigger
 
 _STAGES = "unpoison.evaluation._stages"
@@ -61,15 +59,14 @@ class StageGraph:
 
     def __init__(self, experiment: Experiment, device: str, source: Source) -> None:
         self.experiment, self.source = experiment, source
-        chosen = dataclasses.asdict(experiment.data)
-        places = {key: chosen[key] and experiment.path(chosen[key]) for key in ("source", "test")}
         self.surroundings: Values = {
-            **{key: chosen[key] for key in PLACES},
-            **places,
+            **dataclasses.asdict(experiment.data),
+            "source": experiment.path(experiment.data.source),
+            "test": experiment.data.test and experiment.path(experiment.data.test),
             "device": device,
             "threads": experiment.threads,
         }
-        self.data = StageData.read(**{key: self.surroundings[key] for key in PLACES})
+        self.data = StageData.read(self.surroundings)
         self.test = self.data.test
         self.stages: dict[str, Stage] = {}
         self._codes: dict[tuple[str, ...], str] = {}
@@ -84,6 +81,8 @@ class StageGraph:
         around: Given | None = None,
     ) -> str:
         """A stage that runs a function of `_stages` and these modules."""
+        if modules not in self._codes:
+            self._codes[modules] = self.source.digest({*self.source.closure(*modules), *_ALWAYS})
         common = {
             "data": self.data.whole.fingerprint,
             "device": self.surroundings["device"].partition(":")[0],
@@ -95,14 +94,9 @@ class StageGraph:
             {**common, **configuration},
             inputs,
             {**self.surroundings, **(around or {})},
-            self._code(modules),
+            self._codes[modules],
         )
         return self.stages.setdefault(made.key, made).key
-
-    def _code(self, modules: tuple[str, ...]) -> str:
-        if modules not in self._codes:
-            self._codes[modules] = self.source.digest({*self.source.closure(*modules), *_ALWAYS})
-        return self._codes[modules]
 
     @cached_property
     def tested(self) -> Values:
@@ -129,11 +123,11 @@ class StageGraph:
         pretraining = self.experiment.pretraining
         if pretraining is None:
             return {}
-        around: Values = {"rows": pretraining.rows, "test": None, "test_rows": None, "reference_rows": None}
+        absent = ("test", "test_rows", "reference_rows", "groups")
+        around: Values = {"rows": pretraining.rows, **dict.fromkeys(absent)}
         if pretraining.source is not None:
             around["source"] = self.experiment.path(pretraining.source)
-        places = {**self.surroundings, **around}
-        before = StageData.read(**{key: places[key] for key in PLACES}).whole
+        before = StageData.read({**self.surroundings, **around}).whole
         if before.image_shape != self.data.whole.image_shape:
             raise InputError(
                 f"pretraining: {before.name} has images of shape {before.image_shape}, "
@@ -158,8 +152,8 @@ class StageGraph:
         modules = [_PROBE] if "probe" in training else []
         configuration = {**training, **self._freeze}
         if defense is not None:
-            modules.append(defenses.METHODS.module(defense.name))
-            configuration["defense"] = _configuration(defenses.METHODS, defense)
+            modules.append(_module(defense))
+            configuration["defense"] = defense.described()
         return self.add("train", "victim", configuration, inputs, *_TRAINING, *modules)
 
     def poison(
@@ -190,8 +184,8 @@ class StageGraph:
             "seed": derive_seed(seed, "craft"),
         }
         goal_of(configuration["goal"], self.test, around.get("trigger"))
-        code = attacks.METHODS.module(choice.name)
-        poison = self.add("craft", "craft", configuration, {**surrogates, **start}, code, around=around)
+        inputs = {**surrogates, **start}
+        poison = self.add("craft", "craft", configuration, inputs, _module(choice), around=around)
         if not known:
             return poison
         share = {"known": known, "seed": derive_seed(seed, "known")}
@@ -203,7 +197,7 @@ class StageGraph:
         Raises:
             InputError: an option does not exist or is out of range.
         """
-        kind: Any = attacks.METHODS.implementation(choice.name)
+        kind: Any = choice.METHODS.implementation(choice.name)
         fields = {one.name for one in dataclasses.fields(kind)}
         preset = getattr(kind, "PRESETS", {}).get(choice.preset or choice.method.presets[0], {})
         options: Values = {}
@@ -211,9 +205,7 @@ class StageGraph:
             options["bases"] = list(bases)
         if "recipe" in fields and "recipe" not in preset:
             options["recipe"] = self.experiment.surrogate_recipe(choice).to_dict()
-        described = _configuration(attacks.METHODS, choice, **options)
-        attacks.get(described["name"], preset=described["preset"], **described["options"])
-        return described
+        return choice.described(**options)
 
     def trigger(self, choice: AttackChoice) -> tuple[Values, Values]:
         """The trigger of a goal, and where its picture lies; hashed is what the picture shows.
@@ -236,32 +228,42 @@ class StageGraph:
         finding: Values = {
             **self.tested,
             **subset,
-            "detector": _configuration(detectors.METHODS, detector),
+            "detector": detector.described(),
             "seed": derive_seed(seed, "find", detector.label),
         }
-        if detector.traces:
+        if detector.method.needs_observation:
             asked = {"answers": detector.answers, "inputs": detector.inputs}
             finding["observation"] = {**asked, "number": number}
-        if detectors.describe(detector.name).uses_reference and self.data.reference is not None:
-            finding["reference"] = self.data.reference.fingerprint
-        return self.add("find", "find", finding, pair, detectors.METHODS.module(detector.name), *_MEASURING)
+        declared, code = detector.method, _module(detector)
+        labelled: Values = {}
+        if declared.uses_reference and self.data.reference is not None:
+            labelled["reference"] = self.data.reference.fingerprint
+        if declared.calibrates:
+            if self.experiment.data.groups is not None:
+                labelled["groups"] = self.experiment.data.groups
+            described = {
+                "detector": finding["detector"],
+                "seed": derive_seed(seed, "calibrate", detector.name),
+            }
+            calibration = {**subset, **described, **labelled}
+            pair = {**pair, "calibration": self.add("calibrate", "calibrate", calibration, pair, code)}
+        else:
+            finding |= labelled
+        return self.add("find", "find", finding, pair, code, *_MEASURING)
 
     def filtered(self, function: str, configuration: Given, inputs: Mapping[str, str]) -> str:
         """What a filter takes out that detectors are compared with."""
         return self.add("find", function, configuration, inputs, *_MEASURING)
 
-    def healed(self, unlearner: UnlearnerChoice, seed: int, subset: Given, inputs: Mapping[str, str]) -> str:
+    def healed(self, unlearner: MethodChoice, seed: int, subset: Given, inputs: Mapping[str, str]) -> str:
         """What an unlearner makes of a victim."""
-        described = {"unlearner": _configuration(unlearners.METHODS, unlearner), "seed": seed}
-        code = unlearners.METHODS.module(unlearner.name)
-        return self.add("heal", "heal", {**subset, **self._freeze, **described}, inputs, code, *_TRAINING)
+        healing = {**subset, **self._freeze, "unlearner": unlearner.described(), "seed": seed}
+        return self.add("heal", "heal", healing, inputs, _module(unlearner), *_TRAINING)
 
     def measured(self, function: str, configuration: Given, inputs: Mapping[str, str]) -> str:
         """A row, or another measurement."""
         return self.add("measure", function, {**self.tested, **configuration}, inputs, *_MEASURING)
 
 
-def _configuration(methods: Registry[Any], choice: Any, **options: Any) -> Values:
-    """A method as a stage's configuration names it; options of the recipe come before these."""
-    preset = choice.preset or methods.describe(choice.name).presets[0]
-    return {"name": choice.name, "preset": preset, "options": {**options, **choice.options}}
+def _module(choice: MethodChoice) -> str:
+    return choice.METHODS.module(choice.name)

@@ -1,4 +1,4 @@
-"""The stages of a trial: craft, train, find, heal, measure. Each reads artefacts and writes one.
+"""The stages of a trial: craft, train, calibrate, find, heal, measure. Each reads artefacts and writes one.
 
 They are what `Stage.function` names; `_plan` says which depends on which. A stage sees nothing but its
 arguments, so its artefact may be made in any process on any machine that sees the store and the data. What
@@ -21,7 +21,7 @@ from unpoison import attacks, defenses, detectors, unlearners, workflow
 from unpoison._artefacts import read_json, write_json
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
-from unpoison.detectors import Findings, Observation, Threshold
+from unpoison.detectors import Calibration, Findings, Observation, Threshold
 from unpoison.errors import InputError, nearest
 from unpoison.evaluation._probe import Probe
 from unpoison.evaluation._results import ROW
@@ -99,6 +99,22 @@ def victim(configuration: Values, inputs: Inputs, surroundings: Values, out: Pat
         write_json(out / "probe.json", {"epochs": probe.notes_until(trained)})
 
 
+def calibrate(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`calibration/`: of a victim, for every observation that is traced."""
+    examples = StageData.of(configuration, surroundings)
+    training_set, _ = _poisoned(inputs, examples)
+    described = configuration["detector"]
+    calibration = workflow.calibrate(
+        Trained.load(inputs["victim"] / "model", device=examples.device),
+        training_set,
+        examples.reference,
+        method=detectors.get(described["name"], preset=described["preset"], **described["options"]),
+        groups=examples.groups,
+        seed=configuration["seed"],
+    )
+    calibration.save(out / "calibration")
+
+
 def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
     """`findings/`: of a detector that is shown one observation of the victim.
 
@@ -111,7 +127,11 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
     described, seed = configuration["detector"], configuration["seed"]
     detector = detectors.get(described["name"], preset=described["preset"], **described["options"])
     declared = detectors.describe(described["name"])
-    reference = examples.reference if declared.uses_reference else None
+    calibration, reference = None, None
+    if "calibration" in inputs:
+        calibration = Calibration.load(inputs["calibration"] / "calibration")
+    elif declared.uses_reference:
+        reference = examples.reference
     if not declared.needs_observation:
         found = workflow.scan(trained, training_set, method=detector, reference=reference, seed=seed)
     else:
@@ -122,7 +142,13 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
             found = _filter(training_set, nobody, _NOTHING, "the victim gives no answer to trace")
         else:
             found = workflow.trace(
-                trained, training_set, observation, method=detector, reference=reference, seed=seed
+                trained,
+                training_set,
+                observation,
+                method=detector,
+                reference=reference,
+                calibration=calibration,
+                seed=seed,
             )
     found.save(out / "findings")
 
@@ -338,6 +364,7 @@ def _judged(
         "observed": None if control or scanned else findings.method != _NOTHING,
         "found": None if control or findings.method == _NOTHING else findings.poison_found,
         "p_value": findings.p_value,
+        "cause": None if findings.cause is None else findings.cause.kind,
         "flagged": len(findings.flagged),
         "true_positives": int((flagged & ~clean).sum()),
         "false_positives": int((flagged & clean).sum()),
@@ -365,7 +392,13 @@ def _dropped(victim: Path, poison: PoisonSet | None, examples: int) -> dict[str,
 
 
 def _costs(inputs: Inputs) -> dict[str, float]:
-    names = {"poison": "craft", "victim": "train", "findings": "find", "healed": "heal"}
+    names = {
+        "poison": "craft",
+        "victim": "train",
+        "calibration": "calibrate",
+        "findings": "find",
+        "healed": "heal",
+    }
     records = {
         names[name]: read_json(place / "stage.json") for name, place in inputs.items() if name in names
     }

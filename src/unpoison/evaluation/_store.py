@@ -50,7 +50,7 @@ class Stage:
     """One step of a trial, shared by all trials that need it.
 
     Arguments:
-        kind: craft, train, find, heal or measure.
+        kind: craft, train, calibrate, find, heal or measure.
         function: `module:function`, a `Work`.
         configuration: everything that decides the result, as JSON values.
         inputs: the keys of the stages whose artefacts it reads, by the function's name for them.
@@ -156,6 +156,11 @@ class Store:
         """Where a failure of the stage is recorded."""
         return self.root / "failures" / f"{key}.json"
 
+    def fail(self, stage: Stage, error: str, details: str = "") -> None:
+        """Record a failure of the stage."""
+        record = {"key": stage.key, **stage.identity, "error": error, "traceback": details}
+        write_json(self.failed(stage.key), record)
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Lock the store for one sweep, and remove what a killed one left half-written.
@@ -202,10 +207,7 @@ def perform(root: str, stage: Stage) -> Outcome:
                 raise
     except Exception as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
-        write_json(
-            store.failed(stage.key),
-            {"key": stage.key, **stage.identity, "error": line, "traceback": traceback.format_exc()},
-        )
+        store.fail(stage, line, traceback.format_exc())
         return Outcome(stage.key, time.perf_counter() - started, error=line)
     store.failed(stage.key).unlink(missing_ok=True)
     return Outcome(stage.key, time.perf_counter() - started)

@@ -11,8 +11,9 @@ import heapq
 import os
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import final
 
@@ -126,37 +127,35 @@ def make(plan: Plan, store: Store, executor: Executor, *, watch: Watcher | None 
 
 
 class _Sweep:
-    """The scheduler: which stages wait for what."""
+    """The scheduler: which stages wait for what. Stages are numbered by their place in the plan."""
 
     def __init__(self, plan: Plan, store: Store, executor: Executor, watch: Watcher) -> None:
-        self.plan, self.store, self.executor, self.watch = plan, store, executor, watch
-        self.stages = {stage.key: stage for stage in plan.stages}
+        self.store, self.executor, self.watch = store, executor, watch
+        self.stages = plan.stages
+        self.numbers = {stage.key: number for number, stage in enumerate(plan.stages)}
         self.progress = SweepProgress(workers=executor.workers)
         self.progress.total.update(stage.kind for stage in plan.stages)
-        self.readers: Mapping[str, list[str]] = defaultdict(list)
-        self.missing: dict[str, set[str]] = {}
-        self.ready: list[tuple[int, str]] = []  # a heap, by place in the plan
-        self.order = {key: place for place, key in enumerate(self.stages)}
-        self.given_up: set[str] = set()
+        self.sorter: TopologicalSorter[int] = TopologicalSorter()
+        self.ready: list[int] = []  # a heap
+        self.open: dict[int, Stage] = {}  # neither done nor given up
 
     def run(self) -> None:
-        sound = {key for key in self.stages if self._is_sound(key)}
-        for key, stage in self.stages.items():
-            if key in sound:
-                continue
-            self.missing[key] = {one for one in stage.inputs.values() if one not in sound}
-            for one in self.missing[key]:
-                self.readers[one].append(key)
-            if not self.missing[key]:
-                heapq.heappush(self.ready, (self.order[key], key))
+        sound = {stage.key for stage in self.stages if self._is_sound(stage)}
+        for number, stage in enumerate(self.stages):
+            if stage.key not in sound:
+                self.open[number] = stage
+                missing = [self.numbers[key] for key in stage.inputs.values() if key not in sound]
+                self.sorter.add(number, *missing)
         self.watch(
             self.progress,
             f"{self.progress.open} of {len(self.stages)} stages to do, {len(sound)} in the store",
         )
+        self.sorter.prepare()
+        self._queue()
         running = 0
         while self.ready or running:
             while self.ready and running < 2 * self.executor.workers:
-                stage = self.stages[heapq.heappop(self.ready)[1]]
+                stage = self.stages[heapq.heappop(self.ready)]
                 self.executor.submit(self.store.root, stage)
                 self.progress.running[stage.kind] += 1
                 running += 1
@@ -164,8 +163,13 @@ class _Sweep:
                 running -= 1
                 self._finish(outcome)
 
-    def _is_sound(self, key: str) -> bool:
-        stage, state = self.stages[key], self.store.state(key)
+    def _queue(self) -> None:
+        """Put the stages that wait for nothing any more into the heap."""
+        for number in self.sorter.get_ready():
+            heapq.heappush(self.ready, number)
+
+    def _is_sound(self, stage: Stage) -> bool:
+        state = self.store.state(stage.key)
         if state == "damaged":
             self.progress.damaged[stage.kind] += 1
             self.watch(self.progress, f"{_name(stage)}: its artefact is damaged and is made again")
@@ -174,36 +178,30 @@ class _Sweep:
         return state == "sound"
 
     def _finish(self, outcome: Outcome) -> None:
-        stage = self.stages[outcome.key]
+        number = self.numbers[outcome.key]
+        stage = self.stages[number]
         self.progress.running[stage.kind] -= 1
         if outcome.error is not None:
-            lost = self._give_up(stage.key)
-            self.progress.failed.update(self.stages[key].kind for key in lost)
+            self._give_up(number)
             if not self.store.failed(stage.key).exists():  # the worker died before it could write
-                record = {"key": stage.key, **stage.identity, "error": outcome.error, "traceback": ""}
-                write_json(self.store.failed(stage.key), record)
+                self.store.fail(stage, outcome.error)
             self.watch(self.progress, f"{_name(stage)}: failed: {outcome.error}")
             return
+        del self.open[number]
         self.progress.done[stage.kind] += 1
         self.progress.seconds[stage.kind].append(outcome.seconds)
-        for key in self.readers[stage.key]:
-            self.missing[key].discard(stage.key)
-            if not self.missing[key]:
-                heapq.heappush(self.ready, (self.order[key], key))
+        self.sorter.done(number)
+        self._queue()
         self.watch(self.progress, f"{_name(stage)}: done in {outcome.seconds:.2f} s")
 
-    def _give_up(self, key: str) -> set[str]:
-        """The failed stage and all that wait for it."""
-        lost, fresh = {key}, [key]
-        while fresh:
-            for reader in self.readers[fresh.pop()]:
-                if reader not in lost:
-                    lost.add(reader)
-                    fresh.append(reader)
-        # A stage that depends on two failed ones is counted once.
-        new = lost - self.given_up
-        self.given_up |= new
-        return new
+    def _give_up(self, failed: int) -> None:
+        """Count the failed stage, and all that depend on it."""
+        lost: set[str] = set()
+        for number, stage in list(self.open.items()):
+            if number == failed or not lost.isdisjoint(stage.inputs.values()):
+                lost.add(stage.key)
+                del self.open[number]
+                self.progress.failed[stage.kind] += 1
 
 
 def _name(stage: Stage) -> str:

@@ -1,6 +1,7 @@
 from ._factors import Factors as Factors
 from ._factors import LayerFactors as LayerFactors
 from ._factors import fit_factors as fit_factors
+from ._factors import model_fingerprint as model_fingerprint
 from ._projection import Projected as Projected
 from ._projection import project as project
 from ._queries import AbsoluteDamping as AbsoluteDamping
@@ -27,6 +28,7 @@ __all__ = [
     "Scores",
     "Task",
     "fit_factors",
+    "model_fingerprint",
     "precondition",
     "project",
     "score",

@@ -1,0 +1,343 @@
+"""`Calibration`: what honest errors of a network look like to the tracer; kept, and reused for every answer.
+
+It depends on the model, the training set and the labelled examples alone, not on the answer that is traced.
+
+1. errors      inputs that the model classifies wrongly, up to 300, each asked about its own wrong answer;
+               where they are fewer than a tenth more than the level takes, near-errors: correct answers with
+               the smallest lead, asked about the second likeliest label.
+2. baseline inputs  for each label 8 correct answers, asked about it, and the 8 inputs of other classes that
+               are classified correctly with the likeliest answer of that label, asked about it.
+3. pass        over the training set, label by label: the collapses of the examples with the label for the
+               inputs that are asked about it (`_collapse`), and from them the baseline, the excess and the
+               statistic of each error (`_conformal`).
+
+Without labelled held-out examples the training set stands in for them: its errors and near-errors, and of the
+baseline inputs those of other classes only, because correct answers of a label may be poison themselves.
+
+Cost: a forward pass over the labelled examples, one gradient for each error and baseline input, and one pass
+over the training set with per-example gradients, each multiplied with the queries of its own label. Memory:
+4 numbers a training example, and those queries.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self, final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._seeds import generator
+from unpoison.data import TrainingSet
+from unpoison.detectors._collapse import LabelCollapse, normalised, queries_at_a_time, queries_of
+from unpoison.detectors._conformal import Baseline, p_value, responsible, statistic
+from unpoison.detectors._near_duplicates import group_numbers, multiplicities
+from unpoison.detectors._search import Search
+from unpoison.errors import InputError
+from unpoison.influence import Factors, model_fingerprint
+from unpoison.training import predict
+
+_FORMAT: Final = 1
+_ERRORS: Final = 300
+_BASELINE: Final = 8
+# A reserve beyond what the level takes, as errors with a shared cause are left out.
+_RESERVE: Final = 1.1
+_KEPT: Final = 128
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Calibration:
+    """Calibration errors of a model on a training set, and the baseline of every training example.
+
+    Arguments:
+        key: equal for equal calls of `calibrate`, see `key_of`.
+        factors: of the influence engine, which know the model and the training set.
+        damping: of the curvature, as text.
+        held_out: whether the errors are of held-out examples, or of the training set.
+        errors: how many of the m calibration errors are errors; the rest are near-errors.
+        answers: Int64[m], the label that each was asked about.
+        statistics: Float64[m].
+        responsible: Int64[m k], the training examples that stand out most for each.
+        weights: Float64[m k], how far; 0 for none.
+        images: m digests of the inputs.
+        centre: Float64[n], the baseline of every training example.
+        spread: Float64[n], its spread.
+        multiplicities: Float64[n], see `_near_duplicates`.
+        groups: Int64[n], where they are known.
+    """
+
+    key: str
+    factors: Factors
+    damping: str
+    held_out: bool
+    errors: int
+    answers: Tensor
+    statistics: Tensor
+    responsible: Tensor
+    weights: Tensor
+    images: tuple[str, ...]
+    centre: Tensor
+    spread: Tensor
+    multiplicities: Tensor
+    groups: Tensor | None = None
+
+    def __len__(self) -> int:
+        """How many calibration errors there are."""
+        return len(self.statistics)
+
+    @property
+    def source(self) -> str:
+        """What the errors are, in words."""
+        near = f" and {len(self) - self.errors} near-errors" if self.errors < len(self) else ""
+        where = (
+            "on held-out examples" if self.held_out else "on the training set, which the level hardly fits"
+        )
+        return f"{self.errors} errors{near} {where}"
+
+    def excess(self, collapses: Tensor, rows: Tensor) -> Tensor:
+        """Float64[... k], stage 1 of `_conformal`, of the training examples Int64[k] `rows` of one label."""
+        return Baseline(self.centre[rows], self.spread[rows]).excess(collapses)
+
+    def p_value(self, excess: Tensor, rows: Tensor, answer: int, images: Sequence[str]) -> tuple[float, int]:
+        """The rank of an observation, and how many errors with a shared cause were left out.
+
+        Arguments:
+            excess: Float64[k] of the training examples with the answered label.
+            rows: Int64[k], which these are.
+            answer: their label.
+            images: digests of the observed images, which are no calibration errors of their own.
+        """
+        other = torch.tensor([image not in images for image in self.images], dtype=torch.bool)
+        places, weights = responsible(excess[None], _KEPT)
+        own = torch.zeros(len(self.centre), dtype=torch.float64)
+        own[rows[places[0]]] = weights[0]
+        lengths = self.weights.square().sum(1).sqrt() * own.square().sum().sqrt()
+        common = (own[self.responsible] * self.weights).sum(1) / torch.where(lengths > 0, lengths, 1)
+        shared = torch.where(self.answers == answer, common, 0)
+        value = float(statistic(excess, self.multiplicities[rows]))
+        return p_value(value, self.statistics[other], shared[other])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as a directory, in one step."""
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        if self.groups is not None:
+            tensors["groups"] = self.groups.contiguous()
+        record = {"format": _FORMAT, **{name: getattr(self, name) for name in _RECORD}}
+        with atomic_directory(path) as staging:
+            self.factors.save(staging / "factors")
+            save_file(tensors, staging / "calibration.safetensors")
+            write_json(staging / "calibration.json", record)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read one that `save` wrote.
+
+        Raises:
+            InputError: the directory does not hold a calibration, or it is damaged.
+        """
+        record = read_json(Path(path) / "calibration.json")
+        if record.get("format") != _FORMAT:
+            raise InputError(
+                f"{path}: a calibration of format {record.get('format')!r}, expected {_FORMAT}; make it anew"
+            )
+        try:
+            tensors = load_file(Path(path) / "calibration.safetensors")
+            return cls(
+                key=record["key"],
+                factors=Factors.load(Path(path) / "factors"),
+                damping=record["damping"],
+                held_out=record["held_out"],
+                errors=record["errors"],
+                images=tuple(record["images"]),
+                groups=tensors.get("groups"),
+                **{name: tensors[name] for name in _TENSORS},
+            )
+        except (OSError, KeyError, TypeError, SafetensorError) as error:
+            raise InputError(f"{path}: damaged calibration ({error}); calibrate anew") from None
+
+
+_RECORD: Final = ("key", "damping", "held_out", "errors", "images")
+_TENSORS: Final = ("answers", "statistics", "responsible", "weights", "centre", "spread", "multiplicities")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Rows of the labelled examples and the labels that they are asked about.
+
+    Arguments:
+        rows: Int64[m], the calibration errors.
+        answers: Int64[m].
+        errors: how many of them are errors, which come first.
+        baseline: for each label, Int64[b].
+    """
+
+    rows: Tensor
+    answers: Tensor
+    errors: int
+    baseline: Sequence[Tensor]
+
+
+def choose(source: TrainingSet, logits: Tensor, *, held_out: bool, level: float, seed: int) -> Inputs:
+    """Stages 1 and 2.
+
+    Arguments:
+        source: the labelled examples.
+        logits: Float[n classes], the model's.
+        held_out: whether the model was not trained on them.
+        level: the false-alarm level that the p-value is to reach.
+        seed: of the choice.
+
+    Raises:
+        InputError: there are too few for the level.
+    """
+    labels, wanted = source.labels.cpu(), math.ceil(1 / level - 1e-9) - 1
+    enough = math.ceil(_RESERVE * wanted)
+    right = logits.argmax(1) == labels
+    randomness = generator(seed, "calibration")
+    wrong = shuffled((~right).nonzero()[:, 0], randomness)[: max(_ERRORS, enough)]
+    correct = right.nonzero()[:, 0]
+    two = logits[correct].topk(2, 1)
+    order = (two.values[:, 0] - two.values[:, 1]).argsort(stable=True)[
+        : max(0, math.ceil(_RESERVE * wanted) - len(wrong))
+    ]
+    rows = torch.cat([wrong, correct[order]])
+    if len(rows) < wanted:
+        fits = math.ceil(1000 / (len(rows) + 1)) / 1000
+        advice = f"raise the level to {fits:g} or give" if len(rows) else "give"
+        raise InputError(
+            f"{source.name}: a false-alarm level of {level:g} takes {wanted} labelled examples, there are "
+            f"{len(rows)}; {advice} a larger reference"
+        )
+    answers = torch.cat([logits[wrong].argmax(1), two.indices[order, 1]])
+    lead = logits[correct] - logits[correct].amax(1, keepdim=True)
+    baseline = []
+    for label in range(source.num_classes):
+        own = shuffled(correct[labels[correct] == label], randomness)[: _BASELINE if held_out else 0]
+        others = (labels[correct] != label).nonzero()[:, 0]
+        nearest = others[lead[others, label].argsort(descending=True, stable=True)[:_BASELINE]]
+        baseline.append(torch.cat([own, correct[nearest]]))
+    return Inputs(rows, answers, len(wrong), baseline)
+
+
+def calibrate(
+    search: Search, source: TrainingSet, inputs: Inputs, groups: Sequence[Hashable] | Tensor | None
+) -> Calibration:
+    """Stage 3; `inputs` are rows of `source`."""
+    training_set = search.training_set
+    labels, count = training_set.labels.cpu(), len(inputs.rows)
+    key, numbers = key_of(search, groups)
+    copies = multiplicities(training_set, numbers)
+    centre, spread = torch.zeros(2, len(labels), dtype=torch.float64)
+    spread += 1
+    statistics = torch.zeros(count, dtype=torch.float64)
+    places = torch.zeros(count, _KEPT, dtype=torch.int64)
+    weights = torch.zeros(count, _KEPT, dtype=torch.float64)
+    search.lap("near-duplicates")
+    done = 0
+    for label in range(training_set.num_classes):
+        rows = (labels == label).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        asked = (inputs.answers == label).nonzero()[:, 0]
+        first = inputs.baseline[label]
+        images = source.images[torch.cat([first, inputs.rows[asked]]).to(source.device)].cpu()
+        collapses = in_label(search, images, label, training_set.subset(rows))
+        baseline = Baseline.of(collapses[: len(first)])
+        centre[rows], spread[rows] = baseline.centre, baseline.spread
+        excess = baseline.excess(collapses[len(first) :])
+        statistics[asked] = statistic(excess, copies[rows])
+        top, height = responsible(excess, _KEPT)
+        places[asked, : top.shape[1]], weights[asked, : top.shape[1]] = rows[top], height
+        done += len(rows)
+        if search.progress is not None:
+            search.progress("calibration", done, len(labels))
+    search.lap("calibration")
+    return Calibration(
+        key=key,
+        factors=search.factors,
+        damping=repr(search.damping),
+        held_out=search.reference is not None,
+        errors=inputs.errors,
+        answers=inputs.answers,
+        statistics=statistics,
+        responsible=places,
+        weights=weights,
+        images=tuple(image_digests(source.images[inputs.rows.to(source.device)])),
+        centre=centre,
+        spread=spread,
+        multiplicities=copies,
+        groups=numbers,
+    )
+
+
+def key_of(search: Search, groups: Sequence[Hashable] | Tensor | None) -> tuple[str, Tensor | None]:
+    """A digest of the model, the examples, the groups and the settings but the level; and the groups."""
+    count, reference = len(search.training_set), search.reference
+    numbers = None if groups is None else group_numbers(groups, count)
+    settings = {**search.settings, "seed": search.seed}
+    settings.pop("false_alarm_level")
+    key = digest(
+        model_fingerprint(search.model),
+        search.training_set.fingerprint,
+        "" if reference is None else reference.fingerprint,
+        b"" if numbers is None else numbers.numpy().tobytes(),
+        canonical_json(settings),
+    )
+    return key, numbers
+
+
+def in_label(search: Search, images: Tensor, label: int, examples: TrainingSet) -> Tensor:
+    """Float64[q n]: the normalised collapses of the examples for each of UInt8[q c h w] images."""
+    if not len(images):
+        return torch.zeros(0, len(examples), dtype=torch.float64)
+    task = LabelCollapse()
+    return torch.cat(
+        [
+            normalised(search, queries_of(search, part, label, task), examples)
+            for part in torch.split(images, queries_at_a_time(search))
+        ]
+    )
+
+
+def labelled_examples(search: Search) -> TrainingSet:
+    """The reference, or the training set in its place.
+
+    Raises:
+        InputError: the reference does not fit the training set.
+    """
+    training_set, source = search.training_set, search.reference
+    if source is None:
+        return training_set
+    if source.image_shape != training_set.image_shape or source.num_classes != training_set.num_classes:
+        raise InputError(
+            f"{source.name}: a reference needs images of shape {training_set.image_shape} in "
+            f"{training_set.num_classes} classes, found {source.image_shape} in {source.num_classes}"
+        )
+    return source
+
+
+def chosen_inputs(search: Search, source: TrainingSet, level: float) -> Inputs:
+    """Stages 1 and 2, from the model's answers."""
+    logits = predict(search.model, source.images).cpu()
+    inputs = choose(source, logits, held_out=search.reference is not None, level=level, seed=search.seed)
+    search.lap("calibration inputs")
+    return inputs
+
+
+def image_digests(images: Tensor) -> list[str]:
+    """A digest of each of UInt8[m c h w]."""
+    return [digest(image.cpu().contiguous().numpy().tobytes()) for image in images]
+
+
+def shuffled(rows: Tensor, randomness: torch.Generator) -> Tensor:
+    """The rows in a random order."""
+    return rows[torch.randperm(len(rows), generator=randomness)]

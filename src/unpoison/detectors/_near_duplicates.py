@@ -1,0 +1,101 @@
+"""How many near-duplicates an example has, so that a series of them counts once.
+
+A natural error often goes back to one series of near-duplicates (the frames of one film, the pictures of one
+patient), poison to many unrelated images. Where groups are known, the near-duplicates of an example are the
+members of its group with its label. Where they are not, likeness is measured on thumbnails of 16 x 16 pixels
+with the mean removed and unit norm: the examples j and k of a label count as
+
+    S_jk = exp(-(d_jk / (0.35 median d))^2),
+
+the median being that of all pairs of the label, and the multiplicity of j is the sum of S_jk over k
+(similarity-sensitive diversity; Leinster and Cobbold, "Measuring diversity: the importance of species
+similarity", 2012). Nothing is clustered, so that a chain of similar images does not become one group.
+
+Cost: a thumbnail an example, and n_y^2 distances in 768 dimensions for a label of n_y examples; from 4,096
+examples on, distances to 4,096 of them, drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unpoison._seeds import generator
+from unpoison.data import TrainingSet
+from unpoison.errors import InputError
+
+_SIDE: Final = 16
+_WIDTH: Final = 0.35
+_MOST: Final = 4096
+_CHUNK: Final = 1024
+
+
+def group_numbers(groups: Sequence[Hashable] | Tensor, count: int) -> Tensor:
+    """Int64[count]: the groups, numbered in the order of their first members.
+
+    Raises:
+        InputError: there is not one group for each of the examples.
+    """
+    known = groups.tolist() if isinstance(groups, Tensor) else list(groups)
+    if len(known) != count:
+        raise InputError(f"groups: needs one for each of the {count} training examples, found {len(known)}")
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([numbers.setdefault(group, len(numbers)) for group in known], dtype=torch.int64)
+
+
+def multiplicities(training_set: TrainingSet, groups: Tensor | None = None) -> Tensor:
+    """Float64[n], 1 or more: how many examples of its label each example stands for, itself included.
+
+    Arguments:
+        training_set: the examples.
+        groups: Int64[n], equal for near-duplicates; measured on the images when None.
+    """
+    labels = training_set.labels.cpu()
+    if groups is not None:
+        pairs = torch.unique(groups * training_set.num_classes + labels, return_inverse=True)[1]
+        return torch.bincount(pairs)[pairs].double() if len(pairs) else torch.ones(0).double()
+    result = torch.ones(len(labels), dtype=torch.float64)
+    for label in set(labels.tolist()):
+        rows = (labels == label).nonzero()[:, 0]
+        result[rows] = _of_images(thumbnails(training_set.images[rows.to(training_set.device)]))
+    return result
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Float32[m d] of unit norm: UInt8[m c h w] images of 16 x 16 pixels without their mean."""
+    parts = [
+        F.adaptive_avg_pool2d(part.float(), _SIDE).flatten(1)
+        for part in torch.split(images, _CHUNK)
+        if len(part)
+    ]
+    pixels = torch.cat(parts) if parts else torch.zeros(0, 1)
+    return F.normalize(pixels - pixels.mean(1, keepdim=True))
+
+
+def similarities(left: Tensor, right: Tensor, unit: float | Tensor) -> Tensor:
+    """Float32[m k]: S of Float32[m d] and Float32[k d] thumbnails; `unit` is the median distance."""
+    return torch.exp(-((torch.cdist(left, right) / (_WIDTH * unit)) ** 2))
+
+
+def median_distance(pixels: Tensor) -> Tensor:
+    """The median distance of different rows of Float32[m d], of at most 1,024 of them; at least 1e-6."""
+    some = pixels[:: -(-len(pixels) // _CHUNK)]
+    distances = torch.pdist(some)
+    return distances.median().clamp(min=1e-6) if len(distances) else pixels.new_tensor(1.0)
+
+
+def _of_images(pixels: Tensor) -> Tensor:
+    count, unit = len(pixels), median_distance(pixels)
+    chosen = torch.arange(count)
+    if count > _MOST:
+        chosen = torch.randperm(count, generator=generator(0, "near-duplicates"))[:_MOST]
+    sums = torch.cat(
+        [similarities(part, pixels[chosen], unit).double().sum(1) for part in torch.split(pixels, _CHUNK)]
+    )
+    itself = torch.zeros(count, dtype=torch.float64)
+    itself[chosen] = 1
+    return (1 + (sums.cpu() - itself) * ((count - 1) / max(len(chosen) - 1, 1))).clamp(min=1)
