@@ -12,6 +12,8 @@ from . import runs as runs
 from . import threats as threats
 from . import training as training
 from . import unlearners as unlearners
+from ._repair import Repair as Repair
+from ._repair import repair as repair
 from .data import TrainingSet as TrainingSet
 from .detectors import Calibration as Calibration
 from .detectors import Findings as Findings
@@ -43,6 +45,7 @@ __all__ = [
     "Observation",
     "PoisonSet",
     "Recipe",
+    "Repair",
     "Trained",
     "TrainingSet",
     "Trigger",
@@ -60,6 +63,7 @@ __all__ = [
     "models",
     "observe",
     "registry",
+    "repair",
     "report",
     "runs",
     "scan",

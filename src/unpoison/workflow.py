@@ -218,7 +218,7 @@ def calibrate(
 def trace(
     model: Model,
     training_set: Dataset,
-    observation: Observation,
+    observation: Observation | Sequence[Observation],
     *,
     method: str | Detector = "calibrated",
     reference: Dataset | None = None,
@@ -234,7 +234,7 @@ def trace(
         model: what was trained.
         training_set: what it was trained on, in the order whose indices are wanted, without random
             transforms.
-        observation: the input that the model answers wrongly.
+        observation: the input that the model answers wrongly; several with the same answer are combined.
         method: the name of a detector, or an instance with its own options. "calibrated" can find nothing;
             "delta-influence" (arXiv 2411.13731) is as published; "ek-fac" and "trak" threshold influence.
         reference: labelled examples that are known to be clean and were not trained on, for detectors that
@@ -279,7 +279,7 @@ def trace(
         normalization,
         seed,
         progress,
-        observation=observation,
+        observation=combined(observation),
         **given,
     )
     return findings
@@ -367,18 +367,18 @@ def heal(
     Cost: `unlearners.describe(method).cost`.
     """
     unlearner = _chosen(unlearners.METHODS, method)[1]
-    examples = _examples(training_set, normalization)
+    examples = examples_of(training_set, normalization)
     if isinstance(findings, Findings):
         check_findings(findings, examples)
         forget: Tensor | Sequence[int] = findings.flagged
     else:
         forget = findings
     healed = unlearner.heal(
-        _accepting_pixels(model, normalization),
+        accepting_pixels(model, normalization),
         examples,
         forget,
         recipe=recipe,
-        start=None if start is None else network_of(_accepting_pixels(start, normalization)),
+        start=None if start is None else network_of(accepting_pixels(start, normalization)),
         seed=seed,
         device=device,
         progress=progress,
@@ -443,10 +443,10 @@ def measure(
         InputError: the test set is empty, the model has fewer outputs than the set has classes, or the goal
             finds no inputs in it.
     """
-    examples = _examples(test_set, normalization)
+    examples = examples_of(test_set, normalization)
     if not len(examples):
         raise InputError(f"{examples.name}: no test images to measure on")
-    network = network_of(_accepting_pixels(model, normalization))
+    network = network_of(accepting_pixels(model, normalization))
     logits = predict(network, examples.images, batch_size=batch_size)
     if logits.ndim != 2 or logits.shape[1] < examples.num_classes:
         raise InputError(
@@ -533,23 +533,47 @@ def _run(
 ) -> Any:
     """A step of the detector, with the model, the training set and the reference as it expects them."""
     return getattr(detector, step)(
-        network_of(_accepting_pixels(model, normalization)),
-        _examples(training_set, normalization),
-        reference=None if reference is None else _examples(reference, normalization),
+        network_of(accepting_pixels(model, normalization)),
+        examples_of(training_set, normalization),
+        reference=None if reference is None else examples_of(reference, normalization),
         seed=seed,
         progress=progress,
         **given,
     )
 
 
-def _examples(dataset: Dataset, normalization: Normalization | None) -> TrainingSet:
+def examples_of(dataset: Dataset, normalization: Normalization | None) -> TrainingSet:
+    """A data set as pixels; one of standardised images is read back by its normalisation."""
     if normalization is None or isinstance(dataset, TrainingSet):
         return as_training_set(dataset)
     mean, std = normalization
     return from_dataset(dataset, mean=mean, std=std)
 
 
-def _accepting_pixels(model: Model, normalization: Normalization | None) -> Model:
+def combined(observation: Observation | Sequence[Observation]) -> Observation:
+    """One observation of the images of several.
+
+    Raises:
+        InputError: there is none, or they are of different answers or image shapes.
+    """
+    parts = [observation] if isinstance(observation, Observation) else list(observation)
+    answers, shapes = {one.predicted for one in parts}, {one.images.shape[1:] for one in parts}
+    if len(answers) != 1 or len(shapes) != 1:
+        raise InputError(
+            f"expected observations with one answer and one image shape, found {len(parts)} with "
+            f"{len(answers)} answers and {len(shapes)} shapes"
+        )
+    truths = {one.true_label for one in parts}
+    return Observation(
+        torch.cat([one.images for one in parts]),
+        parts[0].predicted,
+        truths.pop() if len(truths) == 1 else None,
+        indices=[index for one in parts for index in one.indices],
+        answered=all(one.answered for one in parts),
+    )
+
+
+def accepting_pixels(model: Model, normalization: Normalization | None) -> Model:
     """A network behind its normalisation, on its own device; one that has its own already as it is."""
     network = network_of(model)
     if normalization is None or isinstance(network, Normalized):

@@ -106,6 +106,18 @@ TRANSFORMS: Mapping[str, Transform] = {
 }
 
 
+def transformed_copies(images: Tensor, randomness: torch.Generator, *, draws: int = 3) -> Tensor:
+    """UInt8[7 m draws, c h w]: each of UInt8[m c h w] under each transformation, `draws` times."""
+    pixels = images.cpu().float() / 255
+    copies = [
+        transform(image, randomness)
+        for image in pixels
+        for transform in TRANSFORMS.values()
+        for _ in range(draws)
+    ]
+    return (torch.stack(copies).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
 

@@ -1,0 +1,247 @@
+"""`repair`: trace, heal, ask again and trace the healed model, until the wrong answer has no cause left.
+
+One trace may miss a part of the poison, and what is left may carry the attack after healing. So the healed
+model is asked about the observation and transformed copies of it, and is traced in its turn: the same input,
+the same wrong label, whether it is still the answer or not. What is found is added to the examples to forget,
+all of which are forgotten by the model that was given, so that the result is that of one `heal`. It ends when
+a trace finds nothing, or when no rounds are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from unpoison import workflow
+from unpoison._progress import Progress
+from unpoison._seeds import generator
+from unpoison._statistics import Proportion
+from unpoison.data import TrainingSet
+from unpoison.detectors import (
+    Calibration,
+    Detector,
+    Findings,
+    Observation,
+    check_observation,
+    transformed_copies,
+)
+from unpoison.errors import InputError
+from unpoison.training import Recipe, predict
+from unpoison.unlearners import Unlearner
+from unpoison.workflow import Dataset, Groups, Model, Normalization
+
+Outcome = Literal["nothing found", "repaired", "answer remains", "poison remains"]
+# So many copies, and more than half of those that got the wrong label at first, show that it is not gone.
+_FEWEST_COPIES = 3
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Round:
+    """One model of a repair, the given one or a healed one.
+
+    Arguments:
+        findings: from tracing it, of the examples that it learned from.
+        examples: Int64[n], these examples by their indices in the whole training set.
+        answers: its labels for the observed images.
+        wrong: Bool[c], to which of the transformed copies of them it gives the wrong label.
+    """
+
+    findings: Findings
+    examples: Tensor
+    answers: tuple[int, ...]
+    wrong: Tensor
+
+    @property
+    def copies(self) -> Proportion:
+        """The share of the transformed copies that get the wrong label."""
+        return Proportion(int(self.wrong.sum()), len(self.wrong))
+
+    @property
+    def flagged(self) -> Tensor:
+        """Int64[k]: the flagged examples by their indices in the whole training set, highest score first."""
+        return self.examples[self.findings.flagged]
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Repair:
+    """What `repair` returns.
+
+    Arguments:
+        model: the healed model; the one that was given where nothing was found.
+        observation: what was traced, with the wrong label.
+        removed: Int64[k], the examples to forget, by round.
+        rounds: the models one after another: the given one first, the last one at the end.
+        outcome: `repaired` when a trace of the healed model finds nothing and the wrong answer is gone;
+            `answer remains` when it is not gone although nothing is found; `poison remains` when the last
+            trace still finds some.
+        summary: the outcome in one sentence, with what to do next.
+    """
+
+    model: Model
+    observation: Observation
+    removed: Tensor
+    rounds: tuple[Round, ...]
+    outcome: Outcome
+    summary: str
+
+
+def repair(
+    model: Model,
+    training_set: Dataset,
+    observation: Observation | Sequence[Observation],
+    *,
+    method: str | Detector = "calibrated",
+    unlearner: str | Unlearner = "retrain",
+    rounds: int = 3,
+    recipe: Recipe | None = None,
+    start: Model | None = None,
+    reference: Dataset | None = None,
+    calibration: Calibration | None = None,
+    groups: Groups | None = None,
+    normalization: Normalization | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Repair:
+    """Find the poison behind a wrong answer and make a model without it, in as many rounds as it takes.
+
+    Arguments:
+        model: as for `trace`.
+        training_set: as for `trace`.
+        observation: as for `trace`.
+        method: as for `trace`.
+        unlearner: as the method of `heal`. "retrain" is the one that is certain to forget; "relabel" takes a
+            fifth of the time and does not suit poison whose labels are right.
+        rounds: how often to heal, at most.
+        recipe: as for `heal`.
+        start: as for `heal`.
+        reference: as for `trace`.
+        calibration: of the given model, as for `trace`; healed models are calibrated anew.
+        groups: as for `trace`.
+        normalization: as for `trace`.
+        seed: of everything random; every step gets it.
+        device: as for `heal`.
+        progress: told the round with every stage.
+
+    Raises:
+        InputError: `rounds` is not positive, or as `trace` and `heal`.
+
+    Cost: a `trace` of every model, and a `heal` a round.
+    """
+    if rounds < 1:
+        raise InputError(f"repair: rounds must be at least 1, found {rounds}")
+    examples = workflow.examples_of(training_set, normalization)
+    held_out = None if reference is None else workflow.examples_of(reference, normalization)
+    network = workflow.network_of(workflow.accepting_pixels(model, normalization))
+    asked = check_observation(network, examples, workflow.combined(observation))
+    copies = transformed_copies(asked.images, generator(seed, "transformed copies"))
+
+    current, past = model, list[Round]()
+    kept = torch.arange(len(examples))
+    names = groups.tolist() if isinstance(groups, Tensor) else groups
+    first: dict[str, Any] = {} if calibration is None else {"calibration": calibration}
+    while True:
+        told = _numbered(progress, len(past))
+        if names is not None:
+            first["groups"] = [names[row] for row in kept.tolist()]
+        findings = workflow.trace(
+            current,
+            examples.subset(kept) if past else examples,
+            replace(asked, answered=False) if past else asked,
+            method=method,
+            reference=held_out,
+            normalization=normalization,
+            seed=seed,
+            progress=told,
+            **first,
+        )
+        network = workflow.network_of(workflow.accepting_pixels(current, normalization))
+        answers = predict(network, asked.images).argmax(1).tolist()
+        wrong = (predict(network, copies).argmax(1) == asked.answer).cpu()
+        past.append(Round(findings=findings, examples=kept, answers=tuple(answers), wrong=wrong))
+        if not findings.poison_found or len(past) > rounds:
+            break
+        left = torch.ones(len(kept), dtype=torch.bool)
+        left[findings.flagged] = False
+        kept, first = kept[left], {}
+        current = workflow.heal(
+            model,
+            examples,
+            torch.cat([one.flagged for one in past]),
+            method=unlearner,
+            recipe=recipe,
+            start=start,
+            normalization=normalization,
+            seed=seed,
+            device=device,
+            progress=told,
+        )
+    return _ended(current, asked, past, examples)
+
+
+def _numbered(progress: Progress | None, number: int) -> Progress | None:
+    """The progress of a round, which is named with every stage."""
+    if progress is None:
+        return None
+
+    def told(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        progress(f"round {number + 1}, {stage}", done, total, **metrics)
+
+    return told
+
+
+def _ended(model: Model, observation: Observation, rounds: Sequence[Round], examples: TrainingSet) -> Repair:
+    """The repair after its last round."""
+    last, name = rounds[-1], examples.class_names[observation.answer]
+    done = rounds[:-1]
+    removed = torch.cat([one.flagged for one in done]) if done else last.flagged[:0]
+    so_far = f"{len(removed)} of {len(examples)} training examples"
+    outcome: Outcome
+    if not done and not last.findings.poison_found:
+        outcome, summary = "nothing found", f"Nothing was changed. {last.findings.summary}"
+    elif last.findings.poison_found:
+        outcome = "poison remains"
+        summary = (
+            f"Not repaired in {_counted(len(done))}: at least {so_far} are poison, and a last trace finds "
+            f"{len(last.flagged)} more; give it more rounds"
+        )
+    elif gone(observation.answer, rounds[0], last):
+        outcome = "repaired"
+        summary = (
+            f"Repaired in {_counted(len(done))}: {so_far} removed, the answer {name!r} is gone, and a last "
+            "trace finds nothing"
+        )
+    else:
+        outcome = "answer remains"
+        summary = (
+            f"Not repaired in {_counted(len(done))}: {so_far} removed, and a last trace finds nothing more, "
+            f"but the answer {name!r} remains; retrain if another unlearner was used, or trace further inputs"
+        )
+    return Repair(
+        model=model,
+        observation=observation,
+        removed=removed,
+        rounds=tuple(rounds),
+        outcome=outcome,
+        summary=summary,
+    )
+
+
+def gone(answer: int, before: Round, after: Round) -> bool:
+    """Whether a healed model no longer gives the answer.
+
+    Not where it gives it to an observed image, or to more than half of the transformed copies to which the
+    model before gave it, if these are three at least.
+    """
+    still = int((before.wrong & after.wrong).sum())
+    return answer not in after.answers and (still < _FEWEST_COPIES or 2 * still <= int(before.wrong.sum()))
+
+
+def _counted(rounds: int) -> str:
+    return f"{rounds} round" + ("" if rounds == 1 else "s")

@@ -1,0 +1,204 @@
+"""Repair in rounds: a detector that sees a part of the poison at a time, and the calibrated one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+import unpoison
+from unpoison.data import TrainingSet
+from unpoison.detectors import Calibrated, Detector, Findings, Observation, Threshold, transformed_copies
+from unpoison.errors import InputError
+from unpoison.training import predict
+
+RECIPE = unpoison.Recipe(
+    epochs=8, batch_size=32, learning_rate=0.05, schedule="one-cycle", warmup_epochs=1, width=4
+)
+POISON, SECOND = range(24), range(24, 36)
+
+
+def stamped(images: torch.Tensor) -> torch.Tensor:
+    images = images.clone()
+    images[..., -3:, -3:] = 255
+    return images
+
+
+def images_of(labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise whose class is which of three bands is bright."""
+    images = torch.randint(0, 120, (len(labels), 3, 12, 12), generator=generator)
+    for row, label in enumerate(labels.tolist()):
+        images[row, :, 3 * label : 3 * label + 3] += 90
+    return images.to(torch.uint8)
+
+
+class Story:
+    """A network that a backdoor got into: 36 of 480 examples are of class 0, stamped and labelled 2."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        truth = torch.arange(480) % 3
+        truth[:36] = 0
+        images, labels = images_of(truth, generator), truth.clone()
+        images[:36], labels[:36] = stamped(images[:36]), 2
+        self.poisoned = TrainingSet(images, labels, ("0", "1", "2"))
+        held_out = torch.arange(300) % 3
+        self.held_out = TrainingSet(images_of(held_out, generator), held_out, ("0", "1", "2"))
+        self.victims = stamped(images_of(torch.zeros(40, dtype=torch.int64), generator))
+        self.trained = unpoison.train(self.poisoned, RECIPE)
+        self.observation = Observation(self.victims[0], 2, 0)
+
+    def success(self, model: Any) -> float:
+        return float((predict(model.model, self.victims).argmax(1) == 2).float().mean())
+
+
+@pytest.fixture(scope="module")
+def story() -> Story:
+    made = Story()
+    assert made.success(made.trained) > 0.9
+    return made
+
+
+@dataclass(frozen=True)
+class Partial(Detector):
+    """Finds examples with a white corner and the label that it is asked about, so many at a time."""
+
+    most: int
+
+    def find(
+        self,
+        model: Any,
+        training_set: TrainingSet,
+        observation: Observation | None = None,
+        *,
+        reference: TrainingSet | None = None,
+        seed: int = 0,
+        progress: Any = None,
+    ) -> Findings:
+        observation = unpoison.detectors.check_observation(model, training_set, observation)
+        white = (training_set.images[..., -3:, -3:] == 255).flatten(1).all(1)
+        rows = (white & (training_set.labels == observation.answer)).nonzero()[:, 0][: self.most]
+        scores = torch.zeros(len(training_set)).index_fill(0, rows, 1.0)
+        if progress is not None:
+            progress("scores", 1, 1)
+        return Findings(
+            method="partial",
+            configuration={},
+            fingerprint=training_set.fingerprint,
+            labels=training_set.labels,
+            class_names=training_set.class_names,
+            scores=scores,
+            flagged=rows,
+            threshold=Threshold(0.5, "given"),
+            poison_found=bool(len(rows)),
+            p_value=None,
+            summary="Poison found" if len(rows) else "No poison found",
+            observation=observation,
+        )
+
+
+def test_what_a_trace_misses_is_found_in_the_next_round(story: Story) -> None:
+    stages: list[str] = []
+    done = unpoison.repair(
+        story.trained,
+        story.poisoned,
+        story.observation,
+        method=Partial(20),
+        progress=lambda stage, *_, **__: stages.append(stage),
+    )
+    assert done.outcome == "repaired"
+    assert sorted(done.removed.tolist()) == list(range(36))
+    assert [len(one.flagged) for one in done.rounds] == [20, 16, 0]
+    assert [len(one.examples) for one in done.rounds] == [480, 460, 444]
+    assert done.rounds[0].answers == (2,)
+    assert done.rounds[-1].answers == (0,)
+    assert done.rounds[-1].copies.rate < done.rounds[0].copies.rate
+    assert done.summary == (
+        "Repaired in 2 rounds: 36 of 480 training examples removed, the answer '2' is gone, and a last trace "
+        "finds nothing"
+    )
+    assert story.success(done.model) < 0.1
+    assert {stage.split(",")[0] for stage in stages} == {"round 1", "round 2", "round 3"}
+    assert "round 1, training" in stages
+    # The same as healing once of all that was removed.
+    healed = unpoison.heal(story.trained, story.poisoned, done.removed)
+    assert torch.equal(
+        predict(healed.model, story.victims), predict(unpoison.workflow.network_of(done.model), story.victims)
+    )
+
+
+def test_no_rounds_left_is_said(story: Story) -> None:
+    done = unpoison.repair(story.trained, story.poisoned, story.observation, method=Partial(10), rounds=2)
+    assert done.outcome == "poison remains"
+    assert len(done.rounds) == 3
+    assert len(done.removed) == 20
+    assert done.summary == (
+        "Not repaired in 2 rounds: at least 20 of 480 training examples are poison, and a last trace finds "
+        "10 more; give it more rounds"
+    )
+
+
+def test_an_answer_that_remains_is_said(story: Story) -> None:
+    class Blind(Partial):
+        def find(self, model: Any, training_set: TrainingSet, *given: Any, **options: Any) -> Findings:
+            found = super().find(model, training_set, *given, **options)
+            if len(training_set) < 480:
+                found = replace(found, flagged=found.flagged[:0], poison_found=False)
+            return found
+
+    done = unpoison.repair(story.trained, story.poisoned, story.observation, method=Blind(4))
+    assert done.outcome == "answer remains"
+    assert len(done.removed) == 4
+    assert done.rounds[-1].answers == (2,)
+    assert "the answer '2' remains" in done.summary
+
+
+def test_where_nothing_is_found_nothing_is_changed(story: Story) -> None:
+    done = unpoison.repair(story.trained, story.poisoned, story.observation, method=Partial(0))
+    assert done.outcome == "nothing found"
+    assert done.model is story.trained
+    assert not len(done.removed)
+    assert len(done.rounds) == 1
+    assert done.summary == "Nothing was changed. No poison found"
+
+
+@pytest.mark.parametrize("suspects", [1, 3])
+def test_the_calibrated_detector_repairs(story: Story, suspects: int) -> None:
+    observations = [Observation(image, 2, 0) for image in story.victims[:suspects]]
+    detector = Calibrated(false_alarm_level=0.05)
+    given = {"reference": story.held_out, "groups": torch.arange(480)}
+    calibration = unpoison.calibrate(story.trained, story.poisoned, method=detector, **given)
+    done = unpoison.repair(
+        story.trained, story.poisoned, observations, method=detector, calibration=calibration, **given
+    )
+    assert len(done.observation) == suspects
+    assert done.outcome == "repaired"
+    assert len(set(range(36)) & set(done.removed.tolist())) >= 34
+    assert len(done.removed) <= 40
+    assert done.rounds[-1].findings.observation is not None
+    assert not done.rounds[-1].findings.observation.answered
+    assert story.success(done.model) < 0.1
+
+
+def test_what_repair_refuses(story: Story) -> None:
+    with pytest.raises(InputError, match="rounds must be at least 1"):
+        unpoison.repair(story.trained, story.poisoned, story.observation, rounds=0)
+    with pytest.raises(InputError, match="is right; there is nothing to trace"):
+        unpoison.repair(story.trained, story.poisoned, Observation(story.held_out.images[0], None, 0))
+    with pytest.raises(InputError, match="there is no unlearner 'prayer'"):
+        unpoison.repair(
+            story.trained, story.poisoned, story.observation, method=Partial(9), unlearner="prayer"
+        )
+    other = Observation(story.held_out.images[1], 1)
+    with pytest.raises(InputError, match="one answer and one image shape, found 2 with 2 answers"):
+        unpoison.repair(story.trained, story.poisoned, [story.observation, other])
+
+
+def test_transformed_copies_are_of_every_transformation(story: Story) -> None:
+    copies = transformed_copies(story.victims[:2], torch.Generator().manual_seed(0), draws=2)
+    assert copies.dtype == torch.uint8
+    assert copies.shape == (28, 3, 12, 12)
+    assert torch.equal(copies[0], story.victims[0].flip(-1))
+    assert torch.equal(copies[14], story.victims[1].flip(-1))
