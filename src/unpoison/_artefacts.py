@@ -97,6 +97,20 @@ def _plain(value: Any) -> Any:
     return value.item()
 
 
+def read_bytes(path: str | os.PathLike[str], where: str | None = None) -> bytes:
+    """The content of a file, which is called `where` in messages.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{where or path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{where or path}: cannot be read ({error.strerror or error})") from None
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object.
 

@@ -65,13 +65,13 @@ def from_dataset(
             size, off the 8-bit grid or NaN, a label is out of range, or there are fewer than two classes.
     """
     called = name or type(dataset).__name__
-    if not isinstance(dataset, MapStyle):
-        raise InputError(f"{called}: is not a map-style dataset; give one with len() and [index]")
     normalisation = _normalisation(called, mean, std)
     try:
-        count = len(dataset)
+        count = len(dataset) if isinstance(dataset, MapStyle) else None
     except TypeError:
-        raise InputError(f"{called}: is not a map-style dataset; give one with len() and [index]") from None
+        count = None
+    if count is None:
+        raise InputError(f"{called}: is not a map-style dataset; give one with len() and [index]")
     if count == 0:
         raise InputError(f"{called}: holds no examples")
     images: Tensor | None = None

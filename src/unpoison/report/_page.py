@@ -147,13 +147,7 @@ def _key_figures(data: ReportData) -> list[KeyFigure]:
                 KeyFigure(f"{label}, before → after", f"{_short(first)} → {_short(last)}", _both(first, last))
             )
     if data.seconds:
-        found.append(
-            KeyFigure(
-                "Time of the search",
-                duration(_total(data.seconds)),
-                "without healing",
-            )
-        )
+        found.append(KeyFigure("Time of the search", duration(_total(data.seconds)), "without healing"))
     return found
 
 
@@ -176,20 +170,13 @@ def _count(rate: Rate | None) -> str:
 
 
 def _interval(rate: Rate | None) -> str:
-    if not isinstance(rate, Proportion):
-        return "no interval"
-    low, high = (f"{100 * bound:.1f}" for bound in rate.interval())
-    return f"{low}–{high} %"
+    return figures.interval_text(rate) if isinstance(rate, Proportion) else "no interval"
 
 
 def _both(first: Rate, last: Rate) -> str:
     if isinstance(first, Proportion) and isinstance(last, Proportion):
-        n = (
-            f"n = {last.trials:,}"
-            if first.trials == last.trials
-            else f"n = {first.trials:,} → {last.trials:,}"
-        )
-        return f"{_interval(first)} → {_interval(last)}\n{n}"
+        before = "" if first.trials == last.trials else f"{first.trials:,} → "
+        return f"{_interval(first)} → {_interval(last)}\nn = {before}{last.trials:,}"
     return "n not recorded"
 
 
