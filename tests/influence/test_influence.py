@@ -13,14 +13,13 @@ from unpoison.data import TensorExamples
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import (
     AbsoluteDamping,
-    ClassificationTask,
     Factors,
     RelativeDamping,
-    Task,
     fit_factors,
     precondition,
     score,
 )
+from unpoison.tasks import ClassificationTask, Task
 
 TASK = ClassificationTask()
 CLASSES = 4

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unpoison._progress import Progress
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.models import features, preserved
+from unpoison.models import features, forward, preserved
 
 
 @final
@@ -141,7 +141,7 @@ def last_module(model: nn.Module, image: Tensor) -> str:
             for kind in (nn.Linear, nn.Conv2d):
                 if isinstance(module, kind):
                     module.register_forward_hook(note(kind, name))
-        model(image.float() / 255)
+        forward(model, image.float() / 255)
     if not called:
         raise InputError(
             "the model calls no Linear and no Conv2d module; name the module to read features of"

@@ -11,14 +11,9 @@ from ._queries import RelativeDamping as RelativeDamping
 from ._queries import precondition as precondition
 from ._scores import Scores as Scores
 from ._scores import score as score
-from ._task import Batch as Batch
-from ._task import ClassificationTask as ClassificationTask
-from ._task import Task as Task
 
 __all__ = [
     "AbsoluteDamping",
-    "Batch",
-    "ClassificationTask",
     "Damping",
     "Factors",
     "LayerFactors",
@@ -26,7 +21,6 @@ __all__ = [
     "Projected",
     "RelativeDamping",
     "Scores",
-    "Task",
     "fit_factors",
     "model_fingerprint",
     "precondition",

@@ -41,7 +41,7 @@ from unpoison.errors import InputError, MismatchError
 from unpoison.influence._layers import Layer, Scratch, outer, tracked_layers
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Sweeper, Visitor
-from unpoison.influence._task import Batch, Task
+from unpoison.tasks import Batch, Task
 
 _SCHEMA = 1
 _NOISE_BLOCK = 1024

@@ -29,7 +29,7 @@ from unpoison.data import Examples
 from unpoison.errors import InputError
 from unpoison.influence._layers import Layer, outer, tracked_layers
 from unpoison.influence._sweep import Sweeper, Visitor
-from unpoison.influence._task import Batch
+from unpoison.tasks import Batch
 
 
 @final

@@ -24,7 +24,7 @@ from unpoison.errors import InputError
 from unpoison.influence._factors import Factors, LayerFactors, rotated_matrix
 from unpoison.influence._layers import Layer, outer, tracked_layers
 from unpoison.influence._sweep import Sweeper, Visitor
-from unpoison.influence._task import Batch, Task
+from unpoison.tasks import Batch, Task
 
 
 class Damping(ABC):

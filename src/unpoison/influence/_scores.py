@@ -30,7 +30,7 @@ from unpoison.influence._products import products
 from unpoison.influence._queries import PreconditionedQueries, inverse
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Sweeper, Visitor
-from unpoison.influence._task import Task
+from unpoison.tasks import Task
 
 
 @final

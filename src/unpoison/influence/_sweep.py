@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from unpoison.errors import InputError
 from unpoison.influence._layers import DiagonalLayer, KroneckerLayer, Layer, Scratch
-from unpoison.influence._task import Batch
 from unpoison.models import fastest_layout, preserved
+from unpoison.tasks import Batch
 
 Function = Callable[[nn.Module, Batch], Tensor]
 
