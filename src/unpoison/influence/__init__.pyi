@@ -11,9 +11,12 @@ from ._queries import RelativeDamping as RelativeDamping
 from ._queries import precondition as precondition
 from ._scores import Scores as Scores
 from ._scores import score as score
+from ._tracked import Coverage as Coverage
+from ._tracked import coverage as coverage
 
 __all__ = [
     "AbsoluteDamping",
+    "Coverage",
     "Damping",
     "Factors",
     "LayerFactors",
@@ -21,6 +24,7 @@ __all__ = [
     "Projected",
     "RelativeDamping",
     "Scores",
+    "coverage",
     "fit_factors",
     "model_fingerprint",
     "precondition",

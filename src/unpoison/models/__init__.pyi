@@ -23,6 +23,7 @@ from ._forward import logits_in as logits_in
 from ._forward import logits_of as logits_of
 from ._forward import placed as placed
 from ._forward import precision_of as precision_of
+from ._forward import rows_of as rows_of
 from ._layout import fastest_layout as fastest_layout
 from ._layout import laid_out as laid_out
 from ._mobilenet_v2 import MobileNetV2 as MobileNetV2

@@ -57,6 +57,13 @@ def count_of(inputs: Inputs) -> int:
     return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
 
 
+def rows_of(inputs: Inputs, rows: Any) -> Inputs:
+    """The inputs at `rows`, an index or a slice of the first dimension."""
+    if isinstance(inputs, Tensor):
+        return inputs[rows]
+    return {name: one[rows] for name, one in inputs.items()}
+
+
 def forward(model: nn.Module, inputs: Inputs) -> Any:
     """What the model returns for `inputs`; floats are given in the precision of its parameters.
 
