@@ -33,7 +33,7 @@ from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
 from unpoison.attacks import Attack
-from unpoison.data import MapStyle, TrainingSet, as_training_set, from_dataset
+from unpoison.data import Examples, MapStyle, TrainingSet, as_examples, as_training_set, from_dataset
 from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
 from unpoison.models import Normalized
@@ -43,7 +43,7 @@ from unpoison.training import Defense, Recipe, Trained, predict
 from unpoison.unlearners import Unlearner
 
 Model = Trained | nn.Module
-Dataset = TrainingSet | MapStyle
+Dataset = Examples | MapStyle
 Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of each channel."""
 Groups = Sequence[Hashable] | Tensor

@@ -1,7 +1,6 @@
 from ._augment import augment as augment
 from ._cifar import read_cifar as read_cifar
 from ._dataset_examples import DatasetExamples as DatasetExamples
-from ._dataset_examples import check_images as check_images
 from ._datasets import as_examples as as_examples
 from ._datasets import as_training_set as as_training_set
 from ._datasets import from_dataset as from_dataset

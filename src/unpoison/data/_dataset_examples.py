@@ -226,8 +226,20 @@ class DatasetExamples:
         low, high = float(some.min()), float(some.max())
         return (0.0, 1.0) if low >= 0 and high <= 1 else (low, max(high, low + 1e-6))
 
+    @property
+    def of_images(self) -> bool:
+        """Whether inputs are Float[c h w], with any number of channels."""
+        shape = self.input_shape
+        if isinstance(shape, Mapping) or len(shape) != 3 or self.source.collate_fn is not None:
+            return False
+        first = self._sampled.first
+        return isinstance(first, Tensor) and (first.dtype == torch.uint8 or first.is_floating_point())
+
     def _some_images(self) -> Tensor:
-        check_images(self)
+        if not self.of_images:
+            raise InputError(
+                f"{self.name}: this is for images [c, h, w], found inputs of shape {self.input_shape}"
+            )
         count = min(len(self), _STATISTICS)
         return cast("Tensor", self.at(torch.arange(count) * len(self) // count)[0])
 
@@ -293,18 +305,6 @@ class DatasetExamples:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ahead": None}
-
-
-def check_images(examples: Any) -> None:
-    """That the inputs are images.
-
-    Raises:
-        InputError: they are not Float[c h w].
-    """
-    shape = examples.input_shape
-    if isinstance(shape, Mapping) or len(shape) != 3:
-        found = "mappings" if isinstance(shape, Mapping) else f"inputs of shape {tuple(shape)}"
-        raise InputError(f"{examples.name}: this is for images [c, h, w], found {found}")
 
 
 @final

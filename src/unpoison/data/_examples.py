@@ -136,26 +136,28 @@ def content_of(tensor: Tensor) -> bytes:
 class TensorExamples:
     """Examples in memory as parallel tensors: the inputs first, the labels (or other targets) last.
 
+    Inputs may also be a mapping of tensors.
+
     >>> import torch
     >>> examples = TensorExamples(torch.randn(5, 3), torch.arange(5))
     >>> [part.shape[0] for part in examples.batch(3, 5)]
     [2, 2]
     """
 
-    def __init__(self, *tensors: Tensor) -> None:
-        if not tensors or len({len(tensor) for tensor in tensors}) != 1:
+    def __init__(self, *tensors: Any) -> None:
+        if not tensors or len({count_of(tensor) for tensor in tensors}) != 1:
             raise InputError("TensorExamples: give one or more tensors that all have the same length")
         self.tensors = tensors
         self.name = "tensors"
         self.ids: Sequence[str] | None = None
 
     def __len__(self) -> int:
-        return len(self.tensors[0])
+        return count_of(self.tensors[0])
 
     @property
     def labels(self) -> Tensor:
         """The last tensor."""
-        return self.tensors[-1]
+        return cast("Tensor", self.tensors[-1])
 
     @property
     def num_classes(self) -> int:
@@ -168,31 +170,37 @@ class TensorExamples:
         return tuple(map(str, range(self.num_classes)))
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
-        return tuple(self.tensors[0].shape[1:])
+    def input_shape(self) -> tuple[int, ...] | Mapping[str, tuple[int, ...]]:
+        """The shape of one input, or of each of its tensors."""
+        first = self.tensors[0]
+        if isinstance(first, Mapping):
+            return {name: tuple(part.shape[1:]) for name, part in first.items()}
+        return tuple(first.shape[1:])
 
     @property
     def device(self) -> torch.device:
         """Where the tensors lie."""
-        return self.tensors[0].device
+        return self.labels.device
 
     @cached_property
     def fingerprint(self) -> str:
         """A digest of all tensors."""
-        parts = ((canonical_json([str(one.dtype), list(one.shape)]), content_of(one)) for one in self.tensors)
+        tensors = [
+            part for one in self.tensors for part in (one.values() if isinstance(one, Mapping) else [one])
+        ]
+        parts = ((canonical_json([str(one.dtype), list(one.shape)]), content_of(one)) for one in tensors)
         return digest(*(part for both in parts for part in both))
 
-    def batch(self, start: int, stop: int) -> tuple[Tensor, ...]:
+    def batch(self, start: int, stop: int) -> Batch:
         """Examples `start` to `stop` (exclusive)."""
-        return tuple(tensor[start:stop] for tensor in self.tensors)
+        return tuple(rows_of(tensor, slice(start, stop)) for tensor in self.tensors)
 
-    def at(self, indices: Indices) -> tuple[Tensor, ...]:
+    def at(self, indices: Indices) -> Batch:
         """The examples at `indices`."""
         rows = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
-        return tuple(tensor[rows] for tensor in self.tensors)
+        return tuple(rows_of(tensor, rows) for tensor in self.tensors)
 
-    def in_batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
+    def in_batches(self, size: int, order: Tensor | None = None) -> Iterator[Batch]:
         """Batches of at most `size` examples."""
         return (self.at(rows) for rows in torch.split(_order(len(self), order), size))
 
@@ -202,7 +210,7 @@ class TensorExamples:
 
     def to(self, device: torch.device | str) -> TensorExamples:
         """The same examples on another device."""
-        return TensorExamples(*(tensor.to(device) for tensor in self.tensors))
+        return TensorExamples(*(placed(tensor, device) for tensor in self.tensors))
 
 
 def _order(count: int, order: Tensor | None) -> Tensor:

@@ -205,6 +205,7 @@ class ReportData:
                 "average_precision": findings.judge(poison_set).average_precision,
             }
         observation = findings.observation
+        pictures = None if observation is None else observation.pictures
         return cls(
             method=findings.method,
             poison_found=findings.poison_found,
@@ -218,7 +219,7 @@ class ReportData:
             false_alarm_level=findings.threshold.false_alarm_level,
             p_value=findings.p_value,
             evidence={name: column.double().numpy() for name, column in findings.evidence.items()},
-            observation=None if observation is None else observation.images.numpy(),
+            observation=None if observation is None or pictures is None else pictures.numpy(),
             predicted=None if observation is None else observation.predicted,
             true_label=None if observation is None else observation.true_label,
             draws=findings.draws,
