@@ -264,7 +264,7 @@ def trace(
     if declared is not None and not declared.needs_observation:
         raise InputError(
             f"trace: {declared.name} searches the training set without an observation; give it to scan, or "
-            f"trace with {_listed(_detectors(needs_observation=True))}"
+            f"trace with {_detectors(needs_observation=True)}"
         )
     given: dict[str, Any] = {"calibration": calibration, "groups": groups}
     given = {name: value for name, value in given.items() if value is not None}
@@ -320,7 +320,7 @@ def scan(
     if declared is not None and declared.needs_observation:
         raise InputError(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
-            f"{_listed(_detectors(needs_observation=False))}"
+            f"{_detectors(needs_observation=False)}"
         )
     findings: Findings = _run("find", detector, model, training_set, reference, normalization, seed, progress)
     return findings
@@ -516,8 +516,8 @@ def _surrogates(
 def _check_calibrates(verb: str, declared: Method | None, detector: Detector) -> None:
     if declared is None or not declared.calibrates:
         name = type(detector).__name__ if declared is None else declared.name
-        fitting = [one for one in detectors.names() if detectors.describe(one).calibrates]
-        raise InputError(f"{verb}: {name} takes no calibration and no groups; {_listed(fitting)} does")
+        fitting = _detectors(calibrates=True)
+        raise InputError(f"{verb}: {name} takes no calibration and no groups; {fitting} does")
 
 
 def _run(
@@ -585,11 +585,9 @@ def accepting_pixels(model: Model, normalization: Normalization | None) -> Model
     return replace(model, model=wrapped) if isinstance(model, Trained) else wrapped
 
 
-def _detectors(*, needs_observation: bool) -> list[str]:
-    return [
-        name for name in detectors.names() if detectors.describe(name).needs_observation == needs_observation
-    ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
+def _detectors(**wanted: bool) -> str:
+    """The names of the detectors whose declarations have these values, for messages."""
+    methods = map(detectors.describe, detectors.names())
+    return ", ".join(
+        one.name for one in methods if all(getattr(one, key) == value for key, value in wanted.items())
+    )

@@ -19,6 +19,7 @@ from unpoison.detectors import Calibrated, Calibration, Findings, Observation
 from unpoison.detectors import _collapse as collapse
 from unpoison.detectors._calibration import choose
 from unpoison.detectors._collapse import LabelCollapse
+from unpoison.detectors._conformal import statistic
 from unpoison.detectors._seed_expansion import SeedExpansion
 from unpoison.detectors.calibrated import select
 from unpoison.errors import InputError, MismatchError
@@ -167,6 +168,28 @@ def test_a_damaged_calibration_is_an_error(calibration: Calibration, tmp_path: P
     record.write_text(json.dumps({"format": values["format"]}))
     with pytest.raises(InputError, match="damaged calibration"):
         Calibration.load(tmp_path / "kept")
+
+
+def test_near_errors_count_beyond_all_errors_alone(scene: Any, calibration: Calibration) -> None:
+    rows = (scene.poisoned.labels == 0).nonzero()[:, 0]
+    excess = torch.zeros(len(rows), dtype=torch.float64)
+    excess[:5] = 6.0
+    value = float(statistic(excess, calibration.multiplicities[rows]))
+    count = len(calibration)
+
+    def p(errors: int, above: set[int]) -> float:
+        statistics = torch.full((count,), value - 1, dtype=torch.float64)
+        statistics[sorted(above)] = value + 1
+        changed = replace(calibration, errors=errors, statistics=statistics, responsible=far, weights=none)
+        return changed.p_value(excess, rows, 0, ["another image"])[0]
+
+    none, far = torch.zeros_like(calibration.weights), torch.zeros_like(calibration.responsible)
+    assert p(count, {0, 1}) == 3 / (count + 1)
+    assert p(10, set()) == 1 / (count + 1)
+    assert p(10, {20}) == 2 / (count + 1)
+    assert p(10, {0}) == 2 / 11
+    assert p(10, {0, 20}) == 2 / 11
+    assert p(0, {0}) == 2 / (count + 1)
 
 
 def test_groups_that_are_known_count_once(scene: Any) -> None:

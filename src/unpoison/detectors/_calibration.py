@@ -123,7 +123,13 @@ class Calibration:
         common = (own[self.responsible] * self.weights).sum(1) / torch.where(lengths > 0, lengths, 1)
         shared = torch.where(self.answers == answer, common, 0)
         value = float(statistic(excess, self.multiplicities[rows]))
-        return p_value(value, self.statistics[other], shared[other])
+        found, left_out = p_value(value, self.statistics[other], shared[other])
+        other[self.errors :] = False
+        among_errors, left_out_errors = p_value(value, self.statistics[other], shared[other])
+        # Near-errors only say how far a statistic lies beyond those of all errors.
+        if among_errors * (int(other.sum()) - left_out_errors + 1) > 1.5:  # some error exceeds it
+            found = max(found, among_errors)
+        return found, left_out
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a directory, in one step."""
