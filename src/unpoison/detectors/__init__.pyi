@@ -15,7 +15,7 @@ from ._observation import Observation as Observation
 from ._observation import check_observation as check_observation
 from ._search import Search as Search
 from ._search import Searcher as Searcher
-from ._transforms import transformed_copies as transformed_copies
+from ._transforms import similar_copies as similar_copies
 from .activation_clustering import ActivationClustering as ActivationClustering
 from .artifact_mixture import ArtifactMixture as ArtifactMixture
 from .calibrated import Calibrated as Calibrated
@@ -59,5 +59,5 @@ __all__ = [
     "get",
     "names",
     "register",
-    "transformed_copies",
+    "similar_copies",
 ]
