@@ -91,7 +91,7 @@ class Examples(Protocol):
 
 def is_examples(value: object) -> TypeGuard[Examples]:
     """Whether this is read by the interface of `Examples`; nothing of it is evaluated."""
-    return all(hasattr(type(value), name) for name in ("batch", "at", "in_batches", "subset", "labels"))
+    return all(hasattr(type(value), name) for name in ("batch", "at", "in_batches", "subset"))
 
 
 def rows_of(inputs: Inputs, rows: Any) -> Inputs:

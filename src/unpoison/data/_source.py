@@ -79,6 +79,9 @@ class Source:
         self.id_part = ids if isinstance(ids, int | str) else None
         if self._given_labels is None or inputs is None:
             self._guess()
+        features = getattr(self.dataset, "features", None)
+        column = features.get(self.input_part) if isinstance(features, Mapping) else None
+        self._of_bytes = getattr(column, "dtype", None) == "uint8"
 
     def __len__(self) -> int:
         return self.count
@@ -104,7 +107,9 @@ class Source:
     def input_of(self, where: str, row: Any) -> Any:
         """The input in a row, or in what a `collate_fn` made of several."""
         if self.input_part is not None:
-            return _part(where, row, self.input_part)
+            found = _part(where, row, self.input_part)
+            # The formats of Hugging Face give whole numbers of any size as int64.
+            return np.asarray(found).astype(np.uint8) if self._of_bytes and not is_picture(found) else found
         if isinstance(row, Mapping):  # of tokens: every part but the label
             return {key: value for key, value in row.items() if key not in (self.label_part, self.id_part)}
         return row
@@ -279,9 +284,9 @@ def shown(value: Any) -> str:
     return " ".join(repr(value).split())[:60]
 
 
-def is_array(value: Any) -> bool:
-    """Whether this is a tensor, an array or a picture."""
-    return isinstance(value, Tensor | np.ndarray | Image.Image)
+def is_picture(value: Any) -> bool:
+    """Whether this is a picture of Pillow."""
+    return isinstance(value, Image.Image)
 
 
 def _opened(name: str, dataset: Any) -> Any:

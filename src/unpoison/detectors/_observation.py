@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unpoison.data import Examples, Inputs, TrainingSet, read_image
+from unpoison.detectors._answers import answers_of
 from unpoison.errors import InputError
-from unpoison.models import logits_of, preserved
-from unpoison.training import predict
 
 
 @final
@@ -193,16 +192,6 @@ def check_observation(
     )
 
 
-def answers_of(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Float32[m classes]: the logits of a few inputs, in eval mode."""
-    if isinstance(inputs, Tensor):
-        return predict(model, inputs)
-    device = next((one.device for one in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    with preserved(model), torch.no_grad():
-        placed: Any = {name: part.to(device) for name, part in inputs.items()}
-        return logits_of(model, placed).float().cpu()
-
-
 def joined_observations(parts: Sequence[Observation]) -> Inputs:
     """The inputs of several observations, one after another.
 
@@ -226,7 +215,8 @@ def joined_observations(parts: Sequence[Observation]) -> Inputs:
 
 def _whole(name: str, label: Any) -> int:
     try:
-        return operator.index(label.item() if isinstance(label, Tensor | np.ndarray) else label)
+        plain: Any = label.item() if isinstance(label, Tensor | np.ndarray) else label
+        return operator.index(plain)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"Observation: {name} must be a whole number, found {label!r:.60}") from None
 

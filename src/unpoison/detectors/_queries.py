@@ -13,7 +13,7 @@ from typing import Literal, TypeGuard, final
 import torch
 from torch import Tensor
 
-from unpoison.data import DatasetExamples, Examples, TrainingSet
+from unpoison.data import DatasetExamples, Examples, Inputs, TrainingSet
 from unpoison.detectors._findings import Draw
 from unpoison.detectors._transforms import TRANSFORMS
 from unpoison.errors import InputError
@@ -44,14 +44,14 @@ class Drawing:
     changes: Changes
 
     def queries(
-        self, images: Tensor, label: int, training_set: Examples, randomness: torch.Generator
+        self, images: Inputs, label: int, training_set: Examples, randomness: torch.Generator
     ) -> Queries:
         """Float[m c h w] images, as the model takes them, with their label as they are, and draws of each.
 
         Raises:
             InputError: the inputs are no images.
         """
-        if not _of_images(training_set):
+        if not _of_images(training_set) or not isinstance(images, Tensor):
             raise InputError(
                 f"{training_set.name}: Delta-Influence's variations are of images [c, h, w], found inputs of "
                 f"shape {training_set.input_shape}; trace with ek-fac, trak or calibrated"

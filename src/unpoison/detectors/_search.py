@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from unpoison._memory import peak_bytes
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
-from unpoison.data import Examples, Inputs
+from unpoison.data import Examples, Inputs, TrainingSet, as_training_set
+from unpoison.detectors._answers import answers_of
 from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._observation import Observation, check_observation
@@ -66,6 +67,7 @@ class Searcher(Detector):
             raise InputError(f"{training_set.name}: there are no training examples to search")
         else:
             observation = None
+            _check_outputs(model, training_set)
         search = Search(self, model, training_set, observation, reference, seed, progress, factors)
         return search.finished(self.search(search))
 
@@ -118,6 +120,18 @@ class Search:
     def answer_name(self) -> str:
         """The name of the wrong label."""
         return self.training_set.class_names[self.answer]
+
+    @property
+    def pictures(self) -> TrainingSet:
+        """The training set as 8-bit images, for detectors that look at pixels.
+
+        Raises:
+            InputError: it has others.
+        """
+        try:
+            return as_training_set(self.training_set)
+        except InputError as error:
+            raise InputError(f"{self._detector.method.name}: works on 8-bit images alone; {error}") from None
 
     def lap(self, stage: str) -> None:
         """Count the time since the last call for the stage."""
@@ -265,6 +279,16 @@ class Search:
             evidence={name: column.cpu() for name, column in (evidence or {}).items()},
             observation=self._observation,
             ids=self.training_set.ids,
+        )
+
+
+def _check_outputs(model: nn.Module, training_set: Examples) -> None:
+    """That the model has an output for each class."""
+    logits = answers_of(model, training_set.batch(0, 1)[0])
+    if logits.ndim == 2 and 1 < logits.shape[1] < training_set.num_classes:
+        raise InputError(
+            f"{training_set.name}: its labels are 0..{training_set.num_classes - 1}, but the model gives "
+            f"{logits.shape[1]} logits; are classes numbered from 0?"
         )
 
 
