@@ -185,6 +185,19 @@ DETECTORS: Final = (
         Row("success there after retraining without what `calibrated` flagged", "none", held_out),
     ),
     section("badnets-sample", "BadNets on the sample"),
+    *(
+        section(f"verdict-{name}", f"The verdict: {title}")
+        for name, title in {
+            "null-sample": "clean networks of the sample",
+            "null-signs": "clean networks of traffic signs",
+            "null-cifar10": "a clean network of CIFAR-10",
+            "null-cifar100": "a clean network of CIFAR-100",
+            "sample": "poisoned networks of the sample",
+            "signs": "poisoned networks of traffic signs",
+            "cifar10": "poisoned networks of CIFAR-10",
+            "cifar100": "poisoned networks of CIFAR-100",
+        }.items()
+    ),
 )
 DEFENSES: Final = (
     section(

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import (
+    _ledger,
     demo,
     detectors,
-    false_alarms,
     gradient_matching,
     growth,
     influence,
@@ -34,6 +34,7 @@ from benchmarks import (
     trak,
     triggers,
     unlearning,
+    verdict,
 )
 from benchmarks._recipe_tables import DEFENSES, DETECTORS, ON_CIFAR
 from benchmarks._study_tables import METAPOISON, STUDIES, TRANSFER
@@ -42,6 +43,7 @@ from benchmarks._tables import NOT_MEASURED, Record, Section, table
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ("benchmarks/results", "recipes/results")
 README, OVERVIEW, FOLDER, OTHERS = "README.md", "docs/benchmarks.md", "docs/results", "others"
+LEDGER: Final = f"{FOLDER}/ledger.md"
 BEGIN, END = "<!-- numbers -->", "<!-- /numbers -->"
 WRITTEN: Final = "<!-- Written by python -m benchmarks.tables from the stored results; do not edit. -->"
 
@@ -60,7 +62,7 @@ SPEED: Final = (
 PAGES: Final[Mapping[str, tuple[str, tuple[Section, ...]]]] = {
     "end_to_end": ("End to end", (demo.SECTION, *ON_CIFAR)),
     "speed": ("Speed", tuple(module.SECTION for module in SPEED)),
-    "detectors": ("Detectors", (false_alarms.SECTION, *DETECTORS)),
+    "detectors": ("Detectors", (verdict.SECTION, *DETECTORS)),
     "delta_influence": ("Delta-Influence", (STUDIES,)),
     "defenses": ("Defenses", DEFENSES),
     "unlearning": ("Unlearners", (unlearning.SECTION,)),
@@ -152,7 +154,11 @@ def pages(results: Mapping[str, Record]) -> dict[str, str]:
         + "\n"
         for name, (title, sections) in topics.items()
     }
-    listed = "\n".join(("```{toctree}", ":maxdepth: 1", "", *(f"results/{name}" for name in topics), "```"))
+    sections = (section for _, sections in PAGES.values() for section in sections)
+    written[LEDGER] = f"{WRITTEN}\n\n{_ledger.ledger(sections, results, _ledger.read())}\n"
+    listed = "\n".join(
+        ("```{toctree}", ":maxdepth: 1", "", *(f"results/{Path(name).stem}" for name in written), "```")
+    )
     about = (
         "What was measured, on which machine, by which command. Every number on this page and those below is "
         "written from the stored results by `python -m benchmarks.tables`; where there is none, it says so. "

@@ -20,7 +20,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 from unpoison._artefacts import digest
 
@@ -136,24 +136,13 @@ class Source:
 class _Plain(ast.NodeTransformer):
     """Leaves out strings that stand alone, and declarations of methods."""
 
-    def visit(self, node: ast.AST) -> Any:
-        """The node without them."""
-        self.generic_visit(node)
-        if isinstance(node, ast.ClassDef):
-            node.decorator_list = [one for one in node.decorator_list if not _declares(one)]
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [one for one in body if not _is_text(one)]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-        return node
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        alone = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if alone else node
 
-
-def _is_text(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        node.decorator_list = [one for one in node.decorator_list if not _declares(one)]
+        return self.generic_visit(node)
 
 
 def _declares(decorator: ast.expr) -> bool:

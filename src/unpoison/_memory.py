@@ -1,20 +1,26 @@
-"""The peak memory of this process."""
+"""The peak memory of this process. This module does not import torch."""
 
 from __future__ import annotations
 
-import resource
 import sys
 
-import torch
 
+def peak_bytes(device: object = "cpu") -> int:
+    """The peak resident memory of the process or, on CUDA, of its tensors, in bytes; 0 on Windows.
 
-def peak_bytes(device: torch.device | str = "cpu") -> int:
-    """The peak resident memory of the process or, on CUDA, of its tensors, in bytes.
+    Arguments:
+        device: a `torch.device`, or its name.
 
     >>> peak_bytes() > 1_000_000
     True
     """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(str(device))
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

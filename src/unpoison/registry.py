@@ -36,7 +36,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar, final
 
@@ -145,10 +145,10 @@ class Registry(Generic[T]):
         method = Method(kind=self.kind, **declaration)
 
         def declare(cls: type[T]) -> type[T]:
-            settings: Presets = getattr(cls, "PRESETS", {"default": {}})
-            if tuple(settings) != method.presets:
+            presets = tuple(getattr(cls, "PRESETS", {"default": {}}))
+            if presets != method.presets:
                 raise TypeError(
-                    f"{cls.__name__}: declares the presets {method.presets}, PRESETS has {tuple(settings)}"
+                    f"{cls.__name__}: declares the presets {method.presets}, PRESETS has {presets}"
                 )
             known = self._classes.get(method.name)
             if known is not None and known.__qualname__ != cls.__qualname__:
@@ -179,11 +179,7 @@ class Registry(Generic[T]):
         return self._modules[name][0]
 
     def implementation(self, name: str) -> type[T]:
-        """The class of the method.
-
-        Raises:
-            InputError: there is no such method.
-        """
+        """The class of the method; errors as `describe`."""
         self.describe(name)
         if name not in self._classes:
             importlib.import_module(self._modules[name][1])
@@ -212,10 +208,10 @@ class Registry(Generic[T]):
         changed = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         settings = {**getattr(cls, "PRESETS", {}).get(preset, {}), **changed}
         try:
-            method_with_settings: T = cls(**settings)
+            made: T = cls(**settings)
         except TypeError as error:
             raise InputError(f"{name}: an option cannot have such a value: {error}") from None
-        return method_with_settings
+        return made
 
     def module(self, name: str) -> str:
         """The module of the class of the method; one of the project's own is not imported."""
@@ -228,9 +224,8 @@ class Registry(Generic[T]):
         root = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
         found = {}
         for path in sorted(root.rglob("*.py")):
-            text = path.read_text(encoding="utf-8")
             module = ".".join((self.package, *path.relative_to(root).with_suffix("").parts))
-            for body in _DECLARATION.findall(text):
+            for body in _DECLARATION.findall(path.read_text(encoding="utf-8")):
                 method = Method(kind=self.kind, **_literals(body, path))
                 found[method.name] = method, module
         return found
@@ -247,15 +242,9 @@ def _literals(body: str, path: Path) -> dict[str, Any]:
         raise TypeError(f"{path}: the arguments of register must be literals ({error})") from None
 
 
-_imported = False
-
-
+@cache
 def _import_plugins() -> None:
     """Import the modules of other people that register methods, once in a process."""
-    global _imported
-    if _imported:
-        return
-    _imported = True
     for name in filter(None, os.environ.get(PLUGINS, "").split(",")):
         try:
             importlib.import_module(name.strip())

@@ -23,6 +23,7 @@ from typing import Any, final
 
 from unpoison._artefacts import read_json, write_json
 from unpoison._code import code_digest, commit
+from unpoison._memory import peak_bytes
 from unpoison.errors import InputError
 
 SCHEMA = 1
@@ -49,9 +50,8 @@ class RunRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: paths are strings, and what is not a finite number is null."""
-        first = {"schema": self.schema}
-        rest = {field.name: json_value(getattr(self, field.name)) for field in fields(self)}
-        return {**first, **rest, **first}
+        values = {field.name: json_value(getattr(self, field.name)) for field in fields(self)}
+        return {"schema": self.schema, **values}
 
     def save(self, directory: Path) -> None:
         """Write `run.json` into a directory."""
@@ -150,7 +150,7 @@ class Recorder:
             device=device_facts(),
             started=self.started.isoformat(timespec="seconds").replace("+00:00", "Z"),
             seconds={**seconds, "total": round(time.perf_counter() - self.since, 4)},
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=peak_bytes("cuda" if _uses_gpu() else "cpu"),
             results=dict(self.results),
             artefacts=dict(self.artefacts),
         )
@@ -219,22 +219,9 @@ def device_facts() -> dict[str, Any]:
     return facts
 
 
-def peak_memory_bytes() -> int:
-    """The highest memory so far: the GPU's when the run has used one, else that of the process."""
-    if "torch" in sys.modules:
-        import torch
-
-        if _uses_gpu():
-            return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _uses_gpu() -> bool:
+    if "torch" not in sys.modules:
+        return False
     import torch
 
     return bool(torch.cuda.is_available() and torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

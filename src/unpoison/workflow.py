@@ -13,8 +13,10 @@ instance, datasets and networks of the user's own, normalisation, defaults, the 
 belongs together, and the derivation of seeds. Everything else is the methods' own.
 
 A model is a `Trained` or any `nn.Module` that takes Float[b c h w] images in [0, 1] (or standardised ones,
-see `normalization`) and returns Float[b classes] logits. A training set is a `TrainingSet` or any map-style
-dataset of (image, label) pairs. Neither is ever changed.
+see `normalization`), or whatever inputs the dataset gives, and returns Float[b classes] logits. A training
+set is a `TrainingSet` of 8-bit images, `DatasetExamples`, or any map-style dataset, of which
+`data.as_examples` makes one of the two. What attacks change and our trainer trains on must be 8-bit images;
+what reads inputs and labels alone takes any. Neither model nor set is ever changed.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
 from unpoison.attacks import Attack
-from unpoison.data import MapStyle, TrainingSet, as_training_set, from_dataset
+from unpoison.data import Examples, MapStyle, TrainingSet, as_examples, as_training_set, from_dataset
 from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
 from unpoison.models import Normalized
@@ -43,7 +45,7 @@ from unpoison.training import Defense, Recipe, Trained, predict
 from unpoison.unlearners import Unlearner
 
 Model = Trained | nn.Module
-Dataset = TrainingSet | MapStyle
+Dataset = Examples | MapStyle
 Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of each channel."""
 Groups = Sequence[Hashable] | Tensor
@@ -264,7 +266,7 @@ def trace(
     if declared is not None and not declared.needs_observation:
         raise InputError(
             f"trace: {declared.name} searches the training set without an observation; give it to scan, or "
-            f"trace with {_listed(_detectors(needs_observation=True))}"
+            f"trace with {_detectors(needs_observation=True)}"
         )
     given: dict[str, Any] = {"calibration": calibration, "groups": groups}
     given = {name: value for name, value in given.items() if value is not None}
@@ -320,7 +322,7 @@ def scan(
     if declared is not None and declared.needs_observation:
         raise InputError(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
-            f"{_listed(_detectors(needs_observation=False))}"
+            f"{_detectors(needs_observation=False)}"
         )
     findings: Findings = _run("find", detector, model, training_set, reference, normalization, seed, progress)
     return findings
@@ -370,6 +372,8 @@ def heal(
     examples = examples_of(training_set, normalization)
     if isinstance(findings, Findings):
         check_findings(findings, examples)
+    examples = as_training_set(examples)
+    if isinstance(findings, Findings):
         forget: Tensor | Sequence[int] = findings.flagged
     else:
         forget = findings
@@ -388,7 +392,7 @@ def heal(
     return healed
 
 
-def check_findings(findings: Findings, training_set: TrainingSet) -> None:
+def check_findings(findings: Findings, training_set: Examples) -> None:
     """That there is something to heal, in this training set.
 
     Raises:
@@ -430,14 +434,14 @@ def measure(
     normalization: Normalization | None = None,
     batch_size: int = 512,
 ) -> Measurement:
-    """Accuracy and attack success, on 8-bit test images with the model in eval mode.
+    """Accuracy and attack success, with the model in eval mode; attack success on 8-bit images alone.
 
     Arguments:
         model: left as it was.
-        test_set: clean images, none of which was trained on.
+        test_set: clean examples, none of which was trained on.
         goal: what the adversary wants; None where no attack is known of.
         normalization: as for `trace`.
-        batch_size: images of a forward pass, which bounds memory.
+        batch_size: examples of a forward pass, which bounds memory.
 
     Raises:
         InputError: the test set is empty, the model has fewer outputs than the set has classes, or the goal
@@ -447,7 +451,7 @@ def measure(
     if not len(examples):
         raise InputError(f"{examples.name}: no test images to measure on")
     network = network_of(accepting_pixels(model, normalization))
-    logits = predict(network, examples.images, batch_size=batch_size)
+    logits = detectors.answers_to(network, examples, batch_size=batch_size)
     if logits.ndim != 2 or logits.shape[1] < examples.num_classes:
         raise InputError(
             f"{examples.name}: the model gives outputs of shape {tuple(logits.shape[1:])}, but the set has "
@@ -456,11 +460,13 @@ def measure(
     labels = examples.labels.cpu()
     right = logits.argmax(1).cpu() == labels
     hits = torch.bincount(labels[right], minlength=examples.num_classes).tolist()
-    counts = examples.class_counts().tolist()
+    counts = torch.bincount(labels, minlength=examples.num_classes).tolist()
     return Measurement(
         clean_accuracy=Proportion(sum(hits), len(labels)),
         per_class=tuple(Proportion(hit, count) for hit, count in zip(hits, counts, strict=True)),
-        attack_success=None if goal is None else goal.success(network, examples, batch_size=batch_size),
+        attack_success=None
+        if goal is None
+        else goal.success(network, as_training_set(examples), batch_size=batch_size),
     )
 
 
@@ -516,8 +522,8 @@ def _surrogates(
 def _check_calibrates(verb: str, declared: Method | None, detector: Detector) -> None:
     if declared is None or not declared.calibrates:
         name = type(detector).__name__ if declared is None else declared.name
-        fitting = [one for one in detectors.names() if detectors.describe(one).calibrates]
-        raise InputError(f"{verb}: {name} takes no calibration and no groups; {_listed(fitting)} does")
+        fitting = _detectors(calibrates=True)
+        raise InputError(f"{verb}: {name} takes no calibration and no groups; {fitting} does")
 
 
 def _run(
@@ -542,10 +548,11 @@ def _run(
     )
 
 
-def examples_of(dataset: Dataset, normalization: Normalization | None) -> TrainingSet:
-    """A data set as pixels; one of standardised images is read back by its normalisation."""
-    if normalization is None or isinstance(dataset, TrainingSet):
-        return as_training_set(dataset)
+def examples_of(dataset: Dataset, normalization: Normalization | None) -> Examples:
+    """A data set as examples; one of standardised images is read back to pixels by its normalisation."""
+    examples = dataset if normalization is not None else as_examples(dataset)
+    if normalization is None or isinstance(examples, TrainingSet):
+        return as_examples(examples)
     mean, std = normalization
     return from_dataset(dataset, mean=mean, std=std)
 
@@ -554,18 +561,17 @@ def combined(observation: Observation | Sequence[Observation]) -> Observation:
     """One observation of the images of several.
 
     Raises:
-        InputError: there is none, or they are of different answers or image shapes.
+        InputError: there is none, or they are of different answers or shapes.
     """
     parts = [observation] if isinstance(observation, Observation) else list(observation)
-    answers, shapes = {one.predicted for one in parts}, {one.images.shape[1:] for one in parts}
-    if len(answers) != 1 or len(shapes) != 1:
+    answers = {one.predicted for one in parts}
+    if len(answers) != 1:
         raise InputError(
-            f"expected observations with one answer and one image shape, found {len(parts)} with "
-            f"{len(answers)} answers and {len(shapes)} shapes"
+            f"expected observations with one answer, found {len(parts)} with {len(answers)} answers"
         )
     truths = {one.true_label for one in parts}
     return Observation(
-        torch.cat([one.images for one in parts]),
+        detectors.joined_observations(parts),
         parts[0].predicted,
         truths.pop() if len(truths) == 1 else None,
         indices=[index for one in parts for index in one.indices],
@@ -585,11 +591,9 @@ def accepting_pixels(model: Model, normalization: Normalization | None) -> Model
     return replace(model, model=wrapped) if isinstance(model, Trained) else wrapped
 
 
-def _detectors(*, needs_observation: bool) -> list[str]:
-    return [
-        name for name in detectors.names() if detectors.describe(name).needs_observation == needs_observation
-    ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
+def _detectors(**wanted: bool) -> str:
+    """The names of the detectors whose declarations have these values, for messages."""
+    methods = map(detectors.describe, detectors.names())
+    return ", ".join(
+        one.name for one in methods if all(getattr(one, key) == value for key, value in wanted.items())
+    )

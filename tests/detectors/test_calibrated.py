@@ -19,6 +19,7 @@ from unpoison.detectors import Calibrated, Calibration, Findings, Observation
 from unpoison.detectors import _collapse as collapse
 from unpoison.detectors._calibration import choose
 from unpoison.detectors._collapse import LabelCollapse
+from unpoison.detectors._conformal import statistic
 from unpoison.detectors._seed_expansion import SeedExpansion
 from unpoison.detectors.calibrated import select
 from unpoison.errors import InputError, MismatchError
@@ -168,6 +169,28 @@ def test_a_damaged_calibration_is_an_error(calibration: Calibration, tmp_path: P
     record.write_text(json.dumps({"format": values["format"]}))
     with pytest.raises(InputError, match="damaged calibration"):
         Calibration.load(tmp_path / "kept")
+
+
+def test_near_errors_count_beyond_all_errors_alone(scene: Any, calibration: Calibration) -> None:
+    rows = (scene.poisoned.labels == 0).nonzero()[:, 0]
+    excess = torch.zeros(len(rows), dtype=torch.float64)
+    excess[:5] = 6.0
+    value = float(statistic(excess, calibration.multiplicities[rows]))
+    count = len(calibration)
+
+    def p(errors: int, above: set[int]) -> float:
+        statistics = torch.full((count,), value - 1, dtype=torch.float64)
+        statistics[sorted(above)] = value + 1
+        changed = replace(calibration, errors=errors, statistics=statistics, responsible=far, weights=none)
+        return changed.p_value(excess, rows, 0, ["another image"])[0]
+
+    none, far = torch.zeros_like(calibration.weights), torch.zeros_like(calibration.responsible)
+    assert p(count, {0, 1}) == 3 / (count + 1)
+    assert p(10, set()) == 1 / (count + 1)
+    assert p(10, {20}) == 2 / (count + 1)
+    assert p(10, {0}) == 2 / 11
+    assert p(10, {0, 20}) == 2 / 11
+    assert p(0, {0}) == 2 / (count + 1)
 
 
 def test_groups_that_are_known_count_once(scene: Any) -> None:
@@ -320,14 +343,35 @@ def test_an_answer_whose_truth_is_not_given_is_said_to_be_that(scene: Any, calib
         make().find(scene.model, scene.poisoned, right, calibration=calibration)
 
 
-def test_a_label_that_is_not_the_answer_is_traced_like_one_that_is(scene: Any) -> None:
-    observation = Observation(scene.held_out.images[0], 3, answered=False)
-    found = make().find(
-        scene.model, scene.poisoned, observation, reference=scene.held_out, factors=scene.factors
+def test_a_label_that_is_not_the_answer_is_compared_with_inputs_that_do_not_get_it_either(
+    natural: Any, scene: Any, calibration: Calibration
+) -> None:
+    model, training_set, fresh = natural
+    half, label = len(fresh) // 2, 2
+    reference, detector = fresh.subset(range(half)), make(false_alarm_level=0.1)
+    kept = detector.calibrate(model, training_set, reference)
+    answers = predict(model, fresh.images).argmax(1)
+    rows = half + ((answers != label) & (fresh.labels != label))[half:].nonzero()[:40, 0]
+    p_values = []
+    for row in rows:
+        found = detector.find(
+            model,
+            training_set,
+            Observation(fresh.images[row], label, answered=False),
+            reference=reference,
+            calibration=kept,
+        )
+        assert found.p_value is not None
+        assert "inputs with other answers, asked about the same label" in found.threshold.how
+        p_values.append(found.p_value)
+    assert sum(value <= 0.1 for value in p_values) <= 9
+    assert sum(p_values) / 40 == pytest.approx(0.5, abs=0.17)
+    # A label that is the answer after all is compared with errors, as ever.
+    one, other = (
+        make().find(scene.model, scene.poisoned, observation, calibration=calibration)
+        for observation in (scene.observation, replace(scene.observation, answered=False))
     )
-    assert found.observation is not None
-    assert not found.observation.answered
-    assert not found.poison_found
+    assert (one.p_value, one.threshold) == (other.p_value, other.threshold)
 
 
 def test_an_answer_without_training_examples_goes_back_to_none(scene: Any) -> None:

@@ -126,6 +126,12 @@ def test_lines_of_clean_victims_have_no_attack_success() -> None:
     assert found.to_dict()["margin"]["mean"] is None
 
 
+def test_lines_of_clean_victims_are_compared() -> None:
+    clean = {"attack": "none", "attack_successes": None, "attack_total": None}
+    first, second = (line([make_row(seed, **clean) for seed in (1, 2)]) for _ in range(2))
+    assert compare(first, second).success[0] == 0
+
+
 def test_compared_on_the_trials_that_both_have() -> None:
     first = line([make_row(seed, "corner") for seed in (0, 1, 2)])
     second = line([make_row(seed) for seed in (1, 2, 3)])

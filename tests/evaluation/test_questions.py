@@ -17,8 +17,8 @@ from tiny_recipe import images, write_recipe
 import unpoison
 from unpoison import detectors
 from unpoison._code import Source
-from unpoison.data import write_npz
-from unpoison.detectors import Findings
+from unpoison.data import write_npz, write_parquet
+from unpoison.detectors import Calibration, Findings
 from unpoison.errors import InputError
 from unpoison.evaluation import (
     Experiment,
@@ -229,6 +229,41 @@ def test_several_observations_of_several_inputs_are_traced(tmp_path: Path) -> No
     assert torch.equal(torch.cat(pictures[:3]), torch.cat(pictures[3:])[:3])
     [line, _] = [line for line in leaderboard(results) if line.detector.startswith("ek-fac")]
     assert line.n == 3
+
+
+def test_a_network_is_calibrated_once_for_all_its_answers(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "series.parquet", images(300, 0))
+    write_parquet(tmp_path / "held-test.parquet", images(120, 1))
+    data = {
+        "source": "series.parquet",
+        "test": "held-test.parquet",
+        "test_rows": [0, 60],
+        "reference_rows": [60, 120],
+        "groups": r"^.*(?=.\.png)",  # ten images in a row: 0 to 9, 10 to 19, ...
+    }
+    asked = {"name": "calibrated", "options": {"false_alarm_level": 0.2}, "random_filter": False}
+    detectors = [asked, {**asked, "answers": "right", "observations": 2}]
+    experiment = tiny(tmp_path, data=data, detectors=detectors, targets={"pairs": [["*", "right"]]})
+    work, results = swept(experiment, tmp_path)
+    kinds = Counter(stage.kind for stage in work.stages)
+    assert (kinds["train"], kinds["calibrate"], kinds["find"]) == (2, 1, 4)
+    [made] = [stage for stage in work.stages if stage.kind == "calibrate"]
+    calibration = Calibration.load(Store(results.store).place(made.key) / "calibration")
+    assert calibration.held_out
+    assert calibration.groups is not None
+    assert torch.equal(calibration.groups.unique(return_counts=True)[1], torch.full((30,), 10))
+    rows = results.table.to_pylist()
+    assert {row["source"] for row in rows} == {"any other"}
+    traced = [row for row in rows if row["detector"].startswith("calibrated")]
+    assert len(traced) == 3
+    assert all(row["seconds_calibrate"] > 0 and row["cause"] for row in traced if row["p_value"] is not None)
+    assert not any(row["control"] == "random filter" for row in rows)
+    with pytest.raises(InputError, match=r"groups: 'track' does not match the path '0.png' of an image"):
+        plan(tiny(tmp_path, data={**data, "groups": "track"}))
+    with pytest.raises(InputError, match="groups: not a regular expression"):
+        tiny(tmp_path, data={**data, "groups": "("})
+    with pytest.raises(InputError, match="correct: chooses test images of one class"):
+        tiny(tmp_path, targets={"pairs": [["*", "right"]], "correct": 2})
 
 
 def test_false_alarms_are_counted_on_clean_victims(tmp_path: Path) -> None:

@@ -259,3 +259,11 @@ def test_a_row_that_is_there_stays_when_what_it_was_made_of_cannot_be_made_again
     assert seen[-1].failed == {"train": 1, "find": 1}
     assert seen[-1].open == 0
     assert len(results.table) == 3
+
+
+def test_a_stage_that_kills_every_worker_fails_in_the_end(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "log", trials=1, killer="find 0", always=True)
+    with LocalExecutor(1) as executor:
+        results = sweep(plan, tmp_path / "store", executor)
+    assert results.failures == ("the worker died 3 times in this stage (find); out of memory?",)
+    assert done(tmp_path / "log") == {"poison": 1, "victim": 1, "find 0": 3}

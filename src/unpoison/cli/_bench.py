@@ -20,6 +20,7 @@ from unpoison._artefacts import write_json
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._options import Bench, configuration
+from unpoison.cli._session import device_named
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.evaluation import (
     Executor,
@@ -117,16 +118,10 @@ def _sweep(
     options: Bench, experiment: Experiment, recorder: Recorder, console: Console
 ) -> tuple[Results, SweepProgress]:
     with recorder.stage("start"):
-        import torch
-
         from unpoison.evaluation import choose_targets, plan, sweep
 
+        device = device_named(options.run.device).type
     with recorder.stage("plan"):
-        device = options.run.device
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and options.executor == "ray" and not options.gpu_share:
             raise InputError("--gpu-share: say how much of a GPU each stage needs, 1 or a part of it")
         work = None if experiment.chooses_targets else plan(experiment, device=device)

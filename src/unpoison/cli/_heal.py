@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from unpoison import unlearners, workflow
-from unpoison.cli._console import Console, per_cent
-from unpoison.cli._inputs import load_findings, load_model, load_set, options_of, recipe_of
+from unpoison.cli._console import Console
+from unpoison.cli._inputs import healing_recipe, load_findings, load_model, load_set, options_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
@@ -27,11 +25,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
                 raise type(error)(f"--findings {options.findings}: {error}") from None
             subject = load_model(options.model, options.architecture, training_set)
             trained = subject.model if isinstance(subject.model, Trained) else None
-            recipe = None
-            if trained is not None or any(
-                getattr(options.training, one.name) is not None for one in fields(options.training)
-            ):
-                recipe = recipe_of(options.training, base=None if trained is None else trained.recipe)
+            recipe = healing_recipe(options.training, subject.model)
         with run.stage("heal"), console.progress(f"healing by {options.method}") as progress:
             healed = workflow.heal(
                 subject.model,
@@ -39,7 +33,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
                 findings,
                 method=unlearner,
                 recipe=recipe,
-                start=subject.build() if subject.build is not None and options.method == "retrain" else None,
+                start=subject.fresh(options.method),
                 seed=options.run.seed,
                 progress=progress,
             )
@@ -56,15 +50,9 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             healing_seconds=healed.seconds,
             training_seconds=None if trained is None else trained.seconds,
         )
-    results = run.results
     console.show(
         f"healed by {options.method}: {len(findings.flagged)} of {len(training_set)} examples forgotten",
-        *(
-            f"{words}: {per_cent(results[f'{name}_before'])} before, "
-            f"{per_cent(results[f'{name}_after'])} after"
-            for name, words in (("clean_accuracy", "clean accuracy"), ("attack_success", "attack success"))
-            if results[f"{name}_before"] is not None
-        ),
+        *run.compared(),
         f"healing took {healed.seconds:.1f} s"
         + ("" if trained is None else f"; training the model took {trained.seconds:.1f} s"),
         f"the healed model is {options.out / 'model'}",

@@ -6,11 +6,12 @@ Every error names the option or the file, what is wrong with it, and what to do.
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from unpoison import data
 from unpoison._artefacts import read_json
-from unpoison.cli._options import Heal, ModelOptions, RecipeOptions, Scan, Trace, Train
+from unpoison.cli._options import Heal, ModelOptions, RecipeOptions, Repair, Scan, Trace, Train
 from unpoison.detectors import Findings
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.models import Normalized
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def load_set(
-    options: Train | Trace | Scan | Heal, device: torch.device
+    options: Train | Trace | Scan | Heal | Repair, device: torch.device
 ) -> tuple[Splits, TrainingSet, PoisonSet | None]:
     """The data that a verb names, the training set with the poison in it, and the poison if there is any."""
     splits = data.load(options.data, test=options.test_data).to(device)
@@ -119,6 +120,33 @@ def recipe_of(
     return Recipe.from_dict(values)
 
 
+def healing_recipe(options: RecipeOptions, model: Trained | nn.Module) -> Recipe | None:
+    """How to train a healed model; None for a network of the user's own where nothing is said."""
+    if isinstance(model, Trained):
+        return recipe_of(options, base=model.recipe)
+    said = any(getattr(options, one.name) is not None for one in fields(options))
+    return recipe_of(options) if said else None
+
+
+def groups_of(path: Path, count: int) -> list[str]:
+    """The name of the group of each training example, from a text file of lines or a JSON list.
+
+    Raises:
+        InputError: it cannot be read, or there is not one name for each example.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--groups {path}: cannot be read ({error})") from None
+    if not isinstance(names, list) or len(names) != count:
+        found = len(names) if isinstance(names, list) else type(names).__name__
+        raise InputError(
+            f"--groups {path}: expected one name for each of the {count} training examples, found {found}"
+        )
+    return [str(name) for name in names]
+
+
 def load_findings(directory: Path) -> Findings:
     """The findings of a run directory of trace (or demo), or of the findings/ in it."""
     return Findings.load(_part(directory, "findings", "findings.json", "--findings"))
@@ -145,6 +173,10 @@ class Subject:
 
     model: Trained | nn.Module
     build: Callable[[], nn.Module] | None = None
+
+    def fresh(self, unlearner: str) -> nn.Module | None:
+        """The untrained network for an unlearner that starts from it."""
+        return self.build() if self.build is not None and unlearner == "retrain" else None
 
 
 def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> Subject:

@@ -6,7 +6,9 @@ option.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
@@ -207,6 +209,32 @@ class Train:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class TraceOptions:
+    """What to trace, and how."""
+
+    suspect: Annotated[tuple[str, ...], arg(metavar="SUSPECT...")]
+    """The input answered wrongly: an image file, test:INDEX, or triggered:INDEX (that test image with the
+    trigger of --poison stamped on it). Several with the same answer are combined."""
+    predicted: MaybeClass = None
+    """The wrong label; what the model says when not given."""
+    true: MaybeClass = None
+    """What it ought to be; shown in the report, never used to trace. Known for test: and triggered:."""
+    method: Tracer = "calibrated"
+    preset: Preset = None
+    option: Options = ()
+    reference: MaybeData = None
+    """Labelled examples that are known to be clean and were not trained on, for calibrated; the test set when
+    not given."""
+    groups: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Names of groups of near-duplicates (tracks, patients, sources), for calibrated: one line for each
+    training example, or a JSON list; measured on the images when not given."""
+    calibration: MaybeDirectory = None
+    """Where calibrated keeps what it learns of the model, for further traces of it; the directory calibration
+    in that of --model when not given."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Trace:
     """Find the training examples that a wrong prediction goes back to. Writes DIR/findings."""
 
@@ -218,20 +246,34 @@ class Trace:
     """The test set, where it does not come with --data."""
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known; findings are held against it."""
-    suspect: Annotated[str, arg(metavar="SUSPECT")]
-    """The input answered wrongly: an image file, test:INDEX, or triggered:INDEX (that test image with the
-    trigger of --poison stamped on it)."""
-    predicted: MaybeClass = None
-    """The wrong label; what the model says when not given."""
-    true: MaybeClass = None
-    """What it ought to be; shown in the report, never used to trace. Known for test: and triggered:."""
-    method: Tracer = "calibrated"
-    preset: Preset = None
-    option: Options = ()
-    reference: MaybeData = None
-    """Labelled examples that are known to be clean and were not trained on, for calibrated."""
+    tracing: TraceOptions
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
+    architecture: ModelOptions
+    out: Directory
+    """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """Trace a wrong prediction, heal the model, and trace the healed model again, until nothing is found.
+    Writes the healed model to DIR/model and the findings of the first trace to DIR/findings."""
+
+    model: Model
+    """A run directory of train or heal, or package.module:factory (with --weights)."""
+    data: Data
+    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data."""
+    poison: MaybeDirectory = None
+    """The poison that was put into the training set, where that is known: attack success is then measured."""
+    tracing: TraceOptions
+    unlearner: Unlearner = "retrain"
+    rounds: Annotated[int, arg(metavar="N")] = 3
+    """How often to heal, at most."""
+    training: RecipeOptions
     architecture: ModelOptions
     out: Directory
     """The run directory to write."""
@@ -323,18 +365,11 @@ class Report:
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Trace | Scan | Heal | Bench | Report
-VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Scan, Heal, Bench, Report)
+Verb = Demo | Craft | Train | Trace | Scan | Heal | Repair | Bench | Report
+VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Scan, Heal, Repair, Bench, Report)
 
-CommandLine = (
-    Annotated[Demo, subcommand(name="demo")]
-    | Annotated[Craft, subcommand(name="craft")]
-    | Annotated[Train, subcommand(name="train")]
-    | Annotated[Trace, subcommand(name="trace")]
-    | Annotated[Scan, subcommand(name="scan")]
-    | Annotated[Heal, subcommand(name="heal")]
-    | Annotated[Bench, subcommand(name="bench")]
-    | Annotated[Report, subcommand(name="report")]
+CommandLine: Any = reduce(
+    operator.or_, (Annotated[verb, subcommand(name=verb.__name__.lower())] for verb in VERBS)
 )
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from unpoison import detectors, workflow
 from unpoison.cli._console import Console, per_cent
-from unpoison.cli._inputs import Subject, load_model, load_set, options_of, suspect_of
+from unpoison.cli._inputs import load_model, load_set, options_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Scan, Trace
 from unpoison.cli._session import Session, session
+from unpoison.cli._tracing import Tracing
 from unpoison.data import TrainingSet, load
-from unpoison.detectors import Findings, Observation
-from unpoison.errors import InputError
-from unpoison.threats import PoisonSet, find_class
+from unpoison.detectors import Findings
+from unpoison.threats import PoisonSet
 
 DONE, FOUND = 0, 1
 _KEPT_IMAGES = 64
@@ -25,33 +24,35 @@ _KEPT_IMAGES = 64
 
 def trace(options: Trace, console: Console, interrupts: Interrupts) -> int:
     """Trace the answer of `--model` to `--suspect` back to training examples."""
-    return _search(options, console, interrupts)
+    with session(options, options.out, console, interrupts) as run:
+        with run.stage("data"):
+            case = Tracing.of(options, run)
+        with run.stage("trace"), console.progress(f"trace by {options.tracing.method}") as progress:
+            case.calibrate(run, progress)
+            findings = workflow.trace(
+                case.subject.model, case.training_set, case.observation, progress=progress, **case.given
+            )
+        with run.stage("save"):
+            keep_findings(run, findings, case.training_set, case.poison)
+        run.results.update(method=findings.method, **case.asked())
+    missed = "a trace may miss some of it: unpoison repair removes what it finds and traces the healed model"
+    console.show(*told(run, findings), *case.told(), *([missed] if findings.poison_found else []))
+    console.show(f"the findings are {options.out / 'findings'}")
+    return FOUND if options.fail_on_findings and findings.poison_found else DONE
 
 
 def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
     """Search the training set of `--model` for poison."""
-    return _search(options, console, interrupts)
-
-
-def _search(options: Trace | Scan, console: Console, interrupts: Interrupts) -> int:
-    verb = type(options).__name__.lower()
     detector = detectors.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
-            splits, training_set, poison = load_set(options, run.device)
+            _, training_set, poison = load_set(options, run.device)
             reference = None if options.reference is None else load(options.reference).train.to(run.device)
             subject = load_model(options.model, options.architecture, training_set)
-            asked: dict[str, Any] = {}
-            if isinstance(options, Trace):
-                suspect = suspect_of(options.suspect, splits, poison)
-                observation = _observation(options, subject, training_set, suspect.image, suspect.true_label)
-                asked = {"observation": observation}
-        with run.stage(verb), console.progress(f"{verb} by {options.method}") as progress:
-            find: Any = workflow.trace if asked else workflow.scan
-            findings: Findings = find(
+        with run.stage("scan"), console.progress(f"scan by {options.method}") as progress:
+            findings = workflow.scan(
                 subject.model,
                 training_set,
-                **asked,
                 method=detector,
                 reference=reference,
                 seed=options.run.seed,
@@ -62,46 +63,25 @@ def _search(options: Trace | Scan, console: Console, interrupts: Interrupts) -> 
         run.results.update(
             method=findings.method, examples=len(training_set), fingerprint=training_set.fingerprint
         )
-        if findings.observation is not None:
-            names = training_set.class_names
-            predicted, true_label = findings.observation.predicted, findings.observation.true_label
-            run.results.update(
-                suspect=suspect.words,
-                predicted=None if predicted is None else names[predicted],
-                true=None if true_label is None else names[true_label],
-            )
-    shown = ", ".join(map(str, run.results["flagged_indices"][:10]))
-    console.show(
-        findings.summary,
-        *([f"most blamed: {shown}{', ...' if len(findings.flagged) > 10 else ''}"] if shown else []),
-        *(
-            [
-                f"against the truth: precision {per_cent(run.results['precision'])}, "
-                f"recall {per_cent(run.results['recall'])}"
-            ]
-            if poison is not None
-            else []
-        ),
-        f"the findings are {options.out / 'findings'}",
-    )
+    console.show(*told(run, findings), f"the findings are {options.out / 'findings'}")
     return FOUND if options.fail_on_findings and findings.poison_found else DONE
 
 
-def _observation(
-    options: Trace, subject: Subject, training_set: TrainingSet, image: torch.Tensor, true_label: int | None
-) -> Observation:
-    names = training_set.class_names
-    predicted = (
-        None if options.predicted is None else find_class(options.predicted, names, option="--predicted")
-    )
-    if options.true is not None:
-        true_label = find_class(options.true, names, option="--true")
-    try:
-        return detectors.check_observation(
-            workflow.network_of(subject.model), training_set, Observation(image, predicted, true_label)
+def told(run: Session, findings: Findings) -> list[str]:
+    """The findings in lines, against the truth where it is known."""
+    lines, results = [findings.summary], run.results
+    level = findings.threshold.false_alarm_level
+    if findings.p_value is not None and level is not None:
+        lines.append(f"p = {findings.p_value:.3g} at a false-alarm level of {level:g}")
+    if len(findings.flagged):
+        shown = ", ".join(map(str, findings.flagged[:10].tolist()))
+        lines.append(f"most blamed: {shown}{', ...' if len(findings.flagged) > 10 else ''}")
+    if results["precision"] is not None or results["recall"] is not None:
+        lines.append(
+            f"against the truth: precision {per_cent(results['precision'])}, recall "
+            f"{per_cent(results['recall'])}"
         )
-    except InputError as error:
-        raise InputError(f"--suspect {options.suspect}: {error}") from None
+    return lines
 
 
 def keep_findings(
@@ -116,6 +96,7 @@ def keep_findings(
         flagged=len(findings.flagged),
         flagged_indices=findings.flagged.tolist(),
         p_value=findings.p_value,
+        cause=None if findings.cause is None else findings.cause.to_dict(),
         false_alarm_level=findings.threshold.false_alarm_level,
         threshold=findings.threshold.value,
         summary=findings.summary,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from unpoison._artefacts import atomic_directory
-from unpoison.cli._console import Console
+from unpoison.cli._console import Console, per_cent
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Verb, configuration
 from unpoison.errors import InputError
@@ -90,6 +90,15 @@ class Session:
         self.rate(f"clean_accuracy{suffix}", None if measured is None else measured.clean_accuracy)
         self.rate(f"attack_success{suffix}", None if measured is None else measured.attack_success)
 
+    def compared(self) -> list[str]:
+        """What `measure` noted before and after healing, in lines."""
+        found = []
+        for name, words in (("clean_accuracy", "clean accuracy"), ("attack_success", "attack success")):
+            before, after = (self.results[f"{name}_{when}"] for when in ("before", "after"))
+            if before is not None:
+                found.append(f"{words}: {per_cent(before)} before, {per_cent(after)} after")
+        return found
+
 
 @contextlib.contextmanager
 def session(options: Verb, out: Path | None, console: Console, interrupts: Interrupts) -> Iterator[Session]:
@@ -106,7 +115,7 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
     with contextlib.ExitStack() as stack:
         import torch
 
-        device = _device(run.device)
+        device = device_named(run.device)
         if run.threads is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(run.threads)
@@ -127,7 +136,8 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
             print(json.dumps(record.to_dict(), indent=2, allow_nan=False))  # noqa: T201
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device that `--device` names; of auto, the GPU when there is one."""
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():

@@ -1,10 +1,17 @@
 from ._augment import augment as augment
 from ._cifar import read_cifar as read_cifar
-from ._datasets import MapStyle as MapStyle
+from ._dataset_examples import DatasetExamples as DatasetExamples
+from ._datasets import as_examples as as_examples
 from ._datasets import as_training_set as as_training_set
 from ._datasets import from_dataset as from_dataset
+from ._examples import Batch as Batch
 from ._examples import Examples as Examples
+from ._examples import Inputs as Inputs
 from ._examples import TensorExamples as TensorExamples
+from ._examples import count_of as count_of
+from ._examples import joined as joined
+from ._examples import placed as placed
+from ._examples import rows_of as rows_of
 from ._folder import read_folder as read_folder
 from ._images import encode_png as encode_png
 from ._images import read_image as read_image
@@ -17,5 +24,6 @@ from ._parquet import write_parquet as write_parquet
 from ._restricted_unpickler import read_pickle as read_pickle
 from ._restricted_unpickler import write_pickle as write_pickle
 from ._sample import sample as sample
+from ._source import MapStyle as MapStyle
 from ._splits import Splits as Splits
 from ._training_set import TrainingSet as TrainingSet

@@ -194,6 +194,8 @@ def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8
                 "save it without alpha"
             )
         return np.ascontiguousarray(pixels[..., 0] if grey else pixels[..., :3])
+    if image.mode == "CMYK":  # as torchvision and timm load it
+        return np.array(image.convert("RGB"))
     raise InputError(
         f"{where}: mode {image.mode} does not become 8-bit grey or colour without loss; convert it to RGB"
     )

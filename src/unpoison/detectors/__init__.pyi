@@ -1,3 +1,5 @@
+from ._answers import answers_of as answers_of
+from ._answers import answers_to as answers_to
 from ._calibration import Calibration as Calibration
 from ._cause import Cause as Cause
 from ._detector import Detector as Detector
@@ -13,9 +15,10 @@ from ._methods import names as names
 from ._methods import register as register
 from ._observation import Observation as Observation
 from ._observation import check_observation as check_observation
+from ._observation import joined_observations as joined_observations
 from ._search import Search as Search
 from ._search import Searcher as Searcher
-from ._transforms import transformed_copies as transformed_copies
+from ._transforms import similar_copies as similar_copies
 from .activation_clustering import ActivationClustering as ActivationClustering
 from .artifact_mixture import ArtifactMixture as ArtifactMixture
 from .calibrated import Calibrated as Calibrated
@@ -53,11 +56,14 @@ __all__ = [
     "Spectre",
     "StatisticalContamination",
     "Threshold",
+    "answers_of",
+    "answers_to",
     "average_precision",
     "check_observation",
     "describe",
     "get",
+    "joined_observations",
     "names",
     "register",
-    "transformed_copies",
+    "similar_copies",
 ]

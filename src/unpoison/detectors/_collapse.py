@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from unpoison._progress import Progress
 from unpoison._stable import margins
-from unpoison.data import TrainingSet
+from unpoison.data import Examples, Inputs, count_of
 from unpoison.detectors._search import Search
 from unpoison.influence import PreconditionedQueries, precondition, score
 from unpoison.tasks import Batch, ClassificationTask, Task
@@ -56,17 +56,17 @@ class LabelCollapse(Task):
 
 
 def queries_of(
-    search: Search, images: Tensor, label: int, task: Task, *, mean: bool = False
+    search: Search, inputs: Inputs, label: int, task: Task, *, mean: bool = False
 ) -> PreconditionedQueries:
-    """The queries of UInt8[q c h w] images about a label.
+    """The queries of q inputs about a label.
 
     Where `mean`, one of their mean gradient, of which progress is told.
     """
-    count = len(images)
+    count = count_of(inputs)
     return precondition(
         search.model,
         search.factors,
-        (images.float() / 255, torch.full((count,), label)),
+        (inputs, torch.full((count,), label)),
         task,
         combine=torch.full((1, count), 1 / count) if mean else None,
         damping=search.damping,
@@ -76,7 +76,7 @@ def queries_of(
 
 
 def normalised(
-    search: Search, queries: PreconditionedQueries, examples: TrainingSet, progress: Progress | None = None
+    search: Search, queries: PreconditionedQueries, examples: Examples, progress: Progress | None = None
 ) -> Tensor:
     """Float64[q n], on the CPU: the influence of the examples on the queries over their gradient norms."""
     scores = score(

@@ -13,7 +13,8 @@ Given are the normalised collapses x_j (`_collapse`) of the n_y training example
 3. p-value     the rank of T among calibration errors: inputs that the model classifies wrongly, each asked
                about its own wrong answer. For a natural error, which is one more of them, it is uniform
                (a conformal p-value; Vovk, Gammerman and Shafer, 2005), whatever the statistic. It is one
-               test, so the level is not shared.
+               test, so the level is not shared. Near-errors, which fill up where errors are few, are a little
+               less extreme; unless T exceeds that of all errors, p is at least its rank among errors alone.
 4. shared causes  in a poisoned model some calibration errors may be the poison's doing. A calibration error
                with the same answer that goes back to the same examples (cosine of (z - 3)+ above 0.6) is left
                out of the rank, as it is no independent comparison, but no more than one in fifty: a cause

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from unpoison._memory import peak_bytes
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
-from unpoison.data import TrainingSet
+from unpoison.data import Examples, Inputs, TrainingSet, as_training_set
+from unpoison.detectors._answers import answers_of
 from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._observation import Observation, check_observation
@@ -43,10 +44,10 @@ class Searcher(Detector):
     def find(
         self,
         model: nn.Module,
-        training_set: TrainingSet,
+        training_set: Examples,
         observation: Observation | None = None,
         *,
-        reference: TrainingSet | None = None,
+        reference: Examples | None = None,
         seed: int = 0,
         progress: Progress | None = None,
         factors: Factors | None = None,
@@ -66,6 +67,7 @@ class Searcher(Detector):
             raise InputError(f"{training_set.name}: there are no training examples to search")
         else:
             observation = None
+            _check_outputs(model, training_set)
         search = Search(self, model, training_set, observation, reference, seed, progress, factors)
         return search.finished(self.search(search))
 
@@ -85,9 +87,9 @@ class Search:
         self,
         detector: Detector,
         model: nn.Module,
-        training_set: TrainingSet,
+        training_set: Examples,
         observation: Observation | None,
-        reference: TrainingSet | None,
+        reference: Examples | None,
         seed: int,
         progress: Progress | None,
         factors: Factors | None,
@@ -118,6 +120,18 @@ class Search:
     def answer_name(self) -> str:
         """The name of the wrong label."""
         return self.training_set.class_names[self.answer]
+
+    @property
+    def pictures(self) -> TrainingSet:
+        """The training set as 8-bit images, for detectors that look at pixels.
+
+        Raises:
+            InputError: it has others.
+        """
+        try:
+            return as_training_set(self.training_set)
+        except InputError as error:
+            raise InputError(f"{self._detector.method.name}: works on 8-bit images alone; {error}") from None
 
     def lap(self, stage: str) -> None:
         """Count the time since the last call for the stage."""
@@ -172,18 +186,18 @@ class Search:
 
     def influence(
         self,
-        inputs: Tensor,
+        inputs: Inputs,
         labels: Tensor,
         *,
         combine: Tensor | None = None,
-        examples: TrainingSet | None = None,
+        examples: Examples | None = None,
         gradient: Literal["loss", "measurement"] = "loss",
         self_influence: bool = False,
     ) -> Scores:
         """The influence of training examples on the margins of labels at inputs.
 
         Arguments:
-            inputs: Float[q c h w] in [0, 1].
+            inputs: q inputs as the model takes them.
             labels: Int64[q].
             combine: Float[m, q], the combinations of margins to score; see `unpoison.influence.precondition`.
             examples: those to score; the training set by default.
@@ -221,7 +235,7 @@ class Search:
     def influence_on_the_answer(self, **options: Any) -> Scores:
         """The influence on the margin of the answer, Float[1 n]; the mean where there are several images."""
         count = len(self.observation)
-        inputs, labels = self.observation.images.float() / 255, torch.full((count,), self.answer)
+        inputs, labels = self.observation.inputs, torch.full((count,), self.answer)
         return self.influence(inputs, labels, combine=torch.full((1, count), 1 / count), **options)
 
     def findings(
@@ -264,6 +278,17 @@ class Search:
             summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}",
             evidence={name: column.cpu() for name, column in (evidence or {}).items()},
             observation=self._observation,
+            ids=self.training_set.ids,
+        )
+
+
+def _check_outputs(model: nn.Module, training_set: Examples) -> None:
+    """That the model has an output for each class."""
+    logits = answers_of(model, training_set.batch(0, 1)[0])
+    if logits.ndim == 2 and 1 < logits.shape[1] < training_set.num_classes:
+        raise InputError(
+            f"{training_set.name}: its labels are 0..{training_set.num_classes - 1}, but the model gives "
+            f"{logits.shape[1]} logits; are classes numbered from 0?"
         )
 
 

@@ -9,11 +9,13 @@ Ours; the stages in standard terms:
                is traced: `calibrate` gives a `Calibration`, which can be saved and given to `find`.
 3. decision    a statistic counts the unrelated examples that stand out; its rank among the calibration errors
                is a conformal p-value (`_conformal`). Poison is found exactly when it is at most the level.
+               A label that is not the answer (`Observation.answered`) is compared with labelled inputs that
+               do not get it either, asked about the same label.
 4. expansion   from the examples that stand out most, the seeds, to all of the same attack: by the cosine of
                preconditioned gradients (`_seed_expansion`). Clean-label poison hardly shares a gradient
                direction. So, unless the members are separated from the other examples of their label, the
-               artifact mixture is fitted as well (`artifact_mixture`, with the same seeds); it decides where
-               more than a quarter of the examples that it finds are no members.
+               artifact mixture is fitted as well to 8-bit images (`artifact_mixture`, with the same seeds);
+               it decides where more than a quarter of the examples that it finds are no members.
 5. cause       what kind of cause the responsible examples speak for, poison or not (`_cause`).
 
 `scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label: of the
@@ -41,20 +43,26 @@ from torch import Tensor, nn
 
 from unpoison._option_checks import check_options
 from unpoison._progress import Progress
-from unpoison.data import TrainingSet
+from unpoison._seeds import generator
+from unpoison.data import Examples, TrainingSet
+from unpoison.detectors._answers import answers_of, answers_to
 from unpoison.detectors._calibration import (
     Calibration,
     calibrate,
     chosen_inputs,
-    image_digests,
+    in_label,
+    input_digests,
     key_of,
     labelled_examples,
+    shuffled,
 )
 from unpoison.detectors._cause import Kind, cause_of
 from unpoison.detectors._collapse import LabelCollapse, joined, normalised, queries_of
-from unpoison.detectors._conformal import robust_units
+from unpoison.detectors._conformal import p_value as conformal_p_value
+from unpoison.detectors._conformal import robust_units, statistic
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
+from unpoison.detectors._near_duplicates import thumbnails_at
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
@@ -62,7 +70,6 @@ from unpoison.detectors.artifact_mixture import artifact_mixture
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import Damping, Factors, RelativeDamping
 from unpoison.tasks import ClassificationTask
-from unpoison.training import predict
 
 _DAMPING = RelativeDamping(0.1)
 # The excess from which an example may be a seed; so many are taken at least.
@@ -131,8 +138,8 @@ class Calibrated(Searcher):
     def calibrate(
         self,
         model: nn.Module,
-        training_set: TrainingSet,
-        reference: TrainingSet | None = None,
+        training_set: Examples,
+        reference: Examples | None = None,
         *,
         groups: Groups | None = None,
         seed: int = 0,
@@ -164,8 +171,8 @@ class Calibrated(Searcher):
         self,
         path: str | os.PathLike[str],
         model: nn.Module,
-        training_set: TrainingSet,
-        reference: TrainingSet | None = None,
+        training_set: Examples,
+        reference: Examples | None = None,
         *,
         groups: Groups | None = None,
         seed: int = 0,
@@ -182,10 +189,10 @@ class Calibrated(Searcher):
     def find(
         self,
         model: nn.Module,
-        training_set: TrainingSet,
+        training_set: Examples,
         observation: Observation | None = None,
         *,
-        reference: TrainingSet | None = None,
+        reference: Examples | None = None,
         seed: int = 0,
         progress: Progress | None = None,
         factors: Factors | None = None,
@@ -195,8 +202,8 @@ class Calibrated(Searcher):
         """See `Detector.find` and `calibrate`.
 
         Arguments:
-            calibration: of this model and training set; `reference`, `groups`, `factors` and `seed` then have
-                no further use.
+            calibration: of this model and training set; `groups` and `factors` then have no further use, and
+                `reference` and `seed` only for a label that is not the answer.
 
         Raises:
             MismatchError: the calibration or the factors are of another model, training set or damping.
@@ -237,18 +244,26 @@ class Calibrated(Searcher):
         """Stages 1 and 3 to 5."""
         rows = (search.training_set.labels.cpu() == search.answer).nonzero()[:, 0]
         if not len(rows):
-            return self._findings(search, calibration, rows, torch.zeros(3, 0), p_value=1.0, shared=0)
-        examples, images = search.training_set.subset(rows), search.observation.images
+            null = calibration.source
+            return self._findings(search, null, rows, torch.zeros(3, 0), p_value=1.0, shared=0)
+        examples, inputs = search.training_set.subset(rows), search.observation.inputs
         queries = joined(
-            queries_of(search, images, search.answer, LabelCollapse(), mean=True),
-            queries_of(search, images, search.answer, ClassificationTask(), mean=True),
+            queries_of(search, inputs, search.answer, LabelCollapse(), mean=True),
+            queries_of(search, inputs, search.answer, ClassificationTask(), mean=True),
         )
         collapse, before = normalised(search, queries, examples, search.progress)
         excess = calibration.excess(collapse, rows)
-        p_value, shared = calibration.p_value(excess, rows, search.answer, image_digests(images))
+        if search.observation.answered or (answers_of(search.model, inputs).argmax(1) == search.answer).all():
+            p_value, shared = calibration.p_value(excess, rows, search.answer, input_digests(inputs))
+            null = calibration.source
+        else:
+            others = self._asked_alike(search, calibration, rows, examples)
+            value = float(statistic(excess, calibration.multiplicities[rows]))
+            p_value, shared = conformal_p_value(value, others, torch.zeros_like(others))
+            null = f"{len(others)} inputs with other answers, asked about the same label"
         search.lap("scores")
         columns = torch.stack([excess, before, before - collapse])
-        findings = self._findings(search, calibration, rows, columns, p_value=p_value, shared=shared)
+        findings = self._findings(search, null, rows, columns, p_value=p_value, shared=shared)
         found = p_value <= self.false_alarm_level + 1e-9
         ranking = excess.argsort(descending=True, stable=True)
         kind: Kind | None = None
@@ -260,9 +275,9 @@ class Calibrated(Searcher):
             members = ranking[: int((excess > _RESPONSIBLE).sum())][:64]
         cause = cause_of(
             members,
-            examples.images,
+            None if calibration.groups is not None else thumbnails_at(examples, torch.arange(len(rows))),
             None if calibration.groups is None else calibration.groups[rows],
-            predict(search.model, examples.images).cpu(),
+            answers_to(search.model, examples),
             search.answer,
             found=kind,
         )
@@ -272,10 +287,26 @@ class Calibrated(Searcher):
             told.append("The true label is not given: the level holds for wrong answers alone")
         return replace(findings, cause=cause, summary=". ".join(told))
 
+    def _asked_alike(
+        self, search: Search, calibration: Calibration, rows: Tensor, examples: Examples
+    ) -> Tensor:
+        """Float64[m]: the statistics of labelled inputs that neither have the traced label nor get it.
+
+        An input that is not given a label is asked about it otherwise than an error about its own answer:
+        that label is mostly far less likely.
+        """
+        source = labelled_examples(search)
+        answers, own = answers_to(search.model, source).argmax(1), source.labels.cpu()
+        places = ((answers != search.answer) & (own != search.answer)).nonzero()[:, 0]
+        places = shuffled(places, generator(search.seed, "inputs with other answers"))
+        inputs = source.at(places[: 2 * self.calibration_errors])[0]
+        excess = calibration.excess(in_label(search, inputs, search.answer, examples), rows)
+        return statistic(excess, calibration.multiplicities[rows])
+
     def _findings(
         self,
         search: Search,
-        calibration: Calibration,
+        null: str,
         rows: Tensor,
         columns: Tensor,
         *,
@@ -287,7 +318,7 @@ class Calibrated(Searcher):
         `columns` are Float64[3 k]: the excess, the influence before and after, of the k examples `rows`.
         """
         left_out = f", {shared} left out that go back to the same examples" if shared else ""
-        how = f"rank of the statistic among {calibration.source}{left_out}"
+        how = f"rank of the statistic among {null}{left_out}"
         names = ("excess", "influence_before", "influence_after")
         evidence = {
             name: _spread_out(column, rows, len(search.training_set), 0.0)
@@ -312,7 +343,7 @@ class Calibrated(Searcher):
         self,
         search: Search,
         findings: Findings,
-        examples: TrainingSet,
+        examples: Examples,
         rows: Tensor,
         seeds: Tensor,
         excess: Tensor,
@@ -326,7 +357,7 @@ class Calibrated(Searcher):
             "seed_similarity": _spread_out(expansion.scores, rows, total, 0.0),
         }
         log_odds = None
-        if not expansion.separated:
+        if not expansion.separated and isinstance(examples, TrainingSet):
             log_odds = artifact_mixture(
                 search.model,
                 examples,

@@ -20,8 +20,8 @@ from ._store import Outcome as Outcome
 from ._store import Stage as Stage
 from ._store import Store as Store
 from ._sweep import SweepProgress as SweepProgress
+from ._sweep import choose_targets as choose_targets
 from ._sweep import sweep as sweep
-from ._targets import choose_targets as choose_targets
 
 __all__ = [
     "Comparison",

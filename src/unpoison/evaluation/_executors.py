@@ -18,9 +18,10 @@ import signal
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
 
@@ -32,7 +33,7 @@ _ATTEMPTS = 3
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-class Executor(ABC):
+class Executor(AbstractContextManager[Any]):
     """Does stages in parallel; a context manager, at whose end all workers are stopped.
 
     Arguments:
@@ -62,10 +63,6 @@ class Executor(ABC):
         """Stop the workers, whatever they are doing."""
 
     @final
-    def __enter__(self) -> Executor:
-        return self
-
-    @final
     def __exit__(self, *exception: object) -> None:
         self.close()
 
@@ -90,19 +87,20 @@ class LocalExecutor(Executor):
         self._submit(root, stage, 1)
 
     def wait(self) -> list[Outcome]:
-        while True:
+        outcomes: list[Outcome] = []
+        while not outcomes:
             done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
-            outcomes, lost = [], []
             for future in done:
-                task = self._running.pop(future)
+                root, stage, attempt = self._running.pop(future)
                 try:
                     outcomes.append(future.result())
-                except BrokenProcessPool:
-                    lost.append(task)
-            if lost:
-                outcomes += self._revive(lost)
-            if outcomes:
-                return outcomes
+                except (BrokenProcessPool, concurrent.futures.CancelledError):
+                    # When one worker dies the pool gives up all its stages.
+                    if attempt < _ATTEMPTS:
+                        self._submit(root, stage, attempt + 1)
+                    else:
+                        outcomes.append(_died(stage))
+        return outcomes
 
     def close(self) -> None:
         processes = list((self._pool._processes or {}).values())
@@ -114,27 +112,11 @@ class LocalExecutor(Executor):
     def _submit(self, root: Path, stage: Stage, attempt: int) -> None:
         try:
             future = self._pool.submit(perform, str(root), stage)
-        except BrokenProcessPool:  # `wait` starts a new pool
-            future = Future()
-            future.set_exception(BrokenProcessPool())
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = self._start()
+            future = self._pool.submit(perform, str(root), stage)
         self._running[future] = (root, stage, attempt)
-
-    def _revive(self, lost: list[tuple[Path, Stage, int]]) -> list[Outcome]:
-        """When one worker dies the pool gives up all its stages; they are submitted to a new pool."""
-        for future in list(self._running):
-            with contextlib.suppress(BrokenProcessPool, concurrent.futures.CancelledError):
-                future.result(timeout=60)
-                continue
-            lost.append(self._running.pop(future))
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = self._start()
-        gone = []
-        for root, stage, attempt in lost:
-            if attempt < _ATTEMPTS:
-                self._submit(root, stage, attempt + 1)
-            else:
-                gone.append(_died(stage))
-        return gone
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(

@@ -162,16 +162,14 @@ class Line:
             and (self.dropped.trials or not one.name.startswith("drop"))
         }
         summaries["success_by_target"]["interval"] = self.target_interval
+        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
         return {
             **{name: getattr(self, name) for name in METHOD},
             "n": self.n,
             **summaries,
             "per_class": {name: share.to_dict() for name, share in self.per_class.items()},
             "filter_bias": self.filter_bias,
-            "costs": {
-                "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-                "peak_bytes": self.peak_bytes,
-            },
+            "costs": {"seconds": seconds, "peak_bytes": self.peak_bytes},
         }
 
 
@@ -186,8 +184,8 @@ def leaderboard(results: Results) -> tuple[Line, ...]:
 
 
 def succeeded(row: Row) -> bool:
-    """Whether the trial's attack succeeded: on most of its inputs, or on its only one."""
-    return 2 * int(row["attack_successes"]) > int(row["attack_total"])
+    """Whether the trial's attack, if it has one, succeeded: on most of its inputs, or on its only one."""
+    return 2 * int(row["attack_successes"] or 0) > int(row["attack_total"] or 0)
 
 
 def success_rate(row: Row) -> float:
@@ -200,11 +198,6 @@ def clean_accuracy(row: Row) -> float:
     return float(row["clean_correct"] / row["clean_total"]) if row["clean_total"] else math.nan
 
 
-def target_of(row: Row) -> tuple[Any, ...]:
-    """What the trial's attack aimed at."""
-    return _values(row, TARGET)
-
-
 def _values(row: Row, names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names)
 
@@ -213,7 +206,7 @@ def _by_target(values: Iterable[tuple[Row, float]]) -> Mean:
     """Over targets, of the means of their trials."""
     groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row, value in values:
-        groups[target_of(row)].append(value)
+        groups[_values(row, TARGET)].append(value)
     return Mean.of(statistics.fmean(group) for group in groups.values())
 
 
@@ -221,27 +214,17 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     attacked = [row for row in rows if row["attack_total"]]
     judged = [row for row in rows if row["flagged"] is not None]
     defended = [row for row in rows if row.get("dropped") is not None]
-    asked = [row for row in rows if row["observed"] is not None]
-    verdicts = [row["found"] for row in rows if row["found"] is not None]
+
+    def known(column: str) -> list[Any]:
+        return [row[column] for row in rows if row[column] is not None]
 
     def share(part: str, whole: str, among: Sequence[Row] = judged) -> Proportion:
         return Proportion(sum(row[part] for row in among), sum(row[whole] for row in among))
 
-    names = rows[0]["class_names"] or []
-    hits, counts = _sums(rows, "class_correct"), _sums(rows, "class_total")
-    classes = zip(names, hits, counts, strict=True)
-    lost = [
-        flagged / there
-        for flagged, there in zip(
-            _sums(judged, "class_false_positives"), _sums(judged, "class_clean"), strict=True
-        )
-        if there
-    ]
-    seconds = {
-        name: statistics.fmean(values)
-        for name in ("craft", "train", "calibrate", "find", "heal")
-        if (values := [row[f"seconds_{name}"] for row in rows if row[f"seconds_{name}"] is not None])
-    }
+    accuracies = map(Proportion, _sums(rows, "class_correct"), _sums(rows, "class_total"))
+    flagged = zip(_sums(judged, "class_false_positives"), _sums(judged, "class_clean"), strict=True)
+    lost = [false_positives / clean for false_positives, clean in flagged if clean]
+    stages = {name: known(f"seconds_{name}") for name in ("craft", "train", "calibrate", "find", "heal")}
     return Line(
         **method,
         rows=rows,
@@ -250,9 +233,9 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         success_rate=Mean.of(map(success_rate, attacked)),
         margin=Mean.of(row["margin"] for row in attacked),
         clean_accuracy=Mean.of(map(clean_accuracy, rows)),
-        per_class={name: Proportion(hit, count) for name, hit, count in classes},
-        observed=Proportion(sum(bool(row["observed"]) for row in asked), len(asked)),
-        found=Proportion(sum(verdicts), len(verdicts)),
+        per_class=dict(zip(rows[0]["class_names"] or [], accuracies, strict=True)),
+        observed=Proportion(sum(known("observed")), len(known("observed"))),
+        found=Proportion(sum(known("found")), len(known("found"))),
         true_positives=share("true_positives", "poisons"),
         precision=share("true_positives", "flagged"),
         false_positives=share("false_positives", "clean_examples"),
@@ -263,8 +246,8 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         dropped=share("dropped", "examples", defended),
         drop_precision=share("dropped_poisons", "dropped", defended),
         drop_recall=share("dropped_poisons", "poisons", defended),
-        seconds=seconds,
-        peak_bytes=max((row["peak_bytes"] or 0.0 for row in rows), default=0.0),
+        seconds={name: statistics.fmean(values) for name, values in stages.items() if values},
+        peak_bytes=max(known("peak_bytes"), default=0.0),
     )
 
 

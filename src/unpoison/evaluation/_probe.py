@@ -25,11 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unpoison._stable import softmax_minus_one_hot
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import preserved
 from unpoison.threats import PoisonSet
-from unpoison.training import Defense, Recipe, Trained, predict
+from unpoison.training import Batch, Defense, Recipe, Step, Trained, predict
 
 _BATCH: Final = 512
 Notes = dict[str, Any]
@@ -37,65 +38,57 @@ Notes = dict[str, Any]
 
 @final
 @dataclass(frozen=True)
+class Undefended(Defense):
+    """Every hook as it is by default."""
+
+
+@final
+@dataclass(eq=False)
 class Probe(Defense):
     """Leaves the work to another defense and takes notes.
 
     Arguments:
-        inner: the defense; None for an undefended victim.
+        inner: that defense.
         poison: the truth.
         test_set: where the adversary's inputs come from.
         quantities: what to note, of "logits", "gradients" and "norms".
     """
 
-    inner: Defense | None
+    inner: Defense
     poison: PoisonSet = field(repr=False)
     test_set: TrainingSet = field(repr=False)
     quantities: tuple[str, ...]
-    _notes: list[Notes] = field(default_factory=list, init=False, repr=False)
-    _seen: list[TrainingSet] = field(default_factory=list, init=False, repr=False)
-
-    @property
-    def _hooks(self) -> Defense:
-        return _UNDEFENDED if self.inner is None else self.inner
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
-        """What the inner defense makes of the set."""
-        self._notes.clear()
-        self._seen[:] = [self._hooks.begin(training_set, recipe, seed=seed)]
-        return self._seen[0]
+        self._notes: list[Notes] = []
+        self._training_set = self.inner.begin(training_set, recipe, seed=seed)
+        return self._training_set
 
     def keep(self, epoch: int, model: nn.Module, training_set: TrainingSet, alive: Tensor) -> Tensor:
-        """What the inner defense keeps."""
-        kept = self._hooks.keep(epoch, model, training_set, alive)
+        kept = self.inner.keep(epoch, model, training_set, alive)
         self._notes.append(self._noted(model, training_set, kept))
         return kept
 
-    def batch(self, *inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        """As the inner defense."""
-        return self._hooks.batch(*inputs, **options)
+    def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self.inner.batch(batch)
 
-    def gradients(self, *inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        """As the inner defense."""
-        return self._hooks.gradients(*inputs, **options)
+    def gradients(self, step: Step) -> tuple[Tensor, Tensor]:
+        return self.inner.gradients(step)
 
     def state(self) -> dict[str, Tensor]:
-        """That of the inner defense."""
-        return self._hooks.state()
+        return self.inner.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Give the inner defense its state back."""
-        self._hooks.restore(state)
+        self.inner.restore(state)
 
     def report(self) -> dict[str, Any]:
-        """That of the inner defense."""
-        return self._hooks.report()
+        return self.inner.report()
 
     def notes_until(self, trained: Trained) -> list[Notes]:
         """The notes before every epoch, and those of the finished network."""
-        [training_set] = self._seen
-        kept = torch.ones(len(training_set), dtype=torch.bool, device=training_set.device)
-        kept[trained.dropped.to(kept.device)] = False
-        return [*self._notes, self._noted(trained.model, training_set, kept)]
+        kept = ~torch.isin(torch.arange(len(self._training_set)), trained.dropped.cpu())
+        last = self._noted(trained.model, self._training_set, kept.to(self._training_set.device))
+        return [*self._notes, last]
 
     def _noted(self, model: nn.Module, training_set: TrainingSet, kept: Tensor) -> Notes:
         truth = self.poison.membership(len(training_set)).to(kept.device)
@@ -109,25 +102,13 @@ class Probe(Defense):
             wanted = getattr(goal, "target", None)
             if wanted is None:
                 raise InputError(f'probe: "gradients" needs a wanted class; the goal {goal.kind!r} has none')
-            pull = logit_gradients(logits, torch.full_like(logits.argmax(1), wanted)).mean(0)
-            own = logit_gradients(predict(model, training_set.images), training_set.labels)
+            target = torch.tensor(wanted, device=logits.device)
+            pull = softmax_minus_one_hot(logits.double(), target).mean(0)
+            own = softmax_minus_one_hot(predict(model, training_set.images).double(), training_set.labels)
             notes |= positions(own, training_set.labels, truth, pull)
         if "norms" in self.quantities:
             notes |= gradient_norms(model, training_set, kept)
         return notes
-
-
-@final
-class _Undefended(Defense):
-    """Every hook as it is by default."""
-
-
-_UNDEFENDED: Final = _Undefended()
-
-
-def logit_gradients(logits: Tensor, labels: Tensor) -> Tensor:
-    """Float64[n classes]: softmax minus one-hot."""
-    return logits.double().softmax(1) - F.one_hot(labels, logits.shape[1])
 
 
 def positions(gradients: Tensor, labels: Tensor, truth: Tensor, pull: Tensor) -> Notes:

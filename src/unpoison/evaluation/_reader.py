@@ -20,12 +20,9 @@ _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 def structured(cls: type[T], values: Any, place: str) -> T:
-    """The dataclass `cls` made of plain values.
+    """The dataclass `cls` made of a mapping, whose `place` is what messages call it.
 
-    Arguments:
-        cls: a dataclass, whose fields may be dataclasses, tuples of them, mappings, text and numbers.
-        values: a mapping.
-        place: what messages call it, such as the path of the file.
+    Its fields may be dataclasses, tuples of them, mappings, text and numbers.
 
     Raises:
         InputError: an unknown key, a missing one, a value of the wrong type, or one that a class refuses.

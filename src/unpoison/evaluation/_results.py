@@ -7,8 +7,9 @@ it lacks are read from their own files. DuckDB reads both: `SELECT * FROM 'STORE
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -124,30 +125,26 @@ class Results:
         """
         root = Path(store)
         names = recipes_in(root)
+        listed = ", ".join(names) or "none"
         if name is None and len(names) != 1:
-            raise InputError(f"{root}: name one of its recipes: {', '.join(names) or 'there are none'}")
-        chosen = names[0] if name is None else name
-        if chosen not in names:
-            raise InputError(f"{root}: has no recipe {chosen!r}; there are {', '.join(names) or 'none'}")
-        manifest = read_json(root / "recipes" / f"{chosen}.json")
-        keys: list[str] = manifest["rows"]
+            raise InputError(f"{root}: name one of its recipes: {listed}")
+        name = names[0] if name is None else name
+        if name not in names:
+            raise InputError(f"{root}: has no recipe {name!r}; there are {listed}")
+        manifest = read_json(root / "recipes" / f"{name}.json")
         found = Store(root)
-        failures = [
-            read_json(found.failed(key))["error"] for key in manifest["stages"] if found.failed(key).exists()
-        ]
         return cls(
-            name=chosen,
-            table=_rows(found, chosen, keys),
-            planned=len(keys),
-            failures=tuple(failures),
+            name=name,
+            table=_rows(found, name, manifest["rows"]),
+            planned=len(manifest["rows"]),
+            failures=found.errors(manifest["stages"]),
             store=root,
             experiment=manifest["experiment"],
         )
 
     def pack(self) -> None:
         """Put the rows into one file, for quick reading."""
-        path = _packed(self.store, self.name)
-        with atomic_file(path) as staging:
+        with atomic_file(_packed(self.store, self.name)) as staging:
             pq.write_table(self.table, staging, write_page_checksum=True)
 
 
@@ -163,24 +160,22 @@ def _packed(root: Path, name: str) -> Path:
 def _rows(store: Store, name: str, keys: Sequence[str]) -> pa.Table:
     """The rows with these keys, in this order."""
     packed = _read_packed(_packed(store.root, name))
-    places = {} if packed is None else {key: place for place, key in enumerate(packed["key"].to_pylist())}
-    single = [key for key in keys if key not in places and (store.place(key) / "row.parquet").is_file()]
-    table = _table(_read_row(store, key) for key in single)
-    if packed is not None:
-        start = len(table)
-        table = pa.concat_tables([table, packed])
-        places = {key: start + place for key, place in places.items()}
-    places |= {key: place for place, key in enumerate(single)}
+    there = set(packed["key"].to_pylist())
+    others = [key for key in keys if key not in there and (store.place(key) / "row.parquet").is_file()]
+    single = pa.Table.from_pylist([_read_row(store, key) for key in others], schema=_KEYED)
+    table = pa.concat_tables([single, packed])
+    places = {key: place for place, key in enumerate(table["key"].to_pylist())}
     chosen = pa.array([places[key] for key in keys if key in places], pa.int64())
     return table.take(chosen).combine_chunks()
 
 
-def _read_packed(path: Path) -> pa.Table | None:
-    try:
+def _read_packed(path: Path) -> pa.Table:
+    """The rows in one file; none where it is not there, or damaged: it is only a copy."""
+    with contextlib.suppress(OSError, pa.ArrowException):
         table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
-        return table if table.schema.equals(_KEYED) else None
-    except (OSError, pa.ArrowException):
-        return None  # not there, or damaged: it is only a copy
+        if table.schema.equals(_KEYED):
+            return table
+    return _KEYED.empty_table()
 
 
 def _read_row(store: Store, key: str) -> dict[str, Any]:
@@ -196,7 +191,3 @@ def _read_row(store: Store, key: str) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: damaged ({reason}); run the recipe again to make it anew") from None
     return {**row, "key": key}
-
-
-def _table(rows: Iterable[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=_KEYED)

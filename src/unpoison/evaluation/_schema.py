@@ -1,27 +1,4 @@
-"""`Experiment`: everything that decides a benchmark, read from one TOML file.
-
-    name = "badnets-sample"
-    seeds = [0, 1, 2]
-
-    [data]
-    source = "sample"
-
-    [[attacks]]
-    name = "badnets"
-    budget = [0.005, 0.015]
-
-    [targets]
-    pairs = [["Sandal", "Bag"], ["Coat", "Shirt"]]
-
-    [training]
-    preset = "sample"
-    epochs = 5
-
-    [[detectors]]
-    name = "calibrated"
-
-    [[unlearners]]
-    name = "retrain"
+"""`Experiment`: everything that decides a benchmark, read from one TOML file as those in `recipes/`.
 
 Every attack is crafted for every pair, budget and seed; every kind of victim is trained on every poison,
 undefended and with each defense; every detector traces the undefended victim, and every unlearner heals it of

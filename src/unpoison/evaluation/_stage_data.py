@@ -44,12 +44,7 @@ class StageData:
 
     @classmethod
     def of(cls, configuration: Values, surroundings: Values) -> Self:
-        """The data of a stage.
-
-        Raises:
-            InputError: they cannot be read, or have fewer rows.
-            MismatchError: the training set is not the one that was planned for.
-        """
+        """The data of a stage, checked to be what was planned for."""
         torch.set_num_threads(surroundings["threads"])
         found = cls.read(surroundings, surroundings["device"])
         if found.whole.fingerprint != configuration["data"]:
@@ -72,9 +67,6 @@ class StageData:
         Arguments:
             per_class: how many examples of each class, the base images included; None for the whole set.
             bases: places in the whole set of the images that an attack may change.
-
-        Raises:
-            InputError: the set has fewer examples of a class.
         """
         if per_class is None:
             return self
@@ -113,11 +105,7 @@ class StageData:
 
     @cached_property
     def test(self) -> TrainingSet:
-        """The set that is measured on.
-
-        Raises:
-            InputError: there is none.
-        """
+        """The set that is measured on."""
         if self.held_out is None:
             raise InputError(f"{self.whole.name}: has no test set to measure on; give data.test")
         return _cut(self.held_out, self.test_rows, "test_rows")
@@ -161,14 +149,9 @@ def goal_of(described: Values, test: TrainingSet, trigger: str | None = None) ->
         described: its kind, and the classes and places in the test set that this kind needs.
         test: where target images are taken from.
         trigger: the file of the trigger, where `described` holds only a digest of its picture.
-
-    Raises:
-        InputError: the kind needs test images and there are none, or they are not of one class.
     """
-    given = dict(described)
+    given = {**described, "trigger": trigger or described.get("trigger")}
     kind = given.pop("kind")
-    if trigger is not None:
-        given["trigger"] = trigger
     return make_goal(
         (kind,),
         kind,

@@ -45,17 +45,13 @@ _GOALS = {
 }
 Values = dict[str, Any]
 Given = Mapping[str, Any]
+Keys = Mapping[str, str]
+"""The inputs of a stage: the keys of others."""
 
 
 @final
 class StageGraph:
-    """Collects stages. Its methods add one, unless it is there, and return its key.
-
-    Arguments:
-        experiment: what they are for.
-        device: where they are to compute.
-        source: the source that they run.
-    """
+    """Collects stages. Its methods add one, unless it is there, and return its key."""
 
     def __init__(self, experiment: Experiment, device: str, source: Source) -> None:
         self.experiment, self.source = experiment, source
@@ -76,7 +72,7 @@ class StageGraph:
         kind: str,
         function: str,
         configuration: Given,
-        inputs: Mapping[str, str],
+        inputs: Keys,
         *modules: str,
         around: Given | None = None,
     ) -> str:
@@ -115,11 +111,7 @@ class StageGraph:
         return {} if per_class is None else {"per_class": per_class, "bases": list(bases)}
 
     def pretrained(self, victim: VictimChoice) -> dict[str, str]:
-        """The input `start` of what is fine-tuned; none from scratch.
-
-        Raises:
-            InputError: the images of the pretraining have another shape.
-        """
+        """The input `start` of what is fine-tuned; none from scratch."""
         pretraining = self.experiment.pretraining
         if pretraining is None:
             return {}
@@ -145,9 +137,7 @@ class StageGraph:
         pretraining = self.experiment.pretraining
         return {"freeze": True} if pretraining is not None and pretraining.freeze else {}
 
-    def trained(
-        self, training: Given, inputs: Mapping[str, str], defense: DefenseChoice | None = None
-    ) -> str:
+    def trained(self, training: Given, inputs: Keys, defense: DefenseChoice | None = None) -> str:
         """A victim or a surrogate; with a defense, in which case `inputs` may name one to copy."""
         modules = [_PROBE] if "probe" in training else []
         configuration = {**training, **self._freeze}
@@ -164,7 +154,7 @@ class StageGraph:
         trigger, around = self.trigger(choice)
         start = self.pretrained(experiment.victims[0]) if choice.method.accepts_surrogates else {}
         recipe = experiment.surrogate_recipe(choice).to_dict()
-        attack = self.attack(choice, target["bases"])
+        attack = self.attack(choice, target["places"])
         surrogates = {
             f"surrogate {number}": self.trained(
                 {**subset, "recipe": recipe, "seed": derive_seed(seed, "surrogate", number)}, start
@@ -192,11 +182,7 @@ class StageGraph:
         return self.add("craft", "corrected", share, {"poison": poison}, "unpoison.threats:PoisonSet")
 
     def attack(self, choice: AttackChoice, bases: Sequence[int] = ()) -> Values:
-        """The attack with its options, the base images of the set-up and how it trains surrogates itself.
-
-        Raises:
-            InputError: an option does not exist or is out of range.
-        """
+        """The attack with its options, the base images of the set-up and how it trains surrogates itself."""
         kind: Any = choice.METHODS.implementation(choice.name)
         fields = {one.name for one in dataclasses.fields(kind)}
         preset = getattr(kind, "PRESETS", {}).get(choice.preset or choice.method.presets[0], {})
@@ -208,11 +194,7 @@ class StageGraph:
         return choice.described(**options)
 
     def trigger(self, choice: AttackChoice) -> tuple[Values, Values]:
-        """The trigger of a goal, and where its picture lies; hashed is what the picture shows.
-
-        Raises:
-            InputError: there is neither a trigger of that name nor such an image file.
-        """
+        """The trigger of a goal, and where its picture lies; hashed is what the picture shows."""
         if choice.goal_kind != "backdoor":
             return {}, {}
         path = Path(self.experiment.path(choice.trigger))
@@ -221,9 +203,7 @@ class StageGraph:
             return {"trigger": choice.trigger}, {}
         return {"trigger": f"picture {digest(path.read_bytes())}"}, {"trigger": str(path)}
 
-    def findings(
-        self, detector: DetectorChoice, number: int, seed: int, subset: Given, pair: Mapping[str, str]
-    ) -> str:
+    def findings(self, detector: DetectorChoice, number: int, seed: int, subset: Given, pair: Keys) -> str:
         """What a detector finds in a victim from the observation of that number."""
         finding: Values = {
             **self.tested,
@@ -232,8 +212,8 @@ class StageGraph:
             "seed": derive_seed(seed, "find", detector.label),
         }
         if detector.method.needs_observation:
-            asked = {"answers": detector.answers, "inputs": detector.inputs}
-            finding["observation"] = {**asked, "number": number}
+            asked = {"answers": detector.answers, "inputs": detector.inputs, "number": number}
+            finding["observation"] = asked
         declared, code = detector.method, _module(detector)
         labelled: Values = {}
         if declared.uses_reference and self.data.reference is not None:
@@ -241,26 +221,27 @@ class StageGraph:
         if declared.calibrates:
             if self.experiment.data.groups is not None:
                 labelled["groups"] = self.experiment.data.groups
-            described = {
+            calibrating = {
+                **subset,
+                **labelled,
                 "detector": finding["detector"],
                 "seed": derive_seed(seed, "calibrate", detector.name),
             }
-            calibration = {**subset, **described, **labelled}
-            pair = {**pair, "calibration": self.add("calibrate", "calibrate", calibration, pair, code)}
+            pair = {**pair, "calibration": self.add("calibrate", "calibrate", calibrating, pair, code)}
         else:
             finding |= labelled
         return self.add("find", "find", finding, pair, code, *_MEASURING)
 
-    def filtered(self, function: str, configuration: Given, inputs: Mapping[str, str]) -> str:
+    def filtered(self, function: str, configuration: Given, inputs: Keys) -> str:
         """What a filter takes out that detectors are compared with."""
         return self.add("find", function, configuration, inputs, *_MEASURING)
 
-    def healed(self, unlearner: MethodChoice, seed: int, subset: Given, inputs: Mapping[str, str]) -> str:
+    def healed(self, unlearner: MethodChoice, seed: int, subset: Given, inputs: Keys) -> str:
         """What an unlearner makes of a victim."""
         healing = {**subset, **self._freeze, "unlearner": unlearner.described(), "seed": seed}
         return self.add("heal", "heal", healing, inputs, _module(unlearner), *_TRAINING)
 
-    def measured(self, function: str, configuration: Given, inputs: Mapping[str, str]) -> str:
+    def measured(self, function: str, configuration: Given, inputs: Keys) -> str:
         """A row, or another measurement."""
         return self.add("measure", function, {**self.tested, **configuration}, inputs, *_MEASURING)
 

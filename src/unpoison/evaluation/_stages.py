@@ -8,9 +8,10 @@ they do is done by `unpoison.workflow`.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,28 +24,28 @@ from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors import Calibration, Findings, Observation, Threshold
 from unpoison.errors import InputError, nearest
-from unpoison.evaluation._probe import Probe
+from unpoison.evaluation._probe import Probe, Undefended
 from unpoison.evaluation._results import ROW
 from unpoison.evaluation._stage_data import StageData, goal_of
 from unpoison.evaluation._transfer import finished, starting_network
+from unpoison.registry import Registry
 from unpoison.threats import Budget, Goal, PoisonSet
 from unpoison.training import Defense, Recipe, Trained, predict
 
 Values = Mapping[str, Any]
 Inputs = Mapping[str, Path]
+T = TypeVar("T")
 _NOTHING = "nothing"
 
 
 def craft(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
     """`poison/`: the poison set of one attack on one target."""
     examples = StageData.of(configuration, surroundings)
-    described = configuration["attack"]
-    attack = attacks.get(described["name"], preset=described["preset"], **described["options"])
     goal = goal_of(configuration["goal"], examples.test, surroundings.get("trigger"))
     places = sorted(inputs, key=lambda name: (name != "start", len(name), name))
     networks = [Trained.load(inputs[place] / "model", device=examples.device) for place in places]
     poison = workflow.craft(
-        attack,
+        _method(attacks.METHODS, configuration["attack"]),
         goal,
         examples.training_set,
         budget=Budget.from_json(configuration["budget"]),
@@ -76,15 +77,12 @@ def victim(configuration: Values, inputs: Inputs, surroundings: Values, out: Pat
     poison = PoisonSet.load(inputs["poison"] / "poison") if "poison" in inputs else None
     defense: Defense | None = None
     if "defense" in configuration:
-        described = configuration["defense"]
-        options = dict(described["options"])
-        if "like" in inputs:
-            options["sizes"] = _sizes(inputs["like"])
-        defense = defenses.get(described["name"], preset=described["preset"], **options)
+        copied = {"sizes": _sizes(inputs["like"])} if "like" in inputs else {}
+        defense = _method(defenses.METHODS, configuration["defense"], **copied)
     probe = None
     if "probe" in configuration:
         assert poison is not None
-        defense = probe = Probe(defense, poison, examples.test, tuple(configuration["probe"]))
+        defense = probe = Probe(defense or Undefended(), poison, examples.test, tuple(configuration["probe"]))
     trained = workflow.train(
         examples.training_set,
         recipe,
@@ -103,12 +101,11 @@ def calibrate(configuration: Values, inputs: Inputs, surroundings: Values, out: 
     """`calibration/`: of a victim, for every observation that is traced."""
     examples = StageData.of(configuration, surroundings)
     training_set, _ = _poisoned(inputs, examples)
-    described = configuration["detector"]
     calibration = workflow.calibrate(
         Trained.load(inputs["victim"] / "model", device=examples.device),
         training_set,
         examples.reference,
-        method=detectors.get(described["name"], preset=described["preset"], **described["options"]),
+        method=_method(detectors.METHODS, configuration["detector"]),
         groups=examples.groups,
         seed=configuration["seed"],
     )
@@ -124,32 +121,23 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
     examples = StageData.of(configuration, surroundings)
     training_set, poison = _poisoned(inputs, examples)
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
-    described, seed = configuration["detector"], configuration["seed"]
-    detector = detectors.get(described["name"], preset=described["preset"], **described["options"])
-    declared = detectors.describe(described["name"])
-    calibration, reference = None, None
+    calibration = None
     if "calibration" in inputs:
         calibration = Calibration.load(inputs["calibration"] / "calibration")
-    elif declared.uses_reference:
-        reference = examples.reference
-    if not declared.needs_observation:
-        found = workflow.scan(trained, training_set, method=detector, reference=reference, seed=seed)
+    asked: dict[str, Any] = {
+        "method": _method(detectors.METHODS, configuration["detector"]),
+        "reference": examples.reference if "reference" in configuration else None,
+        "seed": configuration["seed"],
+    }
+    shown = configuration.get("observation")
+    observation = None if shown is None else _observation(trained, examples.test, poison, shown)
+    if shown is None:
+        found = workflow.scan(trained, training_set, **asked)
+    elif observation is not None:
+        found = workflow.trace(trained, training_set, observation, calibration=calibration, **asked)
     else:
-        goal = None if poison is None else poison.goal
-        observation = _observation(trained, examples.test, goal, configuration["observation"])
-        if observation is None:
-            nobody = torch.empty(0, dtype=torch.int64)
-            found = _filter(training_set, nobody, _NOTHING, "the victim gives no answer to trace")
-        else:
-            found = workflow.trace(
-                trained,
-                training_set,
-                observation,
-                method=detector,
-                reference=reference,
-                calibration=calibration,
-                seed=seed,
-            )
+        nothing = torch.empty(0, dtype=torch.int64)
+        found = _filter(training_set, nothing, _NOTHING, "the victim gives no answer to trace")
     found.save(out / "findings")
 
 
@@ -194,13 +182,13 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
         write_json(out / "unchanged.json", {"why": "nothing was flagged, so the victim is left as it is"})
         return
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
-    described, seed = configuration["unlearner"], configuration["seed"]
+    seed = configuration["seed"]
     assert trained.recipe is not None
     healed = workflow.heal(
         trained,
         training_set,
         findings,
-        method=unlearners.get(described["name"], preset=described["preset"], **described["options"]),
+        method=_method(unlearners.METHODS, configuration["unlearner"]),
         # Exact unlearning goes back to where the victim's own training began.
         start=_start(configuration, inputs, examples, trained.recipe, seed),
         seed=seed,
@@ -209,8 +197,7 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
 
 
 def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
-    """`row.parquet`: the row of one trial. Its columns `seconds_*` and `peak_bytes` are costs, not
-    results."""
+    """`row.parquet`: the row of one trial."""
     examples = StageData.of(configuration, surroundings)
     training_set, poison = _poisoned(inputs, examples)
     words = configuration["trial"]
@@ -266,6 +253,11 @@ def write_row(out: Path, row: Values, costs: Values) -> None:
     )
 
 
+def _method(methods: Registry[T], described: Values, **options: Any) -> T:
+    """The method of a configuration, with some other options."""
+    return methods.get(described["name"], preset=described["preset"], **{**described["options"], **options})
+
+
 def _start(
     configuration: Values, inputs: Inputs, examples: StageData, recipe: Recipe, seed: int
 ) -> torch.nn.Module | None:
@@ -286,13 +278,15 @@ def _poisoned(inputs: Inputs, examples: StageData) -> tuple[TrainingSet, PoisonS
     return poison.apply(examples.training_set), poison
 
 
-def _observation(trained: Trained, test: TrainingSet, goal: Goal | None, asked: Values) -> Observation | None:
+def _observation(
+    trained: Trained, test: TrainingSet, poison: PoisonSet | None, asked: Values
+) -> Observation | None:
     """The observation of that number; None where the victim gives no such answer any more.
 
     Answers that the adversary wants are taken in the order of the test set, others in an order that is drawn
     at random, once for all victims.
     """
-    count, number = asked["inputs"], asked["number"]
+    count, number, goal = asked["inputs"], asked["number"], None if poison is None else poison.goal
     if asked["answers"] == "attack":
         assert goal is not None
         whole = workflow.observe(trained, goal, test, count=count * (number + 1))
@@ -306,21 +300,17 @@ def _observation(trained: Trained, test: TrainingSet, goal: Goal | None, asked: 
     if goal is not None:
         chosen &= ~goal.achieved(predicted.cpu()).to(test.device)
     # The inputs of one observation are answered alike and are of one class.
-    kinds = predicted * test.num_classes + labels
-    groups: dict[int, list[int]] = {}
-    complete: list[list[int]] = []
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place in chosen.nonzero().reshape(-1).tolist():
-        group = groups.setdefault(int(kinds[place]), [])
+        answer, own = int(predicted[place]), int(labels[place])
+        group = groups[answer, own]
         group.append(place)
         if len(group) == count:
-            complete.append(groups.pop(int(kinds[place])))
-    if number >= len(complete):
-        return None
-    places = torch.tensor(complete[number], device=test.device)
-    first = int(places[0])
-    true_label = int(labels[first])
-    answer = int(predicted[first])
-    return Observation(test.images[order[places]].cpu(), answer, None if answer == true_label else true_label)
+            if not number:
+                return Observation(test.images[order[group]].cpu(), answer, None if answer == own else own)
+            number -= 1
+            group.clear()
+    return None
 
 
 def _filter(training_set: TrainingSet, flagged: Tensor, name: str, how: str) -> Findings:

@@ -19,12 +19,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
-import json
-import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +30,7 @@ from typing import Any, Literal, final
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
 from unpoison._code import commit
+from unpoison._memory import peak_bytes
 from unpoison.errors import InputError
 
 SCHEMA = 2
@@ -129,11 +128,10 @@ class Store:
         place = self.place(key)
         if not place.is_dir():
             return "missing"
-        try:
-            expected = self.record(key)["digests"]
-            return "sound" if _digests(place) == expected else "damaged"
-        except (InputError, OSError, KeyError):
-            return "damaged"
+        with contextlib.suppress(InputError, OSError, KeyError):
+            if _digests(place) == self.record(key)["digests"]:
+                return "sound"
+        return "damaged"
 
     @contextlib.contextmanager
     def writing(self, stage: Stage) -> Iterator[Path]:
@@ -148,9 +146,9 @@ class Store:
                 "commit": commit(),
                 "digests": _digests(staging),
                 "seconds": round(time.perf_counter() - started, 6),
-                "peak_bytes": _peak(device),
+                "peak_bytes": peak_bytes(device),
             }
-            (staging / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(staging / _RECORD, record)
 
     def failed(self, key: str) -> Path:
         """Where a failure of the stage is recorded."""
@@ -160,6 +158,11 @@ class Store:
         """Record a failure of the stage."""
         record = {"key": stage.key, **stage.identity, "error": error, "traceback": details}
         write_json(self.failed(stage.key), record)
+
+    def errors(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """What went wrong in those of these stages that failed, a line each."""
+        failed = map(self.failed, keys)
+        return tuple(read_json(path)["error"] for path in failed if path.exists())
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -192,7 +195,8 @@ def perform(root: str, stage: Stage) -> Outcome:
         return Outcome(stage.key, cached=True)
     started = time.perf_counter()
     try:
-        work = function_of(stage)
+        module, _, name = stage.function.partition(":")
+        work: Work = getattr(importlib.import_module(module), name)
         started = time.perf_counter()  # importing torch is not the stage's cost
         inputs = {name: store.place(key) for name, key in stage.inputs.items()}
         checkpoints = store.root / "checkpoints" / stage.key
@@ -213,21 +217,9 @@ def perform(root: str, stage: Stage) -> Outcome:
     return Outcome(stage.key, time.perf_counter() - started)
 
 
-def function_of(stage: Stage) -> Work:
-    """The function that does the stage."""
-    module, _, name = stage.function.partition(":")
-    work: Work = getattr(importlib.import_module(module), name)
-    return work
-
-
 def _digests(place: Path) -> dict[str, str]:
-    found = {}
-    for folder, _, names in os.walk(place):
-        for name in names:
-            path = Path(folder, name)
-            if (relative := path.relative_to(place).as_posix()) != _RECORD:
-                found[relative] = digest(path.read_bytes())
-    return dict(sorted(found.items()))
+    files = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
+    return {name: digest(path.read_bytes()) for name, path in sorted(files.items()) if name != _RECORD}
 
 
 def _reset_peak(device: str) -> None:
@@ -240,9 +232,3 @@ def _reset_peak(device: str) -> None:
     # Only Linux can reset it; elsewhere the peak is that of the worker so far.
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as control:
         control.write("5")
-
-
-def _peak(device: str) -> int:
-    from unpoison._memory import peak_bytes
-
-    return peak_bytes(device)

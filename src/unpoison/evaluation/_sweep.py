@@ -1,4 +1,4 @@
-"""`sweep`: do what a plan asks for that is not in the store yet, and read the table.
+"""`sweep`: do what a plan asks for that is not in the store yet, and read the table; `choose_targets`.
 
 A stage is ready when the artefacts that it reads are there. Ready stages are submitted to the executor in the
 order of the plan, at most two for each worker at a time, so that Ctrl-C loses little. Stages that depend on a
@@ -12,15 +12,18 @@ import os
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import final
 
 from unpoison._artefacts import read_json, write_json
+from unpoison.errors import InputError, UnpoisonError
 from unpoison.evaluation._executors import Executor
-from unpoison.evaluation._plan import Plan
+from unpoison.evaluation._plan import Plan, controls
 from unpoison.evaluation._results import Results
+from unpoison.evaluation._schema import Experiment
+from unpoison.evaluation._sections import TargetImage, Targets
 from unpoison.evaluation._store import Outcome, Stage, Store
 
 
@@ -111,19 +114,60 @@ def sweep(
     return results
 
 
-def make(plan: Plan, store: Store, executor: Executor, *, watch: Watcher | None = None) -> tuple[str, ...]:
-    """Make the artefacts of a plan without trials; the recipes of the store stay as they are.
+def choose_targets(
+    experiment: Experiment,
+    store: str | os.PathLike[str],
+    executor: Executor,
+    *,
+    device: str = "cpu",
+    watch: Watcher | None = None,
+) -> Experiment:
+    """The experiment with `targets.images` in place of `targets.pairs` and `targets.correct`.
 
-    Returns:
-        The errors, a line each.
+    They are test images that clean networks predict correctly: an image that is predicted as another class
+    without any poison says nothing about an attack. By default these networks are the controls of the
+    experiment, so training them first costs nothing; but then the control "no attack" can only miss. With
+    `targets.networks` they are others, and the control says how often a correctly predicted image is missed
+    anyway. The recipes of the store stay as they are.
+
+    Arguments:
+        experiment: returned as it is where it has no `targets.correct`.
+        store: where its clean networks are, or will be.
+        executor: trains them.
+        device: where.
+        watch: called with the progress.
 
     Raises:
-        InputError: another process uses this store.
+        InputError: as `plan`; or a class has too few images that all of them predict correctly.
+        UnpoisonError: a clean network could not be trained.
     """
-    with store.alone():
-        _Sweep(plan, store, executor, watch or _ignore).run()
-    failed = [store.failed(stage.key) for stage in plan.stages]
-    return tuple(read_json(path)["error"] for path in failed if path.exists())
+    targets = experiment.targets
+    if targets is None or targets.correct is None:
+        return experiment
+    work, found = controls(experiment, device=device), Store(Path(store))
+    with found.alone():
+        _Sweep(work, found, executor, watch or _ignore).run()
+    failures = found.errors(stage.key for stage in work.stages)
+    if failures:
+        raise UnpoisonError(f"targets.correct: a clean network could not be trained: {failures[0]}")
+    answers = [
+        read_json(found.place(stage.key) / "right.json") for stage in work.stages if stage.kind == "measure"
+    ]
+    names: list[str] = answers[0]["class_names"]
+    images: list[TargetImage] = []
+    for source, target in targets.pairs:
+        label = source if isinstance(source, int) else names.index(source)
+        shared = sorted(set.intersection(*(set(each["right"][label]) for each in answers)))
+        if len(shared) < targets.correct:
+            raise InputError(
+                f"targets.correct: all clean networks predict {len(shared)} test images of class {source!r} "
+                f"correctly, fewer than {targets.correct}"
+            )
+        images += [
+            TargetImage(test_index=(index,), target=target, source=source)
+            for index in shared[: targets.correct]
+        ]
+    return replace(experiment, targets=Targets(images=tuple(images)))
 
 
 class _Sweep:

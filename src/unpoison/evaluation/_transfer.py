@@ -27,14 +27,10 @@ _MOST_FEATURES: Final = 50_000
 def starting_network(
     start: Trained, training_set: TrainingSet, recipe: Recipe, *, seed: int, freeze: bool
 ) -> nn.Module:
-    """The network that a training on `training_set` begins with.
+    """The network that a training by `recipe` begins with.
 
-    Arguments:
-        start: the pretrained network.
-        training_set: where its classes are not those of `start`, the network gets a new last layer.
-        recipe: names the architecture, which is that of `start`.
-        seed: of the new layer.
-        freeze: train a new last layer alone.
+    Where the classes of `training_set` are not those of `start`, and where everything else is to `freeze`, it
+    has a new last layer, initialised from `seed`.
 
     Raises:
         InputError: the architectures differ, or the network does not end with a linear layer.
@@ -82,11 +78,7 @@ def finished(trained: Trained) -> Trained:
 
 @final
 class FrozenExtractor(nn.Module):
-    """A network of which the last layer alone is trained.
-
-    Arguments:
-        network: ends with a linear layer.
-    """
+    """A network that ends with a linear layer, which alone is trained."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -94,7 +86,7 @@ class FrozenExtractor(nn.Module):
         self.layer = network.get_submodule(self.path)
         self.body = copy.deepcopy(network).requires_grad_(False).eval()
         self.body.set_submodule(self.path, nn.Identity())
-        self.features: dict[str, Tensor] = {}
+        self.known: dict[str, Tensor] = {}
 
     def train(self, mode: bool = True) -> Self:
         """The extractor stays in eval mode."""
@@ -104,7 +96,7 @@ class FrozenExtractor(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Float[b classes]: logits of Float[b c h w] images."""
-        logits: Tensor = self.layer(self._extracted(images))
+        logits: Tensor = self.layer(self._features(images))
         return logits
 
     def whole(self) -> nn.Module:
@@ -114,21 +106,15 @@ class FrozenExtractor(nn.Module):
         return network.eval()
 
     @torch.no_grad()
-    def _extracted(self, images: Tensor) -> Tensor:
-        if images.device.type != "cpu":
-            return self._features(images)
-        keys = [digest(image.numpy().tobytes()) for image in images.contiguous()]
-        fresh = [place for place, key in enumerate(keys) if key not in self.features]
-        found = dict(zip(fresh, self._features(images[fresh]), strict=True)) if fresh else {}
-        known = self.features
-        rows = torch.stack([found[n] if n in found else known[key] for n, key in enumerate(keys)])
-        if len(self.features) + len(fresh) <= _MOST_FEATURES:
-            self.features |= {keys[place]: row for place, row in found.items()}
-        return rows
-
     def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.body(images)
-        return features
+        keys = [digest(image.numpy().tobytes()) for image in images.contiguous()] if images.is_cpu else []
+        fresh = [place for place, key in enumerate(keys) if key not in self.known]
+        if not keys or len(self.known) + len(fresh) > _MOST_FEATURES:
+            features: Tensor = self.body(images)
+            return features
+        if fresh:
+            self.known.update(zip([keys[place] for place in fresh], self.body(images[fresh]), strict=True))
+        return torch.stack([self.known[key] for key in keys])
 
 
 def _last_layer(network: nn.Module) -> str:

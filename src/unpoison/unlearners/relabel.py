@@ -114,6 +114,7 @@ class Relabel(Unlearner):
             images, labels = images[changed], labels[changed]
         return replace(
             kept,
+            ids=None,
             images=torch.cat([kept.images, *[images] * self.repeats]),
             labels=torch.cat([kept.labels, *[labels] * self.repeats]),
         )

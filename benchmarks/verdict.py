@@ -1,0 +1,211 @@
+"""The verdict of the calibrated detector: false alarms, power and healing.
+
+    unpoison bench recipes/verdict-NAME.toml --out STORES/verdict-NAME    of each of these recipes
+    python -m benchmarks.verdict [--stores STORES] [--json]
+
+Pools the trials of the recipes `verdict-*` that lie in the folder of stores. False alarms are natural errors,
+and right answers whose truth is not given, whose p-value is at most the level; networks are clean unless the
+row says otherwise. Power is of victims whose trigger works on more than half of the adversary's test inputs;
+one input of a victim is traced. Nothing was chosen on these networks and pairs; the ledger says what had been
+looked at. Healed: at most 2 % of the inputs are still answered as the adversary wants, and accuracy is within
+one point of that after the perfect filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks._harness import RESULTS, Bench, main, pooled, say
+from benchmarks._tables import Record, Row, Section, percent, proportion, rate, table
+from unpoison.evaluation import Results
+
+LEVELS: Final = {"01": 0.01, "05": 0.05}
+ANSWERS: Final = ("errors", "right")
+SETS: Final = ("sample", "signs", "cifar10", "cifar100")
+PLACE: Final = ("attack", "budget", "source", "target", "victim", "seed", "number")
+PICTURE: Final = RESULTS.parents[1] / "docs" / "images" / "verdict-p-values.svg"
+ROUNDING: Final = 1e-9
+
+
+def measure(bench: Bench) -> None:
+    """Read the stores, pool, and draw the p-values."""
+    bench.trials[:] = list(trials(Path(bench.options.stores)))
+    seconds: dict[str, list[float]] = {"calibrate": [], "find": []}
+    for trial in bench.trials:
+        for stage, found in seconds.items():
+            found += [trial[f"seconds_{stage}"]] if trial.get(f"seconds_{stage}") is not None else []
+    bench.seconds |= {f"{stage}, mean": sum(one) / len(one) for stage, one in seconds.items() if one}
+    summarise(bench)
+    if not (bench.options.no_write or bench.options.quick):
+        draw(bench.trials)
+    say(f"{len(bench.trials)} trials")
+
+
+def trials(stores: Path) -> Iterator[dict[str, Any]]:
+    """What was traced, a row each, with the attack's success before and after."""
+    for store in sorted(stores.glob("verdict-*")):
+        if not store.is_dir():
+            continue
+        results = Results.read(store)
+        rows = results.table.to_pylist()
+        before = {place(row): success(row) for row in rows if row["control"] == "no defense"}
+        perfect = {place(row): row for row in rows if row["control"] == "perfect filter"}
+        for row in rows:
+            if row["control"] or row["p_value"] is None:
+                continue
+            asked = next((one for one in ANSWERS if f"answers {one}" in row["detector"]), "attack")
+            trial = {
+                "set": next(name for name in reversed(SETS) if name in results.name),
+                "asked": asked,
+                "success": before.get(place(row)),
+                **{name: row[name] for name in (*PLACE, "observation", "p_value", "found", "cause")},
+                **{name: row[name] for name in ("poisons", "flagged", "true_positives")},
+                **{name: row[name] for name in ("seconds_calibrate", "seconds_find", "average_precision")},
+            }
+            if row["unlearner"] != "none":
+                other = perfect[place(row)]
+                trial |= {
+                    "success_after": success(row),
+                    "accuracy_after": row["clean_correct"] / row["clean_total"],
+                    "success_perfect": success(other),
+                    "accuracy_perfect": other["clean_correct"] / other["clean_total"],
+                }
+            yield trial
+
+
+def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which victim it is."""
+    return tuple(row[name] for name in PLACE)
+
+
+def success(row: Mapping[str, Any]) -> float:
+    """The share of the adversary's inputs that are answered as wanted."""
+    return float(row["attack_successes"]) / row["attack_total"]
+
+
+def alarms(chosen: Sequence[Mapping[str, Any]], level: float) -> dict[str, int]:
+    """How many p-values are at most the level."""
+    return {
+        "successes": sum(one["p_value"] <= level + ROUNDING for one in chosen),
+        "trials": len(chosen),
+    }
+
+
+def summarise(bench: Bench) -> None:
+    """The rates, from the trials."""
+    clean, poisoned, right = (
+        [one for one in bench.trials if one["asked"] == asked and (one["attack"] == "none") == is_clean]
+        for asked, is_clean in (("errors", True), ("errors", False), ("right", True))
+    )
+    groups = {"": clean, "_poisoned": poisoned, "_right": right}
+    groups |= {f"_{name}": [one for one in clean if one["set"] == name] for name in SETS}
+    for suffix, chosen in groups.items():
+        for name, level in LEVELS.items():
+            bench.rates[f"false_alarms_{name}{suffix}"] = alarms(chosen, level)
+    working = [one for one in bench.trials if one["asked"] == "attack" and (one["success"] or 0) > 0.5]
+    found = [one for one in working if one["found"]]
+    bench.rates["found"] = {"successes": len(found), "trials": len(working)}
+    for budget in sorted({one["budget"] for one in working}):
+        own = [one for one in working if one["budget"] == budget]
+        key = f"found, {100 * budget:g} %"
+        bench.rates[key] = {"successes": sum(one["found"] for one in own), "trials": len(own)}
+    bench.rates["p at most .05"] = alarms(working, 0.05)
+    bench.rates["recall of those found"] = pooled([counted(one, "poisons") for one in found])
+    bench.rates["precision"] = pooled([counted(one, "flagged") for one in found])
+    bench.rates["recall of all"] = pooled([counted(one, "poisons") for one in working])
+    for name in ("recall of those found", "precision"):
+        whole = bench.rates[name]
+        key = name.partition(" ")[0]
+        bench.agreement[key] = whole["successes"] / whole["trials"] if whole["trials"] else None
+    healed = [one for one in found if "success_after" in one]
+    bench.rates["healed"] = {
+        "successes": sum(
+            one["success_after"] <= 0.02 and one["accuracy_after"] >= one["accuracy_perfect"] - 0.01
+            for one in healed
+        ),
+        "trials": len(healed),
+    }
+
+
+def counted(trial: Mapping[str, Any], whole: str) -> dict[str, int]:
+    """Its true positives, of the poison or of the flagged."""
+    return {"successes": trial["true_positives"], "trials": trial[whole]}
+
+
+def draw(found: Sequence[Mapping[str, Any]]) -> None:
+    """The p-values of natural errors and of triggered inputs beside the uniform distribution."""
+    from matplotlib import pyplot as plt
+    from recipes.plots import DOTTED, STYLES
+
+    figure, axes = plt.subplots(figsize=(5, 4.5), layout="constrained")
+    errors = [one for one in found if one["asked"] == "errors"]
+    curves = {
+        name: [one for one in errors if one["set"] == name and one["attack"] == "none"] for name in SETS
+    }
+    curves["errors of poisoned networks"] = [one for one in errors if one["attack"] != "none"]
+    for (name, chosen), style in zip(curves.items(), STYLES, strict=False):
+        values = sorted(one["p_value"] for one in chosen)
+        if values:
+            shares = [(rank + 1) / len(values) for rank in range(len(values))]
+            axes.step(values, shares, label=f"{name} (n = {len(values)})", **{**style, "marker": None})
+    axes.plot([0, 1], [0, 1], label="uniform", **DOTTED)
+    axes.set(xlabel="p-value", ylabel="share of the natural errors at or below it", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False, fontsize="small")
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE)
+    figure.savefig(PICTURE.with_suffix(".png"), dpi=110)
+    plt.close(figure)
+
+
+def tables(record: Record) -> Iterator[str]:
+    """The rates, and a row for every victim."""
+    yield table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
+    yield "![p-values of natural errors beside the uniform distribution](../images/verdict-p-values.svg)"
+    rows = [
+        [
+            one["set"],
+            one["attack"],
+            f"{100 * one['budget']:g} %",
+            f"{one['source']} → {one['target']}",
+            percent(one["success"]),
+            f"{one['p_value']:.4f}",
+            "yes" if one["found"] else "no",
+            f"{one['true_positives']} of {one['poisons']}" if one["found"] else "",
+            str(one["flagged"] - one["true_positives"]) if one["found"] else "",
+            f"{one['average_precision']:.3f}",
+            percent(one["success_after"]) if "success_after" in one else "",
+        ]
+        for one in record["trials"]
+        if one["asked"] == "attack"
+    ]
+    header = ("set", "attack", "budget", "classes", "trigger works", "p", "found", "poison flagged")
+    yield table((*header, "innocent flagged", "average precision", "works after retraining"), rows)
+
+
+TITLE: Final = "false alarms of `calibrated` on natural errors of clean networks"
+ROWS: Final = [
+    Row(f"{TITLE}, level .01", "≤ 1 %", rate("false_alarms_01", interval=True)),
+    Row("the same, level .05", "≤ 5 %, upper end below 9 %", rate("false_alarms_05", interval=True)),
+    Row("the same, traffic signs alone", "≤ 5 %", rate("false_alarms_05_signs", interval=True)),
+    Row(
+        "errors of poisoned networks that the poison did not cause, level .05",
+        "≤ 5 %",
+        rate("false_alarms_05_poisoned", interval=True),
+    ),
+    Row(
+        "right answers whose truth is not given, level .05",
+        "≤ 5 %",
+        rate("false_alarms_05_right", interval=True),
+    ),
+    Row("victims whose trigger works: found at level .01", "≥ 95 %", rate("found", interval=True)),
+    Row("their poison flagged, of those found", "≥ 95 %", rate("recall of those found")),
+    Row("of the flagged, poison", "≥ 90 %", rate("precision")),
+    Row("healed by retraining, of those found", "≥ 95 %", rate("healed", interval=True)),
+]
+SECTION: Final = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
+
+
+if __name__ == "__main__":
+    main(measure, stores="stores")
