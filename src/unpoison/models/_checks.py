@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from unpoison._inputs import Inputs, count_of, placed
 from unpoison.errors import InputError
 from unpoison.models._forward import (
-    Inputs,
     Values,
-    count_of,
     device_of,
     forward,
     logits_in,
     logits_of,
-    placed,
 )
 from unpoison.models._preserved import preserved
 
