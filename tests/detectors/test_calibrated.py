@@ -23,7 +23,8 @@ from unpoison.detectors._conformal import statistic
 from unpoison.detectors._seed_expansion import SeedExpansion
 from unpoison.detectors.calibrated import select
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence import ClassificationTask, fit_factors
+from unpoison.influence import fit_factors
+from unpoison.tasks import ClassificationTask
 from unpoison.training import predict
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
-from unpoison.influence import ClassificationTask, precondition
+from unpoison.influence import precondition
+from unpoison.tasks import ClassificationTask
 from unpoison.unlearners._dampening import cross_entropy_of_each, dampen, importances, logit_norm, ratios
 
 

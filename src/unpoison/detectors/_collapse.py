@@ -27,7 +27,8 @@ from unpoison._progress import Progress
 from unpoison._stable import margins
 from unpoison.data import Examples, Inputs, count_of
 from unpoison.detectors._search import Search
-from unpoison.influence import Batch, ClassificationTask, PreconditionedQueries, Task, precondition, score
+from unpoison.influence import PreconditionedQueries, precondition, score
+from unpoison.tasks import Batch, ClassificationTask, Task
 
 _QUERY_BYTES: Final = 1 << 30
 
@@ -45,7 +46,7 @@ class LabelCollapse(Task):
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """Float[q]: falls as the label gets more likely than the others."""
-        every = margins(model(batch[0]))
+        every = margins(self._task.logits(model, batch[0]))
         own = every.gather(1, batch[1][:, None])[:, 0]
         return own - (every.sum(1) - own) / (every.shape[1] - 1)
 

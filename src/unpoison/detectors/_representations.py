@@ -111,7 +111,7 @@ class Reader:
                 torch.no_grad(),
                 FeatureTap(self.model, self.module, side="input") as tap,
             ):
-                forward(self.model, there)  # type: ignore[arg-type]
+                forward(self.model, there)
                 read = tap.value.detach().flatten(1).float()
         else:
             read = features(self.model, self.module, there, batch_size=self.batch_size, side="input").float()
@@ -151,7 +151,7 @@ def last_module(model: nn.Module, inputs: Inputs) -> str:
             for kind in (nn.Linear, nn.Conv2d):
                 if isinstance(module, kind):
                     module.register_forward_hook(note(kind, name))
-        forward(model, inputs)  # type: ignore[arg-type]
+        forward(model, inputs)
     if not called:
         raise InputError(
             "the model calls no Linear and no Conv2d module; name the module to read features of"

@@ -28,7 +28,6 @@ from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._representations import Reader
 from unpoison.errors import InputError
 from unpoison.influence import (
-    ClassificationTask,
     Damping,
     Factors,
     Scores,
@@ -36,6 +35,7 @@ from unpoison.influence import (
     precondition,
     score,
 )
+from unpoison.tasks import ClassificationTask
 
 
 class Searcher(Detector):

@@ -68,7 +68,8 @@ from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
 from unpoison.detectors.artifact_mixture import artifact_mixture
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence import ClassificationTask, Damping, Factors, RelativeDamping
+from unpoison.influence import Damping, Factors, RelativeDamping
+from unpoison.tasks import ClassificationTask
 
 _DAMPING = RelativeDamping(0.1)
 # The excess from which an example may be a seed; so many are taken at least.

@@ -37,8 +37,9 @@ from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
-from unpoison.influence import ClassificationTask, project
+from unpoison.influence import project
 from unpoison.registry import Presets
+from unpoison.tasks import ClassificationTask
 
 
 @final

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
-from unpoison.models import as_input, fastest_layout, logits_of, preserved
+from unpoison.models import as_input, device_of, fastest_layout, logits_of, preserved, usual_mode
 
 
 def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tensor:
@@ -24,7 +24,7 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tenso
         InputError: the model fails on such images, or returns no logits.
     """
     layout = fastest_layout(model, images)
-    with preserved(model), torch.no_grad():
+    with usual_mode(device_of(model)), preserved(model), torch.no_grad():
         rows = [
             logits_of(model, as_input(model, batch, layout)).float().to(images.device)
             for batch in torch.split(images, max(batch_size, 1))

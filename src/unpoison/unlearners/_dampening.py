@@ -52,7 +52,7 @@ def importances(
     workspace_bytes: int | None = None,
     method: str,
 ) -> Importances:
-    """The mean of |gradient of `value`|^`power` over the examples, for every parameter.
+    """The mean of |gradient of `value`|^`power` over the examples, for every parameter that is not frozen.
 
     Arguments:
         network: on the device of the examples; evaluated in eval mode and left as it was.
@@ -65,10 +65,26 @@ def importances(
         method: its name, for messages.
 
     Raises:
-        InputError: the network cannot be differentiated example by example.
+        InputError: every parameter is frozen, or the network cannot be differentiated example by example.
         TrainingDivergedError: a gradient is not finite.
     """
-    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    if isinstance(network, nn.DataParallel):  # which cannot be called with other parameters
+        found = importances(
+            network.module,
+            examples,
+            value=value,
+            power=power,
+            per_example=per_example,
+            batch_size=batch_size,
+            workspace_bytes=workspace_bytes,
+            method=method,
+        )
+        return {f"module.{name}": one for name, one in found.items()}
+    parameters = {
+        name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad
+    }
+    if not parameters:
+        raise InputError(f"{method}: every parameter is frozen (requires_grad is False); unfreeze some")
     totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     if per_example:
         count = sum(parameter.numel() * parameter.itemsize for parameter in parameters.values())
@@ -93,7 +109,7 @@ def importances(
                     f"({str(error).splitlines()[0][:200]}); set per_example to False"
                 ) from error
             for name, gradient in found.items():
-                totals[name] += (gradient.square_() if power == 2 else gradient.abs_()).sum(0)
+                totals[name] += (gradient.square() if power == 2 else gradient.abs()).sum(0)
             batches += 1
     result = {name: total.div_(len(examples) if per_example else batches) for name, total in totals.items()}
     # One read for all parameters, since a read synchronises.
@@ -116,7 +132,7 @@ def dampen(
 ) -> int:
     """Multiply each parameter with own > selection * reference by min(1, dampening * reference / own).
 
-    In place. Parameters without a gradient are not selected.
+    In place; frozen parameters are left as they are. Parameters without a gradient are not selected.
 
     Arguments:
         network: with the parameters of the importances.
@@ -131,6 +147,8 @@ def dampen(
     selected = torch.zeros((), dtype=torch.int64)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
+            if name not in own:
+                continue
             chosen = own[name] > selection * reference[name]
             factor = (dampening * reference[name] / own[name]).clamp(max=1)
             parameter.mul_(torch.where(chosen, factor, torch.ones_like(factor)))

@@ -21,7 +21,7 @@ from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
 from unpoison.errors import TrainingDivergedError
-from unpoison.models import fastest_layout, logits_of
+from unpoison.models import fastest_layout, laid_out, logits_of
 from unpoison.training import EpochRecord, augmented, batch_bounds, diverged_step
 from unpoison.unlearners._unlearner import Request
 
@@ -32,7 +32,7 @@ in the examples of the epoch to the loss, a scalar."""
 
 @final
 class Student:
-    """A copy of the network of a request, with all parameters trained.
+    """A copy of the network of a request, with the parameters trained that are not frozen.
 
     Arguments:
         request: the network, recipe and seed.
@@ -47,9 +47,9 @@ class Student:
         *,
         steps: int | None = None,
     ) -> None:
-        self.network = request.copied().requires_grad_(True)
+        self.network = request.trainable()
         self.layout: torch.memory_format | None = None
-        self.optimizer = optimizer(list(self.network.parameters()))
+        self.optimizer = optimizer([one for one in self.network.parameters() if one.requires_grad])
         self.recipe, self.device = request.recipe, request.device
         self.seed, self.method = request.seed, request.method
         self.steps_left = steps
@@ -87,9 +87,8 @@ class Student:
         bounds = batch_bounds(len(shuffle), batch_size)[: self.steps_left]
         batches = [shuffle[start:stop] for start, stop in bounds]
         if self.layout is None:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.layout = fastest_layout(self.network, examples.images)
-            self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
+            self.layout = fastest_layout(laid_out(self.network, torch.channels_last), examples.images)
+            laid_out(self.network, self.layout)
         draws = generator(self.seed, self.method, name, "augmentation", device=self.device)
         losses = torch.zeros(len(batches), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)

@@ -22,11 +22,13 @@ from unpoison._seeds import as_seed
 from unpoison._stable import cross_entropy
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, MismatchError
+from unpoison.models import check_network, check_outputs, usual_mode
 from unpoison.registry import Method
 from unpoison.training import EpochRecord, Recipe, Trained, predict
 
 BATCH_SIZE = 128
 """Of forward passes without gradients."""
+_CHECKED = 64
 
 
 @final
@@ -66,6 +68,20 @@ class Request:
         """A copy of the network on the device, in eval mode and without gradients."""
         network = copy.deepcopy(self.network).to(self.device).eval()
         network.zero_grad(set_to_none=True)
+        return network
+
+    def trainable(self) -> nn.Module:
+        """A copy of the network on the device; what is frozen stays frozen.
+
+        Raises:
+            InputError: everything is.
+        """
+        network = self.copied()
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise InputError(
+                f"{self.method}: every parameter is frozen (requires_grad is False), so there is "
+                "nothing to train; unfreeze what may change"
+            )
         return network
 
     def healed(
@@ -164,6 +180,7 @@ class Unlearner(CheckedOptions, ABC):
         declared = getattr(type(self), "method", None)
         name = type(self).__name__ if declared is None else declared.name
         network = model.model if isinstance(model, Trained) else model
+        check_network(network)
         rest, poison = _split(training_set, forget, lose_classes=self.lose_classes, method=name)
         if start is not None and self.uses_start:
             _check_start(start, network, method=name)
@@ -186,8 +203,9 @@ class Unlearner(CheckedOptions, ABC):
             device=training_set.device if device is None else torch.device(device),
             progress=progress,
         )
-        # The caller may have turned gradients off.
-        with torch.inference_mode(False), torch.enable_grad():
+        # The caller may have turned gradients off, or lower precision on.
+        with usual_mode(request.device), torch.enable_grad():
+            check_outputs(network, training_set.batch(0, _CHECKED)[0], classes=training_set.num_classes)
             healed = self._heal(request)
         return Trained(
             model=healed.network.eval(),

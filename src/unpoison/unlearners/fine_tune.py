@@ -91,7 +91,7 @@ class FineTune(Unlearner):
     def _heal(self, request: Request) -> Healed:
         assert request.recipe is not None
         recipe = self.recipe_from(request.recipe)
-        start = request.copied().requires_grad_(True)
+        start = request.trainable()
         if self.layers != "all":
             _freeze_all_but_last(start, self.layers)
         trained = train(
@@ -112,10 +112,10 @@ def _freeze_all_but_last(network: nn.Module, count: int) -> None:
     if count > len(holders):
         raise InputError(f"fine-tune: layers {count} is more than the {len(holders)} modules with parameters")
     thawed = set(holders[-count:])
-    network.requires_grad_(False)
-    for module in thawed:
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(True)
+    kept = {id(parameter) for module in thawed for parameter in module.parameters(recurse=False)}
+    for parameter in network.parameters():
+        if id(parameter) not in kept:
+            parameter.requires_grad_(False)
     for module in modules[: modules.index(holders[-count])]:
         if thawed.isdisjoint(module.modules()):
             # The trainer copies the network and puts it in training mode; hooks are kept by both.

@@ -81,7 +81,7 @@ class Relabel(Unlearner):
         recipe = request.recipe
         assert recipe is not None
         kept, poison = request.rest.to(request.device), request.forget.to(request.device)
-        network = request.copied().requires_grad_(True)
+        network = request.trainable()
         count = max(_LEAST_EPOCHS, math.ceil(round(recipe.epochs * self.epochs, 9)))
         history: list[EpochRecord] = []
         for epoch in range(count):
