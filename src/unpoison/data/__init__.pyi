@@ -8,11 +8,8 @@ from ._examples import Batch as Batch
 from ._examples import Examples as Examples
 from ._examples import Inputs as Inputs
 from ._examples import TensorExamples as TensorExamples
-from ._examples import count_of as count_of
-from ._examples import joined as joined
-from ._examples import placed as placed
-from ._examples import rows_of as rows_of
 from ._folder import read_folder as read_folder
+from ._images import check_eight_bits as check_eight_bits
 from ._images import encode_png as encode_png
 from ._images import read_image as read_image
 from ._load import load as load

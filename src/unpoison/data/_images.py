@@ -175,12 +175,7 @@ def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8
     # Only formats with frames have the attribute.
     if getattr(image, "n_frames", 1) != 1:
         raise InputError(f"{where}: holds several frames; save one of them as an image of its own")
-    # Pillow reads 16-bit colour as 8-bit colour, which only the arguments of its decoder show.
-    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
-    if "16" in image.mode or any("16" in str(tile[3]) for tile in tiles):
-        raise InputError(
-            f"{where}: has 16 bits a channel; convert it to 8 bits, which is what models are given"
-        )
+    check_eight_bits(where, image)
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return np.array(image)
     if image.mode == "1":
@@ -199,6 +194,22 @@ def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8
     raise InputError(
         f"{where}: mode {image.mode} does not become 8-bit grey or colour without loss; convert it to RGB"
     )
+
+
+def check_eight_bits(where: str, image: Image.Image) -> None:
+    """That an image has no more than 8 bits a channel.
+
+    Raises:
+        InputError: it has 16 or 32.
+    """
+    # Pillow reads 16-bit colour as 8-bit colour, which only the arguments of its decoder show.
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
+    deep = image.mode in ("I", "F") or "16" in image.mode
+    if deep or any("16" in str(tile[3]) for tile in tiles):
+        bits = 32 if image.mode in ("I", "F") else 16
+        raise InputError(
+            f"{where}: has {bits} bits a channel; convert it to 8 bits, which is what models are given"
+        )
 
 
 def _channels_first(array: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:

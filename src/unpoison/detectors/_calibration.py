@@ -35,7 +35,7 @@ from torch import Tensor
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
 from unpoison._seeds import generator
-from unpoison.data import Examples, count_of, rows_of
+from unpoison.data import Examples
 from unpoison.data import Inputs as Given
 from unpoison.detectors._answers import answers_to
 from unpoison.detectors._collapse import LabelCollapse, normalised, queries_at_a_time, queries_of
@@ -44,6 +44,7 @@ from unpoison.detectors._near_duplicates import group_numbers, multiplicities
 from unpoison.detectors._search import Search
 from unpoison.errors import InputError
 from unpoison.influence import Factors, model_fingerprint
+from unpoison.models import count_of, rows_of
 
 _FORMAT: Final = 1
 _ERRORS: Final = 300

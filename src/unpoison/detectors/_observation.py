@@ -23,7 +23,7 @@ class Observation:
     """One input, or several with the same answer, that a model classifies wrongly.
 
     Arguments:
-        images: an image UInt8[c h w], several UInt8[m c h w], or a picture of Pillow; an array with the
+        given: an image UInt8[c h w], several UInt8[m c h w], or a picture of Pillow; an array with the
             channels last is transposed. Where the training set is no `TrainingSet` of 8-bit images: an input
             (or m of them) as the dataset gives it, a tensor or a mapping of tensors.
         predicted: the wrong label that the model gives to each of them; None for whatever the model answers.
@@ -47,7 +47,7 @@ class Observation:
 
     def __init__(
         self,
-        images: Any,
+        given: Any,
         predicted: int | None = None,
         true_label: int | None = None,
         *,
@@ -59,7 +59,7 @@ class Observation:
             object.__setattr__(self, name, None if label is None else _whole(name, label))
         if self.predicted is not None and self.predicted == self.true_label:
             raise InputError(f"Observation: the answer {self.predicted} is right; there is nothing to trace")
-        object.__setattr__(self, "given", _as_given(images))
+        object.__setattr__(self, "given", _as_given(given))
         object.__setattr__(self, "indices", tuple(_whole("indices", index) for index in indices))
         object.__setattr__(self, "answered", bool(answered))
 
@@ -261,12 +261,19 @@ def _fitting(observation: Observation, training_set: Examples) -> Inputs:
     """The inputs as the training set has them, m of them."""
     shape, given = training_set.input_shape, observation.given
     if isinstance(training_set, TrainingSet):
-        if tuple(observation.images.shape[1:]) != shape:
+        images = observation.images
+        if (
+            images.shape[1] == 3
+            and training_set.image_shape[0] == 1
+            and bool((images == images[:, :1]).all())
+        ):
+            images = images[:, :1]  # a grey picture in colour
+        if tuple(images.shape[1:]) != shape:
             raise InputError(
-                f"Observation: the image is of shape {tuple(observation.images.shape[1:])}, the training "
-                f"images are of shape {shape}"
+                f"Observation: the image is of shape {tuple(images.shape[1:])}, the training images are of "
+                f"shape {shape}"
             )
-        return observation.images
+        return images
     if isinstance(given, Mapping) != isinstance(shape, Mapping):
         kind = "mappings" if isinstance(shape, Mapping) else "tensors"
         raise InputError(f"Observation: the inputs of {training_set.name} are {kind}; give one like them")

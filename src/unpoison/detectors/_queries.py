@@ -46,7 +46,7 @@ class Drawing:
     def queries(
         self, images: Inputs, label: int, training_set: Examples, randomness: torch.Generator
     ) -> Queries:
-        """Float[m c h w] images, as the model takes them, with their label as they are, and draws of each.
+        """Images, UInt8[m c h w] or Float as the model takes them, with their label, and draws of each.
 
         Raises:
             InputError: the inputs are no images.
@@ -58,7 +58,7 @@ class Drawing:
             )
         mean, std = (torch.tensor(part)[:, None, None] for part in training_set.channel_statistics)
         low, high = (0.0, 1.0) if isinstance(training_set, TrainingSet) else training_set.value_range
-        pixels = images.cpu().float()
+        pixels = images.cpu().float() / (255 if images.dtype == torch.uint8 else 1)
         # On grey images the exchange of red and green changes nothing, which is no draw of the image alone.
         idle = self.changes == "image" and len(mean) == 1
         names = [name for name in TRANSFORMS if not (idle and name == "colour switch")]

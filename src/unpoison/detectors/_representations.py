@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._progress import Progress
-from unpoison.data import Examples, Inputs, placed
+from unpoison.data import Examples, Inputs
 from unpoison.errors import InputError
-from unpoison.models import FeatureTap, features, forward, preserved
+from unpoison.models import FeatureTap, features, forward, placed, preserved
 
 
 @final

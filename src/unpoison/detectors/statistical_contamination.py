@@ -122,7 +122,7 @@ class StatisticalContamination(Searcher):
         if len(statistics) < _FEWEST:
             findings = replace(
                 findings,
-                summary=f"Cannot be judged: SCAn compares classes, and needs {_FEWEST} or more with examples; "
+                summary=f"Cannot be judged: SCAn compares classes and needs {_FEWEST} or more with examples; "
                 f"there are {len(statistics)}. Scan with another method, such as activation-clustering",
             )
         return findings
