@@ -420,7 +420,11 @@ def heal(
             seed=seed,
             adapted=lambda network: network_of(giving_logits(network, normalization, task)),
         )
-    examples = as_training_set(examples)
+    try:
+        examples = as_training_set(examples)
+    except InputError:
+        if not unlearner.any_examples:
+            raise
     healed = unlearner.heal(
         giving_logits(model, normalization, task),
         examples,
