@@ -38,8 +38,16 @@ from unpoison.attacks import Attack
 from unpoison.data import Examples, MapStyle, TrainingSet, as_examples, as_training_set, from_dataset
 from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
-from unpoison.models import Normalized
+from unpoison.models import (
+    Normalized,
+    OutputLogits,
+    check_network,
+    check_outputs,
+    device_of,
+    usual_mode,
+)
 from unpoison.registry import Method, Registry
+from unpoison.tasks import ClassificationTask
 from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
 from unpoison.training import Defense, Recipe, Trained, predict
 from unpoison.unlearners import Unlearner
@@ -185,6 +193,7 @@ def calibrate(
     method: str | Detector = "calibrated",
     groups: Groups | None = None,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Calibration:
@@ -197,6 +206,7 @@ def calibrate(
         method: the name of a detector that calibrates, or an instance with its own options.
         groups: as for `trace`.
         normalization: as for `trace`.
+        task: as for `trace`.
         seed: of everything random.
         progress: as for `trace`.
 
@@ -212,7 +222,16 @@ def calibrate(
     declared, detector = _chosen(detectors.METHODS, method)
     _check_calibrates("calibrate", declared, detector)
     calibration: Calibration = _run(
-        "calibrate", detector, model, training_set, reference, normalization, seed, progress, groups=groups
+        "calibrate",
+        detector,
+        model,
+        training_set,
+        reference,
+        normalization,
+        task,
+        seed,
+        progress,
+        groups=groups,
     )
     return calibration
 
@@ -227,6 +246,7 @@ def trace(
     calibration: Calibration | None = None,
     groups: Groups | None = None,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Findings:
@@ -248,6 +268,8 @@ def trace(
         normalization: mean and standard deviation of each channel that the network expects its input to be
             standardised with, unless it is a `Normalized`, as those that `train` builds are. A dataset that
             gives float images is then taken to be standardised so as well, and is read back to 8 bits.
+        task: where the logits are in what the network returns, and whether they are probabilities, where that
+            is not clear: see `tasks.ClassificationTask`.
         seed: of everything random.
         progress: told the stage, the examples done and the examples to do.
 
@@ -279,6 +301,7 @@ def trace(
         training_set,
         reference,
         normalization,
+        task,
         seed,
         progress,
         observation=combined(observation),
@@ -294,6 +317,7 @@ def scan(
     method: str | Detector = "statistical-contamination",
     reference: Dataset | None = None,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Findings:
@@ -306,6 +330,7 @@ def scan(
             so (`detectors.describe(method).can_find_nothing`); the others flag a share of any set.
         reference: as for `trace`.
         normalization: as for `trace`.
+        task: as for `trace`.
         seed: of everything random.
         progress: as for `trace`.
 
@@ -324,7 +349,9 @@ def scan(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
             f"{_detectors(needs_observation=False)}"
         )
-    findings: Findings = _run("find", detector, model, training_set, reference, normalization, seed, progress)
+    findings: Findings = _run(
+        "find", detector, model, training_set, reference, normalization, task, seed, progress
+    )
     return findings
 
 
@@ -337,6 +364,7 @@ def heal(
     recipe: Recipe | None = None,
     start: Model | None = None,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -353,6 +381,7 @@ def heal(
         start: a freshly built network, or the pretrained one that training began with, for "retrain" where
             the network is not built by a recipe.
         normalization: as for `trace`.
+        task: as for `trace`.
         seed: of everything random.
         device: where to train; where the training set lies when None.
         progress: told of every epoch, with its loss.
@@ -369,6 +398,7 @@ def heal(
     Cost: `unlearners.describe(method).cost`.
     """
     unlearner = _chosen(unlearners.METHODS, method)[1]
+    check_network(network_of(model))
     examples = examples_of(training_set, normalization)
     if isinstance(findings, Findings):
         check_findings(findings, examples)
@@ -378,15 +408,17 @@ def heal(
     else:
         forget = findings
     healed = unlearner.heal(
-        accepting_pixels(model, normalization),
+        giving_logits(model, normalization, task),
         examples,
         forget,
         recipe=recipe,
-        start=None if start is None else network_of(accepting_pixels(start, normalization)),
+        start=None if start is None else network_of(giving_logits(start, normalization, task)),
         seed=seed,
         device=device,
         progress=progress,
     )
+    if isinstance(healed.model, OutputLogits):
+        healed = replace(healed, model=healed.model.network)
     if isinstance(healed.model, Normalized) and not isinstance(network_of(model), Normalized):
         healed = replace(healed, model=healed.model.network)
     return healed
@@ -432,6 +464,7 @@ def measure(
     goal: Goal | None = None,
     *,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     batch_size: int = 512,
 ) -> Measurement:
     """Accuracy and attack success, with the model in eval mode; attack success on 8-bit images alone.
@@ -441,6 +474,7 @@ def measure(
         test_set: clean examples, none of which was trained on.
         goal: what the adversary wants; None where no attack is known of.
         normalization: as for `trace`.
+        task: as for `trace`.
         batch_size: examples of a forward pass, which bounds memory.
 
     Raises:
@@ -450,7 +484,7 @@ def measure(
     examples = examples_of(test_set, normalization)
     if not len(examples):
         raise InputError(f"{examples.name}: no test images to measure on")
-    network = network_of(accepting_pixels(model, normalization))
+    network = network_of(giving_logits(model, normalization, task))
     logits = detectors.answers_to(network, examples, batch_size=batch_size)
     if logits.ndim != 2 or logits.shape[1] < examples.num_classes:
         raise InputError(
@@ -533,19 +567,29 @@ def _run(
     training_set: Dataset,
     reference: Dataset | None,
     normalization: Normalization | None,
+    task: ClassificationTask | None,
     seed: int,
     progress: Progress | None,
     **given: Any,
 ) -> Any:
     """A step of the detector, with the model, the training set and the reference as it expects them."""
-    return getattr(detector, step)(
-        network_of(accepting_pixels(model, normalization)),
-        examples_of(training_set, normalization),
-        reference=None if reference is None else examples_of(reference, normalization),
-        seed=seed,
-        progress=progress,
-        **given,
-    )
+    declared: Method | None = getattr(detector, "method", None)
+    traces = declared is None or declared.needs_observation
+    check_network(network_of(model), gradients=traces)
+    network = network_of(giving_logits(model, normalization, task))
+    examples = examples_of(training_set, normalization)
+    # The caller may have turned inference mode or autocast on.
+    with usual_mode(device_of(network)):
+        if traces and len(examples):
+            check_outputs(network, examples.batch(0, 64)[0], classes=examples.num_classes)
+        return getattr(detector, step)(
+            network,
+            examples,
+            reference=None if reference is None else examples_of(reference, normalization),
+            seed=seed,
+            progress=progress,
+            **given,
+        )
 
 
 def examples_of(dataset: Dataset, normalization: Normalization | None) -> Examples:
@@ -589,6 +633,17 @@ def accepting_pixels(model: Model, normalization: Normalization | None) -> Model
     wrapped.training = network.training  # without `train()`, which would change the caller's network
     wrapped = wrapped.to(device)
     return replace(model, model=wrapped) if isinstance(model, Trained) else wrapped
+
+
+def giving_logits(
+    model: Model, normalization: Normalization | None, task: ClassificationTask | None
+) -> Model:
+    """A network behind its normalisation, and before the reading of its logits where the task says how."""
+    whole = accepting_pixels(model, normalization)
+    if task is None:
+        return whole
+    network = task.adapted(network_of(whole))
+    return replace(whole, model=network) if isinstance(whole, Trained) else network
 
 
 def _detectors(**wanted: bool) -> str:

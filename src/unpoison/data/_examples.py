@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from unpoison._artefacts import canonical_json, digest
+from unpoison._inputs import Inputs as Inputs
+from unpoison._inputs import count_of as count_of
+from unpoison._inputs import joined as joined
+from unpoison._inputs import placed as placed
+from unpoison._inputs import rows_of as rows_of
 from unpoison.errors import InputError
 
-Inputs = Tensor | Mapping[str, Tensor]
-"""The inputs of several examples: a tensor, or tensors by name, whose first dimension counts examples."""
 Batch = tuple[Any, ...]
 """Inputs and labels Int64[b] of several examples, as a network and its loss take them."""
 Indices = Tensor | Sequence[int]
@@ -92,33 +95,6 @@ class Examples(Protocol):
 def is_examples(value: object) -> TypeGuard[Examples]:
     """Whether this is read by the interface of `Examples`; nothing of it is evaluated."""
     return all(hasattr(type(value), name) for name in ("batch", "at", "in_batches", "subset"))
-
-
-def rows_of(inputs: Inputs, rows: Any) -> Inputs:
-    """The inputs at `rows`, an index or a slice of the first dimension."""
-    if isinstance(inputs, Tensor):
-        return inputs[rows]
-    return {name: part[rows] for name, part in inputs.items()}
-
-
-def joined(parts: Sequence[Inputs]) -> Inputs:
-    """The inputs one after another."""
-    if isinstance(parts[0], Tensor):
-        return torch.cat(cast("list[Tensor]", list(parts)))
-    named = cast("Sequence[Mapping[str, Tensor]]", parts)
-    return {name: torch.cat([part[name] for part in named]) for name in named[0]}
-
-
-def placed(inputs: Inputs, device: torch.device | str) -> Inputs:
-    """The inputs on a device."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    return {name: part.to(device) for name, part in inputs.items()}
-
-
-def count_of(inputs: Inputs) -> int:
-    """How many examples the inputs are of."""
-    return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
 
 
 def ids_at(ids: Sequence[str] | None, indices: Tensor) -> tuple[str, ...] | None:

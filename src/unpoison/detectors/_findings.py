@@ -109,6 +109,9 @@ class Findings:
         draw_images: UInt8[draws c h w], the observation under each of them.
         seconds: by stage.
         peak_bytes: the highest memory of the process, or of the GPU, up to the end of the search.
+        tracked_share: the share of the model's parameters whose influence was measured, for detectors by
+            influence.
+        untracked: the names of the other parameters.
         ids: n names of files or keys of rows, where the training set has them.
     """
 
@@ -131,6 +134,8 @@ class Findings:
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
     ids: Sequence[str] | None = None
+    tracked_share: float | None = None
+    untracked: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -216,6 +221,8 @@ class Findings:
                 "indices": list(self.observation.indices),
                 "answered": self.observation.answered,
             },
+            "tracked_share": self.tracked_share,
+            "untracked": list(self.untracked),
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
         }
@@ -284,6 +291,8 @@ class Findings:
                 seconds=record["seconds"],
                 peak_bytes=record["peak_bytes"],
                 ids=ids,
+                tracked_share=record.get("tracked_share"),
+                untracked=tuple(record.get("untracked", ())),
             )
         except (OSError, pa.ArrowException, safetensors.SafetensorError, KeyError, TypeError) as error:
             message = " ".join(str(error).split())

@@ -165,15 +165,20 @@ def check_observation(
         answered=observation.answered,
     )
     logits = answers_of(model, observation.inputs)
-    if logits.ndim != 2 or logits.shape[1] != training_set.num_classes:
+    if logits.shape[1] < training_set.num_classes:
         raise InputError(
-            f"the model gives outputs of shape {tuple(logits.shape[1:])}; for {training_set.name} it must "
-            f"give one logit for each of {training_set.num_classes} classes"
+            f"the model gives {logits.shape[1]} logits; for {training_set.name} it must give one for each of "
+            f"{training_set.num_classes} classes"
         )
     answers = logits.argmax(1)
     names = training_set.class_names
     expected = int(answers[0]) if observation.predicted is None else observation.predicted
     for place, answer in enumerate(answers.tolist()):
+        if answer >= len(names):
+            raise InputError(
+                f"Observation: the model answers {answer} to image {place}, but the classes of "
+                f"{training_set.name} are 0..{len(names) - 1}; nothing in it has that label"
+            )
         if answer != expected and observation.answered:
             raise InputError(
                 f"Observation: the model answers {answer} ({names[answer]}) to image {place}, not {expected} "

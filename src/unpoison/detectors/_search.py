@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,19 @@ from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._representations import Reader
 from unpoison.errors import InputError
 from unpoison.influence import (
+    Coverage,
     Damping,
     Factors,
     Scores,
+    coverage,
     fit_factors,
     precondition,
     score,
 )
 from unpoison.tasks import ClassificationTask
+
+_TOLD_BELOW: Final = 0.9
+"""The share of tracked parameters below which the summary says what is not tracked."""
 
 
 class Searcher(Detector):
@@ -102,6 +107,7 @@ class Search:
         self.seed, self.progress = seed, progress
         tensors = (*model.parameters(), *model.buffers())
         self.device = next((tensor.device for tensor in tensors), training_set.device)
+        self.coverage: Coverage | None = None
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
@@ -170,6 +176,7 @@ class Search:
     def factors(self) -> Factors:
         """The factors that were given, or those fitted anew."""
         if self._factors is not None:
+            self.coverage = coverage(self.model, list(self._factors.layers))
             return self._factors
         factors = fit_factors(
             self.model,
@@ -181,6 +188,7 @@ class Search:
             batch_size=self._detector.batch_size,
             progress=self.progress,
         )
+        self.coverage = coverage(self.model, list(factors.layers))
         self.lap("factors")
         return factors
 
@@ -238,6 +246,17 @@ class Search:
         inputs, labels = self.observation.inputs, torch.full((count,), self.answer)
         return self.influence(inputs, labels, combine=torch.full((1, count), 1 / count), **options)
 
+    def _untracked(self) -> str:
+        """What to say of a network of which much is not tracked."""
+        if self.coverage is None or self.coverage.share >= _TOLD_BELOW:
+            return ""
+        names = self.coverage.untracked
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return (
+            f". Measured on {100 * self.coverage.share:.2g} % of the model's parameters, without "
+            f"{', '.join(names[:3])}{more}"
+        )
+
     def findings(
         self,
         *,
@@ -275,17 +294,22 @@ class Search:
             threshold=Threshold(threshold, how),
             poison_found=bool(len(flagged)),
             p_value=None,
-            summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}",
+            summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}{self._untracked()}",
             evidence={name: column.cpu() for name, column in (evidence or {}).items()},
             observation=self._observation,
             ids=self.training_set.ids,
+            tracked_share=None if self.coverage is None else self.coverage.share,
+            untracked=() if self.coverage is None else self.coverage.untracked,
         )
 
 
 def _check_outputs(model: nn.Module, training_set: Examples) -> None:
     """That the model has an output for each class."""
-    logits = answers_of(model, training_set.batch(0, 1)[0])
-    if logits.ndim == 2 and 1 < logits.shape[1] < training_set.num_classes:
+    try:
+        logits = answers_of(model, training_set.batch(0, 1)[0])
+    except InputError:
+        return  # features may be read where logits cannot
+    if logits.shape[1] < training_set.num_classes:
         raise InputError(
             f"{training_set.name}: its labels are 0..{training_set.num_classes - 1}, but the model gives "
             f"{logits.shape[1]} logits; are classes numbered from 0?"

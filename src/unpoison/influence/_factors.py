@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._inputs import rows_of
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import Examples, TrainingSet
@@ -42,7 +43,6 @@ from unpoison.influence._layers import Layer, Scratch, outer
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Sweeper, Visitor
 from unpoison.influence._tracked import tracked_layers
-from unpoison.models import rows_of
 from unpoison.tasks import Batch, Task
 
 _SCHEMA = 1

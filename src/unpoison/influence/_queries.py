@@ -19,13 +19,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import count_of, rows_of
 from unpoison._progress import Progress
 from unpoison.errors import InputError
 from unpoison.influence._factors import Factors, LayerFactors, rotated_matrix
 from unpoison.influence._layers import Layer, outer
 from unpoison.influence._sweep import Sweeper, Visitor
 from unpoison.influence._tracked import tracked_layers
-from unpoison.models import count_of, rows_of, usual_mode
+from unpoison.models import usual_mode
 from unpoison.tasks import Batch, Task
 
 

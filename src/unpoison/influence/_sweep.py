@@ -26,11 +26,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import Inputs, count_of, placed, rows_of
 from unpoison.errors import InputError
 from unpoison.influence._attention import in_steps
 from unpoison.influence._diagonal_layers import OF_MAPS, DiagonalLayer
 from unpoison.influence._layers import CONVOLUTIONS, TRANSPOSED, KroneckerLayer, Layer, Scratch
-from unpoison.models import Inputs, count_of, fastest_layout, placed, preserved, rows_of, usual_mode
+from unpoison.models import fastest_layout, preserved, usual_mode
 from unpoison.tasks import Batch
 
 Function = Callable[[nn.Module, Batch], Tensor]

@@ -13,17 +13,13 @@ from ._fastnet import whiten as whiten
 from ._features import FeatureTap as FeatureTap
 from ._features import features as features
 from ._features import last_linear as last_linear
-from ._forward import Inputs as Inputs
 from ._forward import Values as Values
 from ._forward import as_input as as_input
-from ._forward import count_of as count_of
 from ._forward import device_of as device_of
 from ._forward import forward as forward
 from ._forward import logits_in as logits_in
 from ._forward import logits_of as logits_of
-from ._forward import placed as placed
 from ._forward import precision_of as precision_of
-from ._forward import rows_of as rows_of
 from ._layout import fastest_layout as fastest_layout
 from ._layout import laid_out as laid_out
 from ._mobilenet_v2 import MobileNetV2 as MobileNetV2

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from unpoison._inputs import Inputs, count_of, placed
 from unpoison.errors import InputError
 from unpoison.models._forward import (
-    Inputs,
     Values,
-    count_of,
     device_of,
     forward,
     logits_in,
     logits_of,
-    placed,
 )
 from unpoison.models._preserved import preserved
 
@@ -76,8 +74,11 @@ def check_outputs(model: nn.Module, inputs: Inputs, *, classes: int) -> None:
     Raises:
         InputError: the model fails on the inputs, returns no logits or fewer than classes, or probabilities.
     """
-    with preserved(model), torch.no_grad():
-        output = forward(model, placed(inputs, device_of(model)))
+    given = placed(inputs, device_of(model))
+    if isinstance(given, Tensor) and given.is_floating_point():
+        given = given.detach().clone().requires_grad_()  # for the graph, also of a frozen network
+    with preserved(model), torch.inference_mode(False), torch.enable_grad():
+        output = forward(model, given)
     logits, count = logits_in(output), count_of(inputs)
     if len(logits) != count:
         raise InputError(f"model: returns {len(logits)} rows of logits for {count} inputs")
@@ -96,16 +97,32 @@ def check_outputs(model: nn.Module, inputs: Inputs, *, classes: int) -> None:
 
 def _look_like_probabilities(output: object, logits: Tensor) -> bool:
     if isinstance(output, Tensor) and output.numel() == len(logits):  # one number an example
-        found = output.detach().double()
-        # A logit of a trained network is seldom within [0, 1] for every one of many examples.
-        return len(found) >= _FEW and bool(((found >= 0) & (found <= 1)).all())
+        inside = bool(((output >= 0) & (output <= 1)).all())
+        return inside and _made_by(output) == "SigmoidBackward0"
     found = logits.detach().double()
-    sums = found.sum(1)
     slack = 8 * float(torch.finfo(logits.dtype).eps) * logits.shape[1] + 1e-5
-    return bool((found >= 0).all()) and bool(((sums - 1).abs() <= slack).all())
+    return bool((found >= 0).all()) and bool(((found.sum(1) - 1).abs() <= slack).all())
 
 
-_FEW = 8
+def _made_by(output: Tensor) -> str:
+    """The last operation in the graph of a tensor, behind changes of its shape."""
+    node = output.grad_fn
+    while node is not None and node.name().startswith(_OF_SHAPE) and node.next_functions:
+        node = node.next_functions[0][0]
+    return "" if node is None else node.name()
+
+
+_OF_SHAPE = (
+    "View",
+    "UnsafeView",
+    "ReshapeAlias",
+    "Squeeze",
+    "Unsqueeze",
+    "Select",
+    "Slice",
+    "ToCopy",
+    "Clone",
+)
 
 
 class OutputLogits(nn.Module):

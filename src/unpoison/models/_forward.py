@@ -13,11 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import Inputs
 from unpoison.errors import InputError, UnpoisonError
 
-Inputs = Tensor | Mapping[str, Tensor]
-"""What a network takes: a tensor, or a mapping of tensors, passed by name; the first dimension of each counts
-examples."""
 Values = Literal["logits", "probabilities"]
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
 
@@ -43,25 +41,6 @@ def as_input(model: nn.Module, images: Tensor, layout: torch.memory_format) -> T
     """
     moved = images.to(device_of(model, images.device), memory_format=layout)
     return moved.float().div_(255) if moved.dtype == torch.uint8 else moved
-
-
-def placed(inputs: Inputs, device: torch.device) -> Inputs:
-    """The inputs on the device."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device, non_blocking=True)
-    return {name: one.to(device, non_blocking=True) for name, one in inputs.items()}
-
-
-def count_of(inputs: Inputs) -> int:
-    """How many examples the inputs are of."""
-    return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
-
-
-def rows_of(inputs: Inputs, rows: Any) -> Inputs:
-    """The inputs at `rows`, an index or a slice of the first dimension."""
-    if isinstance(inputs, Tensor):
-        return inputs[rows]
-    return {name: one[rows] for name, one in inputs.items()}
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Any:

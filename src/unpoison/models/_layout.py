@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import Inputs
 from unpoison.errors import InputError
-from unpoison.models._forward import Inputs, as_input, forward
+from unpoison.models._forward import as_input, forward
 from unpoison.models._preserved import preserved
 
 

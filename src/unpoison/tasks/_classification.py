@@ -7,9 +7,10 @@ from typing import Literal, final
 
 from torch import Tensor, nn
 
+from unpoison._inputs import Inputs
 from unpoison._stable import cross_entropy, margin
 from unpoison.errors import InputError
-from unpoison.models import Inputs, OutputLogits, logits_of
+from unpoison.models import OutputLogits, logits_of
 from unpoison.tasks._task import Batch, Task
 
 
