@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._inputs import count_of, rows_of
 from unpoison._seeds import generator
 from unpoison.data import Examples
 from unpoison.data import Inputs as Given
@@ -44,7 +45,6 @@ from unpoison.detectors._near_duplicates import group_numbers, multiplicities
 from unpoison.detectors._search import Search
 from unpoison.errors import InputError
 from unpoison.influence import Factors, model_fingerprint
-from unpoison.models import count_of, rows_of
 
 _FORMAT: Final = 1
 _ERRORS: Final = 300

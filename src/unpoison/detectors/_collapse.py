@@ -23,12 +23,12 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import count_of
 from unpoison._progress import Progress
 from unpoison._stable import margins
 from unpoison.data import Examples, Inputs
 from unpoison.detectors._search import Search
 from unpoison.influence import PreconditionedQueries, precondition, score
-from unpoison.models import count_of
 from unpoison.tasks import Batch, ClassificationTask, Task
 
 _QUERY_BYTES: Final = 1 << 30
