@@ -205,7 +205,7 @@ def _unit(parts: Gradient) -> Gradient:
     norm = _norms(alone)[0]
     if not bool(norm > 0) or not bool(norm.isfinite()):
         raise InputError(
-            f"surrogate: the gradient to match has norm {float(norm):g}; the surrogate does already what the "
+            f"surrogate: the gradient to match has norm {float(norm):g}; the surrogate already does what the "
             "adversary wants, or its outputs are not finite"
         )
     return tuple(part / norm for part in alone)

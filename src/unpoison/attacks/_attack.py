@@ -272,16 +272,18 @@ class CraftRequest:
             candidates = candidates[torch.randperm(room, generator=draws)]
         return candidates[:count].sort().values
 
+    def with_trigger(self, trigger: Trigger) -> Backdoor:
+        """The backdoor with this trigger; the goal itself if it has it."""
+        goal = self.backdoor
+        return goal if trigger is goal.trigger else replace(goal, trigger=trigger)
+
     def relabelled(self, trigger: Trigger) -> PoisonSet:
         """The poison set of a dirty-label backdoor: source examples with the trigger, labelled as the target.
 
         Arguments:
             trigger: used in place of the goal's if it is another; the poison set's goal has it.
         """
-        goal = self.backdoor
-        if trigger is not goal.trigger:
-            goal = replace(goal, trigger=trigger)
-        indices = self.draw_sources()
+        goal, indices = self.with_trigger(trigger), self.draw_sources()
         images = trigger.stamp(self.training_set.subset(indices).images)
         labels = torch.full((len(indices),), goal.target)
         return self.poison_set(indices=indices, images=images, labels=labels, goal=goal)

@@ -6,7 +6,7 @@ with Improved Transferability" (EuroS&P; arXiv 2005.00191), section 4.
 Stages: move the poisons, within eps, so that the mean of their features approaches the target's. The loss is
 the distance divided by the length of the target's features, averaged over networks (and over blocks in the
 end-to-end variant). With several draws dropout is on and features are averaged over the draws (BP-3x and
-BP-5x in the paper). Of several target images, the multi-target mode, the mean features count.
+BP-5x in the paper). With several target images, the multi-target mode, their mean features are matched.
 
 Published: Adam with rate 0.04 on standardised images, 800 steps, eps 0.1 of the range (25.5/255); the
 end-to-end variant takes 1,500 steps and the output of every block: `get("bullseye-polytope", steps=1500,

@@ -12,7 +12,8 @@ the poisoning benchmark's 1,200 steps and eps 8/255.
 
 Departures: the weights are found by accelerated projected gradients on the Gram matrices of all networks at
 once, with a fixed number of steps from the last weights, without leaving the device; the public code calls a
-solver on the CPU for each network, with up to 10,000 steps. Of several target images the mean features count.
+solver on the CPU for each network, with up to 10,000 steps. Several target images count by their mean
+features.
 
 Cost: a forward and a backward pass of all poisons for each step and surrogate; the weights cost `inner`
 products of a k x k matrix for k poisons. Memory for the activations of all poisons.

@@ -16,7 +16,7 @@ step is compared with the old value and rejected. Most poisons take one step in 
 attack (see docs/attacks.md).
 
 All poisons are moved in one batch, each with its own step size. Departure: every poison takes all steps, none
-stops early. Of several target images the mean features count.
+stops early. Several target images count by their mean features.
 
 Cost: two forward and one backward pass of all poisons for each step and surrogate; memory for their
 activations.

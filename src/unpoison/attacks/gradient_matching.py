@@ -111,7 +111,7 @@ class GradientMatching(Attack):
 
         Raises:
             InputError: there is no surrogate, the budget is more than there are examples to draw from, or a
-                surrogate does already what the adversary wants.
+                surrogate already does what the adversary wants.
         """
         models, training_set = request.models, request.training_set
         indices = self._poisons(request)

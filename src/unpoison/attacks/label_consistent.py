@@ -9,10 +9,10 @@ surrogates' loss; stamp the trigger. The model cannot learn these images by thei
 trigger.
 
 Published: 20 steps of 2/255 within 8/255 against an adversarially trained network, a 5x5 patch. Networks that
-were trained as usual serve less well, because what fools them does not fool the victim;
-`adversarially_trained` makes one that serves.
+were trained as usual work less well, because images that fool them do not fool the victim;
+`adversarially_trained` makes a suitable one.
 
-Departures: in place of the paper's four corner patches the goal's trigger is stamped, whichever it is.
+Departure: the goal's trigger is stamped in place of the paper's four corner patches.
 
 Cost: `steps` forward and backward passes over the poisons for each surrogate; memory for `batch_size` images.
 

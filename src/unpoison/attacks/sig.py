@@ -18,7 +18,7 @@ Limits: the stripes are visible, and few poisons give a weak backdoor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, final
 
 from unpoison._option_checks import PositiveFloat
@@ -73,5 +73,5 @@ class Sig(Attack):
                 f"sig: {trigger.frequency:g} periods change nothing in images {width} pixels wide; "
                 f"choose a frequency that is no multiple of {width / 2:g}"
             )
-        goal, images = replace(request.backdoor, trigger=trigger), trigger.stamp(clean.images)
+        goal, images = request.with_trigger(trigger), trigger.stamp(clean.images)
         return request.poison_set(indices=indices, images=images, labels=clean.labels, goal=goal)

@@ -21,7 +21,7 @@ Limits: the poisons are mislabelled. Where images are flat, warping changes noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, final
 
 import torch
@@ -70,7 +70,7 @@ class WaNet(Attack):
         trigger, training_set = request.backdoor.trigger, request.training_set
         if not isinstance(trigger, WarpTrigger):
             trigger = WarpTrigger.drawn(k=self.k, strength=self.strength, seed=request.seed)
-        goal = replace(request.backdoor, trigger=trigger)
+        goal = request.with_trigger(trigger)
         poisons = max(1, round(request.count / (1 + self.cover_ratio)))
         indices = request.draw_sources(count=poisons)
         others = torch.ones(len(training_set), dtype=torch.bool)

@@ -20,7 +20,17 @@ from torch import Tensor, nn
 
 from unpoison import data
 from unpoison._artefacts import read_json
-from unpoison.cli._options import Heal, ModelOptions, RecipeOptions, Repair, Scan, Trace, Train
+from unpoison.cli._options import (
+    Craft,
+    Heal,
+    ImageOptions,
+    ModelOptions,
+    RecipeOptions,
+    Repair,
+    Scan,
+    Trace,
+    Train,
+)
 from unpoison.detectors import Findings
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.models import Normalized
@@ -35,11 +45,28 @@ def load_set(
     options: Train | Trace | Scan | Heal | Repair, device: torch.device
 ) -> tuple[Splits, TrainingSet, PoisonSet | None]:
     """The data that a verb names, the training set with the poison in it, and the poison if there is any."""
-    splits = data.load(options.data, test=options.test_data).to(device)
+    splits = read_data(options).to(device)
     poison = None
     if options.poison is not None:
         poison = PoisonSet.load(_part(options.poison, "poison", "poison.json", "--poison"))
     return splits, splits.train if poison is None else poison.apply(splits.train), poison
+
+
+def read_data(options: Craft | Train | Trace | Scan | Heal | Repair) -> Splits:
+    """The data that a verb names, before any poison."""
+    images = options.images
+    return data.load(options.data, test=options.test_data, size=images.size, orient=images.orient)
+
+
+def reference_of(
+    spec: str | None, options: Trace | Scan | Repair, device: torch.device
+) -> TrainingSet | None:
+    """The data that `--reference` names, read as the training set is."""
+    if spec is None:
+        return None
+    images = options.images if Path(spec).is_dir() else None
+    prepared = {} if images is None else {"size": images.size, "orient": images.orient}
+    return data.load(spec, **prepared).train.to(device)  # type: ignore[arg-type]
 
 
 def options_of(texts: Sequence[str], option: str = "--option") -> dict[str, Any]:
@@ -109,6 +136,7 @@ def recipe_of(
         "batch_size": options.batch_size,
         "learning_rate": options.learning_rate,
         "weight_decay": options.weight_decay,
+        "flip": False if options.no_flip else None,
     }
     values = {**recipe.to_dict(), **{name: value for name, value in given.items() if value is not None}}
     if options.epochs is not None:
@@ -124,7 +152,7 @@ def healing_recipe(options: RecipeOptions, model: Trained | nn.Module) -> Recipe
     """How to train a healed model; None for a network of the user's own where nothing is said."""
     if isinstance(model, Trained):
         return recipe_of(options, base=model.recipe)
-    said = any(getattr(options, one.name) is not None for one in fields(options))
+    said = any(getattr(options, one.name) not in (None, False) for one in fields(options))
     return recipe_of(options) if said else None
 
 
@@ -356,7 +384,7 @@ class Suspect:
     words: str
 
 
-def suspect_of(text: str, splits: Splits, poison: PoisonSet | None) -> Suspect:
+def suspect_of(text: str, splits: Splits, poison: PoisonSet | None, images: ImageOptions) -> Suspect:
     """The input that `--suspect` names.
 
     Raises:
@@ -364,7 +392,11 @@ def suspect_of(text: str, splits: Splits, poison: PoisonSet | None) -> Suspect:
     """
     kind, colon, number = text.partition(":")
     if not colon or kind not in ("test", "triggered"):
-        image = _fitting(data.read_image(text), splits.train, text)
+        image = _fitting(
+            data.read_image(text, preparation=data.Preparation(images.size, images.orient)),
+            splits.train,
+            text,
+        )
         return Suspect(image, None, Path(text).name)
     if splits.test is None:
         raise InputError(f"--suspect {text}: there is no test set; name one with --test-data")

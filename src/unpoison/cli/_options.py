@@ -97,6 +97,18 @@ class RunOptions:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How image files are read."""
+
+    size: MaybeCount = None
+    """Resize the shorter side of every image to so many pixels (area average), and cut out the middle square;
+    what the images are without it must be of one size."""
+    orient: bool = False
+    """Turn photographs as their EXIF orientation says."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """A model that unpoison did not train."""
 
@@ -122,6 +134,8 @@ class RecipeOptions:
     """The highest learning rate."""
     weight_decay: MaybeNumber = None
     """Weight decay."""
+    no_flip: bool = False
+    """Do not mirror images, whatever the preset says: for signs, letters, and all that has left and right."""
 
 
 @final
@@ -141,9 +155,11 @@ class Craft:
 
     attack: Positional[Attack]
     data: Data
-    """sample, a folder of class folders, .npz, .parquet, or an extracted CIFAR archive."""
+    """sample, a folder of class folders, .npz, .parquet, a .csv of paths and labels, .tar shards, or an
+    extracted CIFAR archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     goal: MaybeText = None
     """What the adversary wants: backdoor, targeted-misclassification, self-concealment or label-noise; the
     first that the attack serves when not given."""
@@ -187,9 +203,11 @@ class Train:
     """Train a classifier, on clean or on poisoned data. Writes the model to DIR/model."""
 
     data: Data
-    """sample, a folder of class folders, .npz, .parquet, or an extracted CIFAR archive."""
+    """sample, a folder of class folders, .npz, .parquet, a .csv of paths and labels, .tar shards, or an
+    extracted CIFAR archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """A run directory of craft (or its poison/): put this poison into the training set."""
     defense: Defense = None
@@ -241,9 +259,11 @@ class Trace:
     model: Model
     """A run directory of train or heal, or package.module:factory (with --weights)."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
+    archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known; findings are held against it."""
     tracing: TraceOptions
@@ -264,9 +284,11 @@ class Repair:
     model: Model
     """A run directory of train or heal, or package.module:factory (with --weights)."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
+    archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known: attack success is then measured."""
     tracing: TraceOptions
@@ -289,9 +311,11 @@ class Scan:
     model: Model
     """A run directory of train or heal, or package.module:factory (with --weights)."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
+    archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data; it is not looked at."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known; findings are held against it."""
     method: Scanner = "statistical-contamination"
@@ -315,9 +339,11 @@ class Heal:
     model: Model
     """A run directory of train, or package.module:factory (with --weights)."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
+    archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where it is known: attack success is then measured."""
     findings: Directory
@@ -365,8 +391,27 @@ class Report:
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Trace | Scan | Heal | Repair | Bench | Report
-VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Scan, Heal, Repair, Bench, Report)
+@final
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write what was found as a table or a list, by the names of files. Nothing is deleted or moved."""
+
+    findings: Positional[Annotated[Path, arg(metavar="DIR")]]
+    """A run directory of trace, scan or repair (or its findings/)."""
+    form: Annotated[
+        Literal["csv", "parquet", "json", "list", "clean-list", "folder"], arg(name="as", metavar="FORM")
+    ] = "csv"
+    """csv, parquet: a row for each example; json: the flagged ones; list: the names of the flagged ones, a
+    line each; clean-list: those of all others; folder: hard links to the flagged files."""
+    files: MaybeDirectory = None
+    """For folder: where the files are that the findings name; the training folder."""
+    out: Annotated[Path, arg(metavar="PATH")]
+    """The file (or folder) to write; it must not be there yet."""
+    run: RunOptions
+
+
+Verb = Demo | Craft | Train | Trace | Scan | Heal | Repair | Bench | Report | Export
+VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Scan, Heal, Repair, Bench, Report, Export)
 
 CommandLine: Any = reduce(
     operator.or_, (Annotated[verb, subcommand(name=verb.__name__.lower())] for verb in VERBS)

@@ -113,7 +113,7 @@ class DatasetExamples:
         if keep or found is None or source.id_part is not None:
             read = self._read(keep, progress)
             found, self._kept = read.labels if found is None else found, read.inputs
-            self.ids = read.ids if source.id_part is not None else self.ids
+            self.ids = tuple(read.ids) if source.id_part is not None else self.ids
         self.labels, known = as_numbers(self.name, found, known)
         self.class_names = class_names_or_numbers(self.name, known, {self.name: self.labels})
 

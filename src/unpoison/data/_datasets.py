@@ -151,7 +151,7 @@ def _held(
     known = source.class_names() if class_names is None else as_class_names(called, class_names)
     labels, known = as_numbers(called, found if given is None else given, known)
     names = class_names_or_numbers(called, known, {called: labels})
-    return TrainingSet(images, labels, names, called, ids or source.ids())
+    return TrainingSet(images, labels, names, called, tuple(ids) or source.ids())
 
 
 def _from_examples(examples: DatasetExamples) -> TrainingSet:

@@ -156,11 +156,11 @@ class Source:
     def ids(self) -> Sequence[str] | None:
         """The ids of all rows, where they were given or the dataset has files."""
         if self._given_ids is not None:
-            return [str(one) for one in self._given_ids]
+            return tuple(str(one) for one in self._given_ids)
         if self.id_part is not None:
             return None
         found = _through(self.dataset, _files_of)
-        return None if found is None else [name for name, _ in found]
+        return None if found is None else tuple(name for name, _ in found)
 
     def files(self) -> list[Path] | None:
         """The file of every row, where the dataset has files."""

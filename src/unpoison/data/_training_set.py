@@ -184,6 +184,14 @@ class TrainingSet:
         new_labels[chosen] = labels.to(self.device)
         return replace(self, images=new_images, labels=new_labels)
 
+    def followed_by(self, other: TrainingSet) -> TrainingSet:
+        """The examples of this set, and after them those of another with the same classes and image shape."""
+        return replace(
+            self,
+            images=torch.cat([self.images, other.images]),
+            labels=torch.cat([self.labels, other.labels]),
+        )
+
     def indices(self, chosen: Indices) -> Tensor:
         """Int64[k], on the device of the images: the indices of the chosen examples.
 

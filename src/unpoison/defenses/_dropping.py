@@ -313,12 +313,12 @@ class ControlDrop(DroppingDefense):
     _drops: Drops = field(default_factory=Drops, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        sizes = self.sizes
+        given = self.sizes
         super().__post_init__()
         pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in self.sizes]
         whole = all(isinstance(value, int) and value >= 0 for pair in pairs for value in pair)
         if not whole or any(len(pair) != 2 for pair in pairs):
-            raise InputError(f"{self.method.name}: sizes must be pairs (epoch, how many), found {sizes!r}")
+            raise InputError(f"{self.method.name}: sizes must be pairs (epoch, how many), found {given!r}")
         if pairs:
             check_ascending(f"{self.method.name}: sizes", [epoch for epoch, _ in pairs])
         object.__setattr__(self, "sizes", tuple(pairs))

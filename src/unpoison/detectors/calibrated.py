@@ -10,7 +10,8 @@ Ours; the stages in standard terms:
 3. decision    a statistic counts the unrelated examples that stand out; its rank among the calibration errors
                is a conformal p-value (`_conformal`). Poison is found exactly when it is at most the level.
                A label that is not the answer (`Observation.answered`) is compared with labelled inputs that
-               do not get it either, asked about the same label.
+               do not get it either, asked about the same label; and as an input with a trigger is unlike
+               these, poison is found only where stage 4 finds a group of its own.
 4. expansion   from the examples that stand out most, the seeds, to all of the same attack: by the cosine of
                preconditioned gradients (`_seed_expansion`). Clean-label poison hardly shares a gradient
                direction. So, unless the members are separated from the other examples of their label, the
@@ -253,7 +254,10 @@ class Calibrated(Searcher):
         )
         collapse, before = normalised(search, queries, examples, search.progress)
         excess = calibration.excess(collapse, rows)
-        if search.observation.answered or (answers_of(search.model, inputs).argmax(1) == search.answer).all():
+        own = search.observation.answered or bool(
+            (answers_of(search.model, inputs).argmax(1) == search.answer).all()
+        )
+        if own:
             p_value, shared = calibration.p_value(excess, rows, search.answer, input_digests(inputs))
             null = calibration.source
         else:
@@ -264,12 +268,17 @@ class Calibrated(Searcher):
         search.lap("scores")
         columns = torch.stack([excess, before, before - collapse])
         findings = self._findings(search, null, rows, columns, p_value=p_value, shared=shared)
-        found = p_value <= self.false_alarm_level + 1e-9
         ranking = excess.argsort(descending=True, stable=True)
         kind: Kind | None = None
-        if found:
+        if p_value <= self.false_alarm_level + 1e-9:
             seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
-            findings, kind = self._expanded(search, findings, examples, rows, seeds, excess)
+            expanded, of_kind, apart = self._expanded(search, findings, examples, rows, seeds, excess)
+            if own or apart:
+                findings, kind = expanded, of_kind
+            else:
+                said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
+                findings = replace(findings, summary=said)
+        if findings.poison_found:
             members = torch.searchsorted(rows, findings.flagged)
         else:
             members = ranking[: int((excess > _RESPONSIBLE).sum())][:64]
@@ -347,8 +356,9 @@ class Calibrated(Searcher):
         rows: Tensor,
         seeds: Tensor,
         excess: Tensor,
-    ) -> tuple[Findings, Kind]:
-        """Stage 4: all examples that resemble the seeds, places among the `rows`."""
+    ) -> tuple[Findings, Kind, bool]:
+        """Stage 4: all examples that resemble the seeds, places among the `rows`, and whether these are a
+        group of their own."""
         expansion = expand_seeds(search, seeds, examples)
         search.lap("seed expansion")
         total = len(search.training_set)
@@ -387,7 +397,7 @@ class Calibrated(Searcher):
             f"{search.answer_name!r}",
             evidence=evidence,
         )
-        return updated, selection.kind
+        return updated, selection.kind, expansion.separated or selection.kind == "optimised images"
 
 
 @final

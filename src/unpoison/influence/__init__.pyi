@@ -13,21 +13,3 @@ from ._scores import Scores as Scores
 from ._scores import score as score
 from ._tracked import Coverage as Coverage
 from ._tracked import coverage as coverage
-
-__all__ = [
-    "AbsoluteDamping",
-    "Coverage",
-    "Damping",
-    "Factors",
-    "LayerFactors",
-    "PreconditionedQueries",
-    "Projected",
-    "RelativeDamping",
-    "Scores",
-    "coverage",
-    "fit_factors",
-    "model_fingerprint",
-    "precondition",
-    "project",
-    "score",
-]

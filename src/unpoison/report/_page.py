@@ -130,8 +130,8 @@ def _key_figures(data: ReportData) -> list[KeyFigure]:
         )
     ]
     if data.p_value is not None and data.false_alarm_level is not None:
-        sign = "at or below" if data.p_value <= data.false_alarm_level else "above"
-        note = f"{sign} the false-alarm level of {number(data.false_alarm_level)}"
+        sign = "at most" if data.p_value <= data.false_alarm_level else "above"
+        note = f"{sign} the level,\n{number(data.false_alarm_level)}"
         found.append(KeyFigure("p-value", number(data.p_value), note))
     precision, recall = data.precision, data.recall
     if precision is not None and recall is not None:
@@ -222,7 +222,7 @@ def _observation(data: ReportData) -> dict[str, Any] | None:
 
 
 def _cause(data: ReportData) -> dict[str, Any] | None:
-    """What the responsible examples have in common: a heading, a sentence and the numbers behind it."""
+    """What the responsible examples have in common: the kind and the numbers behind it."""
     cause = data.cause
     if cause is None:
         return None
@@ -230,7 +230,7 @@ def _cause(data: ReportData) -> dict[str, Any] | None:
     if cause.examples:
         rows += [
             ("Unlike images among them", f"{number(cause.distinct)} (effective number)"),
-            ("Like one of them", figures.percent(cause.largest_series)),
+            ("Resemble one of them", figures.percent(cause.largest_series)),
             ("Rank of their margins in the class", f"{number(cause.margin_rank)} (0: fitted worst, 1: best)"),
         ]
         if cause.second_label is not None:
@@ -238,11 +238,7 @@ def _cause(data: ReportData) -> dict[str, Any] | None:
                 f"{figures.percent(cause.second_share)} “{data.class_name(cause.second_label, limit=60)}”"
             )
             rows.append(("Second likeliest label", second))
-    return {
-        "kind": cause.kind.capitalize(),
-        "sentence": sentence(cause.describe(data.class_names)),
-        "rows": rows,
-    }
+    return {"kind": cause.kind.capitalize(), "rows": rows}
 
 
 def _rounds(data: ReportData) -> list[dict[str, str]]:
@@ -250,7 +246,8 @@ def _rounds(data: ReportData) -> list[dict[str, str]]:
     rows = []
     for place, one in enumerate(data.rounds):
         counts = Counter(plain(answer) for answer in one["answers"])
-        poison = "" if one["flagged_poison"] is None else f", {one['flagged_poison']:,} of them poison"
+        known = one["flagged"] and one["flagged_poison"] is not None
+        poison = f", {one['flagged_poison']:,} of them poison" if known else ""
         rows.append(
             {
                 "model": ("As given", "Healed")[place > 0] + (f", round {place}" if place else ""),

@@ -71,7 +71,7 @@ class ExternalTrainer(CheckedOptions):
             progress: called with the stage "writing images", and "training" when the command has ended.
 
         Raises:
-            InputError: the command cannot be started, fails, takes too long, or writes something else than
+            InputError: the command cannot be started, fails, takes too long, or does not write what is
                 described above.
             MissingExtraError: it wrote an ONNX model and onnxruntime is not installed.
         """

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison._seeds import derive_seed, generator
-from unpoison.data import TrainingSet
 from unpoison.models import logits_of, reinitialized
 from unpoison.registry import Presets
 from unpoison.training import EpochRecord
@@ -94,12 +93,7 @@ class BadTeaching(Unlearner):
         draw = torch.randperm(len(request.rest), generator=generator(seed, "bad-teaching", "kept"))
         some = request.rest.subset(draw[: max(1, int(self.kept_share * len(draw)))].sort().values)
         poison = request.forget
-        seen = TrainingSet(
-            torch.cat([poison.images, some.images]),
-            torch.cat([poison.labels, some.labels]),
-            some.class_names,
-            some.name,
-        ).to(request.device)
+        seen = poison.followed_by(some).to(request.device)
 
         def loss(images: Tensor, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
             with torch.no_grad():

@@ -21,7 +21,6 @@ from typing import ClassVar, final
 import torch
 
 from unpoison._option_checks import Fraction, check_options
-from unpoison.data import TrainingSet
 from unpoison.errors import InputError, TrainingDivergedError
 from unpoison.training import Trained
 from unpoison.unlearners._unlearner import Healed, Request, Unlearner
@@ -55,12 +54,7 @@ class BestOf(Unlearner):
     def _heal(self, request: Request) -> Healed:
         kept, validation = held_out(request.rest, seed=request.seed)
         poison, validation = request.forget.to(request.device), validation.to(request.device)
-        together = TrainingSet(
-            torch.cat([kept.images, request.forget.images]),
-            torch.cat([kept.labels, request.forget.labels]),
-            kept.class_names,
-            kept.name,
-        )
+        together = kept.followed_by(request.forget)
         to_forget = torch.arange(len(kept), len(together))
         victim = judged(request.copied(), poison, validation)
         tried: dict[int, Trained] = {}
