@@ -18,8 +18,9 @@ import torch
 
 from benchmarks._harness import Bench, main, peak_bytes, random_images, say, timed
 from benchmarks._tables import Record, Section, seconds, size, table
-from unpoison.influence import ClassificationTask, fit_factors, precondition, score
+from unpoison.influence import fit_factors, precondition, score
 from unpoison.models import build
+from unpoison.tasks import ClassificationTask
 
 SIZES = [(images, 50) for images in (1250, 2500, 5000, 10000)] + [(5000, count) for count in (1, 10, 200)]
 STAGES, MEMORY = ("factors", "queries made", "scores"), ("peak memory", "of it before the work")

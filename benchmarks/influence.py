@@ -28,7 +28,6 @@ from benchmarks._harness import Bench, fastest, main, random_images
 from benchmarks._tables import Section
 from unpoison.influence import (
     AbsoluteDamping,
-    ClassificationTask,
     Factors,
     LayerFactors,
     RelativeDamping,
@@ -37,6 +36,7 @@ from unpoison.influence import (
     score,
 )
 from unpoison.models import build
+from unpoison.tasks import ClassificationTask
 
 TASK = ClassificationTask()
 FACTORS, TOGETHER, ONE = "EK-FAC factors", "51 queries at once", "one query"

@@ -9,6 +9,7 @@ from . import models as models
 from . import registry as registry
 from . import report as report
 from . import runs as runs
+from . import tasks as tasks
 from . import threats as threats
 from . import training as training
 from . import unlearners as unlearners

@@ -20,12 +20,12 @@ from unpoison.errors import InputError
 
 
 def canonical_json(value: Any) -> str:
-    """The canonical JSON text of a value: sorted keys, no white space, no NaN.
+    """The canonical JSON text of a value: sorted keys, no white space, no NaN, numbers of NumPy as Python's.
 
     >>> canonical_json({"b": 1, "a": [1, 2]})
     '{"a":[1,2],"b":1}'
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
 
 
 def digest(*parts: bytes | memoryview | str) -> str:

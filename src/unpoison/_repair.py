@@ -21,7 +21,7 @@ from unpoison import workflow
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison._statistics import Proportion
-from unpoison.data import TrainingSet
+from unpoison.data import Examples
 from unpoison.detectors import (
     Calibration,
     Detector,
@@ -206,7 +206,7 @@ def _numbered(progress: Progress | None, number: int) -> Progress | None:
     return told
 
 
-def _ended(model: Model, observation: Observation, rounds: Sequence[Round], examples: TrainingSet) -> Repair:
+def _ended(model: Model, observation: Observation, rounds: Sequence[Round], examples: Examples) -> Repair:
     """The repair after its last round."""
     last, name = rounds[-1], examples.class_names[observation.answer]
     done = rounds[:-1]

@@ -13,8 +13,10 @@ instance, datasets and networks of the user's own, normalisation, defaults, the 
 belongs together, and the derivation of seeds. Everything else is the methods' own.
 
 A model is a `Trained` or any `nn.Module` that takes Float[b c h w] images in [0, 1] (or standardised ones,
-see `normalization`) and returns Float[b classes] logits. A training set is a `TrainingSet` or any map-style
-dataset of (image, label) pairs. Neither is ever changed.
+see `normalization`), or whatever inputs the dataset gives, and returns Float[b classes] logits. A training
+set is a `TrainingSet` of 8-bit images, `DatasetExamples`, or any map-style dataset, of which
+`data.as_examples` makes one of the two. What attacks change and our trainer trains on must be 8-bit images;
+what reads inputs and labels alone takes any. Neither model nor set is ever changed.
 """
 
 from __future__ import annotations
@@ -33,17 +35,25 @@ from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
 from unpoison.attacks import Attack
-from unpoison.data import MapStyle, TrainingSet, as_training_set, from_dataset
+from unpoison.data import Examples, MapStyle, TrainingSet, as_examples, as_training_set, from_dataset
 from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
-from unpoison.models import Normalized
+from unpoison.models import (
+    Normalized,
+    OutputLogits,
+    check_network,
+    check_outputs,
+    device_of,
+    usual_mode,
+)
 from unpoison.registry import Method, Registry
+from unpoison.tasks import ClassificationTask
 from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
 from unpoison.training import Defense, Recipe, Trained, predict
-from unpoison.unlearners import Unlearner
+from unpoison.unlearners import OwnTraining, Unlearner, retrain_with
 
 Model = Trained | nn.Module
-Dataset = TrainingSet | MapStyle
+Dataset = Examples | MapStyle
 Normalization = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation of each channel."""
 Groups = Sequence[Hashable] | Tensor
@@ -183,6 +193,7 @@ def calibrate(
     method: str | Detector = "calibrated",
     groups: Groups | None = None,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Calibration:
@@ -195,6 +206,7 @@ def calibrate(
         method: the name of a detector that calibrates, or an instance with its own options.
         groups: as for `trace`.
         normalization: as for `trace`.
+        task: as for `trace`.
         seed: of everything random.
         progress: as for `trace`.
 
@@ -210,7 +222,16 @@ def calibrate(
     declared, detector = _chosen(detectors.METHODS, method)
     _check_calibrates("calibrate", declared, detector)
     calibration: Calibration = _run(
-        "calibrate", detector, model, training_set, reference, normalization, seed, progress, groups=groups
+        "calibrate",
+        detector,
+        model,
+        training_set,
+        reference,
+        normalization,
+        task,
+        seed,
+        progress,
+        groups=groups,
     )
     return calibration
 
@@ -225,6 +246,7 @@ def trace(
     calibration: Calibration | None = None,
     groups: Groups | None = None,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Findings:
@@ -246,6 +268,8 @@ def trace(
         normalization: mean and standard deviation of each channel that the network expects its input to be
             standardised with, unless it is a `Normalized`, as those that `train` builds are. A dataset that
             gives float images is then taken to be standardised so as well, and is read back to 8 bits.
+        task: where the logits are in what the network returns, and whether they are probabilities, where that
+            is not clear: see `tasks.ClassificationTask`.
         seed: of everything random.
         progress: told the stage, the examples done and the examples to do.
 
@@ -277,6 +301,7 @@ def trace(
         training_set,
         reference,
         normalization,
+        task,
         seed,
         progress,
         observation=combined(observation),
@@ -292,6 +317,7 @@ def scan(
     method: str | Detector = "statistical-contamination",
     reference: Dataset | None = None,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Findings:
@@ -304,6 +330,7 @@ def scan(
             so (`detectors.describe(method).can_find_nothing`); the others flag a share of any set.
         reference: as for `trace`.
         normalization: as for `trace`.
+        task: as for `trace`.
         seed: of everything random.
         progress: as for `trace`.
 
@@ -322,7 +349,9 @@ def scan(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
             f"{_detectors(needs_observation=False)}"
         )
-    findings: Findings = _run("find", detector, model, training_set, reference, normalization, seed, progress)
+    findings: Findings = _run(
+        "find", detector, model, training_set, reference, normalization, task, seed, progress
+    )
     return findings
 
 
@@ -334,7 +363,9 @@ def heal(
     method: str | Unlearner = "retrain",
     recipe: Recipe | None = None,
     start: Model | None = None,
+    retrain: OwnTraining | None = None,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -350,7 +381,13 @@ def heal(
         recipe: how to train; a `Trained` brings its own, for another network most methods need one.
         start: a freshly built network, or the pretrained one that training began with, for "retrain" where
             the network is not built by a recipe.
+        retrain: a training function of your own, in place of a method of ours: called once as
+            `retrain(kept, subset)` with the ascending indices of the examples to keep (a list of int) and the
+            `torch.utils.data.Subset` of the very dataset that was given at these indices, with its
+            transforms; it returns a newly trained network, as it would be given to `trace`. Neither the
+            model, which it is not given, nor the dataset is changed or copied; any dataset will do.
         normalization: as for `trace`.
+        task: as for `trace`.
         seed: of everything random.
         device: where to train; where the training set lies when None.
         progress: told of every epoch, with its loss.
@@ -367,28 +404,57 @@ def heal(
     Cost: `unlearners.describe(method).cost`.
     """
     unlearner = _chosen(unlearners.METHODS, method)[1]
+    check_network(network_of(model))
     examples = examples_of(training_set, normalization)
     if isinstance(findings, Findings):
         check_findings(findings, examples)
-        forget: Tensor | Sequence[int] = findings.flagged
-    else:
-        forget = findings
+    forget = findings.flagged if isinstance(findings, Findings) else findings
+    if retrain is not None:
+        return retrain_with(
+            retrain,
+            network_of(model),
+            _rows_of_own(training_set, examples),
+            examples,
+            forget,
+            lose_classes=unlearner.lose_classes,
+            seed=seed,
+            adapted=lambda network: network_of(giving_logits(network, normalization, task)),
+        )
+    try:
+        examples = as_training_set(examples)
+    except InputError:
+        if not unlearner.any_examples:
+            raise
     healed = unlearner.heal(
-        accepting_pixels(model, normalization),
+        giving_logits(model, normalization, task),
         examples,
         forget,
         recipe=recipe,
-        start=None if start is None else network_of(accepting_pixels(start, normalization)),
+        start=None if start is None else network_of(giving_logits(start, normalization, task)),
         seed=seed,
         device=device,
         progress=progress,
     )
+    if isinstance(healed.model, OutputLogits):
+        healed = replace(healed, model=healed.model.network)
     if isinstance(healed.model, Normalized) and not isinstance(network_of(model), Normalized):
         healed = replace(healed, model=healed.model.network)
     return healed
 
 
-def check_findings(findings: Findings, training_set: TrainingSet) -> None:
+def _rows_of_own(training_set: Dataset, examples: Examples) -> Any:
+    """The user's own dataset, with a row for each example."""
+    source = getattr(examples, "source", None)
+    for one in (training_set, getattr(source, "dataset", None), examples):
+        rows: Any = one
+        if hasattr(type(rows), "__getitem__") and not isinstance(rows, str) and len(rows) == len(examples):
+            return rows
+    raise InputError(
+        f"heal: retrain= needs a dataset with [index] and one row for each of the {len(examples)} examples"
+    )
+
+
+def check_findings(findings: Findings, training_set: Examples) -> None:
     """That there is something to heal, in this training set.
 
     Raises:
@@ -428,16 +494,18 @@ def measure(
     goal: Goal | None = None,
     *,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     batch_size: int = 512,
 ) -> Measurement:
-    """Accuracy and attack success, on 8-bit test images with the model in eval mode.
+    """Accuracy and attack success, with the model in eval mode; attack success on 8-bit images alone.
 
     Arguments:
         model: left as it was.
-        test_set: clean images, none of which was trained on.
+        test_set: clean examples, none of which was trained on.
         goal: what the adversary wants; None where no attack is known of.
         normalization: as for `trace`.
-        batch_size: images of a forward pass, which bounds memory.
+        task: as for `trace`.
+        batch_size: examples of a forward pass, which bounds memory.
 
     Raises:
         InputError: the test set is empty, the model has fewer outputs than the set has classes, or the goal
@@ -446,8 +514,8 @@ def measure(
     examples = examples_of(test_set, normalization)
     if not len(examples):
         raise InputError(f"{examples.name}: no test images to measure on")
-    network = network_of(accepting_pixels(model, normalization))
-    logits = predict(network, examples.images, batch_size=batch_size)
+    network = network_of(giving_logits(model, normalization, task))
+    logits = detectors.answers_to(network, examples, batch_size=batch_size)
     if logits.ndim != 2 or logits.shape[1] < examples.num_classes:
         raise InputError(
             f"{examples.name}: the model gives outputs of shape {tuple(logits.shape[1:])}, but the set has "
@@ -456,11 +524,13 @@ def measure(
     labels = examples.labels.cpu()
     right = logits.argmax(1).cpu() == labels
     hits = torch.bincount(labels[right], minlength=examples.num_classes).tolist()
-    counts = examples.class_counts().tolist()
+    counts = torch.bincount(labels, minlength=examples.num_classes).tolist()
     return Measurement(
         clean_accuracy=Proportion(sum(hits), len(labels)),
         per_class=tuple(Proportion(hit, count) for hit, count in zip(hits, counts, strict=True)),
-        attack_success=None if goal is None else goal.success(network, examples, batch_size=batch_size),
+        attack_success=None
+        if goal is None
+        else goal.success(network, as_training_set(examples), batch_size=batch_size),
     )
 
 
@@ -527,25 +597,36 @@ def _run(
     training_set: Dataset,
     reference: Dataset | None,
     normalization: Normalization | None,
+    task: ClassificationTask | None,
     seed: int,
     progress: Progress | None,
     **given: Any,
 ) -> Any:
     """A step of the detector, with the model, the training set and the reference as it expects them."""
-    return getattr(detector, step)(
-        network_of(accepting_pixels(model, normalization)),
-        examples_of(training_set, normalization),
-        reference=None if reference is None else examples_of(reference, normalization),
-        seed=seed,
-        progress=progress,
-        **given,
-    )
+    declared: Method | None = getattr(detector, "method", None)
+    traces = declared is None or declared.needs_observation
+    check_network(network_of(model), gradients=traces)
+    network = network_of(giving_logits(model, normalization, task))
+    examples = examples_of(training_set, normalization)
+    # The caller may have turned inference mode or autocast on.
+    with usual_mode(device_of(network)):
+        if traces and len(examples):
+            check_outputs(network, examples.batch(0, 64)[0], classes=examples.num_classes)
+        return getattr(detector, step)(
+            network,
+            examples,
+            reference=None if reference is None else examples_of(reference, normalization),
+            seed=seed,
+            progress=progress,
+            **given,
+        )
 
 
-def examples_of(dataset: Dataset, normalization: Normalization | None) -> TrainingSet:
-    """A data set as pixels; one of standardised images is read back by its normalisation."""
-    if normalization is None or isinstance(dataset, TrainingSet):
-        return as_training_set(dataset)
+def examples_of(dataset: Dataset, normalization: Normalization | None) -> Examples:
+    """A data set as examples; one of standardised images is read back to pixels by its normalisation."""
+    examples = dataset if normalization is not None else as_examples(dataset)
+    if normalization is None or isinstance(examples, TrainingSet):
+        return as_examples(examples)
     mean, std = normalization
     return from_dataset(dataset, mean=mean, std=std)
 
@@ -554,18 +635,17 @@ def combined(observation: Observation | Sequence[Observation]) -> Observation:
     """One observation of the images of several.
 
     Raises:
-        InputError: there is none, or they are of different answers or image shapes.
+        InputError: there is none, or they are of different answers or shapes.
     """
     parts = [observation] if isinstance(observation, Observation) else list(observation)
-    answers, shapes = {one.predicted for one in parts}, {one.images.shape[1:] for one in parts}
-    if len(answers) != 1 or len(shapes) != 1:
+    answers = {one.predicted for one in parts}
+    if len(answers) != 1:
         raise InputError(
-            f"expected observations with one answer and one image shape, found {len(parts)} with "
-            f"{len(answers)} answers and {len(shapes)} shapes"
+            f"expected observations with one answer, found {len(parts)} with {len(answers)} answers"
         )
     truths = {one.true_label for one in parts}
     return Observation(
-        torch.cat([one.images for one in parts]),
+        detectors.joined_observations(parts),
         parts[0].predicted,
         truths.pop() if len(truths) == 1 else None,
         indices=[index for one in parts for index in one.indices],
@@ -583,6 +663,17 @@ def accepting_pixels(model: Model, normalization: Normalization | None) -> Model
     wrapped.training = network.training  # without `train()`, which would change the caller's network
     wrapped = wrapped.to(device)
     return replace(model, model=wrapped) if isinstance(model, Trained) else wrapped
+
+
+def giving_logits(
+    model: Model, normalization: Normalization | None, task: ClassificationTask | None
+) -> Model:
+    """A network behind its normalisation, and before the reading of its logits where the task says how."""
+    whole = accepting_pixels(model, normalization)
+    if task is None:
+        return whole
+    network = task.adapted(network_of(whole))
+    return replace(whole, model=network) if isinstance(whole, Trained) else network
 
 
 def _detectors(**wanted: bool) -> str:

@@ -13,7 +13,8 @@ from torch.nn import functional
 from unpoison.attacks import BadNets
 from unpoison.data import TrainingSet
 from unpoison.detectors import Observation
-from unpoison.influence import ClassificationTask, Factors, fit_factors
+from unpoison.influence import Factors, fit_factors
+from unpoison.tasks import ClassificationTask
 from unpoison.threats import Backdoor, Budget, PatchTrigger, PoisonSet
 from unpoison.training import predict
 

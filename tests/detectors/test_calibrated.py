@@ -23,7 +23,8 @@ from unpoison.detectors._conformal import statistic
 from unpoison.detectors._seed_expansion import SeedExpansion
 from unpoison.detectors.calibrated import select
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence import ClassificationTask, fit_factors
+from unpoison.influence import fit_factors
+from unpoison.tasks import ClassificationTask
 from unpoison.training import predict
 
 
@@ -285,7 +286,7 @@ def test_a_reference_must_be_of_the_same_kind(scene: Any) -> None:
         torch.zeros(2, 1, 9, 9, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b", "c", "d")
     )
     for reference in (grown, replace(scene.clean, class_names=("a", "b", "c", "d", "e"))):
-        with pytest.raises(InputError, match=r"a reference needs images of shape \(1, 8, 8\) in 4 classes"):
+        with pytest.raises(InputError, match=r"a reference needs inputs of shape \(1, 8, 8\) in 4 classes"):
             make().find(scene.model, scene.poisoned, scene.observation, reference=reference)
 
 

@@ -13,13 +13,8 @@ from unpoison._seeds import generator
 from unpoison.detectors import DeltaInfluence, EKFACThreshold, Observation
 from unpoison.detectors._queries import Drawing, Queries, other_labels
 from unpoison.errors import InputError
-from unpoison.influence import (
-    AbsoluteDamping,
-    ClassificationTask,
-    RelativeDamping,
-    precondition,
-    score,
-)
+from unpoison.influence import AbsoluteDamping, RelativeDamping, precondition, score
+from unpoison.tasks import ClassificationTask
 
 SEED = 3
 

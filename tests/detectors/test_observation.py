@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from unpoison.data import TrainingSet
+from unpoison.data import TrainingSet, from_dataset
 from unpoison.detectors import Observation, check_observation
 from unpoison.errors import InputError
 from unpoison.training import predict
@@ -61,20 +61,54 @@ def test_labels_may_be_tensors_and_become_plain_numbers() -> None:
         pytest.param(None, "expected an image, found NoneType", id="none"),
         pytest.param(np.array([[True]]), "expected an image, found ndarray", id="truth values"),
         pytest.param(3, r"found \(\)", id="number"),
-        pytest.param(torch.zeros(4), r"found \(4,\)", id="a row"),
         pytest.param(torch.zeros(0, 3, 4, 4), r"found \(0, 3, 4, 4\)", id="no image"),
+        pytest.param(torch.full((3, 4, 4), torch.nan), "NaN", id="nan"),
+        pytest.param({}, "empty mapping", id="empty mapping"),
+    ],
+)
+def test_what_is_no_input_is_refused_in_one_line(given: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        Observation(given, 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        pytest.param(torch.zeros(4), r"found \(4,\)", id="a row"),
         pytest.param(torch.zeros(1, 1, 3, 4, 4), r"found \(1, 1, 3, 4, 4\)", id="five axes"),
         pytest.param(torch.zeros(3, 4, 4, dtype=torch.int64), "found torch.int64", id="integers"),
         pytest.param(np.zeros((3, 4, 4), dtype=np.int32), "found torch.int32", id="integer array"),
         pytest.param(torch.full((3, 4, 4), 1.01), "undo the normalisation", id="too bright"),
         pytest.param(torch.full((3, 4, 4), -0.01), "undo the normalisation", id="too dark"),
-        pytest.param(torch.full((3, 4, 4), torch.nan), "undo the normalisation", id="nan"),
+        pytest.param({"tokens": torch.zeros(4)}, "a mapping", id="mapping"),
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(given: object, message: str) -> None:
+def test_what_is_no_8_bit_image_is_refused_by_what_needs_one(given: object, message: str, scene: Any) -> None:
+    observation = Observation(given, 1)
     with pytest.raises(InputError, match=message) as error:
-        Observation(given, 1)
+        observation.images  # noqa: B018
     assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=message):
+        check_observation(scene.model, scene.poisoned, observation)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "CMYK", "RGBA", "1"])
+def test_a_picture_is_read_as_a_dataset_of_pictures_is(mode: str) -> None:
+    picture = Image.fromarray(COLOUR.permute(1, 2, 0).numpy() * 4).convert(mode)
+    dataset = from_dataset([(picture, 0), (picture, 1)])
+    assert torch.equal(Observation(picture).images, dataset.images[:1])
+
+
+@pytest.mark.parametrize("label", [1.9, "cat", None, [1]])
+def test_labels_are_whole_numbers(label: Any) -> None:
+    if label is not None:
+        with pytest.raises(InputError, match="whole number"):
+            Observation(COLOUR, label)
+        with pytest.raises(InputError, match="whole number"):
+            Observation(COLOUR, 1, label)
+    with pytest.raises(InputError, match="whole number"):
+        Observation(COLOUR, 1, indices=(label,))
 
 
 def test_an_answer_that_is_right_cannot_be_traced() -> None:

@@ -18,7 +18,8 @@ from unpoison.detectors._seed_expansion import (
     minimum_error_threshold,
     valley,
 )
-from unpoison.influence import ClassificationTask, Factors, RelativeDamping, fit_factors
+from unpoison.influence import Factors, RelativeDamping, fit_factors
+from unpoison.tasks import ClassificationTask
 
 
 def normal(count: int, mean: float, deviation: float, seed: int) -> Tensor:

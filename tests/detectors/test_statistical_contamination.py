@@ -50,7 +50,7 @@ def test_a_reference_improves_the_covariance(planted: Any) -> None:
     poison = min(scene.poison)
     assert trusted.evidence["anomaly"][poison] > alone.evidence["anomaly"][poison]
     small = TrainingSet(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"), "small")
-    with pytest.raises(InputError, match="small: a reference needs images of shape"):
+    with pytest.raises(InputError, match="small: a reference needs inputs of shape"):
         detector.find(scene.model, scene.training_set, reference=small)
 
 

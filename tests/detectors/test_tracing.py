@@ -13,7 +13,8 @@ from unpoison import detectors
 from unpoison._progress import Progress
 from unpoison.detectors import Detector, EKFACThreshold
 from unpoison.errors import MismatchError
-from unpoison.influence import ClassificationTask, fit_factors, precondition, score
+from unpoison.influence import fit_factors, precondition, score
+from unpoison.tasks import ClassificationTask
 
 TRACING = ["artifact-mixture", "calibrated", "delta-influence", "ek-fac"]
 

@@ -18,8 +18,9 @@ from unpoison.data import TensorExamples, TrainingSet
 from unpoison.detectors import TRAK, average_precision
 from unpoison.detectors.trak import trak_scores
 from unpoison.errors import InputError
-from unpoison.influence import ClassificationTask, project
+from unpoison.influence import project
 from unpoison.influence._projection import count_sketch
+from unpoison.tasks import ClassificationTask
 
 TASK = ClassificationTask()
 

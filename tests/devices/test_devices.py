@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from unpoison import attacks, defenses, detectors
 from unpoison.data import TrainingSet
-from unpoison.influence import ClassificationTask, fit_factors, precondition, project, score
+from unpoison.influence import fit_factors, precondition, project, score
 from unpoison.models import names
+from unpoison.tasks import ClassificationTask
 from unpoison.threats import Budget
 from unpoison.training import Defense, Recipe, Step, train
 

@@ -111,10 +111,10 @@ def test_metapoison_serves_every_goal(tmp_path: Path) -> None:
 
 
 def test_images_of_several_classes_make_no_goal(tmp_path: Path) -> None:
+    attack = {"name": "metapoison", "budget": 0.1, "options": {"lifetime": 3}}
     targets = {"images": [{"test_index": [0, 1], "target": "right"}]}
-    attacks = [{"name": "metapoison", "budget": 0.1, "options": {"lifetime": 3}}]
     with pytest.raises(InputError, match="test image 1 is of class 'middle', not 'left'"):
-        plan(tiny(tmp_path, attacks=attacks, targets=targets))
+        plan(tiny(tmp_path, attacks=[attack], targets=targets))
 
 
 def test_targets_may_be_chosen_by_other_networks_than_the_controls(tmp_path: Path) -> None:

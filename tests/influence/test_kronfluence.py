@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from unpoison.data import TensorExamples
 from unpoison.influence import (
     AbsoluteDamping,
-    ClassificationTask,
     Damping,
     Factors,
     LayerFactors,
@@ -23,6 +22,7 @@ from unpoison.influence import (
     precondition,
     score,
 )
+from unpoison.tasks import ClassificationTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from unpoison.data import TensorExamples
 from unpoison.influence import (
     AbsoluteDamping,
-    ClassificationTask,
     Factors,
     RelativeDamping,
     fit_factors,
@@ -21,6 +20,7 @@ from unpoison.influence import (
     project,
     score,
 )
+from unpoison.tasks import ClassificationTask
 
 TASK = ClassificationTask()
 COUNT, CLASSES, FITTED = 24, 4, 5

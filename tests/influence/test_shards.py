@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from unpoison.data import TensorExamples
-from unpoison.influence import ClassificationTask, fit_factors, precondition, score
+from unpoison.influence import fit_factors, precondition, score
+from unpoison.tasks import ClassificationTask
 
 WORKER = """
 import sys

@@ -30,7 +30,11 @@ class Network(nn.Module):
             return {"logits": logits}
         if self.output == "object":
             return type("Output", (), {"logits": logits})()
-        return {"features": logits} if self.output == "no logits" else logits
+        if self.output == "one tensor":
+            return {"scores": logits, "loss": None}
+        if self.output == "loss first":
+            return logits.sum(), logits
+        return {"features": logits, "images": images} if self.output == "no logits" else logits
 
 
 def make(output: str = "tensor") -> Network:
@@ -44,7 +48,7 @@ LABELLED = TrainingSet(IMAGES, torch.arange(9) % 3, ("a", "b", "c"), "drawn")
 RECIPE = Recipe(epochs=2, batch_size=4, learning_rate=0.1)
 
 
-@pytest.mark.parametrize("output", ["tuple", "mapping", "object"])
+@pytest.mark.parametrize("output", ["tuple", "mapping", "object", "one tensor", "loss first"])
 def test_the_logits_in_what_a_network_returns(output: str) -> None:
     assert torch.equal(predict(make(output), IMAGES), predict(make(), IMAGES))
     expected, found = (
@@ -65,9 +69,9 @@ def test_a_network_is_given_images_in_its_own_precision(dtype: torch.dtype) -> N
 
 
 def test_a_network_without_logits_or_for_other_images_is_refused() -> None:
-    with pytest.raises(InputError, match="returns a dict without logits"):
+    with pytest.raises(InputError, match="returns a dict with nothing that is known to be logits"):
         predict(make("no logits"), IMAGES)
-    with pytest.raises(InputError, match=r"fails on torch.float32 images of shape \(3, 4, 4\)") as error:
+    with pytest.raises(InputError, match=r"fails on torch.float32 inputs of shape \(3, 4, 4\)") as error:
         predict(make(), torch.zeros(2, 3, 4, 4))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="fails on"):

@@ -44,7 +44,7 @@ def test_the_tap_is_removed_after_an_error() -> None:
     with pytest.raises(RuntimeError), FeatureTap(model, "stage1"):
         model(torch.rand(2, 5, 16, 16))
     assert hooks(model) == 0
-    with pytest.raises(InputError, match=r"model: fails on torch.float32 images of shape \(5, 16, 16\)"):
+    with pytest.raises(InputError, match=r"model: fails on torch.float32 inputs of shape \(5, 16, 16\)"):
         features(model, "stage1", torch.rand(2, 5, 16, 16))
     assert hooks(model) == 0
     assert model.training

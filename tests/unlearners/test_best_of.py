@@ -29,7 +29,7 @@ class Switch(nn.Module):
         light = (level > 0.5).float()
         marked = (level > 0.9).float() * self.flip
         right = light * (1 - marked) * (1 - self.broken)
-        return torch.stack([1 - right, right], 1)
+        return 2 * torch.stack([1 - right, right], 1)
 
 
 def make_set() -> TrainingSet:

@@ -91,12 +91,17 @@ def test_frozen_layers_compute_as_in_eval_mode_while_the_rest_is_trained(network
     }
 
 
-def test_all_layers_change_also_those_that_required_no_gradient(network: Deep) -> None:
-    healed = FineTune().heal(network.requires_grad_(False), make_set(), [0], recipe=RECIPE)
+def test_what_is_frozen_stays_frozen(network: Deep) -> None:
+    network.stem.requires_grad_(False)
+    healed = FineTune().heal(network, make_set(), [0], recipe=RECIPE)
+    frozen = {name for name, one in network.named_parameters() if not one.requires_grad}
     # A convolution's bias before batch norm has a gradient of zero up to rounding.
-    expected = set(dict(network.named_parameters())) - {"stem.0.bias", "body.0.bias"}
-    assert changed(network, healed.model) >= expected
-    assert not any(parameter.requires_grad for parameter in healed.model.parameters())
+    trained = set(dict(network.named_parameters())) - frozen - {"body.0.bias"}
+    assert changed(network, healed.model) >= trained
+    assert not changed(network, healed.model) & frozen
+    assert {name for name, one in healed.model.named_parameters() if not one.requires_grad} == frozen
+    with pytest.raises(InputError, match=r"every parameter is frozen .* unfreeze"):
+        FineTune().heal(network.requires_grad_(False), make_set(), [0], recipe=RECIPE)
 
 
 def test_it_trains_the_model_further() -> None:

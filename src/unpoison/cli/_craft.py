@@ -7,9 +7,9 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, Final
 
-from unpoison import attacks, data, workflow
+from unpoison import attacks, workflow
 from unpoison.cli._console import Console
-from unpoison.cli._inputs import indices_of, load_model, options_of, recipe_of
+from unpoison.cli._inputs import indices_of, load_model, options_of, read_data, recipe_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Craft, ModelOptions
 from unpoison.cli._session import session
@@ -40,7 +40,8 @@ def craft(options: Craft, console: Console, interrupts: Interrupts) -> int:
     _check_surrogates(options, method)
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
-            splits = data.load(options.data, test=options.test_data).to(run.device)
+            splits = read_data(options).to(run.device)
+            run.note(splits)
             goal = _goal(options, method, splits)
             surrogates: Sequence[workflow.Model] | int | None = options.surrogates
             if options.surrogate:
@@ -128,7 +129,7 @@ def _check_surrogates(options: Craft, method: Method) -> None:
     if options.surrogate or not (method.surrogates or options.surrogates):
         training = {one.name: getattr(options.training, one.name) for one in fields(options.training)}
         for name, value in {**training, "model": options.model, "width": options.width}.items():
-            if value is not None:
+            if value not in (None, False):
                 raise InputError(
                     f"--{name.replace('_', '-')}: {method.name} makes no use of it; it says how surrogates "
                     "are trained"

@@ -18,6 +18,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
             splits, training_set, poison = load_set(options, run.device)
+            run.note(splits)
             findings = load_findings(options.findings)
             try:
                 workflow.check_findings(findings, training_set)

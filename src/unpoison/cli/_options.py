@@ -97,11 +97,24 @@ class RunOptions:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How image files are read."""
+
+    size: MaybeCount = None
+    """Resize the shorter side of every image to so many pixels (area average), and cut out the middle square;
+    what the images are without it must be of one size."""
+    orient: bool = False
+    """Turn photographs as their EXIF orientation says."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """A model that unpoison did not train."""
 
     weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """The weights of a package.module:factory model, as .safetensors."""
+    """The weights of a timm:, torchvision: or package.module:factory model, as .safetensors; names may have a
+    prefix, such as module. or model."""
     normalization: Annotated[str | None, arg(metavar="MEANS;STDS", help_behavior_hint="")] = None
     """What such a model expects its input to be normalised with, e.g. ".49,.48,.45;.25,.24,.26"."""
 
@@ -122,6 +135,8 @@ class RecipeOptions:
     """The highest learning rate."""
     weight_decay: MaybeNumber = None
     """Weight decay."""
+    no_flip: bool = False
+    """Do not mirror images, whatever the preset says: for signs, letters, and all that has left and right."""
 
 
 @final
@@ -141,9 +156,11 @@ class Craft:
 
     attack: Positional[Attack]
     data: Data
-    """sample, a folder of class folders, .npz, .parquet, or an extracted CIFAR archive."""
+    """sample, a folder of class folders, .npz, .parquet, a .csv of paths and labels, .tar shards, or an
+    extracted CIFAR archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     goal: MaybeText = None
     """What the adversary wants: backdoor, targeted-misclassification, self-concealment or label-noise; the
     first that the attack serves when not given."""
@@ -187,9 +204,11 @@ class Train:
     """Train a classifier, on clean or on poisoned data. Writes the model to DIR/model."""
 
     data: Data
-    """sample, a folder of class folders, .npz, .parquet, or an extracted CIFAR archive."""
+    """sample, a folder of class folders, .npz, .parquet, a .csv of paths and labels, .tar shards, or an
+    extracted CIFAR archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """A run directory of craft (or its poison/): put this poison into the training set."""
     defense: Defense = None
@@ -239,11 +258,14 @@ class Trace:
     """Find the training examples that a wrong prediction goes back to. Writes DIR/findings."""
 
     model: Model
-    """A run directory of train or heal, or package.module:factory (with --weights)."""
+    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
+    --weights), or transformers:FOLDER."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
+    archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known; findings are held against it."""
     tracing: TraceOptions
@@ -262,11 +284,14 @@ class Repair:
     Writes the healed model to DIR/model and the findings of the first trace to DIR/findings."""
 
     model: Model
-    """A run directory of train or heal, or package.module:factory (with --weights)."""
+    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
+    --weights), or transformers:FOLDER."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
+    archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known: attack success is then measured."""
     tracing: TraceOptions
@@ -287,11 +312,14 @@ class Scan:
     from. Writes DIR/findings."""
 
     model: Model
-    """A run directory of train or heal, or package.module:factory (with --weights)."""
+    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
+    --weights), or transformers:FOLDER."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
+    archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data; it is not looked at."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known; findings are held against it."""
     method: Scanner = "statistical-contamination"
@@ -313,11 +341,14 @@ class Heal:
     """Make a model forget the training examples that trace flagged. Writes the healed model to DIR/model."""
 
     model: Model
-    """A run directory of train, or package.module:factory (with --weights)."""
+    """A run directory of train; or timm:NAME, torchvision:NAME or package.module:factory (with --weights), or
+    transformers:FOLDER."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, or an extracted CIFAR archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
+    archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
+    images: ImageOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where it is known: attack success is then measured."""
     findings: Directory
@@ -365,8 +396,27 @@ class Report:
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Trace | Scan | Heal | Repair | Bench | Report
-VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Scan, Heal, Repair, Bench, Report)
+@final
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write what was found as a table or a list, by the names of files. Nothing is deleted or moved."""
+
+    findings: Positional[Annotated[Path, arg(metavar="DIR")]]
+    """A run directory of trace, scan or repair (or its findings/)."""
+    form: Annotated[
+        Literal["csv", "parquet", "json", "list", "clean-list", "folder"], arg(name="as", metavar="FORM")
+    ] = "csv"
+    """csv, parquet: a row for each example; json: the flagged ones; list: the names of the flagged ones, a
+    line each; clean-list: those of all others; folder: hard links to the flagged files."""
+    files: MaybeDirectory = None
+    """For folder: where the files are that the findings name; the training folder."""
+    out: Annotated[Path, arg(metavar="PATH")]
+    """The file (or folder) to write; it must not be there yet."""
+    run: RunOptions
+
+
+Verb = Demo | Craft | Train | Trace | Scan | Heal | Repair | Bench | Report | Export
+VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Scan, Heal, Repair, Bench, Report, Export)
 
 CommandLine: Any = reduce(
     operator.or_, (Annotated[verb, subcommand(name=verb.__name__.lower())] for verb in VERBS)

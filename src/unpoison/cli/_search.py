@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 
 from unpoison import detectors, workflow
 from unpoison.cli._console import Console, per_cent
-from unpoison.cli._inputs import load_model, load_set, options_of
+from unpoison.cli._inputs import load_model, load_set, options_of, reference_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Scan, Trace
 from unpoison.cli._session import Session, session
 from unpoison.cli._tracing import Tracing
-from unpoison.data import TrainingSet, load
+from unpoison.data import TrainingSet
 from unpoison.detectors import Findings
 from unpoison.threats import PoisonSet
 
@@ -46,8 +46,9 @@ def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
     detector = detectors.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
-            _, training_set, poison = load_set(options, run.device)
-            reference = None if options.reference is None else load(options.reference).train.to(run.device)
+            splits, training_set, poison = load_set(options, run.device)
+            run.note(splits)
+            reference = reference_of(options.reference, options, run.device)
             subject = load_model(options.model, options.architecture, training_set)
         with run.stage("scan"), console.progress(f"scan by {options.method}") as progress:
             findings = workflow.scan(
@@ -74,7 +75,7 @@ def told(run: Session, findings: Findings) -> list[str]:
     if findings.p_value is not None and level is not None:
         lines.append(f"p = {findings.p_value:.3g} at a false-alarm level of {level:g}")
     if len(findings.flagged):
-        shown = ", ".join(map(str, findings.flagged[:10].tolist()))
+        shown = ", ".join(map(findings.name_of, findings.flagged[:10].tolist()))
         lines.append(f"most blamed: {shown}{', ...' if len(findings.flagged) > 10 else ''}")
     if results["precision"] is not None or results["recall"] is not None:
         lines.append(
@@ -95,6 +96,9 @@ def keep_findings(
         poison_found=findings.poison_found,
         flagged=len(findings.flagged),
         flagged_indices=findings.flagged.tolist(),
+        flagged_ids=None
+        if findings.ids is None
+        else [findings.ids[index] for index in findings.flagged.tolist()],
         p_value=findings.p_value,
         cause=None if findings.cause is None else findings.cause.to_dict(),
         false_alarm_level=findings.threshold.false_alarm_level,

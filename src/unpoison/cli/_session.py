@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from unpoison._statistics import Proportion
-    from unpoison.data import TrainingSet
+    from unpoison.data import Splits, TrainingSet
     from unpoison.threats import PoisonSet
     from unpoison.workflow import Model
 
@@ -63,6 +63,13 @@ class Session:
         """Where to write the artefact `name`; noted in run.json with its place in the run directory."""
         self.recorder.artefacts[name] = place
         return self.directory / place
+
+    def note(self, splits: Splits) -> None:
+        """Say and take down what was done in reading the data: files passed over, images resized."""
+        if splits.notes:
+            self.results["notes"] = list(splits.notes)
+        for line in splits.notes:
+            self.console.say(line)
 
     def rate(self, name: str, proportion: Proportion | None) -> None:
         """Note a rate as the number `name`, and with its n and interval under `measured`."""

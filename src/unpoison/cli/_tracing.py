@@ -8,9 +8,17 @@ from typing import Any, final
 
 import torch
 
-from unpoison import data, detectors, workflow
+from unpoison import detectors, workflow
 from unpoison._progress import Progress
-from unpoison.cli._inputs import Subject, groups_of, load_model, load_set, options_of, suspect_of
+from unpoison.cli._inputs import (
+    Subject,
+    groups_of,
+    load_model,
+    load_set,
+    options_of,
+    reference_of,
+    suspect_of,
+)
 from unpoison.cli._options import Repair, Trace
 from unpoison.cli._session import Session
 from unpoison.data import Splits, TrainingSet
@@ -60,11 +68,12 @@ class Tracing:
             if getattr(asked, name) is not None and not calibrates:
                 raise InputError(f"--{name}: {asked.method} makes no use of it; it calibrates nothing")
         splits, training_set, poison = load_set(options, run.device)
+        run.note(splits)
         reference = splits.test if calibrates else None
         if asked.reference is not None:
-            reference = data.load(asked.reference).train.to(run.device)
+            reference = reference_of(asked.reference, options, run.device)
         subject = load_model(options.model, options.architecture, training_set)
-        suspects = [suspect_of(text, splits, poison) for text in asked.suspect]
+        suspects = [suspect_of(text, splits, poison, options.images) for text in asked.suspect]
         if len({one.image.shape for one in suspects}) != 1:
             raise InputError("--suspect: the images are of different sizes")
         truths = {one.true_label for one in suspects}

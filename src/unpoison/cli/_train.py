@@ -12,7 +12,7 @@ from unpoison.cli._options import Train
 from unpoison.cli._session import session
 from unpoison.errors import InputError
 from unpoison.threats import PoisonSet
-from unpoison.training import Defense, Trained
+from unpoison.training import Defense, Recipe, Trained
 
 
 def train(options: Train, console: Console, interrupts: Interrupts) -> int:
@@ -22,6 +22,7 @@ def train(options: Train, console: Console, interrupts: Interrupts) -> int:
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
             splits, training_set, poison = load_set(options, run.device)
+            run.note(splits)
         with run.stage("train"), console.progress(f"training {recipe.model}") as progress:
             trained = workflow.train(
                 training_set,
@@ -46,12 +47,23 @@ def train(options: Train, console: Console, interrupts: Interrupts) -> int:
     console.show(
         f"trained {recipe.model} on {len(training_set)} examples"
         + ("" if poison is None else f", {len(poison)} of them poison"),
+        _augmentation(recipe),
         *([] if defense is None else [_dropped(run.results)]),
         *([] if clean is None else [f"clean accuracy {per_cent(clean)}"]),
         *([] if success is None else [f"attack success {per_cent(success)}"]),
         f"the model is {options.out / 'model'}",
     )
     return 0
+
+
+def _augmentation(recipe: Recipe) -> str:
+    """How images were changed at random, in words."""
+    parts = [
+        *(["mirrored"] if recipe.flip else []),
+        *([f"cropped after {recipe.crop_padding} pixels of padding"] if recipe.crop_padding else []),
+        *([f"cut out by {recipe.cutout} pixels"] if recipe.cutout else []),
+    ]
+    return f"images were {', '.join(parts)} at random" if parts else "images were not changed at random"
 
 
 def _defense(options: Train) -> Defense | None:

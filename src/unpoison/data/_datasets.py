@@ -1,59 +1,103 @@
-"""Any map-style dataset of pairs as a training set: `from_dataset` and `as_training_set`."""
+"""Any dataset as examples (`as_examples`), or as 8-bit images in memory (`from_dataset`)."""
 
 from __future__ import annotations
 
-import operator
+import os
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from unpoison.data._classes import as_labels, class_names_or_numbers
-from unpoison.data._grid import eight_bit, grid_tolerance
+from unpoison.data._classes import as_class_names, class_names_or_numbers
+from unpoison.data._dataset_examples import DatasetExamples
+from unpoison.data._examples import Examples, is_examples
+from unpoison.data._fetch import Sampled, changes
+from unpoison.data._grid import OffGridError, eight_bit, grid_tolerance
 from unpoison.data._images import pillow_pixels
+from unpoison.data._source import MapStyle, Part, Source, as_number, as_numbers, shown
 from unpoison.data._training_set import TrainingSet
 from unpoison.errors import InputError
 
-_ASKED_TWICE = 8
+HELD_BYTES: Final = 1 << 29
+"""A dataset of 8-bit images that takes no more than 512 MiB is held in memory; a larger one is read anew."""
 
 
-@runtime_checkable
-class MapStyle(Protocol):
-    """A map-style dataset, as PyTorch calls it: examples with a count and an index."""
+def as_examples(dataset: Examples | MapStyle, *, held_bytes: int = HELD_BYTES) -> Examples:
+    """Examples as they are, any other dataset as a `TrainingSet` or else as `DatasetExamples`.
 
-    def __len__(self) -> int: ...
+    A dataset of 8-bit images (uint8, PIL, or floats that are multiples of 1/255) that takes at most
+    `held_bytes` becomes a `TrainingSet`; anything else is read in batches, and gives the network what the
+    dataset gives.
 
-    def __getitem__(self, index: int, /) -> Any: ...
+    Raises:
+        InputError: as `DatasetExamples`; or all inputs take more than the memory of this machine, in which
+            case the dataset must be given as `DatasetExamples`, since a pass over it takes long.
+    """
+    if is_examples(dataset):
+        return dataset
+    sampled = Sampled(Source(dataset))
+    total = sampled.bytes_of_a_row * len(sampled.source)
+    if total > _memory():
+        raise InputError(
+            f"{sampled.source.name}: its {len(sampled.source):,} inputs take {total / 1e9:,.0f} GB, more "
+            f"than the memory here ({_memory() / 1e9:,.0f} GB); give "
+            "data.DatasetExamples(dataset, workers=...), which reads it in batches, or a Subset"
+        )
+    if _pixels_of_a_row(sampled.source) * len(sampled.source) <= held_bytes:
+        try:
+            return _held(sampled.source, None, None)
+        except OffGridError:
+            pass  # a later row
+    return DatasetExamples(sampled)
 
 
-def as_training_set(examples: TrainingSet | MapStyle) -> TrainingSet:
-    """A training set as it is, any other map-style dataset through `from_dataset`."""
-    return examples if isinstance(examples, TrainingSet) else from_dataset(examples)
+def as_training_set(examples: Examples | MapStyle) -> TrainingSet:
+    """A training set as it is, any other dataset through `from_dataset`.
+
+    Raises:
+        InputError: as `from_dataset`.
+    """
+    if isinstance(examples, TrainingSet):
+        return examples
+    if isinstance(examples, DatasetExamples):
+        return _from_examples(examples)
+    if is_examples(examples):
+        raise InputError(
+            f"{examples.name}: this works on 8-bit images alone; give a TrainingSet, or use a method that "
+            "needs none"
+        )
+    return from_dataset(examples)
 
 
 def from_dataset(
-    dataset: MapStyle,
+    dataset: Any,
     *,
+    inputs: Part | None = None,
+    labels: Part | Sequence[Any] | Tensor | None = None,
+    ids: Part | Sequence[str] | None = None,
     class_names: Sequence[Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     name: str | None = None,
 ) -> TrainingSet:
-    """Read a map-style dataset of (image, label) pairs into memory as 8-bit images.
+    """Read a map-style dataset of images and labels into memory as 8-bit images.
 
     An image is a PIL image, or a tensor or array: uint8 of shape [c h w], [h w c] or [h w], or float of these
     shapes in [0, 1] (after `mean` and `std` are undone). Floats must be 8-bit levels divided by 255, as
     `ToTensor` gives them; others are refused, since the pixels read would not be those trained on. A label is
-    a whole number.
+    a whole number or the name of a class.
 
-    Every example is read once, the first 8 twice: a dataset that then gives another image augments at random.
-    Give it without random transforms; the trainer augments by itself.
+    Every example is read once, up to 64 spread over the set twice: a dataset that then gives another image
+    augments at random. Give it without random transforms; the trainer augments by itself.
 
     Arguments:
         dataset: anything with `len()` and `[index]`.
+        inputs: which part of a row is the image; see `DatasetExamples`, like `labels` and `ids`.
+        labels: which part is the label, or all labels.
+        ids: which part names the example, or all names.
         class_names: the names of the classes; by default the dataset's `classes`, as in torchvision, else
             "0", "1", ... up to the largest label.
         mean: what the dataset's normalisation subtracts from each channel.
@@ -62,31 +106,38 @@ def from_dataset(
 
     Raises:
         InputError: the dataset is not map-style, is empty, augments at random, an image is of another kind or
-            size, off the 8-bit grid or NaN, a label is out of range, or there are fewer than two classes.
+            size, off the 8-bit grid or NaN, a label is out of range, there are fewer than two classes, or the
+            images do not fit into memory.
     """
     called = name or type(dataset).__name__
     normalisation = _normalisation(called, mean, std)
-    try:
-        count = len(dataset) if isinstance(dataset, MapStyle) else None
-    except TypeError:
-        count = None
-    if count is None:
-        raise InputError(f"{called}: is not a map-style dataset; give one with len() and [index]")
-    if count == 0:
-        raise InputError(f"{called}: holds no examples")
+    source = Source(dataset, inputs=inputs, labels=labels, ids=ids, name=name)
+    return _held(source, class_names, normalisation)
+
+
+def _held(
+    source: Source, class_names: Sequence[Any] | None, normalisation: _Normalisation | None
+) -> TrainingSet:
+    count, called = len(source), source.name
+    twice = set(source.sampled)
     images: Tensor | None = None
-    labels = []
+    found: list[int | str] = []
+    ids: list[str] = []
+    given = source.labels()
     for index in range(count):
         where = f"{called}: row {index}"
-        pixels, label = _example(where, dataset[index], normalisation)
-        if index < _ASKED_TWICE and not np.array_equal(
-            pixels, _example(where, dataset[index], normalisation)[0]
+        row = source.row(index)
+        pixels = _pixels(where, source.input_of(where, row), normalisation)
+        if given is None:
+            found.append(as_number(where, source.label_of(where, row)))
+        if source.id_part is not None:
+            ids.append(str(source.id_of(where, row)))
+        if index in twice and not np.array_equal(
+            pixels, _pixels(where, source.input_of(where, source.row(index)), normalisation)
         ):
-            raise InputError(
-                f"{where}: the image changes when it is read again; give the dataset without random "
-                f"transforms"
-            )
+            raise InputError(changes(where))
         if images is None:
+            _check_memory(called, count, pixels.nbytes)
             images = torch.empty((count, *pixels.shape), dtype=torch.uint8)
         if pixels.shape[1:] != images.shape[2:]:
             raise InputError(
@@ -96,11 +147,45 @@ def from_dataset(
         if len(pixels) > images.shape[1]:  # a coloured image among grey ones makes all coloured
             images = images.expand(-1, 3, -1, -1).contiguous()
         images[index] = torch.from_numpy(pixels)
-        labels.append(label)
     assert images is not None
-    known = class_names if class_names is not None else getattr(dataset, "classes", None)
-    checked = as_labels(called, np.array(labels))
-    return TrainingSet(images, checked, class_names_or_numbers(called, known, {called: checked}), called)
+    known = source.class_names() if class_names is None else as_class_names(called, class_names)
+    labels, known = as_numbers(called, found if given is None else given, known)
+    names = class_names_or_numbers(called, known, {called: labels})
+    return TrainingSet(images, labels, names, called, tuple(ids) or source.ids())
+
+
+def _from_examples(examples: DatasetExamples) -> TrainingSet:
+    """The same rows with the same labels, names and order."""
+    try:
+        held = _held(examples.source, examples.class_names, None)
+    except OffGridError as error:
+        raise InputError(f"{error} (this works on 8-bit images in memory, a TrainingSet)") from None
+    rows = examples.rows
+    return TrainingSet(held.images[rows], examples.labels, examples.class_names, held.name, examples.ids)
+
+
+def _pixels_of_a_row(source: Source) -> float:
+    """How many bytes an image takes in a `TrainingSet`; infinite where row 0 is no 8-bit image."""
+    if source.collate_fn is not None:
+        return float("inf")
+    try:
+        return float(_pixels("", source.input_of("", source.row(0)), None).nbytes)
+    except InputError:
+        return float("inf")
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(called: str, count: int, size: int) -> None:
+    if count * size > _memory():
+        raise InputError(
+            f"{called}: {count:,} images take {count * size / 1e9:,.0f} GB of memory, there are "
+            f"{_memory() / 1e9:,.0f} GB; trace and scan read data.DatasetExamples(dataset) in batches, what "
+            "changes or trains on 8-bit images needs a Subset"
+        )
 
 
 _Normalisation = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
@@ -118,40 +203,32 @@ def _normalisation(
     return np.array(mean, np.float64)[:, None, None], np.array(std, np.float64)[:, None, None]
 
 
-def _example(
-    where: str, pair: Any, normalisation: _Normalisation | None
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
-    """The pixels UInt8[c h w] and the label of one example."""
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise InputError(f"{where}: must be a pair (image, label), found {type(pair).__name__}")
-    image, label = pair
-    try:
-        plain: Any = label.item() if isinstance(label, Tensor | np.ndarray) else label
-        number = operator.index(plain)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{where}: its label must be a whole number, found {_shown(label)}") from None
-    if not 0 <= number < 2**31:
-        raise InputError(f"{where}: label {number} is out of range; classes are numbered from 0")
+def _pixels(
+    where: str, image: Any, normalisation: _Normalisation | None
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The pixels UInt8[c h w] of one example."""
     if isinstance(image, Image.Image):
-        return pillow_pixels(where, image), number
+        return pillow_pixels(where, image)
+    if isinstance(image, list):  # numbers, as a dataset of Hugging Face gives a column of arrays
+        image = np.asarray(image)
     if isinstance(image, Tensor):
         if image.dtype == torch.bfloat16:
-            raise InputError(f"{where}: bfloat16 does not tell 8-bit levels apart; give uint8 or float32")
+            raise OffGridError(f"{where}: bfloat16 does not tell 8-bit levels apart; give uint8 or float32")
         array, channels_first = image.detach().cpu().numpy(), True
     elif isinstance(image, np.ndarray):
         array, channels_first = image, False
     else:
-        raise InputError(
-            f"{where}: its image must be a PIL image, a tensor or an array, found {_shown(image)}"
+        raise OffGridError(
+            f"{where}: its image must be a PIL image, a tensor or an array, found {shown(image)}"
         )
     array = _channels_first(where, array, prefer_first=channels_first)
     if array.dtype == np.uint8:
-        return np.ascontiguousarray(array), number
+        return np.ascontiguousarray(array)
     if array.dtype.kind != "f":
-        raise InputError(
+        raise OffGridError(
             f"{where}: pixels must be uint8 or float, found {array.dtype}; convert them to uint8"
         )
-    return _levels(where, array, normalisation), number
+    return _levels(where, array, normalisation)
 
 
 def _levels(
@@ -183,10 +260,6 @@ def _channels_first(where: str, array: np.ndarray[Any, Any], *, prefer_first: bo
             return array
         if last:
             return array.transpose(2, 0, 1)
-    raise InputError(
+    raise OffGridError(
         f"{where}: an image must have shape [c h w], [h w c] or [h w], c being 1 or 3, found {array.shape}"
     )
-
-
-def _shown(value: Any) -> str:
-    return " ".join(repr(value).split())[:60]

@@ -3,59 +3,74 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import final
 
 import torch
 
-from unpoison.data._images import SUFFIXES, decode_all, is_hidden
+from unpoison.data._images import SUFFIXES, Preparation, decode_all, is_hidden
 from unpoison.data._splits import Splits, with_equal_channels
 from unpoison.data._training_set import TrainingSet
 from unpoison.errors import InputError
 
-_TEST_NAMES = ("test", "val", "validation", "valid")
+_TRAIN_NAMES = ("train", "training")
+_TEST_NAMES = ("test", "testing", "val", "validation", "valid")
+_SPLIT_NAMES = (*_TRAIN_NAMES, *_TEST_NAMES)
+_NUMBER = re.compile("[0-9]")
 
 
-def read_folder(path: str | os.PathLike[str]) -> Splits:
+def read_folder(path: str | os.PathLike[str], *, size: int | None = None, orient: bool = False) -> Splits:
     """Read a folder that holds one folder of images for each class.
 
     The names of the folders, sorted by their characters, are the classes 0, 1, ..., as in torchvision's
     `ImageFolder`. Class folders are searched to any depth. Hidden files, and files without the suffix of an
-    image, are skipped; an image that does not decode is an error. If there is a folder `train`, it is the
-    training set, and `test` (or `val`, `validation`, `valid`) is the test set.
+    image, are passed over, which `Splits.notes` says; an image that does not decode is an error. If there is
+    a folder `train` (or `training`), it is the training set, and `test` (or `testing`, `val`, `validation`,
+    `valid`) is the test set, in any case of letters.
 
-    All images must have one size. If some are grey and some coloured, all become coloured, which loses
-    nothing.
+    All images must have one size, unless `size` brings them to one. If some are grey and some coloured, all
+    become coloured, which loses nothing. The ids of the examples are the paths of their files in the folder.
+
+    Arguments:
+        path: the folder.
+        size: resize the shorter side to so many pixels, and cut out the middle square.
+        orient: turn photographs as their EXIF orientation says.
 
     Raises:
-        InputError: the folder is missing or empty, a class has no image, there are fewer than two classes, an
-            image does not decode, two images differ in size, or an image cannot become 8-bit grey or colour
-            without loss.
+        InputError: the folder is missing or empty, a class has no image, there are fewer than two classes,
+            the folders look like parts of the set rather than classes, an image does not decode, two images
+            differ in size, or an image cannot become 8-bit grey or colour without loss.
     """
-    root = Path(path)
+    root, reader = Path(path), _Reader(Preparation(size, orient))
     folders = _folders(root)
-    names = {folder.name for folder in folders}
-    if "train" not in names:
-        train = _read(root, [folder.name for folder in folders])
-        return Splits(train)
-    test_name = next((name for name in _TEST_NAMES if name in names), None)
-    others = sorted(names - {"train", *_TEST_NAMES})
+    by_name = {folder.name.lower(): folder for folder in folders}
+    train_name = next((name for name in _TRAIN_NAMES if name in by_name), None)
+    if train_name is None:
+        _refuse_parts(root, folders)
+        train = reader.read(root, [folder.name for folder in folders])
+        return Splits(train, notes=reader.notes)
+    test_name = next((name for name in _TEST_NAMES if name in by_name), None)
+    others = sorted(folder.name for name, folder in by_name.items() if name not in _SPLIT_NAMES)
     if others:
         raise InputError(
-            f"{root}: has a folder 'train' beside {others[0]!r}; keep class folders inside 'train' and 'test'"
+            f"{root}: has a folder {by_name[train_name].name!r} beside {others[0]!r}; keep class folders "
+            "inside 'train' and 'test'"
         )
-    class_names = [folder.name for folder in _folders(root / "train")]
-    train = _read(root / "train", class_names)
+    train_root = by_name[train_name]
+    class_names = [folder.name for folder in _folders(train_root)]
+    train = reader.read(train_root, class_names)
     if test_name is None:
-        return Splits(train)
-    test_root = root / test_name
+        return Splits(train, notes=reader.notes)
+    test_root = by_name[test_name]
     unknown = sorted({folder.name for folder in _folders(test_root)} - set(class_names))
     if unknown:
         raise InputError(
-            f"{test_root / unknown[0]}: no such class in {root / 'train'}; remove or rename the folder"
+            f"{test_root / unknown[0]}: no such class in {train_root}; remove or rename the folder"
         )
-    test = _read(test_root, class_names, may_lack_classes=True)
-    return Splits(*with_equal_channels(train, test))
+    test = reader.read(test_root, class_names, may_lack_classes=True)
+    return Splits(*with_equal_channels(train, test), reader.notes)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -73,42 +88,82 @@ def _folders(root: Path) -> list[Path]:
     return folders
 
 
-def _read(root: Path, class_names: Sequence[str], *, may_lack_classes: bool = False) -> TrainingSet:
-    if len(class_names) < 2:
-        _refuse_parquet(root / class_names[0])
-        raise InputError(
-            f"{root}: needs at least two classes, found {len(class_names)} ({class_names[0]!r}); "
-            "make one folder for each class"
-        )
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        found = _images_in(root / name)
-        if not found and not may_lack_classes:
-            _refuse_parquet(root / name)
+def _refuse_parts(root: Path, folders: Sequence[Path]) -> None:
+    """Refuse folders that hold the same folders, such as `summer/cat` and `winter/cat`, and no images.
+
+    Numbered folders inside classes, such as `cat/part1` and `dog/part1`, are parts of classes.
+    """
+    inside = [{child.name for child in folder.iterdir() if child.is_dir()} for folder in folders]
+    names = inside[0]
+    same = len(folders) > 1 and len(names) > 1 and all(other == names for other in inside)
+    numbered = all(_NUMBER.search(name) for name in names) and not all(
+        _NUMBER.search(folder.name) for folder in folders
+    )
+    if not same or numbered or any(_has_images(folder) for folder in folders):
+        return
+    shown = ", ".join(map(repr, sorted(names)[:3]))
+    raise InputError(
+        f"{root}: its folders {folders[0].name!r} and {folders[1].name!r} hold no images but the same "
+        f"folders ({shown}), and look like splits one level above the classes; give {folders[0]}, or bring "
+        "the images of a class into one folder"
+    )
+
+
+def _has_images(folder: Path) -> bool:
+    return any(child.suffix.lower() in SUFFIXES for child in folder.iterdir() if child.is_file())
+
+
+@final
+class _Reader:
+    """Reads class folders, and notes what was done."""
+
+    def __init__(self, preparation: Preparation) -> None:
+        self.preparation = preparation
+        self.notes: tuple[str, ...] = (str(preparation),) if str(preparation) else ()
+
+    def read(self, root: Path, class_names: Sequence[str], *, may_lack_classes: bool = False) -> TrainingSet:
+        """The images in the class folders of a folder."""
+        if len(class_names) < 2:
+            _refuse_parquet(root / class_names[0])
             raise InputError(
-                f"{root / name}: holds no images; put the images of the class there or remove the folder"
+                f"{root}: needs at least two classes, found {len(class_names)} ({class_names[0]!r}); "
+                "make one folder for each class, or give the folder that holds them"
             )
-        files += found
-        labels += [label] * len(found)
-    if not files:
-        raise InputError(f"{root}: holds no images; put the images of each class into its folder")
-    images = decode_all([(str(file), file) for file in files])
-    return TrainingSet(images, torch.tensor(labels, dtype=torch.int64), tuple(class_names), str(root))
+        files: list[Path] = []
+        labels: list[int] = []
+        for label, name in enumerate(class_names):
+            found = self._images_in(root / name)
+            if not found and not may_lack_classes:
+                _refuse_parquet(root / name)
+                raise InputError(
+                    f"{root / name}: holds no images; put the images of the class there or remove the folder"
+                )
+            files += found
+            labels += [label] * len(found)
+        if not files:
+            raise InputError(f"{root}: holds no images; put the images of each class into its folder")
+        images = decode_all([(str(file), file) for file in files], self.preparation)
+        ids = tuple(file.relative_to(root).as_posix() for file in files)
+        return TrainingSet(
+            images, torch.tensor(labels, dtype=torch.int64), tuple(class_names), str(root), ids
+        )
+
+    def _images_in(self, folder: Path) -> list[Path]:
+        """The image files in a folder, at any depth, in the order of their names."""
+        files: list[Path] = []
+        passed: list[Path] = []
+        for parent, folders, names in os.walk(folder, followlinks=False):
+            folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
+            for name in sorted(names):
+                file = Path(parent, name)
+                is_image = file.suffix.lower() in SUFFIXES and not is_hidden(file)
+                (files if is_image else passed).append(file)
+        if passed:
+            shown = ", ".join(file.name for file in passed[:3]) + (", ..." if len(passed) > 3 else "")
+            self.notes += (f"{folder}: {len(passed)} files passed over that are no images ({shown})",)
+        return files
 
 
 def _refuse_parquet(folder: Path) -> None:
     if any(folder.glob("*.parquet")):
         raise InputError(f"{folder.parent}: its folder {folder.name!r} holds parquet files; give {folder}")
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """The image files in a folder, at any depth, in the order of their names."""
-    files: list[Path] = []
-    for parent, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
-        for name in sorted(names):
-            file = Path(parent, name)
-            if file.suffix.lower() in SUFFIXES and not is_hidden(file):
-                files.append(file)
-    return files

@@ -12,6 +12,10 @@ from unpoison.errors import InputError
 _ROWS_AT_ONCE = 1024
 
 
+class OffGridError(InputError):
+    """What was read are no 8-bit images."""
+
+
 def eight_bit(
     where: Callable[[int], str],
     images: np.ndarray[Any, Any],
@@ -38,16 +42,21 @@ def eight_bit(
         with np.errstate(invalid="ignore"):
             whole = np.rint(levels)
             faults = (
-                (~np.isfinite(levels), "a pixel is NaN or infinite; repair or remove the image"),
-                ((whole < 0) | (whole > 255), f"a float pixel lies outside [0, 1]; {if_outside}"),
+                (~np.isfinite(levels), InputError, "a pixel is NaN or infinite; repair or remove the image"),
+                (
+                    (whole < 0) | (whole > 255),
+                    OffGridError,
+                    f"a float pixel lies outside [0, 1]; {if_outside}",
+                ),
                 (
                     np.abs(levels - whole) > tolerance,
+                    OffGridError,
                     f"float pixels must be multiples of 1/255; {if_between}",
                 ),
             )
-        for wrong, problem in faults:
+        for wrong, kind, problem in faults:
             if wrong.any():
-                raise InputError(f"{where(start + int(np.argwhere(wrong)[0, 0]))}: {problem}")
+                raise kind(f"{where(start + int(np.argwhere(wrong)[0, 0]))}: {problem}")
         pixels[start : start + _ROWS_AT_ONCE] = whole
     return pixels
 

@@ -1,7 +1,8 @@
 """Images between files and 8-bit pixels, without loss.
 
-Pillow decodes and encodes. What cannot become 8 bits of grey or colour exactly (16 bits a channel, CMYK, an
-alpha channel that is not opaque) is refused with the name of the file. A set that mixes grey and coloured
+Pillow decodes and encodes. What cannot become 8 bits of grey or colour exactly (16 bits a channel, an alpha
+channel that is not opaque) is refused with the name of the file; CMYK is converted as Pillow does, and so as
+torchvision and timm load it; of an animated GIF the first frame is taken. A set that mixes grey and coloured
 images becomes coloured: a grey pixel is repeated in three channels, which loses nothing.
 """
 
@@ -12,12 +13,13 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, final
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from unpoison._artefacts import read_bytes
@@ -47,26 +49,87 @@ _BEGINNINGS = (
 )
 
 
-def read_image(source: str | os.PathLike[str] | bytes | Image.Image, *, where: str | None = None) -> Tensor:
+@final
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures are brought to one size and turned, before their pixels are taken.
+
+    Arguments:
+        size: the shorter side is resized to so many pixels and the middle square is cut out; None leaves
+            pictures as they are.
+        orient: turn photographs as their EXIF orientation says.
+
+    Raises:
+        InputError: the size is below 1.
+    """
+
+    size: int | None = None
+    orient: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise InputError(f"size {self.size}: must be at least 1 pixel")
+
+    def __str__(self) -> str:
+        parts = [
+            *(["turned by their EXIF orientation"] if self.orient else []),
+            *(
+                [
+                    f"shorter side resized to {self.size} pixels (area average, bilinear where enlarged), "
+                    f"then cropped to the middle {self.size}x{self.size}"
+                ]
+                if self.size is not None
+                else []
+            ),
+        ]
+        return "; ".join(parts)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The picture, prepared."""
+        if self.orient:
+            image = ImageOps.exif_transpose(image)
+        if self.size is None:
+            return image
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        width, height = image.size
+        scale = self.size / min(width, height)
+        wide, high = max(self.size, round(width * scale)), max(self.size, round(height * scale))
+        method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+        image = image.resize((wide, high), method)
+        left, top = (wide - self.size) // 2, (high - self.size) // 2
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+AS_THEY_ARE: Final = Preparation()
+
+
+def read_image(
+    source: str | os.PathLike[str] | bytes | Image.Image,
+    *,
+    where: str | None = None,
+    preparation: Preparation = AS_THEY_ARE,
+) -> Tensor:
     """Read one image as UInt8[c h w], one channel if it is grey and three if it is coloured.
 
     PNG, JPEG, WebP, BMP, GIF, TIFF and portable maps are known. The orientation tag of photographs is not
-    applied.
+    applied unless `preparation` says so.
 
     Arguments:
         source: the path of a file, its bytes, or an image that Pillow has opened.
         where: what to call the image in messages; the path when None.
+        preparation: how to bring it to a size.
 
     Raises:
         InputError: there is no such file, it does not decode, or it cannot become 8-bit grey or colour
-            without loss (16 bits a channel, CMYK, an alpha channel that is not opaque, several frames).
+            without loss (16 bits a channel, an alpha channel that is not opaque, several pages).
     """
     if isinstance(source, Image.Image):
         name = where or str(getattr(source, "filename", "")) or "the image"
         return torch.from_numpy(pillow_pixels(name, source))
     encoded = source if isinstance(source, bytes) else Path(source)
     name = where or ("the image" if isinstance(encoded, bytes) else str(encoded))
-    return torch.from_numpy(_channels_first(decode(name, encoded)))
+    return torch.from_numpy(_channels_first(decode(name, encoded, preparation)))
 
 
 def encode_png(image: Tensor, *, compress_level: int = 6) -> bytes:
@@ -91,7 +154,9 @@ def encode_png(image: Tensor, *, compress_level: int = 6) -> bytes:
     return buffer.getvalue()
 
 
-def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode(
+    where: str, encoded: bytes | Path, preparation: Preparation = AS_THEY_ARE
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode one image to UInt8[h w] if it is grey and UInt8[h w 3] if it is coloured.
 
     Arguments:
@@ -105,7 +170,7 @@ def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uin
         raise InputError(f"{where}: {found} (PNG, JPEG, WebP, BMP, GIF, TIFF, PPM); replace or remove it")
     try:
         with Image.open(io.BytesIO(content), formats=(kind,)) as image:
-            return _pixels(where, image)
+            return _pixels(where, image, preparation)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -119,7 +184,7 @@ def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uin
         raise InputError(f"{where}: does not decode as an image{reason}; replace or remove it") from None
 
 
-def decode_all(encoded: Sequence[tuple[str, bytes | Path]]) -> Tensor:
+def decode_all(encoded: Sequence[tuple[str, bytes | Path]], preparation: Preparation = AS_THEY_ARE) -> Tensor:
     """Decode many images of one size to UInt8[n c h w], in parallel threads.
 
     One channel if all are grey, else three. The error names the first image, in the order given, that cannot
@@ -127,20 +192,21 @@ def decode_all(encoded: Sequence[tuple[str, bytes | Path]]) -> Tensor:
 
     Arguments:
         encoded: what to call each image in messages, and its bytes or path. At least one.
+        preparation: how to bring them to one size.
     """
     workers = min(8, os.cpu_count() or 1)
-    first_where, first = encoded[0][0], decode(*encoded[0])
+    first_where, first = encoded[0][0], decode(*encoded[0], preparation)
     size = first.shape[:2]
     starts = range(0, len(encoded), _CHUNK)
 
     def chunk(start: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         arrays = []
         for where, content in encoded[start : start + _CHUNK]:
-            array = decode(where, content)
+            array = decode(where, content, preparation)
             if array.shape[:2] != size:
                 raise InputError(
                     f"{where}: is {_size(array)} pixels, but {first_where} is {_size(first)}; "
-                    "bring all images to one size first"
+                    "bring all images to one size first, or give size= (--size)"
                 )
             arrays.append(_channels_first(array))
         channels = max(map(len, arrays))
@@ -169,18 +235,17 @@ def pillow_pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np
     return _channels_first(_pixels(where, image))
 
 
-def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _pixels(
+    where: str, image: Image.Image, preparation: Preparation = AS_THEY_ARE
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if image.width * image.height > MAX_PIXELS:
         raise InputError(_bomb(where))
-    # Only formats with frames have the attribute.
-    if getattr(image, "n_frames", 1) != 1:
+    # Only formats with frames have the attribute. Of a GIF the first frame is what other readers take.
+    if getattr(image, "n_frames", 1) != 1 and image.format != "GIF":
         raise InputError(f"{where}: holds several frames; save one of them as an image of its own")
-    # Pillow reads 16-bit colour as 8-bit colour, which only the arguments of its decoder show.
-    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
-    if "16" in image.mode or any("16" in str(tile[3]) for tile in tiles):
-        raise InputError(
-            f"{where}: has 16 bits a channel; convert it to 8 bits, which is what models are given"
-        )
+    check_eight_bits(where, image)
+    if preparation != AS_THEY_ARE:
+        image = preparation.apply(image)
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return np.array(image)
     if image.mode == "1":
@@ -194,9 +259,27 @@ def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8
                 "save it without alpha"
             )
         return np.ascontiguousarray(pixels[..., 0] if grey else pixels[..., :3])
+    if image.mode == "CMYK":  # as torchvision and timm load it
+        return np.array(image.convert("RGB"))
     raise InputError(
         f"{where}: mode {image.mode} does not become 8-bit grey or colour without loss; convert it to RGB"
     )
+
+
+def check_eight_bits(where: str, image: Image.Image) -> None:
+    """That an image has no more than 8 bits a channel.
+
+    Raises:
+        InputError: it has 16 or 32.
+    """
+    # Pillow reads 16-bit colour as 8-bit colour, which only the arguments of its decoder show.
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else ()
+    deep = image.mode in ("I", "F") or "16" in image.mode
+    if deep or any("16" in str(tile[3]) for tile in tiles):
+        bits = 32 if image.mode in ("I", "F") else 16
+        raise InputError(
+            f"{where}: has {bits} bits a channel; convert it to 8 bits, which is what models are given"
+        )
 
 
 def _channels_first(array: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -19,6 +19,7 @@ class Splits:
     Arguments:
         train: the examples to learn from.
         test: the examples to measure on, or None.
+        notes: what was done in reading them, in lines for people: files passed over, images resized.
 
     Raises:
         InputError: the two differ in class names or in image shape.
@@ -26,6 +27,7 @@ class Splits:
 
     train: TrainingSet
     test: TrainingSet | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.test is None:
@@ -44,7 +46,8 @@ class Splits:
 
     def to(self, device: torch.device | str) -> Splits:
         """Both sets on another device."""
-        return Splits(self.train.to(device), None if self.test is None else self.test.to(device))
+        test = None if self.test is None else self.test.to(device)
+        return Splits(self.train.to(device), test, self.notes)
 
 
 def with_equal_channels(train: TrainingSet, test: TrainingSet) -> tuple[TrainingSet, TrainingSet]:

@@ -7,7 +7,7 @@ as they would be saved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from unpoison._artefacts import canonical_json, digest
 from unpoison.data._classes import as_class_names
+from unpoison.data._examples import Indices, ids_at
 from unpoison.errors import InputError
-
-Indices = Tensor | Sequence[int]
 
 
 @final
@@ -36,6 +35,7 @@ class TrainingSet:
         labels: Int64[n], each in 0..len(class_names)-1, on the device of the images.
         class_names: one name a class, at least two; stored as text.
         name: what to call the set in messages and reports.
+        ids: n names of files or keys of rows, by which people know the examples; not part of the fingerprint.
 
     Raises:
         InputError: shapes, types or devices do not match, a label is out of range, or there are fewer than
@@ -53,6 +53,7 @@ class TrainingSet:
     labels: Tensor
     class_names: tuple[str, ...]
     name: str = "training set"
+    ids: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -72,6 +73,8 @@ class TrainingSet:
         object.__setattr__(self, "class_names", as_class_names(self.name, self.class_names))
         if len(self.class_names) < 2:
             raise InputError(f"{self.name}: needs at least two classes, found {len(self.class_names)}")
+        if self.ids is not None and len(self.ids) != len(self.labels):
+            raise InputError(f"{self.name}: {len(self.ids)} ids for {len(self.labels)} examples")
         outside = ((self.labels < 0) | (self.labels >= len(self.class_names))).nonzero()
         if len(outside):
             row = int(outside[0])
@@ -99,6 +102,11 @@ class TrainingSet:
         return channels, height, width
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """As `image_shape`."""
+        return self.image_shape
+
+    @property
     def device(self) -> torch.device:
         """Where the images lie."""
         return self.images.device
@@ -117,6 +125,17 @@ class TrainingSet:
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Examples `start` to `stop` as Float32[b c h w] in [0, 1] and Int64[b]."""
         return self.images[start:stop].float().div_(255), self.labels[start:stop]
+
+    def at(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """The examples at `indices`, as `batch` gives them."""
+        rows = self.indices(indices)
+        return self.images[rows].float().div_(255), self.labels[rows]
+
+    def in_batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of at most `size` examples, of those at Int64[k] `order` or of all."""
+        if order is None:
+            return (self.batch(start, start + size) for start in range(0, len(self), size))
+        return (self.at(rows) for rows in torch.split(order, size))
 
     def class_counts(self) -> Tensor:
         """Int64[classes]: how many examples each class has."""
@@ -143,13 +162,14 @@ class TrainingSet:
     def subset(self, indices: Indices) -> TrainingSet:
         """The examples at `indices`, in that order."""
         chosen = self.indices(indices)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        ids = ids_at(self.ids, chosen)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen], ids=ids)
 
     def without(self, indices: Indices) -> TrainingSet:
         """All examples except those at `indices`, in order."""
         keep = torch.ones(len(self), dtype=torch.bool, device=self.device)
         keep[self.indices(indices)] = False
-        return replace(self, images=self.images[keep], labels=self.labels[keep])
+        return self.subset(keep)
 
     def with_examples(self, indices: Indices, images: Tensor, labels: Tensor) -> TrainingSet:
         """The set with the examples at `indices` replaced: UInt8[k c h w] `images`, Int64[k] `labels`."""

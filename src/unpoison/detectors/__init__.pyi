@@ -1,3 +1,5 @@
+from ._answers import answers_of as answers_of
+from ._answers import answers_to as answers_to
 from ._calibration import Calibration as Calibration
 from ._cause import Cause as Cause
 from ._detector import Detector as Detector
@@ -13,6 +15,7 @@ from ._methods import names as names
 from ._methods import register as register
 from ._observation import Observation as Observation
 from ._observation import check_observation as check_observation
+from ._observation import joined_observations as joined_observations
 from ._search import Search as Search
 from ._search import Searcher as Searcher
 from ._transforms import similar_copies as similar_copies

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, final
@@ -34,15 +34,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._inputs import count_of, rows_of
 from unpoison._seeds import generator
-from unpoison.data import TrainingSet
+from unpoison.data import Examples
+from unpoison.data import Inputs as Given
+from unpoison.detectors._answers import answers_to
 from unpoison.detectors._collapse import LabelCollapse, normalised, queries_at_a_time, queries_of
 from unpoison.detectors._conformal import Baseline, p_value, responsible, statistic
 from unpoison.detectors._near_duplicates import group_numbers, multiplicities
 from unpoison.detectors._search import Search
 from unpoison.errors import InputError
 from unpoison.influence import Factors, model_fingerprint
-from unpoison.training import predict
 
 _FORMAT: Final = 1
 _ERRORS: Final = 300
@@ -192,7 +194,7 @@ class Inputs:
     baseline: Sequence[Tensor]
 
 
-def choose(source: TrainingSet, logits: Tensor, *, held_out: bool, level: float, seed: int) -> Inputs:
+def choose(source: Examples, logits: Tensor, *, held_out: bool, level: float, seed: int) -> Inputs:
     """Stages 1 and 2.
 
     Arguments:
@@ -235,7 +237,7 @@ def choose(source: TrainingSet, logits: Tensor, *, held_out: bool, level: float,
 
 
 def calibrate(
-    search: Search, source: TrainingSet, inputs: Inputs, groups: Sequence[Hashable] | Tensor | None
+    search: Search, source: Examples, inputs: Inputs, groups: Sequence[Hashable] | Tensor | None
 ) -> Calibration:
     """Stage 3; `inputs` are rows of `source`."""
     training_set = search.training_set
@@ -255,8 +257,8 @@ def calibrate(
             continue
         asked = (inputs.answers == label).nonzero()[:, 0]
         first = inputs.baseline[label]
-        images = source.images[torch.cat([first, inputs.rows[asked]]).to(source.device)].cpu()
-        collapses = in_label(search, images, label, training_set.subset(rows))
+        given = source.at(torch.cat([first, inputs.rows[asked]]))[0]
+        collapses = in_label(search, given, label, training_set.subset(rows))
         baseline = Baseline.of(collapses[: len(first)])
         centre[rows], spread[rows] = baseline.centre, baseline.spread
         excess = baseline.excess(collapses[len(first) :])
@@ -277,7 +279,7 @@ def calibrate(
         statistics=statistics,
         responsible=places,
         weights=weights,
-        images=tuple(image_digests(source.images[inputs.rows.to(source.device)])),
+        images=tuple(input_digests(source.at(inputs.rows)[0])),
         centre=centre,
         spread=spread,
         multiplicities=copies,
@@ -301,20 +303,20 @@ def key_of(search: Search, groups: Sequence[Hashable] | Tensor | None) -> tuple[
     return key, numbers
 
 
-def in_label(search: Search, images: Tensor, label: int, examples: TrainingSet) -> Tensor:
-    """Float64[q n]: the normalised collapses of the examples for each of UInt8[q c h w] images."""
-    if not len(images):
+def in_label(search: Search, inputs: Given, label: int, examples: Examples) -> Tensor:
+    """Float64[q n]: the normalised collapses of the examples for each of q inputs."""
+    if not count_of(inputs):
         return torch.zeros(0, len(examples), dtype=torch.float64)
     task = LabelCollapse()
     return torch.cat(
         [
             normalised(search, queries_of(search, part, label, task), examples)
-            for part in torch.split(images, queries_at_a_time(search))
+            for part in _parts(inputs, queries_at_a_time(search))
         ]
     )
 
 
-def labelled_examples(search: Search) -> TrainingSet:
+def labelled_examples(search: Search) -> Examples:
     """The reference, or the training set in its place.
 
     Raises:
@@ -323,25 +325,33 @@ def labelled_examples(search: Search) -> TrainingSet:
     training_set, source = search.training_set, search.reference
     if source is None:
         return training_set
-    if source.image_shape != training_set.image_shape or source.num_classes != training_set.num_classes:
+    if source.input_shape != training_set.input_shape or source.num_classes != training_set.num_classes:
         raise InputError(
-            f"{source.name}: a reference needs images of shape {training_set.image_shape} in "
-            f"{training_set.num_classes} classes, found {source.image_shape} in {source.num_classes}"
+            f"{source.name}: a reference needs inputs of shape {training_set.input_shape} in "
+            f"{training_set.num_classes} classes, found {source.input_shape} in {source.num_classes}"
         )
     return source
 
 
-def chosen_inputs(search: Search, source: TrainingSet, level: float) -> Inputs:
+def chosen_inputs(search: Search, source: Examples, level: float) -> Inputs:
     """Stages 1 and 2, from the model's answers."""
-    logits = predict(search.model, source.images).cpu()
+    logits = answers_to(search.model, source)
     inputs = choose(source, logits, held_out=search.reference is not None, level=level, seed=search.seed)
     search.lap("calibration inputs")
     return inputs
 
 
-def image_digests(images: Tensor) -> list[str]:
-    """A digest of each of UInt8[m c h w]."""
-    return [digest(image.cpu().contiguous().numpy().tobytes()) for image in images]
+def input_digests(inputs: Given) -> list[str]:
+    """A digest of each of m inputs."""
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+    return [
+        digest(*(part[row].cpu().contiguous().numpy().tobytes() for part in tensors))
+        for row in range(count_of(inputs))
+    ]
+
+
+def _parts(inputs: Given, size: int) -> Iterator[Given]:
+    return (rows_of(inputs, slice(start, start + size)) for start in range(0, count_of(inputs), size))
 
 
 def shuffled(rows: Tensor, randomness: torch.Generator) -> Tensor:

@@ -84,13 +84,20 @@ class Cause:
 
 
 def cause_of(
-    members: Tensor, images: Tensor, groups: Tensor | None, logits: Tensor, label: int, *, found: Kind | None
+    members: Tensor,
+    images: Tensor | None,
+    groups: Tensor | None,
+    logits: Tensor,
+    label: int,
+    *,
+    found: Kind | None,
 ) -> Cause:
     """The cause that the members of a label speak for.
 
     Arguments:
         members: Int64[m] places among the k examples with the label.
-        images: UInt8[k c h w].
+        images: UInt8[k c h w], or their thumbnails Float[k d]; None where inputs are no images, which are
+            then taken for unlike each other.
         groups: Int64[k], equal for near-duplicates; measured on the images when None.
         logits: Float[k classes], the model's.
         label: their label.
@@ -107,11 +114,15 @@ def cause_of(
             second_share=0.0,
             margin_rank=0.5,
         )
-    if groups is None:
-        pixels = thumbnails(images)
+    if groups is None and images is None:
+        alike = torch.eye(count, dtype=torch.float64)
+    elif groups is None:
+        assert images is not None
+        pixels = images if images.ndim == 2 else thumbnails(images)
         own = pixels[members.to(pixels.device)]
         alike = similarities(own, own, median_distance(pixels)).double().cpu()
     else:
+        assert groups is not None
         alike = (groups[members][:, None] == groups[members][None]).double()
     others = logits.double().clone()
     others[:, label] = -torch.inf

@@ -23,11 +23,13 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import count_of
 from unpoison._progress import Progress
 from unpoison._stable import margins
-from unpoison.data import TrainingSet
+from unpoison.data import Examples, Inputs
 from unpoison.detectors._search import Search
-from unpoison.influence import Batch, ClassificationTask, PreconditionedQueries, Task, precondition, score
+from unpoison.influence import PreconditionedQueries, precondition, score
+from unpoison.tasks import Batch, ClassificationTask, Task
 
 _QUERY_BYTES: Final = 1 << 30
 
@@ -45,7 +47,7 @@ class LabelCollapse(Task):
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
         """Float[q]: falls as the label gets more likely than the others."""
-        every = margins(model(batch[0]))
+        every = margins(self._task.logits(model, batch[0]))
         own = every.gather(1, batch[1][:, None])[:, 0]
         return own - (every.sum(1) - own) / (every.shape[1] - 1)
 
@@ -55,17 +57,17 @@ class LabelCollapse(Task):
 
 
 def queries_of(
-    search: Search, images: Tensor, label: int, task: Task, *, mean: bool = False
+    search: Search, inputs: Inputs, label: int, task: Task, *, mean: bool = False
 ) -> PreconditionedQueries:
-    """The queries of UInt8[q c h w] images about a label.
+    """The queries of q inputs about a label.
 
     Where `mean`, one of their mean gradient, of which progress is told.
     """
-    count = len(images)
+    count = count_of(inputs)
     return precondition(
         search.model,
         search.factors,
-        (images.float() / 255, torch.full((count,), label)),
+        (inputs, torch.full((count,), label)),
         task,
         combine=torch.full((1, count), 1 / count) if mean else None,
         damping=search.damping,
@@ -75,7 +77,7 @@ def queries_of(
 
 
 def normalised(
-    search: Search, queries: PreconditionedQueries, examples: TrainingSet, progress: Progress | None = None
+    search: Search, queries: PreconditionedQueries, examples: Examples, progress: Progress | None = None
 ) -> Tensor:
     """Float64[q n], on the CPU: the influence of the examples on the queries over their gradient norms."""
     scores = score(

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from unpoison._progress import Progress
-from unpoison.data import TrainingSet
+from unpoison.data import Examples
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
 from unpoison.registry import Method
@@ -26,18 +26,20 @@ class Detector(ABC):
     def find(
         self,
         model: nn.Module,
-        training_set: TrainingSet,
+        training_set: Examples,
         observation: Observation | None = None,
         *,
-        reference: TrainingSet | None = None,
+        reference: Examples | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Findings:
         """Score every training example and flag those that are responsible.
 
         Arguments:
-            model: takes Float[b c h w] in [0, 1] and returns Float[b classes] logits.
-            training_set: what the model was trained on.
+            model: takes a batch of inputs, such as Float[b c h w] in [0, 1], and returns Float[b classes]
+                logits.
+            training_set: what the model was trained on. Detectors that look at pixels take a `TrainingSet`
+                of 8-bit images alone.
             observation: the wrong prediction to trace; detectors that look at the training set alone need
                 none.
             reference: labelled images that the model was not trained on and that are trusted to be clean, for

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -109,6 +109,10 @@ class Findings:
         draw_images: UInt8[draws c h w], the observation under each of them.
         seconds: by stage.
         peak_bytes: the highest memory of the process, or of the GPU, up to the end of the search.
+        tracked_share: the share of the model's parameters whose influence was measured, for detectors by
+            influence.
+        untracked: the names of the other parameters.
+        ids: n names of files or keys of rows, where the training set has them.
     """
 
     method: str
@@ -129,9 +133,16 @@ class Findings:
     draw_images: Tensor | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    ids: Sequence[str] | None = None
+    tracked_share: float | None = None
+    untracked: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def name_of(self, index: int) -> str:
+        """What people call an example: its id, or else its index."""
+        return str(index) if self.ids is None else self.ids[index]
 
     def mask(self) -> Tensor:
         """Bool[n]: which examples are flagged."""
@@ -169,12 +180,18 @@ class Findings:
         """Write the findings as a directory, in one step."""
         tensors: dict[str, Tensor] = {"flagged": self.flagged.cpu().contiguous()}
         if self.observation is not None:
-            tensors["observation"] = self.observation.images
+            given = self.observation.given
+            named = given if isinstance(given, Mapping) else {"": given}
+            # Pictures have been saved under the bare name from the first format on.
+            tensors |= {
+                f"observation.{name}" if name else "observation": part for name, part in named.items()
+            }
         if self.draw_images is not None:
             tensors["draw_images"] = self.draw_images.cpu().contiguous()
         table = pa.table(
             {
                 "index": torch.arange(len(self)).numpy(),
+                **({} if self.ids is None else {"id": list(self.ids)}),
                 "label": self.labels.cpu().numpy(),
                 "score": self.scores.cpu().double().numpy(),
                 "flagged": self.mask().numpy(),
@@ -204,6 +221,8 @@ class Findings:
                 "indices": list(self.observation.indices),
                 "answered": self.observation.answered,
             },
+            "tracked_share": self.tracked_share,
+            "untracked": list(self.untracked),
             "seconds": dict(self.seconds),
             "peak_bytes": self.peak_bytes,
         }
@@ -230,7 +249,12 @@ class Findings:
             table = pq.read_table(folder / "examples.parquet")
             tensors = load_file(folder / "tensors.safetensors")
             observation, threshold = record["observation"], record["threshold"]
-            columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in table.column_names}
+            ids = tuple(table["id"].to_pylist()) if "id" in table.column_names else None
+            columns = {
+                name: torch.from_numpy(table[name].to_numpy().copy())
+                for name in table.column_names
+                if name != "id"
+            }
             flagged = tensors["flagged"]
             marked = columns["flagged"].nonzero()[:, 0]
             if not torch.equal(flagged.sort().values, marked):
@@ -261,17 +285,25 @@ class Findings:
                     for name, column in columns.items()
                     if name.startswith("evidence.")
                 },
-                observation=None
-                if observation is None
-                else Observation(tensors["observation"], **observation),
+                observation=None if observation is None else Observation(_observed(tensors), **observation),
                 draws=tuple(Draw(**draw) for draw in record["draws"]),
                 draw_images=tensors.get("draw_images"),
                 seconds=record["seconds"],
                 peak_bytes=record["peak_bytes"],
+                ids=ids,
+                tracked_share=record.get("tracked_share"),
+                untracked=tuple(record.get("untracked", ())),
             )
         except (OSError, pa.ArrowException, safetensors.SafetensorError, KeyError, TypeError) as error:
             message = " ".join(str(error).split())
             raise InputError(f"{folder}: damaged findings ({type(error).__name__}: {message})") from None
+
+
+def _observed(tensors: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+    if "observation" in tensors:
+        return tensors["observation"]
+    prefix = "observation."
+    return {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:

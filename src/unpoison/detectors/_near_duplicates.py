@@ -17,7 +17,7 @@ examples on, distances to 4,096 of them, drawn at random.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -25,13 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unpoison._seeds import generator
-from unpoison.data import TrainingSet
+from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError
 
 _SIDE: Final = 16
 _WIDTH: Final = 0.35
 _MOST: Final = 4096
 _CHUNK: Final = 1024
+_BATCH: Final = 128
 
 
 def group_numbers(groups: Sequence[Hashable] | Tensor, count: int) -> Tensor:
@@ -47,12 +48,13 @@ def group_numbers(groups: Sequence[Hashable] | Tensor, count: int) -> Tensor:
     return torch.tensor([numbers.setdefault(group, len(numbers)) for group in known], dtype=torch.int64)
 
 
-def multiplicities(training_set: TrainingSet, groups: Tensor | None = None) -> Tensor:
+def multiplicities(training_set: Examples, groups: Tensor | None = None) -> Tensor:
     """Float64[n], 1 or more: how many examples of its label each example stands for, itself included.
 
     Arguments:
         training_set: the examples.
-        groups: Int64[n], equal for near-duplicates; measured on the images when None.
+        groups: Int64[n], equal for near-duplicates; measured on the images when None, and 1 for inputs that
+            are no images.
     """
     labels = training_set.labels.cpu()
     if groups is not None:
@@ -61,12 +63,24 @@ def multiplicities(training_set: TrainingSet, groups: Tensor | None = None) -> T
     result = torch.ones(len(labels), dtype=torch.float64)
     for label in set(labels.tolist()):
         rows = (labels == label).nonzero()[:, 0]
-        result[rows] = _of_images(thumbnails(training_set.images[rows.to(training_set.device)]))
+        pixels = thumbnails_at(training_set, rows)
+        if pixels is None:
+            break
+        result[rows] = _of_images(pixels)
     return result
 
 
+def thumbnails_at(examples: Examples, rows: Tensor) -> Tensor | None:
+    """`thumbnails` of the examples at Int64[k] `rows`, read in batches; None where inputs are no images."""
+    if isinstance(examples, TrainingSet):
+        return thumbnails(examples.images[rows.to(examples.device)])
+    if isinstance(examples.input_shape, Mapping) or len(examples.input_shape) != 3:
+        return None
+    return torch.cat([thumbnails(inputs) for inputs, *_ in examples.in_batches(_BATCH, rows)])
+
+
 def thumbnails(images: Tensor) -> Tensor:
-    """Float32[m d] of unit norm: UInt8[m c h w] images of 16 x 16 pixels without their mean."""
+    """Float32[m d] of unit norm: UInt8 or Float[m c h w] images of 16 x 16 pixels without their mean."""
     parts = [
         F.adaptive_avg_pool2d(part.float(), _SIDE).flatten(1)
         for part in torch.split(images, _CHUNK)

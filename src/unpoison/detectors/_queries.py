@@ -1,20 +1,22 @@
 """The queries of Delta-Influence: an input with its label as it is, and under random changes.
 
 A draw (x_i, y_i) = g_i(x, y) applies one of seven image transformations (`_transforms`), chosen uniformly,
-and replaces the label y by another one.
+and replaces the label y by another one. Images that are not of 8 bits are changed in the range of the values
+that the dataset gives, from black at its lowest to white at its highest.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, TypeGuard, final
 
 import torch
 from torch import Tensor
 
-from unpoison.data import TrainingSet
+from unpoison.data import DatasetExamples, Examples, Inputs, TrainingSet
 from unpoison.detectors._findings import Draw
 from unpoison.detectors._transforms import TRANSFORMS
+from unpoison.errors import InputError
 
 Labels = Literal["uniform", "distinct"]
 Space = Literal["pixels", "normalized"]
@@ -42,11 +44,21 @@ class Drawing:
     changes: Changes
 
     def queries(
-        self, images: Tensor, label: int, training_set: TrainingSet, randomness: torch.Generator
+        self, images: Inputs, label: int, training_set: Examples, randomness: torch.Generator
     ) -> Queries:
-        """UInt8[m c h w] images with their label as they are, and the draws of each."""
+        """Images, UInt8[m c h w] or Float as the model takes them, with their label, and draws of each.
+
+        Raises:
+            InputError: the inputs are no images.
+        """
+        if not _of_images(training_set) or not isinstance(images, Tensor):
+            raise InputError(
+                f"{training_set.name}: Delta-Influence's variations are of images [c, h, w], found inputs of "
+                f"shape {training_set.input_shape}; trace with ek-fac, trak or calibrated"
+            )
         mean, std = (torch.tensor(part)[:, None, None] for part in training_set.channel_statistics)
-        pixels = images.cpu().float() / 255
+        low, high = (0.0, 1.0) if isinstance(training_set, TrainingSet) else training_set.value_range
+        pixels = images.cpu().float() / (255 if images.dtype == torch.uint8 else 1)
         # On grey images the exchange of red and green changes nothing, which is no draw of the image alone.
         idle = self.changes == "image" and len(mean) == 1
         names = [name for name in TRANSFORMS if not (idle and name == "colour switch")]
@@ -60,25 +72,39 @@ class Drawing:
                 name = names[int(torch.randint(len(names), (), generator=randomness))]
                 if self.changes == "label":
                     name, changed = "none", image
-                elif self.space == "pixels":
+                elif self.space == "pixels" and (low, high) == (0.0, 1.0):
                     changed = TRANSFORMS[name](image, randomness)
+                elif self.space == "pixels":
+                    changed = TRANSFORMS[name]((image - low) / (high - low), randomness)
+                    changed = changed * (high - low) + low
                 else:
                     changed = TRANSFORMS[name]((image - mean) / std, randomness) * std + mean
                 inputs.append(changed[None])
                 draws.append(Draw(name, other))
             labels.append(others)
-        return Queries(torch.cat(inputs), torch.cat(labels), tuple(draws), len(images))
+        return Queries(torch.cat(inputs), torch.cat(labels), tuple(draws), len(images), (low, high))
+
+
+def _of_images(training_set: Examples) -> TypeGuard[TrainingSet | DatasetExamples]:
+    """Whether the inputs are images, which the transformations change."""
+    if isinstance(training_set, DatasetExamples):
+        return training_set.of_images
+    return isinstance(training_set, TrainingSet)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Inputs Float[q c h w] with labels Int64[q]: `originals` unchanged ones, then the draws of each."""
+    """Inputs Float[q c h w] with labels Int64[q]: `originals` unchanged ones, then the draws of each.
+
+    `value_range` is that of the inputs, from black to white.
+    """
 
     inputs: Tensor
     labels: Tensor
     draws: tuple[Draw, ...]
     originals: int
+    value_range: tuple[float, float] = (0.0, 1.0)
 
     def every_difference(self) -> Tensor:
         """Float[1 + draws, q]: the mean of the originals, then each draw minus its original."""
@@ -97,7 +123,9 @@ class Queries:
 
     def draw_images(self) -> Tensor:
         """UInt8[draws c h w]: the changed inputs, rounded to pictures."""
-        return (self.inputs[self.originals :].clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        low, high = self.value_range
+        drawn = (self.inputs[self.originals :] - low) / (high - low)
+        return (drawn.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 def other_labels(how: Labels, label: int, classes: int, count: int, randomness: torch.Generator) -> Tensor:

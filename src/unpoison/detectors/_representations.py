@@ -1,23 +1,24 @@
-"""`Reader`: the penultimate features of training images, read in bounded memory; and principal components.
+"""`Reader`: the penultimate features of training examples, read in bounded memory; and principal components.
 
 Features are the input of the network's last layer. They are read either class by class, so that at most the
-largest class is in memory, or in the order of the training set, so that at most a batch is. Images are moved
+largest class is in memory, or in the order of the training set, so that at most a batch is. Inputs are moved
 to the model's device batch by batch, and the features stay there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import Inputs, placed
 from unpoison._progress import Progress
-from unpoison.data import TrainingSet
+from unpoison.data import Examples
 from unpoison.errors import InputError
-from unpoison.models import features, preserved
+from unpoison.models import FeatureTap, features, forward, preserved
 
 
 @final
@@ -35,7 +36,7 @@ class Reader:
     """Reads the features of a training set.
 
     Arguments:
-        model: takes Float[b c h w] in [0, 1]; used in evaluation mode and left as it was.
+        model: takes a batch of inputs; used in evaluation mode and left as it was.
         training_set: what to read.
         module: the module whose input is read; the last Linear that the forward pass calls when None (the
             last Conv2d where there is no Linear).
@@ -49,7 +50,7 @@ class Reader:
     def __init__(
         self,
         model: nn.Module,
-        training_set: TrainingSet,
+        training_set: Examples,
         *,
         module: str | None,
         batch_size: int,
@@ -62,10 +63,10 @@ class Reader:
         self.model, self.training_set, self.progress = model, training_set, progress
         self.batch_size = batch_size
         self.module = (
-            last_module(model, training_set.images[:1].to(self.device)) if module is None else module
+            last_module(model, placed(training_set.batch(0, 1)[0], self.device)) if module is None else module
         )
 
-    def of(self, training_set: TrainingSet) -> Reader:
+    def of(self, training_set: Examples) -> Reader:
         """A reader of the same features of other examples, without progress."""
         return Reader(self.model, training_set, module=self.module, batch_size=self.batch_size)
 
@@ -76,9 +77,9 @@ class Reader:
         counts = torch.bincount(labels, minlength=self.training_set.num_classes).tolist()
         ends, waiting, done, start = torch.tensor(counts).cumsum(0).tolist(), [], 0, 0
         current = 0
-        while done < len(order):
+        for inputs, _ in self.training_set.in_batches(self.batch_size, order):
             stop = min(done + self.batch_size, len(order))
-            waiting.append(self._read(order[done:stop]))
+            waiting.append(self._read(inputs, order[done:stop]))
             done = stop
             self._tell(done, len(order))
             while current < len(counts) and ends[current] <= done:
@@ -93,18 +94,28 @@ class Reader:
     def in_order(self) -> Iterator[tuple[int, Tensor]]:
         """The index of the first example and Float32[b d], batch by batch in the order of the set."""
         count = len(self.training_set)
-        for start in range(0, count, self.batch_size):
+        starts = range(0, count, self.batch_size)
+        for start, (inputs, _) in zip(starts, self.training_set.in_batches(self.batch_size), strict=True):
             rows = torch.arange(start, min(start + self.batch_size, count))
-            yield start, self._read(rows)
+            yield start, self._read(inputs, rows)
             self._tell(int(rows[-1]) + 1, count)
 
     def all(self) -> Tensor:
         """Float32[n d] in the order of the set. Memory: all of it."""
         return torch.cat([values for _, values in self.in_order()])
 
-    def _read(self, rows: Tensor) -> Tensor:
-        images = self.training_set.images[rows.to(self.training_set.device)].to(self.device)
-        read = features(self.model, self.module, images, batch_size=self.batch_size, side="input").float()
+    def _read(self, inputs: Inputs, rows: Tensor) -> Tensor:
+        there = placed(inputs, self.device)
+        if isinstance(there, Mapping):
+            with (
+                preserved(self.model),
+                torch.no_grad(),
+                FeatureTap(self.model, self.module, side="input") as tap,
+            ):
+                forward(self.model, there)
+                read = tap.value.detach().flatten(1).float()
+        else:
+            read = features(self.model, self.module, there, batch_size=self.batch_size, side="input").float()
         if not bool(torch.isfinite(read).all()):
             row = int((~torch.isfinite(read)).any(1).nonzero()[0])
             raise InputError(
@@ -118,14 +129,14 @@ class Reader:
             self.progress("features", done, total)
 
 
-def last_module(model: nn.Module, image: Tensor) -> str:
-    """The path of the last Linear that is called for UInt8[1 c h w] `image`, or else of the last Conv2d.
+def last_module(model: nn.Module, inputs: Inputs) -> str:
+    """The path of the last Linear that is called for a batch of one input, or else of the last Conv2d.
 
     Raises:
         InputError: the model calls neither.
 
     >>> last_module(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)),
-    ...             torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+    ...             torch.zeros(1, 1, 2, 2))
     '3'
     """
     called: dict[type[nn.Module], str] = {}
@@ -141,7 +152,7 @@ def last_module(model: nn.Module, image: Tensor) -> str:
             for kind in (nn.Linear, nn.Conv2d):
                 if isinstance(module, kind):
                     module.register_forward_hook(note(kind, name))
-        model(image.float() / 255)
+        forward(model, inputs)
     if not called:
         raise InputError(
             "the model calls no Linear and no Conv2d module; name the module to read features of"

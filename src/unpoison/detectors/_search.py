@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +20,27 @@ from torch import Tensor, nn
 from unpoison._memory import peak_bytes
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
-from unpoison.data import TrainingSet
+from unpoison.data import Examples, Inputs, TrainingSet, as_training_set
+from unpoison.detectors._answers import answers_of
 from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._representations import Reader
 from unpoison.errors import InputError
 from unpoison.influence import (
-    ClassificationTask,
+    Coverage,
     Damping,
     Factors,
     Scores,
+    coverage,
     fit_factors,
     precondition,
     score,
 )
+from unpoison.tasks import ClassificationTask
+
+_TOLD_BELOW: Final = 0.9
+"""The share of tracked parameters below which the summary says what is not tracked."""
 
 
 class Searcher(Detector):
@@ -43,10 +49,10 @@ class Searcher(Detector):
     def find(
         self,
         model: nn.Module,
-        training_set: TrainingSet,
+        training_set: Examples,
         observation: Observation | None = None,
         *,
-        reference: TrainingSet | None = None,
+        reference: Examples | None = None,
         seed: int = 0,
         progress: Progress | None = None,
         factors: Factors | None = None,
@@ -66,6 +72,7 @@ class Searcher(Detector):
             raise InputError(f"{training_set.name}: there are no training examples to search")
         else:
             observation = None
+            _check_outputs(model, training_set)
         search = Search(self, model, training_set, observation, reference, seed, progress, factors)
         return search.finished(self.search(search))
 
@@ -85,9 +92,9 @@ class Search:
         self,
         detector: Detector,
         model: nn.Module,
-        training_set: TrainingSet,
+        training_set: Examples,
         observation: Observation | None,
-        reference: TrainingSet | None,
+        reference: Examples | None,
         seed: int,
         progress: Progress | None,
         factors: Factors | None,
@@ -100,6 +107,7 @@ class Search:
         self.seed, self.progress = seed, progress
         tensors = (*model.parameters(), *model.buffers())
         self.device = next((tensor.device for tensor in tensors), training_set.device)
+        self.coverage: Coverage | None = None
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
@@ -118,6 +126,18 @@ class Search:
     def answer_name(self) -> str:
         """The name of the wrong label."""
         return self.training_set.class_names[self.answer]
+
+    @property
+    def pictures(self) -> TrainingSet:
+        """The training set as 8-bit images, for detectors that look at pixels.
+
+        Raises:
+            InputError: it has others.
+        """
+        try:
+            return as_training_set(self.training_set)
+        except InputError as error:
+            raise InputError(f"{self._detector.method.name}: works on 8-bit images alone; {error}") from None
 
     def lap(self, stage: str) -> None:
         """Count the time since the last call for the stage."""
@@ -156,6 +176,7 @@ class Search:
     def factors(self) -> Factors:
         """The factors that were given, or those fitted anew."""
         if self._factors is not None:
+            self.coverage = coverage(self.model, list(self._factors.layers))
             return self._factors
         factors = fit_factors(
             self.model,
@@ -167,23 +188,24 @@ class Search:
             batch_size=self._detector.batch_size,
             progress=self.progress,
         )
+        self.coverage = coverage(self.model, list(factors.layers))
         self.lap("factors")
         return factors
 
     def influence(
         self,
-        inputs: Tensor,
+        inputs: Inputs,
         labels: Tensor,
         *,
         combine: Tensor | None = None,
-        examples: TrainingSet | None = None,
+        examples: Examples | None = None,
         gradient: Literal["loss", "measurement"] = "loss",
         self_influence: bool = False,
     ) -> Scores:
         """The influence of training examples on the margins of labels at inputs.
 
         Arguments:
-            inputs: Float[q c h w] in [0, 1].
+            inputs: q inputs as the model takes them.
             labels: Int64[q].
             combine: Float[m, q], the combinations of margins to score; see `unpoison.influence.precondition`.
             examples: those to score; the training set by default.
@@ -221,8 +243,19 @@ class Search:
     def influence_on_the_answer(self, **options: Any) -> Scores:
         """The influence on the margin of the answer, Float[1 n]; the mean where there are several images."""
         count = len(self.observation)
-        inputs, labels = self.observation.images.float() / 255, torch.full((count,), self.answer)
+        inputs, labels = self.observation.inputs, torch.full((count,), self.answer)
         return self.influence(inputs, labels, combine=torch.full((1, count), 1 / count), **options)
+
+    def _untracked(self) -> str:
+        """What to say of a network of which much is not tracked."""
+        if self.coverage is None or self.coverage.share >= _TOLD_BELOW:
+            return ""
+        names = self.coverage.untracked
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return (
+            f". Measured on {100 * self.coverage.share:.2g} % of the model's parameters, without "
+            f"{', '.join(names[:3])}{more}"
+        )
 
     def findings(
         self,
@@ -261,9 +294,25 @@ class Search:
             threshold=Threshold(threshold, how),
             poison_found=bool(len(flagged)),
             p_value=None,
-            summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}",
+            summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}{self._untracked()}",
             evidence={name: column.cpu() for name, column in (evidence or {}).items()},
             observation=self._observation,
+            ids=self.training_set.ids,
+            tracked_share=None if self.coverage is None else self.coverage.share,
+            untracked=() if self.coverage is None else self.coverage.untracked,
+        )
+
+
+def _check_outputs(model: nn.Module, training_set: Examples) -> None:
+    """That the model has an output for each class."""
+    try:
+        logits = answers_of(model, training_set.batch(0, 1)[0])
+    except InputError:
+        return  # features may be read where logits cannot
+    if logits.shape[1] < training_set.num_classes:
+        raise InputError(
+            f"{training_set.name}: its labels are 0..{training_set.num_classes - 1}, but the model gives "
+            f"{logits.shape[1]} logits; are classes numbered from 0?"
         )
 
 

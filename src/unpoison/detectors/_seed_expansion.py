@@ -30,7 +30,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-from unpoison.data import TrainingSet
+from unpoison.data import Examples
 from unpoison.detectors._collapse import queries_at_a_time
 from unpoison.detectors._search import Search
 
@@ -82,7 +82,7 @@ class SeedExpansion:
         return 2 * int(self.members.sum()) <= len(self.scores) and self.separation >= _SEPARATED
 
 
-def expand_seeds(search: Search, seeds: Tensor, examples: TrainingSet) -> SeedExpansion:
+def expand_seeds(search: Search, seeds: Tensor, examples: Examples) -> SeedExpansion:
     """Score every example by its cosine with the seeds, in the metric of the inverse curvature.
 
     Arguments:

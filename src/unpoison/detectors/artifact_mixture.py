@@ -96,6 +96,7 @@ class ArtifactMixture(Searcher):
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
+        pictures = search.pictures
         scores = search.influence_on_the_answer(gradient="measurement", self_influence=True)
         assert scores.self_influence is not None
         length = scores.self_influence.sqrt()
@@ -105,7 +106,7 @@ class ArtifactMixture(Searcher):
         seeds = ranking[candidates[ranking]][: self.seeds]
         log_odds = artifact_mixture(
             search.model,
-            search.training_set,
+            pictures,
             seeds,
             candidates,
             influence,

@@ -15,8 +15,8 @@ Ours; the stages in standard terms:
 4. expansion   from the examples that stand out most, the seeds, to all of the same attack: by the cosine of
                preconditioned gradients (`_seed_expansion`). Clean-label poison hardly shares a gradient
                direction. So, unless the members are separated from the other examples of their label, the
-               artifact mixture is fitted as well (`artifact_mixture`, with the same seeds); it decides where
-               more than a quarter of the examples that it finds are no members.
+               artifact mixture is fitted as well to 8-bit images (`artifact_mixture`, with the same seeds);
+               it decides where more than a quarter of the examples that it finds are no members.
 5. cause       what kind of cause the responsible examples speak for, poison or not (`_cause`).
 
 `scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label: of the
@@ -45,13 +45,14 @@ from torch import Tensor, nn
 from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import generator
-from unpoison.data import TrainingSet
+from unpoison.data import Examples, TrainingSet
+from unpoison.detectors._answers import answers_of, answers_to
 from unpoison.detectors._calibration import (
     Calibration,
     calibrate,
     chosen_inputs,
-    image_digests,
     in_label,
+    input_digests,
     key_of,
     labelled_examples,
     shuffled,
@@ -62,13 +63,14 @@ from unpoison.detectors._conformal import p_value as conformal_p_value
 from unpoison.detectors._conformal import robust_units, statistic
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
+from unpoison.detectors._near_duplicates import thumbnails_at
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
 from unpoison.detectors.artifact_mixture import artifact_mixture
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence import ClassificationTask, Damping, Factors, RelativeDamping
-from unpoison.training import predict
+from unpoison.influence import Damping, Factors, RelativeDamping
+from unpoison.tasks import ClassificationTask
 
 _DAMPING = RelativeDamping(0.1)
 # The excess from which an example may be a seed; so many are taken at least.
@@ -137,8 +139,8 @@ class Calibrated(Searcher):
     def calibrate(
         self,
         model: nn.Module,
-        training_set: TrainingSet,
-        reference: TrainingSet | None = None,
+        training_set: Examples,
+        reference: Examples | None = None,
         *,
         groups: Groups | None = None,
         seed: int = 0,
@@ -170,8 +172,8 @@ class Calibrated(Searcher):
         self,
         path: str | os.PathLike[str],
         model: nn.Module,
-        training_set: TrainingSet,
-        reference: TrainingSet | None = None,
+        training_set: Examples,
+        reference: Examples | None = None,
         *,
         groups: Groups | None = None,
         seed: int = 0,
@@ -188,10 +190,10 @@ class Calibrated(Searcher):
     def find(
         self,
         model: nn.Module,
-        training_set: TrainingSet,
+        training_set: Examples,
         observation: Observation | None = None,
         *,
-        reference: TrainingSet | None = None,
+        reference: Examples | None = None,
         seed: int = 0,
         progress: Progress | None = None,
         factors: Factors | None = None,
@@ -245,18 +247,18 @@ class Calibrated(Searcher):
         if not len(rows):
             null = calibration.source
             return self._findings(search, null, rows, torch.zeros(3, 0), p_value=1.0, shared=0)
-        examples, images = search.training_set.subset(rows), search.observation.images
+        examples, inputs = search.training_set.subset(rows), search.observation.inputs
         queries = joined(
-            queries_of(search, images, search.answer, LabelCollapse(), mean=True),
-            queries_of(search, images, search.answer, ClassificationTask(), mean=True),
+            queries_of(search, inputs, search.answer, LabelCollapse(), mean=True),
+            queries_of(search, inputs, search.answer, ClassificationTask(), mean=True),
         )
         collapse, before = normalised(search, queries, examples, search.progress)
         excess = calibration.excess(collapse, rows)
         own = search.observation.answered or bool(
-            (predict(search.model, images).argmax(1) == search.answer).all()
+            (answers_of(search.model, inputs).argmax(1) == search.answer).all()
         )
         if own:
-            p_value, shared = calibration.p_value(excess, rows, search.answer, image_digests(images))
+            p_value, shared = calibration.p_value(excess, rows, search.answer, input_digests(inputs))
             null = calibration.source
         else:
             others = self._asked_alike(search, calibration, rows, examples)
@@ -282,9 +284,9 @@ class Calibrated(Searcher):
             members = ranking[: int((excess > _RESPONSIBLE).sum())][:64]
         cause = cause_of(
             members,
-            examples.images,
+            None if calibration.groups is not None else thumbnails_at(examples, torch.arange(len(rows))),
             None if calibration.groups is None else calibration.groups[rows],
-            predict(search.model, examples.images).cpu(),
+            answers_to(search.model, examples),
             search.answer,
             found=kind,
         )
@@ -295,7 +297,7 @@ class Calibrated(Searcher):
         return replace(findings, cause=cause, summary=". ".join(told))
 
     def _asked_alike(
-        self, search: Search, calibration: Calibration, rows: Tensor, examples: TrainingSet
+        self, search: Search, calibration: Calibration, rows: Tensor, examples: Examples
     ) -> Tensor:
         """Float64[m]: the statistics of labelled inputs that neither have the traced label nor get it.
 
@@ -303,11 +305,11 @@ class Calibrated(Searcher):
         that label is mostly far less likely.
         """
         source = labelled_examples(search)
-        answers, own = predict(search.model, source.images).argmax(1).cpu(), source.labels.cpu()
+        answers, own = answers_to(search.model, source).argmax(1), source.labels.cpu()
         places = ((answers != search.answer) & (own != search.answer)).nonzero()[:, 0]
         places = shuffled(places, generator(search.seed, "inputs with other answers"))
-        images = source.images[places[: 2 * self.calibration_errors].to(source.device)].cpu()
-        excess = calibration.excess(in_label(search, images, search.answer, examples), rows)
+        inputs = source.at(places[: 2 * self.calibration_errors])[0]
+        excess = calibration.excess(in_label(search, inputs, search.answer, examples), rows)
         return statistic(excess, calibration.multiplicities[rows])
 
     def _findings(
@@ -350,7 +352,7 @@ class Calibrated(Searcher):
         self,
         search: Search,
         findings: Findings,
-        examples: TrainingSet,
+        examples: Examples,
         rows: Tensor,
         seeds: Tensor,
         excess: Tensor,
@@ -365,7 +367,7 @@ class Calibrated(Searcher):
             "seed_similarity": _spread_out(expansion.scores, rows, total, 0.0),
         }
         log_odds = None
-        if not expansion.separated:
+        if not expansion.separated and isinstance(examples, TrainingSet):
             log_odds = artifact_mixture(
                 search.model,
                 examples,

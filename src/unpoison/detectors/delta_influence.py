@@ -119,8 +119,9 @@ class DeltaInfluence(Searcher):
     def search(self, search: Search) -> Findings:
         """Stages I to III; see the module's docstring."""
         randomness = generator(search.seed, "draws", "suspect")  # the name is part of what a seed means
-        images, answer = search.observation.images, search.answer
-        queries = self._drawing.queries(images, answer, search.training_set, randomness)
+        queries = self._drawing.queries(
+            search.observation.inputs, search.answer, search.training_set, randomness
+        )
         scores = search.influence(queries.inputs, queries.labels, combine=queries.every_difference())
         before, differences = scores.values[0].cpu(), scores.values[1:].cpu()
         findings = self._vote(search, before, differences)

@@ -49,7 +49,7 @@ from unpoison._artefacts import atomic_directory, read_json, write_json
 from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import generator
-from unpoison.data import TrainingSet
+from unpoison.data import TrainingSet, as_training_set
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
@@ -120,13 +120,13 @@ class Frequency(Searcher):
         if self.classifier is not None:
             classifier = FrequencyClassifier.load(self.classifier)
         else:
-            examples = search.training_set if search.reference is None else search.reference
+            examples = search.pictures if search.reference is None else as_training_set(search.reference)
             classifier = self.fit_classifier(
                 examples, seed=search.seed, device=search.device, progress=search.progress
             )
         search.lap("training")
         scores = classifier.to(search.device).probabilities(
-            search.training_set,
+            search.pictures,
             batch_size=max(self.batch_size, 256),
             standardize=self.standardize,
             progress=search.progress,

@@ -25,7 +25,7 @@ values are normally distributed, so the limit of step 4 is 7.39 x 1.4826 = 10.96
 of the median (and 1e-12) is added to that deviation, because it is 0 where all classes are equal; directions
 with less than 1e-10 of the largest variance are left out of S.
 
-With fewer than three classes that have examples nothing is flagged.
+With fewer than three classes that have examples nothing can be judged; the summary says so.
 
 Cost: two forward passes over the set, and d^2 n multiplications for d features. Memory: the features of the
 largest class, and d^2 numbers.
@@ -34,8 +34,8 @@ largest class, and d^2 numbers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, final
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final, final
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._two_means import two_means
 from unpoison.errors import InputError
 from unpoison.registry import Presets
+
+_FEWEST: Final = 3
 
 
 @final
@@ -89,10 +91,10 @@ class StatisticalContamination(Searcher):
         reader = search.reader(self.module, self.batch_size)
         training_set, reference, clean = search.training_set, search.reference, reader
         if reference is not None:
-            if reference.image_shape != training_set.image_shape:
+            if reference.input_shape != training_set.input_shape:
                 raise InputError(
-                    f"{reference.name}: a reference needs images of shape {training_set.image_shape}, "
-                    f"found {reference.image_shape}"
+                    f"{reference.name}: a reference needs inputs of shape {training_set.input_shape}, "
+                    f"found {reference.input_shape}"
                 )
             clean = reader.of(reference)
         whiten = self._whitening(clean)
@@ -109,7 +111,7 @@ class StatisticalContamination(Searcher):
         for label, value in anomaly(statistics).items():
             of_class[label] = value
         contaminated = (of_class > self.threshold)[labels]
-        return search.findings(
+        findings = search.findings(
             scores=torch.where(contaminated, margins, margins - 2),
             threshold=0.0,
             how="in the smaller group of a class whose likelihood ratio lies more than "
@@ -117,6 +119,13 @@ class StatisticalContamination(Searcher):
             words="form a second group in their class",
             evidence={"anomaly": of_class[labels]},
         )
+        if len(statistics) < _FEWEST:
+            findings = replace(
+                findings,
+                summary=f"Cannot be judged: SCAn compares classes and needs {_FEWEST} or more with examples; "
+                f"there are {len(statistics)}. Scan with another method, such as activation-clustering",
+            )
+        return findings
 
     def _whitening(self, reader: Reader) -> Tensor:
         """Float64[d k]: deviations multiplied by it have covariance I in `dimensions` dimensions."""
@@ -142,7 +151,7 @@ def anomaly(statistics: dict[int, float]) -> dict[int, float]:
     {0: -0.31, 1: 0.31, 2: -0.94, 3: 43.78}
     """
     values = torch.tensor(list(statistics.values()), dtype=torch.float64)
-    if len(values) < 3:
+    if len(values) < _FEWEST:
         return dict.fromkeys(statistics, 0.0)
     median = values.quantile(0.5)
     # Without the last terms it is 0 where all classes are equal.

@@ -32,13 +32,14 @@ from torch import Tensor, nn
 from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
-from unpoison.data import TensorExamples, TrainingSet
+from unpoison.data import Examples, TensorExamples
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
-from unpoison.influence import ClassificationTask, project
+from unpoison.influence import project
 from unpoison.registry import Presets
+from unpoison.tasks import ClassificationTask
 
 
 @final
@@ -80,11 +81,11 @@ class TRAK(Searcher):
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
-        images, training_set = search.observation.images, search.training_set
+        training_set, count = search.training_set, len(search.observation)
         attributions = trak_scores(
             search.model,
             training_set,
-            TensorExamples(images.float() / 255, torch.full((len(images),), search.answer)),
+            TensorExamples(search.observation.inputs, torch.full((count,), search.answer)),
             dimensions=min(self.dimensions, max(1, len(training_set) // 4)),
             seed=derive_seed(search.seed, "trak"),
             modules=self.modules,
@@ -109,7 +110,7 @@ class TRAK(Searcher):
 
 def trak_scores(
     model: nn.Module,
-    training_set: TrainingSet,
+    training_set: Examples,
     observed: TensorExamples,
     *,
     dimensions: int,
@@ -124,7 +125,7 @@ def trak_scores(
     Arguments:
         model: left as it was.
         training_set: read once.
-        observed: Float[m c h w] in [0, 1] and Int64[m] labels.
+        observed: m inputs and Int64[m] labels.
         dimensions: d.
         seed: of the projection.
         modules: see `project`, like the rest.

@@ -11,6 +11,5 @@ from ._queries import RelativeDamping as RelativeDamping
 from ._queries import precondition as precondition
 from ._scores import Scores as Scores
 from ._scores import score as score
-from ._task import Batch as Batch
-from ._task import ClassificationTask as ClassificationTask
-from ._task import Task as Task
+from ._tracked import Coverage as Coverage
+from ._tracked import coverage as coverage

@@ -34,14 +34,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._inputs import rows_of
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence._layers import Layer, Scratch, outer, tracked_layers
+from unpoison.influence._layers import Layer, Scratch, outer
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Sweeper, Visitor
-from unpoison.influence._task import Batch, Task
+from unpoison.influence._tracked import tracked_layers
+from unpoison.tasks import Batch, Task
 
 _SCHEMA = 1
 _NOISE_BLOCK = 1024
@@ -83,7 +85,8 @@ class Factors:
         model_fingerprint: of all parameters and buffers of the model that they were fitted to.
         examples_fingerprint: of the examples.
         settings: what else they depend on: examples, covariance_examples, seed, empirical.
-        unreached: Linear and Conv2d modules that the forward pass does not use; left out.
+        unreached: modules that could be tracked, but that the forward pass does not use, that no gradient
+            reaches, or whose inputs do not keep the examples of a batch apart; left out.
     """
 
     layers: Mapping[str, LayerFactors]
@@ -184,8 +187,9 @@ def fit_factors(
         examples: read in consecutive batches.
         task: its `sampled_loss` (or `loss`, when `empirical`) is differentiated.
         seed: of the labels drawn; the factors depend on nothing else that is random.
-        modules: names of the modules to track: Linear, Conv2d, and by name BatchNorm, LayerNorm, GroupNorm
-            and Embedding (with the exact diagonal). All Linear and Conv2d that the model uses, by default.
+        modules: names of the modules to track, or patterns such as "layer4.*"; see `tracked_layers`. All that
+            are matrix products (linear layers, convolutions, attention's projections) by default; "*" also
+            normalisation, LayerScale and Embedding, with the exact diagonal.
         covariance_examples: A and S from this many evenly spread examples only; Lambda is always of all.
         empirical: use the given labels (the empirical Fisher matrix) in place of drawn ones.
         batch_size: examples of a forward pass.
@@ -226,8 +230,13 @@ def fit_factors(
         shard.add_(tensor)
     reached = shard.add_(torch.tensor(reached, dtype=torch.float64, device=sweeper.device)).tolist()
     unreached = tuple(layer.name for layer, count in zip(layers, reached, strict=True) if not count)
-    if unreached and modules is not None:
-        raise InputError(f"modules: not reached by the forward pass: {', '.join(unreached)}; leave them out")
+    exact = [name for name in unreached if name in (modules or ())]
+    if exact or len(unreached) == len(layers):
+        told = "; ".join(sweeper.reasons.values())
+        raise InputError(
+            f"modules: not reached by the forward pass, or not by gradients: {', '.join(exact or unreached)}"
+            f"{f' ({told})' if told else ''}; leave them out"
+        )
 
     used: list[Layer] = []
     bases: list[tuple[Tensor | None, Tensor | None]] = []
@@ -279,18 +288,18 @@ def _pass(
         high = min(low + batch_size * stride, stop)
         batch: Batch = examples.batch(low, high)
         if stride > 1:
-            batch = tuple(part[::stride] for part in batch)
+            batch = tuple(rows_of(part, slice(None, None, stride)) for part in batch)
         if empirical:
             sweeper.batch(batch, task.loss, visitor)
         else:
             noise = _noise(low, high, seed, stage, task.noise_shape)[::stride].to(sweeper.device)
-            sweeper.batch(batch, functools.partial(_sampled, task, noise), visitor)
+            sweeper.batch((*batch, noise), functools.partial(_sampled, task), visitor)
         if progress is not None:
             progress(stage, high - start, stop - start)
 
 
-def _sampled(task: Task, noise: Tensor, model: nn.Module, batch: Batch) -> Tensor:
-    return task.sampled_loss(model, batch, noise)
+def _sampled(task: Task, model: nn.Module, batch: Batch) -> Tensor:
+    return task.sampled_loss(model, batch[:-1], batch[-1])
 
 
 def _noise(start: int, stop: int, seed: int, stage: str, shape: tuple[int, ...]) -> Tensor:
@@ -416,9 +425,10 @@ def examples_fingerprint(examples: Examples) -> str:
     total = len(examples)
     parts: list[str | memoryview | bytes] = [str(total)]
     for index in sorted({place * total // 64 for place in range(64)}):
-        for tensor in examples.batch(index, index + 1):
-            parts.append(canonical_json([str(tensor.dtype), list(tensor.shape)]))
-            parts.append(_content(tensor))
+        for part in examples.batch(index, index + 1):
+            for tensor in (part,) if isinstance(part, Tensor) else part.values():
+                parts.append(canonical_json([str(tensor.dtype), list(tensor.shape)]))
+                parts.append(_content(tensor))
     return digest(*parts)
 
 

@@ -1,16 +1,17 @@
 """The kinds of layers: how a per-example gradient is formed from a layer's input and output gradient.
 
-A Kronecker layer (Linear, Conv2d) sees `a` Float[b k t i] and `g` Float[b k t o]: for each of b examples
-and each of k groups, t positions of i inputs and o outputs. The gradient of one example is `sum_t g_t
-a_t^T`, Float[k o i]. A bias is one more input that is always 1. The groups of a grouped convolution are
-blocks of their own, each with its own covariances; nothing is averaged over groups.
+A Kronecker layer (Linear, convolution, the packed projection of attention) sees `a` Float[b k t i] and `g`
+Float[b k t o]: for each of b examples and each of k groups, t positions of i inputs and o outputs. The
+gradient of one example is `sum_t g_t a_t^T`, Float[k o i]. A bias is one more input that is always 1. The
+groups of a grouped convolution are blocks of their own, each with its own covariances; nothing is averaged
+over groups. Modules that share one weight are one layer, whose positions are those of all calls.
 
-The i inputs of a convolution are ordered (kernel row, kernel column, channel): with channels last,
-patches are then copied in runs of `kernel width * channels` numbers, and activations and output gradients
-are not copied at all.
+The i inputs of a convolution are ordered (kernel position, channel): with channels last, patches are then
+copied in runs of `kernel width * channels` numbers, and activations and output gradients are not copied at
+all. Of a transposed convolution a are the inputs and g the patches of the output gradient.
 
-A diagonal layer (normalisation, Embedding) has few parameters or none that interact through a matrix
-product; its curvature is the exact diagonal of the Fisher matrix.
+A diagonal layer (`_diagonal_layers`) has few parameters or none that interact through a matrix product; its
+curvature is the exact diagonal of the Fisher matrix.
 """
 
 from __future__ import annotations
@@ -18,17 +19,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from unpoison.errors import InputError
-
-KRONECKER_TYPES = (nn.Linear, nn.Conv2d)
-NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
-TRACKABLE_TYPES = (*KRONECKER_TYPES, *NORM_TYPES, nn.Embedding)
 
 
 @final
@@ -55,36 +51,89 @@ class Scratch:
         return buffer[:count].view(*shape)
 
 
+@final
+@dataclass(frozen=True)
+class Member:
+    """A module of a layer: the one whose calls are read, and the model's names of its parameters."""
+
+    module: nn.Module
+    weight: str
+    bias: str | None
+
+
 class Layer(ABC):
-    """One tracked module. `shape` is (k, o, i): groups, outputs a group, inputs a group with the bias."""
+    """Tracked parameters. `shape` is (k, o, i): groups, outputs a group, inputs a group with the biases.
+
+    Attributes:
+        name: of its first module.
+        modules: those whose calls are read; several that share a weight.
+        parameters: the names of its parameters in the model.
+    """
 
     name: str
-    module: nn.Module
+    modules: tuple[nn.Module, ...]
+    parameters: tuple[str, ...]
     shape: tuple[int, int, int]
     kronecker: bool
 
     @abstractmethod
     def positions(self, output: Tensor) -> int:
-        """How many positions t an output of the module has for one example."""
+        """How many positions t an output of a module has for one row of its first dimension."""
 
     @abstractmethod
     def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
-        """Float[m k o i] as {"weight": Float[m, *weight.shape], "bias": ...}."""
+        """Float[m k o i] as Float[m, *parameter.shape] by the name of the parameter."""
+
+    def plain(self, module: nn.Module, inputs: Tensor) -> Tensor | None:
+        """What a module of torch's own class gives for these inputs; None if `module` surely computes it.
+
+        A class that derives from one of torch's may compute something else, which is then not tracked.
+        """
+        return None
 
 
 class KroneckerLayer(Layer):
-    """A layer whose per-example gradient is a sum of outer products."""
+    """A layer whose per-example gradient is a sum of outer products.
+
+    The last inputs are 1 for the biases: one input for each bias, 0 in the calls of the other modules.
+    """
 
     kronecker = True
-    bias: bool
+
+    def __init__(self, name: str, members: Sequence[Member], groups: int, outputs: int, inputs: int) -> None:
+        self.name, self.modules, self.inputs = name, tuple(one.module for one in members), inputs
+        self.biases = tuple(dict.fromkeys(one.bias for one in members if one.bias is not None))
+        self._columns = [None if one.bias is None else self.biases.index(one.bias) for one in members]
+        self.weight = members[0].weight
+        self.parameters = (self.weight, *self.biases)
+        self.shape = (groups, outputs, inputs + len(self.biases))
 
     @abstractmethod
-    def activations(self, inputs: Tensor, scratch: Scratch, name: str) -> Tensor:
-        """Float[b k t i] from the module's input, perhaps in the buffer `name` of `scratch`."""
+    def activations(self, inputs: Tensor, scratch: Scratch, name: str, which: int = 0) -> Tensor:
+        """Float[b k t i] from the input of module `which`, perhaps in the buffer `name` of `scratch`."""
 
     @abstractmethod
-    def output_gradients(self, output_gradient: Tensor) -> Tensor:
-        """Float[b k t o] from the gradient with respect to the module's output."""
+    def output_gradients(self, output_gradient: Tensor, which: int = 0) -> Tensor:
+        """Float[b k t o] from the gradient with respect to the output of module `which`."""
+
+    @abstractmethod
+    def weight_gradient(self, gradient: Tensor) -> Tensor:
+        """Float[m, *weight.shape] from Float[m k o i], without the biases."""
+
+    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
+        """The weight, then the biases."""
+        result = {self.weight: self.weight_gradient(gradient[..., : self.inputs])}
+        for place, bias in enumerate(self.biases):
+            result[bias] = gradient[..., self.inputs + place].flatten(1)
+        return result
+
+    def _fill_bias(self, activations: Tensor, which: int) -> None:
+        """Set the last inputs of Float[b k t i], in place."""
+        column = self._columns[which]
+        if len(self.biases) > 1:
+            activations[..., self.inputs :] = 0
+        if column is not None:
+            activations[..., self.inputs + column] = 1
 
 
 def outer(activations: Tensor, output_gradients: Tensor, scratch: Scratch) -> Tensor:
@@ -109,232 +158,226 @@ class DiagonalLayer(Layer):
 
 @final
 class LinearLayer(KroneckerLayer):
-    """`nn.Linear` on [b, ..., i]; the gradient is summed over the dimensions in between."""
+    """`nn.Linear` on [b, ..., i]; the gradient is summed over the dimensions in between.
 
-    def __init__(self, name: str, module: nn.Linear) -> None:
-        self.name, self.module, self.bias = name, module, module.bias is not None
-        self.shape = (1, module.out_features, module.in_features + self.bias)
+    Also the Conv1D of transformers (GPT-2), whose weight is `transposed`, and the packed projection of
+    `nn.MultiheadAttention`, for which it reads an `nn.Linear` in its place.
+    """
+
+    def __init__(self, name: str, members: Sequence[Member], *, transposed: bool = False) -> None:
+        weight = members[0].module.weight
+        assert isinstance(weight, Tensor)
+        self.transposed = transposed
+        outputs, inputs = weight.shape[::-1] if transposed else weight.shape
+        super().__init__(name, members, 1, outputs, inputs)
 
     def positions(self, output: Tensor) -> int:
         """The product of the dimensions between the first and the last."""
         return output[0].numel() // output.shape[-1] if len(output) else 0
 
-    def activations(self, inputs: Tensor, scratch: Scratch, name: str) -> Tensor:
+    def activations(self, inputs: Tensor, scratch: Scratch, name: str, which: int = 0) -> Tensor:
         """Float[b 1 t i]."""
         flat = inputs.reshape(len(inputs), 1, -1, inputs.shape[-1])
-        return torch.cat([flat, flat.new_ones(()).expand(*flat.shape[:-1], 1)], -1) if self.bias else flat
+        if not self.biases:
+            return flat
+        result = scratch.take(name, (*flat.shape[:-1], self.shape[2]), flat)
+        result[..., : self.inputs] = flat
+        self._fill_bias(result, which)
+        return result
 
-    def output_gradients(self, output_gradient: Tensor) -> Tensor:
+    def output_gradients(self, output_gradient: Tensor, which: int = 0) -> Tensor:
         """Float[b 1 t o]."""
         return output_gradient.reshape(len(output_gradient), 1, -1, output_gradient.shape[-1])
 
-    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
-        """The last input is the bias."""
-        if not self.bias:
-            return {"weight": gradient[:, 0]}
-        return {"weight": gradient[:, 0, :, :-1], "bias": gradient[:, 0, :, -1]}
+    def weight_gradient(self, gradient: Tensor) -> Tensor:
+        """The only group."""
+        return gradient[:, 0].transpose(1, 2) if self.transposed else gradient[:, 0]
+
+    def plain(self, module: nn.Module, inputs: Tensor) -> Tensor | None:
+        """The product with the weight, and the bias."""
+        if self.transposed or type(module).forward is nn.Linear.forward:
+            return None
+        weight, bias = module.weight, module.bias
+        assert isinstance(weight, Tensor)
+        return functional.linear(inputs, weight, bias if isinstance(bias, Tensor) else None)
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _patches(image: Tensor, module: nn.Module, groups: int) -> Tensor:
+    """A view Float[b k *positions *kernel channels] of Float[b *size channels], contiguous."""
+    kernel, stride, dilation = (_sizes(module, name) for name in ("kernel_size", "stride", "dilation"))
+    size, channels = image.shape[1:-1], image.shape[-1]
+    positions = [
+        (length - gap * (width - 1) - 1) // step + 1
+        for length, width, step, gap in zip(size, kernel, stride, dilation, strict=True)
+    ]
+    steps = image.stride()[1:-1]
+    return image.as_strided(
+        (len(image), groups, *positions, *kernel, channels // groups),
+        (
+            image.stride(0),
+            channels // groups,
+            *(one * step for one, step in zip(stride, steps, strict=True)),
+            *(one * step for one, step in zip(dilation, steps, strict=True)),
+            1,
+        ),
+    )
+
+
+def _sizes(module: nn.Module, name: str) -> tuple[int, ...]:
+    values: tuple[int, ...] = getattr(module, name)
+    return values
 
 
 @final
-class Conv2dLayer(KroneckerLayer):
-    """`nn.Conv2d` with any stride, padding, padding mode, dilation and number of groups."""
+class ConvLayer(KroneckerLayer):
+    """`nn.Conv1d` to `nn.Conv3d` with any stride, padding, padding mode, dilation and number of groups."""
 
-    def __init__(self, name: str, module: nn.Conv2d) -> None:
-        self.name, self.module, self.bias = name, module, module.bias is not None
-        self.conv = module
-        height, width = module.kernel_size
-        self.fan_in = height * width * module.in_channels // module.groups
-        self.shape = (module.groups, module.out_channels // module.groups, self.fan_in + self.bias)
+    def __init__(self, name: str, members: Sequence[Member]) -> None:
+        conv = members[0].module
+        assert isinstance(conv, CONVOLUTIONS)
+        self.conv, channels = conv, conv.in_channels // conv.groups
+        super().__init__(
+            name,
+            members,
+            conv.groups,
+            conv.out_channels // conv.groups,
+            math.prod(conv.kernel_size) * channels,
+        )
 
     def positions(self, output: Tensor) -> int:
-        """Height times width of the output."""
-        return output.shape[-1] * output.shape[-2]
+        """The size of the output."""
+        return math.prod(output.shape[2:])
 
-    def activations(self, inputs: Tensor, scratch: Scratch, name: str) -> Tensor:
+    def activations(self, inputs: Tensor, scratch: Scratch, name: str, which: int = 0) -> Tensor:
         """Float[b k t i]: the patches."""
-        conv = self.conv
-        groups, channels = conv.groups, conv.in_channels // conv.groups
-        (kernel_h, kernel_w), (stride_h, stride_w) = conv.kernel_size, conv.stride
-        dilation_h, dilation_w = conv.dilation
-        left, right, top, bottom = conv._reversed_padding_repeated_twice
-        if max(left, right, top, bottom) == 0:
-            image = inputs.permute(0, 2, 3, 1).contiguous()
+        conv = self.modules[which]
+        assert isinstance(conv, CONVOLUTIONS)
+        groups = conv.groups
+        around = conv._reversed_padding_repeated_twice
+        if max(around) == 0:
+            image = inputs.movedim(1, -1).contiguous()
         elif conv.padding_mode == "zeros":
-            b, c, h, w = inputs.shape
-            image = scratch.take("image", (b, h + top + bottom, w + left + right, c), inputs).zero_()
-            image[:, top : top + h, left : left + w] = inputs.permute(0, 2, 3, 1)
+            b, c, *size = inputs.shape
+            pairs = [around[2 * place : 2 * place + 2] for place in reversed(range(len(size)))]
+            padded_size = [low + length + high for length, (low, high) in zip(size, pairs, strict=True)]
+            image = scratch.take("image", (b, *padded_size, c), inputs).zero_()
+            inside = [slice(low, low + length) for length, (low, _) in zip(size, pairs, strict=True)]
+            image[(slice(None), *inside)] = inputs.movedim(1, -1)
         else:
-            padded = functional.pad(inputs, (left, right, top, bottom), mode=conv.padding_mode)
-            image = padded.permute(0, 2, 3, 1).contiguous()
-        b, h, w, c = image.shape
-        out_h = (h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
-        out_w = (w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
-        if groups == 1 and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and not self.bias:
-            return image.view(b, 1, h * w, c)
-        patches = image.as_strided(
-            (b, groups, out_h, out_w, kernel_h, kernel_w, channels),
-            (h * w * c, channels, stride_h * w * c, stride_w * c, dilation_h * w * c, dilation_w * c, 1),
-        )
-        result = scratch.take(name, (b, groups, out_h * out_w, self.shape[2]), image)
-        image_t, row_t = groups * out_h * out_w * self.shape[2], self.shape[2]
+            padded = functional.pad(inputs, tuple(around), mode=conv.padding_mode)
+            image = padded.movedim(1, -1).contiguous()
+        once = {*conv.kernel_size, *conv.stride} == {1}
+        if groups == 1 and once and not self.biases:
+            return image.view(len(image), 1, -1, image.shape[-1])
+        patches = _patches(image, conv, groups)
+        dimensions = len(conv.kernel_size)
+        positions, kernel = patches.shape[2 : 2 + dimensions], patches.shape[2 + dimensions :]
+        row = self.shape[2]
+        result = scratch.take(name, (len(image), groups, math.prod(positions), row), image)
         target = result.as_strided(
             patches.shape,
-            (image_t, out_h * out_w * row_t, out_w * row_t, row_t, kernel_w * channels, channels, 1),
+            (
+                result.stride(0),
+                result.stride(1),
+                *(row * step for step in _contiguous(positions)),
+                *_contiguous(kernel),
+            ),
         )
         target.copy_(patches)
-        if self.bias:
-            result[..., -1] = 1
+        self._fill_bias(result, which)
         return result
 
-    def output_gradients(self, output_gradient: Tensor) -> Tensor:
+    def output_gradients(self, output_gradient: Tensor, which: int = 0) -> Tensor:
         """Float[b k t o]."""
-        b, channels = output_gradient.shape[:2]
-        groups = self.conv.groups
-        last = output_gradient.permute(0, 2, 3, 1).reshape(b, -1, groups, channels // groups)
-        return last.transpose(1, 2)
+        return _by_position(output_gradient, self.conv.groups)
 
-    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
-        """Back to the order (channel, kernel row, kernel column)."""
+    def weight_gradient(self, gradient: Tensor) -> Tensor:
+        """Back to the order (channel, kernel position)."""
         conv = self.conv
-        weight = gradient[..., : self.fan_in].reshape(
+        weight = gradient.reshape(
             len(gradient), conv.out_channels, *conv.kernel_size, conv.in_channels // conv.groups
         )
-        result = {"weight": weight.permute(0, 1, 4, 2, 3)}
-        if self.bias:
-            result["bias"] = gradient[..., -1].flatten(1)
-        return result
+        return weight.movedim(-1, 2)
+
+    def plain(self, module: nn.Module, inputs: Tensor) -> Tensor | None:
+        """The convolution with the weight, and the bias."""
+        assert isinstance(module, CONVOLUTIONS)
+        base = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
+        own = type(module)
+        if own.forward is base.forward and own._conv_forward is base._conv_forward:
+            return None
+        output: Tensor = base._conv_forward(module, inputs, module.weight, module.bias)  # type: ignore[arg-type]
+        return output
 
 
 @final
-class NormLayer(DiagonalLayer):
-    """The affine parameters of a normalisation layer, as Float[b 1 2 c]: weight, then bias."""
+class TransposedConvLayer(KroneckerLayer):
+    """`nn.ConvTranspose1d` to `nn.ConvTranspose3d`, without the bias."""
 
-    def __init__(self, name: str, module: nn.Module) -> None:
-        self.name, self.module = name, module
-        weight, bias = module.weight, module.bias
-        if not isinstance(weight, Tensor):
-            raise InputError(f"module {name}: has no affine parameters; leave it out of `modules`")
-        if (
-            isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
-            and module.running_mean is None
-        ):
-            raise InputError(
-                f"module {name}: batch norm without running statistics mixes the examples of a batch; "
-                "leave it out of `modules`"
-            )
-        self.bias = isinstance(bias, Tensor)
-        self.shape = (1, 1 + self.bias, weight.numel())
+    def __init__(self, name: str, member: Member) -> None:
+        conv = member.module
+        assert isinstance(conv, TRANSPOSED)
+        self.conv = conv
+        outputs = math.prod(conv.kernel_size) * conv.out_channels // conv.groups
+        only = Member(conv, member.weight, None)
+        super().__init__(name, [only], conv.groups, outputs, conv.in_channels // conv.groups)
 
     def positions(self, output: Tensor) -> int:
-        """One: the gradient is summed over positions as it is formed."""
-        return 1
+        """The size of the input."""
+        conv = self.conv
+        around = zip(
+            output.shape[2:],
+            _sizes(conv, "padding"),
+            _sizes(conv, "output_padding"),
+            conv.dilation,
+            conv.kernel_size,
+            conv.stride,
+            strict=True,
+        )
+        return math.prod((n + 2 * p - more - d * (k - 1) - 1) // s + 1 for n, p, more, d, k, s in around)
 
-    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
-        """Float[b 1 2 c]."""
-        module = self.module
-        if isinstance(module, nn.LayerNorm):
-            normal = functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
-            shape = (len(inputs), -1, self.shape[2])
-            scaled, plain = (
-                (output_gradient * normal).reshape(shape).sum(1),
-                output_gradient.reshape(shape).sum(1),
-            )
-        else:
-            if isinstance(module, nn.GroupNorm):
-                normal = functional.group_norm(inputs, module.num_groups, eps=module.eps)
-            else:
-                assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
-                normal = functional.batch_norm(
-                    inputs, module.running_mean, module.running_var, eps=module.eps
-                )
-            scaled = (
-                (output_gradient * normal).flatten(2).sum(2) if inputs.ndim > 2 else output_gradient * normal
-            )
-            plain = output_gradient.flatten(2).sum(2) if inputs.ndim > 2 else output_gradient
-        return torch.stack([scaled, plain] if self.bias else [scaled], 1)[:, None]
+    def activations(self, inputs: Tensor, scratch: Scratch, name: str, which: int = 0) -> Tensor:
+        """Float[b k t i]: the inputs."""
+        return _by_position(inputs, self.conv.groups)
 
-    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
-        """The weight, then the bias."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        names = ("weight", "bias") if self.bias else ("weight",)
-        return {name: gradient[:, 0, row].reshape(-1, *weight.shape) for row, name in enumerate(names)}
+    def output_gradients(self, output_gradient: Tensor, which: int = 0) -> Tensor:
+        """Float[b k t o]: patches of the output gradient, one for each input position."""
+        conv = self.conv
+        ends = zip(_sizes(conv, "padding"), _sizes(conv, "output_padding"), strict=True)
+        around = [side for low, more in reversed(list(ends)) for side in (low, low - more)]
+        image = functional.pad(output_gradient, around).movedim(1, -1).contiguous()
+        patches = _patches(image, conv, conv.groups)
+        positions = patches.shape[2 : 2 + len(conv.kernel_size)]
+        return patches.reshape(len(image), conv.groups, math.prod(positions), -1)
 
+    def weight_gradient(self, gradient: Tensor) -> Tensor:
+        """Back to the order (input channel, output channel, kernel position)."""
+        conv = self.conv
+        outputs = conv.out_channels // conv.groups
+        parts = gradient.reshape(len(gradient), conv.groups, *conv.kernel_size, outputs, -1)
+        weight = parts.movedim((-1, -2), (2, 3))
+        return weight.reshape(len(gradient), conv.in_channels, outputs, *conv.kernel_size)
 
-@final
-class EmbeddingLayer(DiagonalLayer):
-    """`nn.Embedding` as Float[b 1 v d]. Dense: an example costs as much memory as the table."""
-
-    def __init__(self, name: str, module: nn.Embedding) -> None:
-        self.name, self.module, self.embedding = name, module, module
-        if module.max_norm is not None:
-            raise InputError(
-                f"module {name}: an Embedding with max_norm changes itself; leave it out of `modules`"
-            )
-        self.shape = (1, module.num_embeddings, module.embedding_dim)
-
-    def positions(self, output: Tensor) -> int:
-        """One: the gradient is summed over positions as it is formed."""
-        return 1
-
-    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
-        """Float[b 1 v d]."""
-        b, (_, rows, width) = len(inputs), self.shape
-        flat = output_gradient.reshape(b, -1, width)
-        index = inputs.reshape(b, -1) + rows * torch.arange(b, device=inputs.device)[:, None]
-        result = flat.new_zeros(b * rows, width).index_add_(0, index.flatten(), flat.flatten(0, 1))
-        result = result.view(b, 1, rows, width)
-        if self.embedding.padding_idx is not None:
-            result[:, :, self.embedding.padding_idx] = 0
-        return result
-
-    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
-        """The table."""
-        return {"weight": gradient[:, 0]}
+    def plain(self, module: nn.Module, inputs: Tensor) -> Tensor | None:
+        """The transposed convolution with the weight, and the bias."""
+        base = next(kind for kind in TRANSPOSED if isinstance(module, kind))
+        if type(module).forward is base.forward:
+            return None
+        output: Tensor = base.forward(module, inputs)  # type: ignore[arg-type]
+        return output
 
 
-def tracked_layers(model: nn.Module, modules: object = None) -> list[Layer]:
-    """The layers of `model` called `modules` (all Linear and Conv2d when None), in the order of the model.
-
-    Raises:
-        InputError: a name is unknown or its module of another kind, or two modules share a parameter.
-    """
-    known = dict(model.named_modules())
-    if modules is None:
-        names = [name for name, module in known.items() if isinstance(module, KRONECKER_TYPES)]
-        if not names:
-            raise InputError("the model has no Linear or Conv2d module; name the modules to track")
-    else:
-        names = list(modules)  # type: ignore[call-overload]
-        if isinstance(modules, str) or not names or len(set(names)) != len(names):
-            raise InputError("modules: give a sequence of one or more different module names")
-        for name in names:
-            if name not in known:
-                raise InputError(f"modules: the model has no module {name!r}")
-            if not isinstance(known[name], TRACKABLE_TYPES):
-                kinds = ", ".join(kind.__name__ for kind in TRACKABLE_TYPES)
-                raise InputError(
-                    f"module {name}: cannot track a {type(known[name]).__name__}; can track {kinds}"
-                )
-        order = {name: place for place, name in enumerate(known)}
-        names.sort(key=order.__getitem__)
-    owners: dict[int, str] = {}
-    for name, module in known.items():
-        for parameter in module.parameters(recurse=False):
-            other = owners.setdefault(id(parameter), name)
-            if other != name and (name in names or other in names):
-                raise InputError(
-                    f"modules {other} and {name} share a parameter, so neither gradient is whole; "
-                    "leave both out of `modules`"
-                )
-    return [_layer(name, known[name]) for name in names]
+def _by_position(maps: Tensor, groups: int) -> Tensor:
+    """Float[b k t c] of Float[b channels *size]."""
+    b, channels = maps.shape[:2]
+    last = maps.movedim(1, -1).reshape(b, -1, groups, channels // groups)
+    return last.transpose(1, 2)
 
 
-def _layer(name: str, module: nn.Module) -> Layer:
-    if isinstance(module, nn.Linear):
-        return LinearLayer(name, module)
-    if isinstance(module, nn.Conv2d):
-        return Conv2dLayer(name, module)
-    if isinstance(module, nn.Embedding):
-        return EmbeddingLayer(name, module)
-    return NormLayer(name, module)
+def _contiguous(shape: Sequence[int]) -> list[int]:
+    """The strides of a contiguous tensor of this shape."""
+    return [math.prod(shape[place + 1 :]) for place in range(len(shape))]

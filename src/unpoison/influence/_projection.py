@@ -27,9 +27,10 @@ from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import Examples
 from unpoison.errors import InputError
-from unpoison.influence._layers import Layer, outer, tracked_layers
+from unpoison.influence._layers import Layer, outer
 from unpoison.influence._sweep import Sweeper, Visitor
-from unpoison.influence._task import Batch
+from unpoison.influence._tracked import tracked_layers
+from unpoison.tasks import Batch
 
 
 @final
@@ -69,7 +70,7 @@ def project(
         function: of the model and a batch, e.g. `task.measurement`; one number an example.
         dimensions: d.
         seed: of the projection.
-        modules: whose parameters to track; all Linear and Conv2d by default.
+        modules: whose parameters to track; as for `fit_factors`.
         batch_size: examples of a forward pass.
         workspace_bytes: of per-example gradients at a time; default 8 MiB, on CUDA 1 GiB.
         progress: called with "projections", examples done and examples to do, after each batch.

@@ -19,12 +19,15 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import count_of, rows_of
 from unpoison._progress import Progress
 from unpoison.errors import InputError
 from unpoison.influence._factors import Factors, LayerFactors, rotated_matrix
-from unpoison.influence._layers import Layer, outer, tracked_layers
+from unpoison.influence._layers import Layer, outer
 from unpoison.influence._sweep import Sweeper, Visitor
-from unpoison.influence._task import Batch, Task
+from unpoison.influence._tracked import tracked_layers
+from unpoison.models import usual_mode
+from unpoison.tasks import Batch, Task
 
 
 class Damping(ABC):
@@ -97,8 +100,7 @@ class PreconditionedQueries:
         """`{parameter name: Float[m, *parameter.shape]}`, e.g. for a Jacobian-vector product."""
         result: dict[str, Tensor] = {}
         for layer in tracked_layers(model, list(self.values)):
-            for name, value in layer.by_parameter(self.values[layer.name]).items():
-                result[f"{layer.name}.{name}" if layer.name else name] = value
+            result |= layer.by_parameter(self.values[layer.name])
         return result
 
 
@@ -124,7 +126,7 @@ def precondition(
         task: its `measurement` is differentiated.
         combine: Float[m, q], the combinations to form; the identity by default.
         damping: `RelativeDamping()` by default.
-        modules: which modules to track when there are no factors; all Linear and Conv2d by default.
+        modules: which modules to track when there are no factors; as for `fit_factors`.
         batch_size: queries of a forward pass.
         workspace_bytes: of per-example gradients at a time.
         progress: called with "queries", queries done and queries to do, after each batch.
@@ -138,7 +140,7 @@ def precondition(
     if factors is not None:
         factors.check(model)
     layers = tracked_layers(model, modules if factors is None else list(factors.layers))
-    count = len(queries[0])
+    count = count_of(queries[0])
     if combine is None:
         combine = torch.eye(count)
     if combine.ndim != 2 or combine.shape[1] != count or not count:
@@ -150,26 +152,31 @@ def precondition(
         for start in range(0, count, batch_size):
             collected.first = start
             sweeper.batch(
-                tuple(part[start : start + batch_size] for part in queries), task.measurement, collected
+                tuple(rows_of(part, slice(start, start + batch_size)) for part in queries),
+                task.measurement,
+                collected,
             )
             if progress is not None:
                 progress("queries", min(start + batch_size, count), count)
         device, dtype, reached = sweeper.device, sweeper.dtype, sweeper.reached
     values: dict[str, Tensor] = {}
-    for index, layer in enumerate(layers):
-        total = collected.totals[index]
-        if factors is None:
-            if reached[index]:
-                values[layer.name] = total
-            continue
-        own = factors.layers[layer.name].to(device, dtype)
-        if own.input_basis is None or own.output_basis is None:
-            values[layer.name] = total.mul_(inverse(own, damping))
-        else:
-            inner = rotated_matrix(total, own.input_basis, own.output_basis).mul_(inverse(own, damping))
-            back = rotated_matrix(inner, own.input_basis.transpose(1, 2), own.output_basis.transpose(1, 2))
-            values[layer.name] = back.contiguous()
-        collected.totals[index] = total.new_empty(0)
+    with usual_mode(device):
+        for index, layer in enumerate(layers):
+            total = collected.totals[index]
+            if factors is None:
+                if reached[index]:
+                    values[layer.name] = total
+                continue
+            own = factors.layers[layer.name].to(device, dtype)
+            if own.input_basis is None or own.output_basis is None:
+                values[layer.name] = total.mul_(inverse(own, damping))
+            else:
+                inner = rotated_matrix(total, own.input_basis, own.output_basis).mul_(inverse(own, damping))
+                back = rotated_matrix(
+                    inner, own.input_basis.transpose(1, 2), own.output_basis.transpose(1, 2)
+                )
+                values[layer.name] = back.contiguous()
+            collected.totals[index] = total.new_empty(0)
     return PreconditionedQueries(values, factors, damping, model_fingerprint(model))
 
 

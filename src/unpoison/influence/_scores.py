@@ -25,12 +25,13 @@ from unpoison._progress import Progress
 from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence._factors import model_fingerprint, rotated
-from unpoison.influence._layers import Layer, outer, tracked_layers
+from unpoison.influence._layers import Layer, outer
 from unpoison.influence._products import products
 from unpoison.influence._queries import PreconditionedQueries, inverse
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Sweeper, Visitor
-from unpoison.influence._task import Task
+from unpoison.influence._tracked import tracked_layers
+from unpoison.tasks import Task
 
 
 @final

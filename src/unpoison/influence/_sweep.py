@@ -6,6 +6,12 @@ no parameter gradients (a third of a usual backward pass) and stops before the f
 forms what it needs of the parameter gradients itself, layer by layer, while the backward pass runs, in chunks
 of examples that fit `workspace_bytes`. The tensors of a layer are released as soon as it has been visited.
 
+Which rows of a layer's input belong to an example is found out where it is not plain: sequences that come
+first, or rows that fold several parts of an example (windows), are recognised by two small forward passes of
+two and of three examples. A layer whose input mixes examples or does not depend on them, which no gradient
+reaches, or which computes something else than torch's layer of its class, is not tracked; `Sweeper.reasons`
+says why.
+
 The user's model is left as it was found, also when an error is raised.
 """
 
@@ -20,10 +26,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import Inputs, count_of, placed, rows_of
 from unpoison.errors import InputError
-from unpoison.influence._layers import DiagonalLayer, KroneckerLayer, Layer, Scratch
-from unpoison.influence._task import Batch
-from unpoison.models import fastest_layout, preserved
+from unpoison.influence._attention import in_steps
+from unpoison.influence._diagonal_layers import OF_MAPS, DiagonalLayer
+from unpoison.influence._layers import CONVOLUTIONS, TRANSPOSED, KroneckerLayer, Layer, Scratch
+from unpoison.models import fastest_layout, preserved, usual_mode
+from unpoison.tasks import Batch
 
 Function = Callable[[nn.Module, Batch], Tensor]
 
@@ -55,15 +64,43 @@ def default_workspace(device: torch.device) -> int:
 
 @final
 @dataclasses.dataclass
+class _Call:
+    """One call of a module: its input, and which module of the layer it was."""
+
+    inputs: Tensor | None
+    version: int
+    which: int
+    rows: _Rows
+
+
+@final
+@dataclasses.dataclass
 class _Calls:
-    inputs: list[Tensor | None] = dataclasses.field(default_factory=list)
-    versions: list[int] = dataclasses.field(default_factory=list)
-    received: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)
+    made: list[_Call] = dataclasses.field(default_factory=list)
+    received: list[tuple[Tensor, Tensor, int]] = dataclasses.field(default_factory=list)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Where a layer's input counts examples: in dimension 0 or 1; `fold` rows of dimension 0 an example."""
+
+    dimension: int = 0
+    fold: int = 1
+
+
+class _UnclearError(Exception):
+    """A layer was called with an input that does not tell which rows are an example's."""
 
 
 @final
 class Sweeper:
-    """Runs batches through a model whose `layers` report to a visitor. Use inside `with`."""
+    """Runs batches through a model whose `layers` report to a visitor. Use inside `with`.
+
+    Attributes:
+        reached: how many positions each layer has been given a gradient for.
+        reasons: why layers are not tracked, by their place.
+    """
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer], *, workspace_bytes: int | None) -> None:
         self.model, self.layers = model, layers
@@ -72,25 +109,38 @@ class Sweeper:
         if self.workspace < 1:
             raise InputError(f"workspace_bytes must be positive, found {workspace_bytes}")
         self.reached = [0] * len(layers)
+        self.reasons: dict[int, str] = {}
         self.scratch = Scratch()
         self._calls: list[_Calls] = []
         self._leaves: list[Tensor] = []
         self._batch = 0
         self._visitor: Visitor | None = None
         self._layout: torch.memory_format | None = None
-        self._deciding = False
+        self._quiet = False
+        self._rows: dict[int, _Rows] = {}
+        self._probed: dict[int, Tensor] | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Sweeper:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(usual_mode(self.device))
             stack.enter_context(preserved(self.model))
-            for parameter in self.model.parameters():
+            for name, parameter in self.model.named_parameters():
+                if parameter.is_inference():
+                    raise InputError(
+                        f"model: parameter {name} was made under torch.inference_mode and cannot be "
+                        "differentiated; load the state_dict into a network that is made outside of it"
+                    )
                 parameter.requires_grad_(False)
+            packed: dict[int, nn.Module] = {}
             for index, layer in enumerate(self.layers):
-                handle = layer.module.register_forward_hook(
-                    self._forward_hook(index), prepend=True, with_kwargs=True
-                )
-                stack.callback(handle.remove)
+                for which, module in enumerate(layer.modules):
+                    packed[id(module._parameters.get("weight"))] = module
+                    handle = module.register_forward_hook(
+                        self._forward_hook(index, which), prepend=True, with_kwargs=True
+                    )
+                    stack.callback(handle.remove)
+            stack.enter_context(in_steps(self.model, packed))
             self._stack = stack.pop_all()
         return self
 
@@ -100,15 +150,20 @@ class Sweeper:
 
     def batch(self, batch: Batch, function: Function, visitor: Visitor) -> Tensor:
         """One forward and backward of the sum of `function`; its detached values Float[b]."""
+        ready = self._placed(batch)
         try:
-            return self._run(self._placed(batch), function, visitor)
+            return self._run(ready, function, visitor)
+        except _UnclearError:
+            self._probe(ready, function)
+            return self._run(ready, function, visitor)
         finally:
             self._forget()
 
     def _run(self, batch: Batch, function: Function, visitor: Visitor) -> Tensor:
         self._calls = [_Calls() for _ in self.layers]
-        self._batch, self._visitor = len(batch[0]), visitor
-        with torch.inference_mode(False), torch.enable_grad():
+        self._leaves = []
+        self._batch, self._visitor = count_of(batch[0]), visitor
+        with torch.enable_grad():
             values = function(self.model, batch)
             if values.shape != (self._batch,):
                 raise InputError(
@@ -116,7 +171,8 @@ class Sweeper:
                     f"found {list(values.shape)}"
                 )
             if not self._leaves:
-                raise InputError("no tracked module was reached by the forward pass; check `modules`")
+                told = next(iter(self.reasons.values()), "none was reached by the forward pass")
+                raise InputError(f"no module can be tracked ({told}); check `modules`")
             if values.requires_grad:
                 torch.autograd.backward(values.sum(), inputs=self._leaves)
         for index in range(len(self.layers)):
@@ -124,38 +180,61 @@ class Sweeper:
         return values.detach()
 
     def _placed(self, batch: Batch) -> Batch:
-        placed = tuple(part.to(self.device, non_blocking=True) for part in batch)
-        return tuple(
-            part.contiguous(memory_format=self._layout_of(part)) if part.ndim == 4 else part
-            for part in placed
-        )
+        inputs, *rest = (placed(part, self.device) for part in batch)
+        if isinstance(inputs, Tensor) and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=self._layout_of(inputs))
+        return (_differentiable(inputs), *rest)
 
     def _layout_of(self, images: Tensor) -> torch.memory_format:
         if self._layout is None:
-            self._deciding = True
+            self._quiet = True
             try:
                 self._layout = fastest_layout(self.model, images)
             finally:
-                self._deciding = False
+                self._quiet = False
         return self._layout
 
     def _forget(self) -> None:
-        self._calls, self._leaves, self._visitor = [], [], None
+        self._calls, self._leaves, self._visitor, self._probed = [], [], None, None
 
-    def _forward_hook(self, index: int) -> Callable[..., Tensor | None]:
+    @torch.no_grad()
+    def _probe(self, batch: Batch, function: Function) -> None:
+        """Decide where every layer's input counts examples, by forward passes of two and of three."""
+        count, seen = count_of(batch[0]), []
+        for rows in ((0, 1), (0, 1, 2)):
+            chosen = torch.tensor([row % count for row in rows], device=self.device)
+            self._probed = {}
+            function(self.model, tuple(rows_of(part, chosen) for part in batch))
+            seen.append(self._probed)
+        self._probed = None
+        for index, layer in enumerate(self.layers):
+            if index in seen[0] and index in seen[1] and index not in self.reasons:
+                found = _rows_between(seen[0][index], seen[1][index])
+                if isinstance(found, str):
+                    self.reasons[index] = f"module {layer.name}: {found}"
+                else:
+                    self._rows[index] = found
+
+    def _forward_hook(self, index: int, which: int) -> Callable[..., Tensor | None]:
         layer = self.layers[index]
 
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
         ) -> Tensor | None:
-            if self._deciding:
+            if self._quiet or index in self.reasons:
                 return None
-            inputs = args[0] if args else kwargs["input"]
-            if len(inputs) != self._batch or inputs.ndim < 2 - (not inputs.is_floating_point()):
-                raise InputError(
-                    f"module {layer.name}: its input's first dimension must count the batch's {self._batch} "
-                    f"examples, found shape {list(inputs.shape)}; leave it out of `modules`"
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            if self._probed is not None:
+                self._probed.setdefault(index, inputs.detach().clone())
+                return None
+            if not torch.is_grad_enabled():  # the caller's own no_grad: no gradient reaches the parameters
+                return None
+            if not self.reached[index] and not self._computes(layer, module, inputs, output):
+                self.reasons[index] = (
+                    f"module {layer.name}: {type(module).__name__} computes something else than torch's layer"
                 )
+                return None
+            rows = self._rows_of(index, module, inputs)
             replaced = None
             if not output.requires_grad:
                 leaf = output.detach().requires_grad_()
@@ -164,30 +243,62 @@ class Sweeper:
                     leaf.clone()
                 )  # in-place operations may follow, which a leaf does not allow
             calls = self._calls[index]
-            place = len(calls.inputs)
-            calls.inputs.append(inputs.detach())
-            calls.versions.append(inputs._version)
-            self.reached[index] += self._batch * layer.positions(output)
+            place = len(calls.made)
+            calls.made.append(_Call(inputs.detach(), inputs._version, which, rows))
             hook_on_gradient: Callable[..., Any] = output.register_hook  # untyped in torch
             hook_on_gradient(lambda gradient: self._receive(index, place, gradient))
             return replaced
 
         return hook
 
+    @torch.no_grad()
+    def _computes(self, layer: Layer, module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+        """Whether a module of a class of its own computes what its layer does."""
+        try:
+            expected = layer.plain(module, inputs)
+        except (RuntimeError, ValueError, TypeError):
+            return False
+        if expected is None:
+            return True
+        slack = 1e-2 if output.dtype.itemsize == 2 else 1e-4
+        return expected.shape == output.shape and torch.allclose(expected, output, rtol=slack, atol=slack)
+
+    def _rows_of(self, index: int, module: nn.Module, inputs: Tensor) -> _Rows:
+        b, shape = self._batch, inputs.shape
+        known = self._rows.get(index)
+        if known is None:
+            maps = isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, *OF_MAPS))
+            # A second dimension of the same length may be the one that counts examples.
+            unclear = not maps and inputs.ndim > 1 + inputs.is_floating_point() and shape[1] == b
+            if shape[:1] != (b,) or unclear:
+                raise _UnclearError
+            return _Rows()
+        length = shape[known.dimension] if len(shape) > known.dimension else 0
+        if length != b * known.fold:
+            raise InputError(
+                f"module {self.layers[index].name}: its input must count the batch's {b} examples in one "
+                f"dimension, found shape {list(shape)}; leave it out of `modules`"
+            )
+        return known
+
     def _receive(self, index: int, place: int, gradient: Tensor) -> None:
         calls = self._calls[index]
-        inputs = calls.inputs[place]
+        call = calls.made[place]
+        inputs = call.inputs
         assert inputs is not None
-        if inputs._version != calls.versions[place]:
+        if inputs._version != call.version:
             raise InputError(
                 f"module {self.layers[index].name}: its input is changed in place after its call; "
                 "leave it out of `modules` or let that operation make a copy"
             )
-        calls.inputs[place] = None
+        call.inputs = None
         if inputs.is_floating_point():
             inputs = inputs.to(self.dtype)
-        calls.received.append((inputs, gradient.to(self.dtype)))
-        if len(calls.received) == len(calls.inputs):
+        gradient = gradient.to(self.dtype)
+        if call.rows.dimension == 1:
+            inputs, gradient = inputs.transpose(0, 1), gradient.transpose(0, 1)
+        calls.received.append((inputs, gradient, call.which))
+        if len(calls.received) == len(calls.made):
             self._visit(index)
 
     @torch.no_grad()
@@ -197,18 +308,22 @@ class Sweeper:
         if not received or visitor is None:
             return
         groups, outputs, inputs = layer.shape
-        positions = sum(layer.positions(gradient) for _, gradient in received)
+        fold = self._rows.get(index, _Rows()).fold
+        positions = fold * sum(layer.positions(gradient) for _, gradient, _ in received)
+        self.reached[index] += self._batch * positions
         an_example = groups * (positions * (inputs + outputs) + 2 * outputs * inputs) * self.dtype.itemsize
-        step = max(1, self.workspace // an_example)
+        step = max(1, self.workspace // max(an_example, 1))
         for start in range(0, self._batch, step):
-            rows = slice(start, start + step)
+            rows = slice(start * fold, (start + step) * fold)
             if isinstance(layer, KroneckerLayer):
                 parts = [
                     (
-                        layer.activations(x[rows], self.scratch, f"patches {place}"),
-                        layer.output_gradients(g[rows]),
+                        _by_example(
+                            layer.activations(x[rows], self.scratch, f"patches {place}", which), fold
+                        ),
+                        _by_example(layer.output_gradients(g[rows], which), fold),
                     )
-                    for place, (x, g) in enumerate(received)
+                    for place, (x, g, which) in enumerate(received)
                 ]
                 if len(parts) == 1:
                     visitor.kronecker(index, start, *parts[0])
@@ -218,6 +333,38 @@ class Sweeper:
                     )
             elif isinstance(layer, DiagonalLayer):
                 total = layer.gradient(received[0][0][rows], received[0][1][rows])
-                for x, g in received[1:]:
+                for x, g, _ in received[1:]:
                     total = total + layer.gradient(x[rows], g[rows])
+                if fold > 1:
+                    total = total.view(-1, fold, *layer.shape).sum(1)
                 visitor.diagonal(index, start, total)
+
+
+def _by_example(rows: Tensor, fold: int) -> Tensor:
+    """Float[b k t n] of Float[b*fold k t' n]: the positions of all rows of an example."""
+    if fold == 1:
+        return rows
+    return rows.reshape(-1, fold, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+
+def _differentiable(inputs: Inputs) -> Inputs:
+    """Copies of tensors that were made under `inference_mode`, which cannot be saved for a backward pass."""
+    if isinstance(inputs, Tensor):
+        return inputs.clone() if inputs.is_inference() else inputs
+    return {name: one.clone() if one.is_inference() else one for name, one in inputs.items()}
+
+
+def _rows_between(two: Tensor, three: Tensor) -> _Rows | str:
+    """Where an input counts examples, from those of two and of three, of which two are the same."""
+    grown = [place for place, (a, b) in enumerate(zip(two.shape, three.shape, strict=False)) if a != b]
+    if two.ndim != three.ndim or not grown:
+        return "its input does not depend on the examples of the batch"
+    (place, *more), length = grown, two.shape[grown[0]]
+    if not more and place == 0 and length % 2 == 0 and three.shape[0] == 3 * length // 2:
+        fold, slack = length // 2, 3e-2 if two.dtype.itemsize == 2 else 1e-3
+        same = two.double(), three[:length].double()  # unless rows are ordered otherwise
+        if fold == 1 or torch.allclose(*same, rtol=slack, atol=slack, equal_nan=True):
+            return _Rows(0, fold)
+    elif not more and place == 1 and (length, three.shape[1]) == (2, 3):
+        return _Rows(1)
+    return "its input does not keep the examples of the batch apart"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.errors import InputError, nearest
-from unpoison.models._forward import as_input, forward
+from unpoison.models._forward import as_input, device_of, forward
 from unpoison.models._layout import fastest_layout
-from unpoison.models._preserved import preserved
+from unpoison.models._preserved import preserved, usual_mode
 
 Side = Literal["output", "input"]
 
@@ -131,7 +131,12 @@ def features(
     """
     rows = []
     layout = fastest_layout(model, images)
-    with preserved(model), torch.no_grad(), FeatureTap(model, module_path, side=side) as tap:
+    with (
+        usual_mode(device_of(model)),
+        preserved(model),
+        torch.no_grad(),
+        FeatureTap(model, module_path, side=side) as tap,
+    ):
         for batch in torch.split(images, max(batch_size, 1)):
             forward(model, as_input(model, batch, layout))
             kept = tap.value

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import Inputs
 from unpoison.errors import InputError
 from unpoison.models._forward import as_input, forward
 from unpoison.models._preserved import preserved
 
 
-def fastest_layout(model: nn.Module, images: Tensor) -> torch.memory_format:
+def fastest_layout(model: nn.Module, images: Inputs) -> torch.memory_format:
     """Channels last where the network has convolutions and accepts that layout; else contiguous.
 
     Channels last makes convolutions two to four times as fast on a CPU. Networks that flatten their maps with
@@ -19,7 +20,8 @@ def fastest_layout(model: nn.Module, images: Tensor) -> torch.memory_format:
 
     Arguments:
         model: any network; left as it was.
-        images: UInt8[n c h w], or Float[n c h w] in [0, 1], such as the network will be given.
+        images: UInt8[n c h w], or Float[n c h w] in [0, 1], such as the network will be given; inputs of
+            another shape are contiguous.
 
     >>> flattening = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2))
     >>> fastest_layout(flattening, torch.rand(2, 3, 8, 8))
@@ -28,7 +30,8 @@ def fastest_layout(model: nn.Module, images: Tensor) -> torch.memory_format:
     torch.contiguous_format
     """
     if (
-        images.ndim != 4
+        not isinstance(images, Tensor)
+        or images.ndim != 4
         or not len(images)
         or not any(isinstance(module, nn.Conv2d) for module in model.modules())
     ):
@@ -42,3 +45,12 @@ def fastest_layout(model: nn.Module, images: Tensor) -> torch.memory_format:
             # An error of another cause comes again in the caller's own forward pass, and is reported there.
             return torch.contiguous_format
     return torch.channels_last
+
+
+def laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The model with its parameters and buffers of four dimensions in `layout`, in place."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.to(memory_format=layout)
+    return model

@@ -1,10 +1,11 @@
-"""`preserved`: evaluate a model and leave it exactly as it was."""
+"""`preserved` and `usual_mode`: evaluate a model alike from everywhere, and leave it exactly as it was."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 _HOOKS = (
@@ -52,7 +53,21 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
             registry.clear()
             registry.update(content)
         for parameter, requires_grad, gradient in parameters:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def usual_mode(device: torch.device) -> Iterator[None]:
+    """Within the block neither `inference_mode` nor autocast of the caller is on.
+
+    Tensors that are made inside can be differentiated, and numbers have the precision of the model.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for kind in {device.type, "cpu"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

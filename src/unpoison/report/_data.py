@@ -214,6 +214,7 @@ class ReportData:
                 "average_precision": findings.judge(poison_set).average_precision,
             }
         observation = findings.observation
+        pictures = None if observation is None else observation.pictures
         repair = next((record.results for _, record in runs if record.verb == "repair"), {})
         return cls(
             method=findings.method,
@@ -230,7 +231,7 @@ class ReportData:
             cause=findings.cause,
             answered=observation is None or observation.answered,
             evidence={name: column.double().numpy() for name, column in findings.evidence.items()},
-            observation=None if observation is None else observation.images.numpy(),
+            observation=None if observation is None or pictures is None else pictures.numpy(),
             predicted=None if observation is None else observation.predicted,
             true_label=None if observation is None else observation.true_label,
             draws=findings.draws,

@@ -7,6 +7,7 @@ latter. This module does not import torch.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -36,12 +37,22 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.share is None) == (self.count is None):
             raise InputError("Budget: give either share=, a part of the training set, or count=, not both")
+        if self.share is not None:
+            object.__setattr__(self, "share", float(self.share))
         if self.share is not None and not 0 < self.share <= 1:
             raise InputError(
                 f"Budget: share {self.share} is outside (0, 1]; 0.01 means 1 % of the training set"
             )
-        if self.count is not None and (isinstance(self.count, bool) or not isinstance(self.count, int)):
-            raise InputError(f"Budget: count {self.count!r} is not a whole number; for a part give share=")
+        if self.count is not None:
+            try:
+                count = None if isinstance(self.count, bool) else operator.index(self.count)
+            except TypeError:
+                count = None
+            if count is None:
+                raise InputError(
+                    f"Budget: count {self.count!r} is not a whole number; for a part give share="
+                )
+            object.__setattr__(self, "count", count)
         if self.count is not None and self.count < 1:
             raise InputError(f"Budget: count {self.count} is below 1")
 

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unpoison.data import check_eight_bits
 from unpoison.errors import InputError
 from unpoison.threats._eight_bit import check_images, check_picture
 from unpoison.threats._tagged import Tagged
@@ -125,9 +126,11 @@ class PatchTrigger(Trigger, kind="patch"):
         row: int | None = None,
         column: int | None = None,
     ) -> PatchTrigger:
-        """A patch given as an image file, or as UInt8[h w], [h w 1], [h w 3] or [h w 4] pixels.
+        """A patch given as an image file, as an array UInt8[h w] or [h w c], or as a tensor UInt8[c h w].
 
-        An alpha channel (the fourth) is the mask; without one the patch covers all its pixels.
+        There are 1 to 4 channels: grey or colour, and after it the alpha channel, which is the mask; without
+        one the patch covers all its pixels. A tensor with the channels last is recognised where its first
+        dimension is larger than 4.
 
         Arguments:
             image: the file or the pixels.
@@ -139,6 +142,8 @@ class PatchTrigger(Trigger, kind="patch"):
         """
         if isinstance(image, Tensor | np.ndarray):
             pixels, name = np.asarray(image), "patch"
+            if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] <= 4:
+                pixels = pixels.transpose(1, 2, 0)
         else:
             pixels, name = _read_pixels(image), f"patch {os.path.basename(os.fspath(image))}"
         if pixels.ndim == 2:
@@ -146,16 +151,18 @@ class PatchTrigger(Trigger, kind="patch"):
         if (
             pixels.dtype != np.uint8
             or pixels.ndim != 3
-            or pixels.shape[2] not in (1, 3, 4)
+            or pixels.shape[2] not in (1, 2, 3, 4)
             or not pixels.size
         ):
             raise InputError(
-                f"PatchTrigger.from_image: expected uint8 pixels of shape [height, width], or with 1, 3 or 4 "
+                f"PatchTrigger.from_image: expected uint8 pixels of shape [height, width], or with 1 to 4 "
                 f"channels last, found {pixels.dtype} of shape {pixels.shape}"
             )
         height, width = pixels.shape[:2]
-        values = torch.from_numpy(np.ascontiguousarray(pixels[:, :, :3].transpose(2, 0, 1)))
-        mask = np.full((height, width), 255, np.uint8) if pixels.shape[2] < 4 else pixels[:, :, 3]
+        with_alpha = pixels.shape[2] in (2, 4)
+        opaque = pixels[:, :, :-1] if with_alpha else pixels
+        values = torch.from_numpy(np.ascontiguousarray(opaque.transpose(2, 0, 1)))
+        mask = pixels[:, :, -1] if with_alpha else np.full((height, width), 255, np.uint8)
         return cls(
             values,
             torch.from_numpy(np.ascontiguousarray(mask)),
@@ -191,9 +198,12 @@ def _read_pixels(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as image:
-            grey = image.mode in ("1", "L", "I", "I;16", "F")
-            with_alpha = image.has_transparency_data
-            return np.array(image.convert("RGBA" if with_alpha else "L" if grey else "RGB"), dtype=np.uint8)
+            check_eight_bits(str(path), image)
+            mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+            with_alpha = "A" if image.has_transparency_data else ""
+            return np.array(image.convert(mode + with_alpha), dtype=np.uint8)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

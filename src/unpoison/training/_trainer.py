@@ -31,7 +31,7 @@ from unpoison._progress import Progress
 from unpoison._seeds import as_seed, derive_seed, generator
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
-from unpoison.models import fastest_layout, logits_of, preserved
+from unpoison.models import check_network, fastest_layout, laid_out, logits_of, preserved, usual_mode
 from unpoison.training._batches import augmented, batch_bounds, diverged_step, epoch_order, initial_network
 from unpoison.training._defense import Batch, Defense, Step
 from unpoison.training._epoch_record import EpochRecord
@@ -97,7 +97,7 @@ def train(
             kind=TRAINING,
         )
     # The caller may have turned gradients off.
-    with torch.inference_mode(False), torch.enable_grad(), own_randomness(target, deterministic=True):
+    with usual_mode(target), torch.enable_grad(), own_randomness(target, deterministic=True):
         prepared = training_set
         if defense is not None:
             prepared = _begun(defense, training_set, target, recipe, derive_seed(seed, "defense"))
@@ -112,7 +112,7 @@ def train(
             record.tell(progress, recipe.epochs)
     run.model.zero_grad(set_to_none=True)
     return Trained(
-        model=_laid_out(run.model, torch.contiguous_format).eval(),
+        model=laid_out(run.model, torch.contiguous_format).eval(),
         recipe=recipe,
         seed=seed,
         class_names=training_set.class_names,
@@ -152,9 +152,9 @@ class _Run:
         self.included = included
         self.alive = included
         self.history: list[EpochRecord] = []
-        self.model = _laid_out(model.to(self.device), torch.channels_last)
+        self.model = laid_out(model.to(self.device), torch.channels_last)
         self.layout = fastest_layout(self.model, training_set.images)
-        self.model = _laid_out(self.model, self.layout)
+        self.model = laid_out(self.model, self.layout)
         self.optimizer, self.factors = _optimizer(self.model, recipe)
 
     @property
@@ -371,19 +371,15 @@ def _initial(
 ) -> nn.Module:
     """The network before the first step: a copy of the caller's, or the recipe's freshly built."""
     if start is not None:
+        check_network(start)
         network = copy.deepcopy(start)
         network.zero_grad(set_to_none=True)
         if not _trainable(network):
-            raise InputError("start: none of its parameters requires a gradient; there is nothing to train")
+            raise InputError("start: every parameter is frozen (none requires a gradient); unfreeze some")
         return network
     chosen = included.nonzero().squeeze(1)
     subset = training_set if bool(included.all()) else training_set.subset(chosen.to(training_set.device))
     return initial_network(subset, recipe, seed=derive_seed(seed, "initialization"))
-
-
-def _laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    moved: nn.Module = model.to(memory_format=layout)  # type: ignore[call-overload]
-    return moved
 
 
 def _lay_gradients_out(model: nn.Module) -> None:

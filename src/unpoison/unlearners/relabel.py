@@ -81,7 +81,7 @@ class Relabel(Unlearner):
         recipe = request.recipe
         assert recipe is not None
         kept, poison = request.rest.to(request.device), request.forget.to(request.device)
-        network = request.copied().requires_grad_(True)
+        network = request.trainable()
         count = max(_LEAST_EPOCHS, math.ceil(round(recipe.epochs * self.epochs, 9)))
         history: list[EpochRecord] = []
         for epoch in range(count):
@@ -114,6 +114,7 @@ class Relabel(Unlearner):
             images, labels = images[changed], labels[changed]
         return replace(
             kept,
+            ids=None,
             images=torch.cat([kept.images, *[images] * self.repeats]),
             labels=torch.cat([kept.labels, *[labels] * self.repeats]),
         )

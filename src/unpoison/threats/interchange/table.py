@@ -124,8 +124,12 @@ class _Row:
 def _csv_rows(folder: Path) -> list[_Row]:
     table = folder / "poisons.csv"
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            entries = list(csv.DictReader(file))
+        # As spreadsheets write it, too: with a byte-order mark, semicolons, or spaces after commas.
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            head = file.readline()
+            file.seek(0)
+            separator = ";" if head.count(";") > head.count(",") else ","
+            entries = list(csv.DictReader(file, delimiter=separator, skipinitialspace=True))
     except FileNotFoundError:
         raise InputError(f"{table}: no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -134,8 +138,8 @@ def _csv_rows(folder: Path) -> list[_Row]:
     for number, entry in enumerate(entries, start=2):
         where = f"{table}: line {number}"
         label = _column(where, entry, "given_label", "label")
-        name = PurePosixPath(_column(where, entry, "file"))
-        if name.is_absolute() or ".." in name.parts or "\\" in str(name) or ":" in str(name):
+        name = PurePosixPath(_column(where, entry, "file").replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in str(name):
             raise InputError(f"{where}: file {str(name)!r} must lie inside the folder")
         rows.append(_Row(where, _index(where, _column(where, entry, "index")), label, folder / name))
     return rows

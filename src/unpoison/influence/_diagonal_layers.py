@@ -1,0 +1,172 @@
+"""Layers whose curvature is a diagonal: normalisation, LayerScale, Embedding, biases of their own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unpoison.errors import InputError
+from unpoison.influence._layers import Layer, Member
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+OF_MAPS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm)
+"""Whose input has channels in its second dimension."""
+NORMS = (*OF_MAPS, nn.LayerNorm, nn.RMSNorm)
+
+
+class DiagonalLayer(Layer):
+    """A layer whose per-example gradient is formed at once."""
+
+    kronecker = False
+
+    @abstractmethod
+    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        """Float[b k o i]: the gradient of each example's loss."""
+
+    def positions(self, output: Tensor) -> int:
+        """One: the gradient is summed over positions as it is formed."""
+        return 1
+
+
+@final
+class NormLayer(DiagonalLayer):
+    """The affine parameters of a normalisation layer, as Float[b 1 2 c]: weight, then bias."""
+
+    def __init__(self, name: str, member: Member) -> None:
+        module = member.module
+        weight = module.weight
+        if not isinstance(weight, Tensor):
+            raise InputError(f"module {name}: has no affine parameters; leave it out of `modules`")
+        if isinstance(module, BATCH_NORMS) and module.running_mean is None:
+            raise InputError(
+                f"module {name}: batch norm without running statistics mixes the examples of a batch; "
+                "leave it out of `modules`"
+            )
+        self.name, self.modules, self._module = name, (module,), module
+        self.parameters = (member.weight,) if member.bias is None else (member.weight, member.bias)
+        self._weight_shape = weight.shape
+        self.shape = (1, len(self.parameters), weight.numel())
+
+    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        """Float[b 1 2 c]."""
+        scaled = output_gradient * self._normalised(inputs)
+        if isinstance(self._module, (nn.LayerNorm, nn.RMSNorm)):  # the last dimensions are scaled
+            parts = [one.reshape(len(inputs), -1, self.shape[2]).sum(1) for one in (scaled, output_gradient)]
+        else:  # the channels are
+            parts = [one.flatten(2).sum(2) if one.ndim > 2 else one for one in (scaled, output_gradient)]
+        return torch.stack(parts[: self.shape[1]], 1)[:, None]
+
+    def _normalised(self, inputs: Tensor) -> Tensor:
+        module = self._module
+        if isinstance(module, nn.LayerNorm):
+            return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
+        if isinstance(module, nn.RMSNorm):
+            return functional.rms_norm(inputs, list(module.normalized_shape), eps=module.eps)
+        if isinstance(module, nn.GroupNorm):
+            return functional.group_norm(inputs, module.num_groups, eps=module.eps)
+        if isinstance(module, INSTANCE_NORMS):
+            return functional.instance_norm(
+                inputs,
+                module.running_mean,
+                module.running_var,
+                use_input_stats=module.running_mean is None,
+                eps=module.eps,
+            )
+        assert isinstance(module, BATCH_NORMS)
+        return functional.batch_norm(inputs, module.running_mean, module.running_var, eps=module.eps)
+
+    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
+        """The weight, then the bias."""
+        return {
+            name: gradient[:, 0, row].reshape(-1, *self._weight_shape)
+            for row, name in enumerate(self.parameters)
+        }
+
+    def plain(self, module: nn.Module, inputs: Tensor) -> Tensor | None:
+        """As torch's own class normalises."""
+        base = next(kind for kind in NORMS if isinstance(module, kind))
+        if getattr(type(module), "forward", None) is base.forward:
+            return None
+        output: Tensor = base.forward(module, inputs)  # type: ignore[arg-type]
+        return output
+
+
+@final
+class ScaleLayer(DiagonalLayer):
+    """A LayerScale: each channel times a number, Float[b 1 1 c]. Channels are last, in maps second."""
+
+    def __init__(self, name: str, module: nn.Module, parameter: str, scale: Tensor) -> None:
+        self.name, self.modules, self._scale = name, (module,), scale
+        self.parameters, self.shape = (parameter,), (1, 1, scale.numel())
+        self._in_maps = type(module).__name__.endswith("2d")
+
+    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        """Float[b 1 1 c]."""
+        product = inputs * output_gradient
+        product = product.movedim(1, -1) if self._in_maps else product
+        return product.reshape(len(inputs), -1, self.shape[2]).sum(1)[:, None, None]
+
+    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
+        """The scale."""
+        return {self.parameters[0]: gradient[:, 0, 0].reshape(-1, *self._scale.shape)}
+
+    def plain(self, module: nn.Module, inputs: Tensor) -> Tensor | None:
+        """The product, which is compared always, since the class is known by its name alone."""
+        scale = self._scale.detach().flatten()
+        return inputs * (scale.view(-1, *[1] * (inputs.ndim - 2)) if self._in_maps else scale)
+
+
+@final
+class BiasLayer(DiagonalLayer):
+    """The bias of a transposed convolution, Float[b 1 1 c]."""
+
+    def __init__(self, name: str, module: nn.Module, parameter: str, channels: int) -> None:
+        self.name, self.modules = name, (module,)
+        self.parameters, self.shape = (parameter,), (1, 1, channels)
+
+    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        """Float[b 1 1 c]."""
+        return output_gradient.flatten(2).sum(2)[:, None, None]
+
+    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
+        """The bias."""
+        return {self.parameters[0]: gradient[:, 0, 0]}
+
+
+@final
+class EmbeddingLayer(DiagonalLayer):
+    """`nn.Embedding` as Float[b 1 v d]. Dense: an example costs as much memory as the table."""
+
+    def __init__(self, name: str, module: nn.Embedding, parameter: str) -> None:
+        if module.max_norm is not None:
+            raise InputError(
+                f"module {name}: an Embedding with max_norm changes itself; leave it out of `modules`"
+            )
+        self.name, self.modules, self.parameters = name, (module,), (parameter,)
+        self.embedding, self.shape = module, (1, module.num_embeddings, module.embedding_dim)
+
+    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        """Float[b 1 v d]."""
+        b, (_, rows, width) = len(inputs), self.shape
+        flat = output_gradient.reshape(b, -1, width)
+        index = inputs.reshape(b, -1) + rows * torch.arange(b, device=inputs.device)[:, None]
+        result = flat.new_zeros(b * rows, width).index_add_(0, index.flatten(), flat.flatten(0, 1))
+        result = result.view(b, 1, rows, width)
+        if self.embedding.padding_idx is not None:
+            result[:, :, self.embedding.padding_idx] = 0
+        return result
+
+    def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:
+        """The table."""
+        return {self.parameters[0]: gradient[:, 0]}
+
+    def plain(self, module: nn.Module, inputs: Tensor) -> Tensor | None:
+        """The rows of the table."""
+        if type(module).forward is nn.Embedding.forward:
+            return None
+        return functional.embedding(inputs, self.embedding.weight)
