@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_manifest(path: str | os.PathLike[str], *, size: int | None = None, orie
     given: Sequence[Any] = _column(table, columns, _LABELS)
     if not paths:
         raise InputError(f"{table}: holds no rows")
-    if all(isinstance(label, str) and label.isascii() and label.isdigit() for label in given):
+    if all(isinstance(label, str) and re.fullmatch("-?[0-9]+", label) for label in given):
         given = [int(label) for label in given]
     labels, names = as_numbers(str(table), given, None)
     class_names = class_names_or_numbers(str(table), names, {str(table): labels})
