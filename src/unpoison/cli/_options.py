@@ -356,6 +356,9 @@ class Heal:
     method: Unlearner = "retrain"
     preset: Preset = None
     option: Options = ()
+    train_command: Annotated[str | None, arg(metavar="COMMAND", help_behavior_hint="")] = None
+    """Train by a program of your own in place of a method: it is run as COMMAND KEPT.csv WEIGHTS.safetensors,
+    with the indices and names of the examples to keep, and writes the weights."""
     training: RecipeOptions
     architecture: ModelOptions
     out: Directory
