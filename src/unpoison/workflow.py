@@ -50,7 +50,7 @@ from unpoison.registry import Method, Registry
 from unpoison.tasks import ClassificationTask
 from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
 from unpoison.training import Defense, Recipe, Trained, predict
-from unpoison.unlearners import Unlearner
+from unpoison.unlearners import OwnTraining, Unlearner, retrain_with
 
 Model = Trained | nn.Module
 Dataset = Examples | MapStyle
@@ -363,6 +363,7 @@ def heal(
     method: str | Unlearner = "retrain",
     recipe: Recipe | None = None,
     start: Model | None = None,
+    retrain: OwnTraining | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -380,6 +381,11 @@ def heal(
         recipe: how to train; a `Trained` brings its own, for another network most methods need one.
         start: a freshly built network, or the pretrained one that training began with, for "retrain" where
             the network is not built by a recipe.
+        retrain: a training function of your own, in place of a method of ours: called once as
+            `retrain(kept, subset)` with the ascending indices of the examples to keep (a list of int) and the
+            `torch.utils.data.Subset` of the very dataset that was given at these indices, with its
+            transforms; it returns a newly trained network, as it would be given to `trace`. Neither the
+            model, which it is not given, nor the dataset is changed or copied; any dataset will do.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
@@ -402,11 +408,23 @@ def heal(
     examples = examples_of(training_set, normalization)
     if isinstance(findings, Findings):
         check_findings(findings, examples)
-    examples = as_training_set(examples)
-    if isinstance(findings, Findings):
-        forget: Tensor | Sequence[int] = findings.flagged
-    else:
-        forget = findings
+    forget = findings.flagged if isinstance(findings, Findings) else findings
+    if retrain is not None:
+        return retrain_with(
+            retrain,
+            network_of(model),
+            _rows_of_own(training_set, examples),
+            examples,
+            forget,
+            lose_classes=unlearner.lose_classes,
+            seed=seed,
+            adapted=lambda network: network_of(giving_logits(network, normalization, task)),
+        )
+    try:
+        examples = as_training_set(examples)
+    except InputError:
+        if not unlearner.any_examples:
+            raise
     healed = unlearner.heal(
         giving_logits(model, normalization, task),
         examples,
@@ -422,6 +440,18 @@ def heal(
     if isinstance(healed.model, Normalized) and not isinstance(network_of(model), Normalized):
         healed = replace(healed, model=healed.model.network)
     return healed
+
+
+def _rows_of_own(training_set: Dataset, examples: Examples) -> Any:
+    """The user's own dataset, with a row for each example."""
+    source = getattr(examples, "source", None)
+    for one in (training_set, getattr(source, "dataset", None), examples):
+        rows: Any = one
+        if hasattr(type(rows), "__getitem__") and not isinstance(rows, str) and len(rows) == len(examples):
+            return rows
+    raise InputError(
+        f"heal: retrain= needs a dataset with [index] and one row for each of the {len(examples)} examples"
+    )
 
 
 def check_findings(findings: Findings, training_set: Examples) -> None:

@@ -302,7 +302,7 @@ def test_an_honest_mistake_fails_nothing(story: Any, corner_detector: None, tmp_
         (("--true", "right"), "there is nothing to trace"),
         (
             ("--model", "nosuch"),
-            "--model nosuch: neither a directory that is there nor package.module:factory",
+            "--model nosuch: neither a directory that is there nor timm:NAME",
         ),
     ],
 )
@@ -403,8 +403,8 @@ FACTORY = """
 from torch import nn
 def make():
     return nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
-def wide():
-    return nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
+def narrow():
+    return nn.Sequential(nn.Flatten(), nn.Linear(144, 2))
 def broken():
     raise RuntimeError("no such luck")
 def text():
@@ -426,6 +426,39 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def own_weights(path: Path) -> None:
     """A network that takes everything for `right`."""
     save_file({"1.weight": torch.zeros(3, 144), "1.bias": torch.tensor([0.0, 0.0, 9.0])}, path)
+
+
+TRAINER = """
+import csv, os, sys, torch
+from safetensors.torch import save_file
+kept = list(csv.DictReader(open(sys.argv[-2])))
+assert os.environ["UNPOISON_SEED"] == "0" and len({row["index"] for row in kept}) == len(kept)
+bias = torch.full((3,), float(len(kept)))
+save_file({"model.1.weight": torch.zeros(3, 144), "model.1.bias": bias}, sys.argv[-1])
+"""
+
+
+def test_healing_by_a_command_of_ones_own(story: Any, own: Path, corner_detector: None, fails: Fails) -> None:
+    own_weights(own / "weights.safetensors")
+    (own / "trainer.py").write_text(TRAINER)
+    mine = ("--model", "mynet:make", "--weights", "weights.safetensors", "--normalization", ".4;.2")
+    assert main(story.trace("found", *mine)) == 0
+    command = f"{sys.executable} trainer.py"
+    assert main(story.heal("healed", "found", *mine, "--train-command", command)) == 0
+    record = story.read("healed")
+    check(record)
+    results = record["results"]
+    assert results["method"] == "--train-command"
+    weights = load_file(own / "healed" / "model" / "model.safetensors")
+    assert weights["network.1.bias"].tolist() == [float(results["examples"] - results["removed"])] * 3
+    for broken, words in (
+        ("nosuchprogram", "nosuchprogram: cannot be started"),
+        (f"{sys.executable} -c pass", "wrote no weights"),
+        ("", "is empty"),
+    ):
+        assert words in fails(story.heal("again", "found", *mine, "--train-command", broken))
+    of_ours = ("--train-command", command)
+    assert "--model must be" in fails(story.heal("again", "found", *of_ours))
 
 
 def test_a_network_of_ones_own(story: Any, own: Path, corner_detector: None) -> None:
@@ -457,7 +490,7 @@ def test_a_network_of_ones_own(story: Any, own: Path, corner_detector: None) -> 
         ("mynet:constant", "constant is int, not a function"),
         ("mynet:text", "the factory gives str, not a torch.nn.Module"),
         ("mynet:broken", "the factory failed (RuntimeError: no such luck)"),
-        ("mynet:wide", "gives outputs of shape (4,) for an image, but"),
+        ("mynet:narrow", "gives 2 logits for an image, but"),
     ],
 )
 def test_a_network_that_cannot_be_had(model: str, said: str, story: Any, own: Path, fails: Fails) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
-from unpoison.errors import InputError, TrainingDivergedError
+from unpoison.errors import TrainingDivergedError
 from unpoison.influence import precondition
 from unpoison.tasks import ClassificationTask
 from unpoison.unlearners._dampening import cross_entropy_of_each, dampen, importances, logit_norm, ratios
@@ -158,7 +158,7 @@ def test_a_model_that_has_diverged_is_named(network: nn.Module) -> None:
         importances(network, make_set(), method="ssd")
 
 
-def test_a_network_that_mixes_examples_says_what_to_do() -> None:
+def test_a_network_that_torch_cannot_batch_is_read_example_by_example() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -169,7 +169,10 @@ def test_a_network_that_mixes_examples_says_what_to_do() -> None:
             logits: Tensor = self.layer(images.flatten(1)) * scale
             return logits
 
-    with pytest.raises(InputError, match=r"example by example .* set per_example to False") as error:
-        importances(Counting(), make_set(), method="ssd")
-    assert "\n" not in str(error.value)
-    importances(Counting(), make_set(), per_example=False, method="ssd")
+    network, examples = Counting(), make_set()
+    found = importances(network, examples, method="ssd")
+    squares = [
+        importances(network, examples.subset([index]), per_example=False, method="ssd")["layer.weight"]
+        for index in range(len(examples))
+    ]
+    torch.testing.assert_close(found["layer.weight"], torch.stack(squares).mean(0))

@@ -129,7 +129,7 @@ def _check_surrogates(options: Craft, method: Method) -> None:
     if options.surrogate or not (method.surrogates or options.surrogates):
         training = {one.name: getattr(options.training, one.name) for one in fields(options.training)}
         for name, value in {**training, "model": options.model, "width": options.width}.items():
-            if value not in (None, False):
+            if value is not None and value is not False:
                 raise InputError(
                     f"--{name.replace('_', '-')}: {method.name} makes no use of it; it says how surrogates "
                     "are trained"

@@ -8,6 +8,7 @@ from unpoison.cli._inputs import healing_recipe, load_findings, load_model, load
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
+from unpoison.cli._train_command import training_by
 from unpoison.errors import InputError
 from unpoison.training import Trained
 
@@ -26,15 +27,21 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
                 raise type(error)(f"--findings {options.findings}: {error}") from None
             subject = load_model(options.model, options.architecture, training_set)
             trained = subject.model if isinstance(subject.model, Trained) else None
-            recipe = healing_recipe(options.training, subject.model)
-        with run.stage("heal"), console.progress(f"healing by {options.method}") as progress:
+            command = options.train_command
+            retrain = None
+            if command is not None:
+                retrain = training_by(command, subject.build, training_set.ids, seed=options.run.seed)
+            recipe = None if retrain is not None else healing_recipe(options.training, subject.model)
+        method = options.method if retrain is None else "--train-command"
+        with run.stage("heal"), console.progress(f"healing by {method}") as progress:
             healed = workflow.heal(
                 subject.model,
                 training_set,
                 findings,
                 method=unlearner,
                 recipe=recipe,
-                start=subject.fresh(options.method),
+                start=None if retrain is not None else subject.fresh(options.method),
+                retrain=retrain,
                 seed=options.run.seed,
                 progress=progress,
             )
@@ -43,7 +50,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             run.measure(subject.model, splits.test, poison, when="before")
             run.measure(healed, splits.test, poison, when="after")
         run.results.update(
-            method=options.method,
+            method=method,
             removed=len(findings.flagged),
             examples=len(training_set),
             recipe=None if healed.recipe is None else healed.recipe.to_dict(),
@@ -52,7 +59,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             training_seconds=None if trained is None else trained.seconds,
         )
     console.show(
-        f"healed by {options.method}: {len(findings.flagged)} of {len(training_set)} examples forgotten",
+        f"healed by {method}: {len(findings.flagged)} of {len(training_set)} examples forgotten",
         *run.compared(),
         f"healing took {healed.seconds:.1f} s"
         + ("" if trained is None else f"; training the model took {trained.seconds:.1f} s"),

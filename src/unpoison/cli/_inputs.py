@@ -10,7 +10,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from unpoison import data
 from unpoison._artefacts import read_json
+from unpoison.cli._networks import network_of_library
 from unpoison.cli._options import (
     Craft,
     Heal,
@@ -33,7 +34,7 @@ from unpoison.cli._options import (
 )
 from unpoison.detectors import Findings
 from unpoison.errors import InputError, UnpoisonError
-from unpoison.models import Normalized
+from unpoison.models import Normalized, load_weights
 from unpoison.threats import Backdoor, PoisonSet
 from unpoison.training import Recipe, Trained, predict
 
@@ -211,7 +212,8 @@ def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> S
     """The model, in eval mode, on the device of the training set; it is checked to fit that set.
 
     Arguments:
-        spec: a directory of ours, or `package.module:factory`, found from the current directory too.
+        spec: a directory of ours, `timm:NAME`, `torchvision:NAME`, `transformers:FOLDER`, or
+            `package.module:factory`, found from the current directory too.
         options: the weights of a factory's network and the normalisation that it expects.
         training_set: what it was trained on.
 
@@ -225,9 +227,11 @@ def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> S
         trained = _load_trained(_part(folder, "model", "trained.json", "--model"), training_set.device)
         _check_fit(spec, trained.model.eval(), training_set)
         return Subject(trained)
-    factory = _factory(spec)
+    shape = training_set.image_shape
+    known = network_of_library(spec, num_classes=training_set.num_classes, shape=shape)
+    factory, trained_network = (_factory(spec), None) if known is None else known
     normalization = None if options.normalization is None else _normalization(options.normalization)
-    module = _made(spec, factory)
+    module = _made(spec, factory) if trained_network is None else trained_network
     whole = module if normalization is None else Normalized(module, *normalization)
     if options.weights is not None:
         _load_weights(module, whole, options.weights)
@@ -254,7 +258,10 @@ def _factory(spec: str) -> Callable[[], Any]:
     """The function that `package.module:factory` names."""
     place, _, name = spec.partition(":")
     if not name or not all(part.isidentifier() for part in place.split(".")):
-        raise InputError(f"--model {spec}: neither a directory that is there nor package.module:factory")
+        raise InputError(
+            f"--model {spec}: neither a directory that is there nor timm:NAME, torchvision:NAME, "
+            "transformers:FOLDER or package.module:factory"
+        )
     with _current_directory_importable():
         try:
             found: Any = importlib.import_module(place)
@@ -310,34 +317,13 @@ def _current_directory_importable() -> Iterator[None]:
 
 def _load_weights(module: nn.Module, whole: nn.Module, path: Path) -> None:
     """Load into the network, or into it and its normalisation where the file holds both, as ours do."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise InputError(f"--weights {path}: no such file")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"--weights {path}: cannot be read as safetensors ({error})") from None
-    if whole is not module and all(name in weights for name in ("mean", "std")):
-        module = whole
-    state = module.state_dict()
-    # A tensor that is shared is stored once, under one of its names; a count of batches decides nothing.
-    shared = {state[name].data_ptr() for name in weights if name in state}
-    for name, tensor in state.items():
-        if name not in weights:
-            if name.endswith("num_batches_tracked") or (tensor.numel() and tensor.data_ptr() in shared):
-                continue
-            raise InputError(f"--weights {path}: lacks {name!r}, which the model has")
-        if weights[name].shape != tensor.shape:
-            raise InputError(
-                f"--weights {path}: {name!r} has shape {tuple(weights[name].shape)}, "
-                f"the model's has {tuple(tensor.shape)}"
-            )
-    unknown = sorted(set(weights) - set(state))
-    if unknown:
-        raise InputError(f"--weights {path}: holds {unknown[0]!r}, which the model does not have")
-    module.load_state_dict(weights, strict=False)
+    names: set[str] = set()
+    if path.is_file() and whole is not module:
+        with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+            names = set(file.keys())
+    load_weights(whole if {"mean", "std"} <= names else module, path, where=f"--weights {path}")
 
 
 def _normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -361,10 +347,10 @@ def _check_fit(spec: str, module: nn.Module, training_set: TrainingSet) -> None:
         raise InputError(
             f"--model {spec}: does not take images of shape {training_set.image_shape} ({error})"
         ) from error
-    if logits.ndim != 2 or logits.shape[1] != training_set.num_classes:
+    if logits.shape[1] < training_set.num_classes:
         raise InputError(
-            f"--model {spec}: gives outputs of shape {tuple(logits.shape[1:])} for an image, but "
-            f"{training_set.name} has {training_set.num_classes} classes"
+            f"--model {spec}: gives {logits.shape[1]} logits for an image, but {training_set.name} has "
+            f"{training_set.num_classes} classes"
         )
 
 

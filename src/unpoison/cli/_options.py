@@ -113,7 +113,8 @@ class ModelOptions:
     """A model that unpoison did not train."""
 
     weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """The weights of a package.module:factory model, as .safetensors."""
+    """The weights of a timm:, torchvision: or package.module:factory model, as .safetensors; names may have a
+    prefix, such as module. or model."""
     normalization: Annotated[str | None, arg(metavar="MEANS;STDS", help_behavior_hint="")] = None
     """What such a model expects its input to be normalised with, e.g. ".49,.48,.45;.25,.24,.26"."""
 
@@ -257,7 +258,8 @@ class Trace:
     """Find the training examples that a wrong prediction goes back to. Writes DIR/findings."""
 
     model: Model
-    """A run directory of train or heal, or package.module:factory (with --weights)."""
+    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
+    --weights), or transformers:FOLDER."""
     data: Data
     """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
     archive."""
@@ -282,7 +284,8 @@ class Repair:
     Writes the healed model to DIR/model and the findings of the first trace to DIR/findings."""
 
     model: Model
-    """A run directory of train or heal, or package.module:factory (with --weights)."""
+    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
+    --weights), or transformers:FOLDER."""
     data: Data
     """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
     archive."""
@@ -309,7 +312,8 @@ class Scan:
     from. Writes DIR/findings."""
 
     model: Model
-    """A run directory of train or heal, or package.module:factory (with --weights)."""
+    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
+    --weights), or transformers:FOLDER."""
     data: Data
     """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
     archive."""
@@ -337,7 +341,8 @@ class Heal:
     """Make a model forget the training examples that trace flagged. Writes the healed model to DIR/model."""
 
     model: Model
-    """A run directory of train, or package.module:factory (with --weights)."""
+    """A run directory of train; or timm:NAME, torchvision:NAME or package.module:factory (with --weights), or
+    transformers:FOLDER."""
     data: Data
     """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
     archive."""
@@ -351,6 +356,9 @@ class Heal:
     method: Unlearner = "retrain"
     preset: Preset = None
     option: Options = ()
+    train_command: Annotated[str | None, arg(metavar="COMMAND", help_behavior_hint="")] = None
+    """Train by a program of your own in place of a method: it is run as COMMAND KEPT.csv WEIGHTS.safetensors,
+    with the indices and names of the examples to keep, and writes the weights."""
     training: RecipeOptions
     architecture: ModelOptions
     out: Directory

@@ -29,9 +29,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unpoison._artefacts import canonical_json, digest
+from unpoison._inputs import Inputs, joined, rows_of
 from unpoison._progress import Progress
 from unpoison.data._classes import as_class_names, class_names_or_numbers
-from unpoison.data._examples import Indices, Inputs, content_of, ids_at, joined, rows_of
+from unpoison.data._examples import Indices, content_of, ids_at
 from unpoison.data._fetch import Fetched, Sampled, Shape, changes, content
 from unpoison.data._source import Part, Source, as_numbers
 from unpoison.errors import InputError

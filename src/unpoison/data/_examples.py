@@ -17,10 +17,7 @@ from torch import Tensor
 
 from unpoison._artefacts import canonical_json, digest
 from unpoison._inputs import Inputs as Inputs
-from unpoison._inputs import count_of as count_of
-from unpoison._inputs import joined as joined
-from unpoison._inputs import placed as placed
-from unpoison._inputs import rows_of as rows_of
+from unpoison._inputs import count_of, placed, rows_of
 from unpoison.errors import InputError
 
 Batch = tuple[Any, ...]

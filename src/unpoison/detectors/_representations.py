@@ -14,9 +14,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from unpoison._inputs import placed
+from unpoison._inputs import Inputs, placed
 from unpoison._progress import Progress
-from unpoison.data import Examples, Inputs
+from unpoison.data import Examples
 from unpoison.errors import InputError
 from unpoison.models import FeatureTap, features, forward, preserved
 

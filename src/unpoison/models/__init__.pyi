@@ -31,3 +31,4 @@ from ._reinitialized import reinitialized as reinitialized
 from ._resnet import ResNet as ResNet
 from ._resnet9 import ResNet9 as ResNet9
 from ._vgg import VGG as VGG
+from ._weights import load_weights as load_weights

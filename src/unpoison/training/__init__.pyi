@@ -8,8 +8,10 @@ from ._defense import Defense as Defense
 from ._defense import Step as Step
 from ._epoch_record import EpochRecord as EpochRecord
 from ._external import ExternalTrainer as ExternalTrainer
+from ._external import run_command as run_command
 from ._predict import accuracy as accuracy
 from ._predict import predict as predict
+from ._predict import predict_examples as predict_examples
 from ._recipe import Recipe as Recipe
 from ._trained import Trained as Trained
 from ._trainer import train as train

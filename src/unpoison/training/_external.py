@@ -83,7 +83,7 @@ class ExternalTrainer(CheckedOptions):
             places = [train / folders[label] for label in training_set.labels.tolist()]
             _write_images(training_set.images, places, progress)
             _write_images(images, [query] * len(images), None)
-            self._run([str(train), str(query), str(out)], seed)
+            run_command([*self.command, str(train), str(query), str(out)], seed=seed, timeout=self.timeout)
             if progress is not None:
                 progress("training", 1, 1)
             if (out / "predictions.csv").exists():
@@ -93,27 +93,6 @@ class ExternalTrainer(CheckedOptions):
         raise InputError(
             f"{self.command[0]}: wrote neither predictions.csv nor model.onnx into its last argument"
         )
-
-    def _run(self, arguments: Sequence[str], seed: int) -> None:
-        name = self.command[0]
-        try:
-            result = subprocess.run(
-                [*self.command, *arguments],
-                env={**os.environ, "UNPOISON_SEED": str(seed)},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=self.timeout,
-                check=False,
-            )
-        except OSError as error:
-            raise InputError(f"{name}: cannot be started ({error.strerror or error})") from None
-        except subprocess.TimeoutExpired:
-            raise InputError(f"{name}: was stopped after {self.timeout:g} seconds; raise timeout") from None
-        if result.returncode:
-            lines = (result.stderr.strip() or result.stdout.strip() or "it printed nothing").splitlines()
-            raise InputError(f"{name}: failed with status {result.returncode}: {lines[-1].strip()}")
 
     def _read(self, path: Path, folders: Sequence[str], count: int) -> Tensor:
         name, label_of = self.command[0], {folder: label for label, folder in enumerate(folders)}
@@ -154,6 +133,33 @@ class ExternalTrainer(CheckedOptions):
                 "expected one row of logits each"
             )
         return torch.from_numpy(logits).argmax(1)
+
+
+def run_command(command: Sequence[str], *, seed: int, timeout: float | None = None) -> None:
+    """Run a training command without a shell, with UNPOISON_SEED set.
+
+    Raises:
+        InputError: it cannot be started, fails, or takes longer than `timeout` seconds.
+    """
+    name = command[0]
+    try:
+        result = subprocess.run(
+            list(command),
+            env={**os.environ, "UNPOISON_SEED": str(seed)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except OSError as error:
+        raise InputError(f"{name}: cannot be started ({error.strerror or error})") from None
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{name}: was stopped after {timeout:g} seconds; raise timeout") from None
+    if result.returncode:
+        lines = (result.stderr.strip() or result.stdout.strip() or "it printed nothing").splitlines()
+        raise InputError(f"{name}: failed with status {result.returncode}: {lines[-1].strip()}")
 
 
 def _class_folders(names: Sequence[str]) -> list[str]:

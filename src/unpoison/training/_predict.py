@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import placed
 from unpoison._statistics import Proportion
-from unpoison.data import TrainingSet
+from unpoison.data import Examples, TrainingSet
 from unpoison.models import as_input, device_of, fastest_layout, logits_of, preserved, usual_mode
 
 
@@ -32,9 +33,20 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tenso
     return torch.cat(rows)
 
 
-def accuracy(model: nn.Module, training_set: TrainingSet, *, batch_size: int = 256) -> Proportion:
-    """The share of `training_set` that the model classifies as labelled."""
-    if not len(training_set):
+def predict_examples(model: nn.Module, examples: Examples, *, batch_size: int = 256) -> Tensor:
+    """Logits Float32[n classes] of any examples, where their labels lie. Memory: a batch, and the result."""
+    if isinstance(examples, TrainingSet):
+        return predict(model, examples.images, batch_size=batch_size)
+    device, rows = device_of(model), []
+    with usual_mode(device), preserved(model), torch.no_grad():
+        for inputs, *_ in examples.in_batches(batch_size):
+            rows.append(logits_of(model, placed(inputs, device)).float().to(examples.labels.device))
+    return torch.cat(rows)
+
+
+def accuracy(model: nn.Module, examples: Examples, *, batch_size: int = 256) -> Proportion:
+    """The share of `examples` that the model classifies as labelled."""
+    if not len(examples):
         return Proportion(0, 0)
-    predicted = predict(model, training_set.images, batch_size=batch_size).argmax(1)
-    return Proportion(int((predicted == training_set.labels).sum()), len(training_set))
+    predicted = predict_examples(model, examples, batch_size=batch_size).argmax(1)
+    return Proportion(int((predicted == examples.labels).sum()), len(examples))

@@ -36,7 +36,8 @@ class Trained:
             healed without one.
         seed: of initialisation, order and augmentation.
         class_names: one a logit.
-        image_shape: channels, height and width of the images it was trained on.
+        image_shape: channels, height and width of the images it was trained on; of other inputs their shape,
+            empty for inputs by name.
         training_fingerprint: of the training set (the whole set, also where a mask chose among its examples).
         history: one record an epoch.
         seconds: wall-clock time of all epochs, those before an interruption included.
@@ -50,7 +51,7 @@ class Trained:
     recipe: Recipe | None
     seed: int
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     training_fingerprint: str
     history: tuple[EpochRecord, ...] = ()
     seconds: float = 0.0
@@ -122,7 +123,7 @@ class Trained:
         try:
             given = description["recipe"]
             recipe = None if given is None else Recipe.from_dict(given)
-            channels, height, width = (int(side) for side in description["image_shape"])
+            shape = tuple(int(side) for side in description["image_shape"])
             class_names = tuple(str(name) for name in description["class_names"])
             own: str | None = description["own_model"]
             if model is None and own is not None:
@@ -133,6 +134,7 @@ class Trained:
             if network is None:
                 if recipe is None:
                     raise InputError(f"{path / _DESCRIPTION}: has no recipe to build the network from")
+                channels, height, width = shape
                 network = build(
                     recipe.model,
                     num_classes=len(class_names),
@@ -150,14 +152,16 @@ class Trained:
                 recipe=recipe,
                 seed=int(description["seed"]),
                 class_names=class_names,
-                image_shape=(channels, height, width),
+                image_shape=shape,
                 training_fingerprint=str(description["training_fingerprint"]),
                 history=tuple(EpochRecord(**record) for record in description["history"]),
                 seconds=float(description["seconds"]),
                 own_model=own is not None,
                 **_defended(path, description),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"{path / _DESCRIPTION}: not as Trained.save writes it ({type(error).__name__}: {error})"
             ) from None

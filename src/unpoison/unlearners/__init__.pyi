@@ -3,6 +3,9 @@ from ._methods import describe as describe
 from ._methods import get as get
 from ._methods import names as names
 from ._methods import register as register
+from ._own_loop import OwnTraining as OwnTraining
+from ._own_loop import kept_indices as kept_indices
+from ._own_loop import retrain_with as retrain_with
 from ._unlearner import Healed as Healed
 from ._unlearner import Request as Request
 from ._unlearner import Unlearner as Unlearner

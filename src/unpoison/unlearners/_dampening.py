@@ -6,8 +6,8 @@ uses, is smaller by a factor between 1 and the batch size that differs between p
 of two importances. That approximation is there for published presets (`per_example=False`).
 
 Cost: exact, one forward and backward pass and one gradient of all parameters an example, computed for a few
-examples at a time; approximate, a forward and a backward pass. Memory: the importances, one number a
-parameter, and `workspace_bytes`.
+examples at a time, or one after the other where torch cannot compute a network so; approximate, a forward and
+a backward pass. Memory: the importances, one number a parameter, and `workspace_bytes`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from unpoison._inputs import Inputs, placed, rows_of
 from unpoison._stable import cross_entropy
-from unpoison.data import TrainingSet
+from unpoison.data import Examples
 from unpoison.errors import InputError, TrainingDivergedError
-from unpoison.models import fastest_layout, logits_in, preserved
+from unpoison.models import device_of, fastest_layout, logits_in, logits_of, precision_of, preserved
 
 Importances = dict[str, Tensor]
 """By the name of the parameter, in its shape; 0 or more."""
 
 Value = Callable[[Tensor, Tensor], Tensor]
+_FAILURES = (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, LookupError)
 
 
 def cross_entropy_of_each(logits: Tensor, labels: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def logit_norm(logits: Tensor, labels: Tensor) -> Tensor:
 
 def importances(
     network: nn.Module,
-    examples: TrainingSet,
+    examples: Examples,
     *,
     value: Value = cross_entropy_of_each,
     power: Literal[1, 2] = 2,
@@ -65,11 +67,11 @@ def importances(
         method: its name, for messages.
 
     Raises:
-        InputError: every parameter is frozen, or the network cannot be differentiated example by example.
+        InputError: every parameter is frozen.
         TrainingDivergedError: a gradient is not finite.
     """
     if isinstance(network, nn.DataParallel):  # which cannot be called with other parameters
-        found = importances(
+        inner = importances(
             network.module,
             examples,
             value=value,
@@ -79,7 +81,7 @@ def importances(
             workspace_bytes=workspace_bytes,
             method=method,
         )
-        return {f"module.{name}": one for name, one in found.items()}
+        return {f"module.{name}": one for name, one in inner.items()}
     parameters = {
         name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad
     }
@@ -89,27 +91,30 @@ def importances(
     if per_example:
         count = sum(parameter.numel() * parameter.itemsize for parameter in parameters.values())
         if workspace_bytes is None:
-            workspace_bytes = 64 << 20 if examples.device.type == "cpu" else 1 << 30
+            workspace_bytes = 64 << 20 if device_of(network).type == "cpu" else 1 << 30
         batch_size = max(1, min(batch_size, workspace_bytes // max(count, 1)))
-    gradients = _gradients(network, value, per_example=per_example)
-    batches = 0
-    layout = fastest_layout(network, examples.images)
-    with preserved(network):
-        network.requires_grad_(False)
+    of_examples = _of_examples(network, value) if per_example else None
+    batches, device = 0, device_of(network)
+    layout = fastest_layout(network, examples.batch(0, 2)[0])
+    with preserved(network), torch.enable_grad():
         for start in range(0, len(examples), batch_size):
-            images, labels = examples.batch(start, min(start + batch_size, len(examples)))
-            images = images.to(next(iter(parameters.values())).dtype).contiguous(memory_format=layout)
-            try:
-                found = gradients(parameters, images, labels)
-            except RuntimeError as error:
-                if not per_example or isinstance(error, torch.OutOfMemoryError):
-                    raise
-                raise InputError(
-                    f"{method}: the network cannot be differentiated example by example "
-                    f"({str(error).splitlines()[0][:200]}); set per_example to False"
-                ) from error
-            for name, gradient in found.items():
-                totals[name] += (gradient.square() if power == 2 else gradient.abs()).sum(0)
+            inputs, labels = examples.batch(start, min(start + batch_size, len(examples)))
+            inputs = _laid_out(placed(inputs, device), precision_of(network), layout)
+            labels = labels.to(device)
+            found: Importances | None = None
+            if of_examples is not None:
+                try:
+                    found = of_examples(parameters, rows_of(inputs, (slice(None), None)), labels[:, None])
+                except _FAILURES as error:
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    of_examples = None  # torch cannot compute this network for several examples at once
+            step = 1 if per_example else len(labels)
+            parts = [slice(place, place + step) for place in range(0, len(labels), step)]
+            for part in parts if found is None else parts[:1]:
+                one = found or _of_mean(network, value, list(parameters), rows_of(inputs, part), labels[part])
+                for name, each in one.items():
+                    totals[name] += (each.square() if power == 2 else each.abs()).sum(0)
             batches += 1
     result = {name: total.div_(len(examples) if per_example else batches) for name, total in totals.items()}
     # One read for all parameters, since a read synchronises.
@@ -162,25 +167,35 @@ def ratios(own: Importances, reference: Importances) -> Tensor:
     return found[found.isfinite()].sort().values
 
 
-def _gradients(
-    network: nn.Module, value: Value, *, per_example: bool
-) -> Callable[[Mapping[str, Tensor], Tensor, Tensor], dict[str, Tensor]]:
-    """From parameters, images and labels to gradients: one for each example, or that of the mean, [1 ...]."""
+def _of_examples(network: nn.Module, value: Value) -> Callable[..., Importances]:
+    """From parameters, inputs and labels, [b 1 ...], to the gradient of each example, [b ...]."""
     buffers = dict(network.named_buffers())
 
-    def mean(parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        logits = logits_in(functional_call(network, {**parameters, **buffers}, (images,)))
-        return value(logits, labels).mean()
+    def mean(parameters: Mapping[str, Tensor], inputs: Inputs, labels: Tensor) -> Tensor:
+        tensors = {**parameters, **buffers}
+        if isinstance(inputs, Tensor):
+            output = functional_call(network, tensors, (inputs,))
+        else:
+            output = functional_call(network, tensors, (), dict(inputs))
+        return value(logits_in(output), labels).mean()
 
-    gradient = grad(mean)
-    of_examples = vmap(gradient, in_dims=(None, 0, 0), randomness="error")
-
-    def gradients(parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor]
-        if per_example:
-            found = of_examples(parameters, images[:, None], labels[:, None])
-            return found
-        found = gradient(parameters, images, labels)
-        return {name: one[None] for name, one in found.items()}
-
+    gradients: Callable[..., Importances] = vmap(grad(mean), in_dims=(None, 0, 0), randomness="error")
     return gradients
+
+
+def _of_mean(
+    network: nn.Module, value: Value, names: list[str], inputs: Inputs, labels: Tensor
+) -> Importances:
+    """The gradient of the mean of `value`, [1 ...]; zero for parameters that it does not depend on."""
+    parameters = [network.get_parameter(name) for name in names]
+    mean = value(logits_of(network, inputs), labels).mean()
+    found = torch.autograd.grad(mean, parameters, allow_unused=True, materialize_grads=True)
+    return {name: one[None] for name, one in zip(names, found, strict=True)}
+
+
+def _laid_out(inputs: Inputs, precision: torch.dtype, layout: torch.memory_format) -> Inputs:
+    """Floats in the precision of the network, images in the layout that is fastest."""
+    if not isinstance(inputs, Tensor):
+        return {name: one.to(precision) if one.is_floating_point() else one for name, one in inputs.items()}
+    inputs = inputs.to(precision) if inputs.is_floating_point() else inputs
+    return inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._global_randomness import own_randomness
+from unpoison._inputs import placed
 from unpoison._seeds import derive_seed, generator
-from unpoison.data import TrainingSet
+from unpoison.data import Examples, TrainingSet
 from unpoison.errors import TrainingDivergedError
 from unpoison.models import fastest_layout, laid_out, logits_of
 from unpoison.training import EpochRecord, augmented, batch_bounds, diverged_step
@@ -38,6 +39,7 @@ class Student:
         request: the network, recipe and seed.
         optimizer: made from the parameters.
         steps: the most that may be taken in all epochs; None is no limit.
+        network: the copy to train; one of the request's network when None.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class Student:
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         *,
         steps: int | None = None,
+        network: nn.Module | None = None,
     ) -> None:
-        self.network = request.trainable()
+        self.network = request.trainable() if network is None else network
         self.layout: torch.memory_format | None = None
         self.optimizer = optimizer([one for one in self.network.parameters() if one.requires_grad])
         self.recipe, self.device = request.recipe, request.device
@@ -56,7 +59,7 @@ class Student:
 
     def epoch(
         self,
-        examples: TrainingSet,
+        examples: Examples,
         loss: Loss,
         *,
         number: int,
@@ -68,7 +71,7 @@ class Student:
         """One pass over the examples in a new order, until no step is left.
 
         Arguments:
-            examples: on the student's device.
+            examples: a `TrainingSet` on the student's device, or any other, which is not augmented.
             loss: is minimised.
             number: of the epoch, counted from 0; with `part` it seeds order and augmentation.
             batch_size: examples a step; a single example that is left over joins the batch before.
@@ -87,7 +90,7 @@ class Student:
         bounds = batch_bounds(len(shuffle), batch_size)[: self.steps_left]
         batches = [shuffle[start:stop] for start, stop in bounds]
         if self.layout is None:
-            self.layout = fastest_layout(laid_out(self.network, torch.channels_last), examples.images)
+            self.layout = fastest_layout(laid_out(self.network, torch.channels_last), examples.batch(0, 2)[0])
             laid_out(self.network, self.layout)
         draws = generator(self.seed, self.method, name, "augmentation", device=self.device)
         losses = torch.zeros(len(batches), device=self.device)
@@ -100,11 +103,7 @@ class Student:
         network_seed = derive_seed(self.seed, self.method, name, "network")
         with own_randomness(self.device, seed=network_seed, deterministic=True):
             for step, indices in enumerate(batches):
-                images = examples.images.index_select(0, indices)
-                if self.recipe is not None:
-                    images = augmented(images, self.recipe, draws)
-                images = images.to(torch.float32, memory_format=self.layout).div_(255)
-                labels = examples.labels.index_select(0, indices)
+                images, labels = self._batch(examples, indices, draws)
                 logits = logits_of(self.network, images)
                 value = loss(images, logits, labels, indices)
                 self.optimizer.zero_grad(set_to_none=True)
@@ -135,6 +134,19 @@ class Student:
             examples=count,
             seconds=time.perf_counter() - started,
         )
+
+    def _batch(self, examples: Examples, indices: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs, augmented where they are 8-bit images, and labels."""
+        if not isinstance(examples, TrainingSet):
+            inputs, labels = examples.at(indices.cpu())
+            there: Tensor = placed(inputs, self.device)  # type: ignore[assignment]
+            return there, labels.to(self.device)
+        images = examples.images.index_select(0, indices)
+        if self.recipe is not None:
+            images = augmented(images, self.recipe, draws)
+        assert self.layout is not None
+        images = images.to(torch.float32, memory_format=self.layout).div_(255)
+        return images, examples.labels.index_select(0, indices)
 
 
 def soft_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

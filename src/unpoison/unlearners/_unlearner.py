@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import ClassVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,12 @@ from unpoison._option_checks import CheckedOptions
 from unpoison._progress import Progress
 from unpoison._seeds import as_seed
 from unpoison._stable import cross_entropy
-from unpoison.data import TrainingSet
+from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
 from unpoison.models import check_network, check_outputs, usual_mode
 from unpoison.registry import Method
-from unpoison.training import EpochRecord, Recipe, Trained, predict
+from unpoison.training import EpochRecord, Recipe, Trained, predict_examples
+from unpoison.unlearners._own_loop import kept_indices
 
 BATCH_SIZE = 128
 """Of forward passes without gradients."""
@@ -44,7 +45,8 @@ class Request:
         built_by: the recipe that the network was trained by, where that is known.
         own_model: whether the network is the caller's own and not built from that recipe.
         start: the network before training, where it was given.
-        rest: the examples to keep, where the training set lies.
+        rest: the examples to keep, where the training set lies; of a method with `any_examples` perhaps no
+            `TrainingSet`.
         forget: the examples to forget, each once, by ascending index; where the training set lies.
         seed: of everything random.
         device: where to work.
@@ -134,13 +136,18 @@ class Unlearner(CheckedOptions, ABC):
     """Whether the method trains by a recipe; `Request.recipe` is then not None."""
     uses_start: ClassVar[bool] = False
     """Whether the method makes use of the network before training."""
+    any_examples: ClassVar[bool] = False
+    """Whether the method reads inputs and labels alone, and so takes any `Examples`, not 8-bit images only.
+
+    `Request.rest` and `Request.forget` are then such examples.
+    """
     lose_classes: bool
 
     @final
     def heal(
         self,
         model: Trained | nn.Module,
-        training_set: TrainingSet,
+        training_set: Examples,
         forget: Tensor | Sequence[int],
         *,
         recipe: Recipe | None = None,
@@ -154,7 +161,8 @@ class Unlearner(CheckedOptions, ABC):
         Arguments:
             model: as `train` returned it, or any network (float images in [0, 1] in, logits out); not
                 changed.
-            training_set: what it was trained on, poison included.
+            training_set: what it was trained on, poison included: 8-bit images, or for methods with
+                `any_examples` any.
             forget: the examples to forget: indices Int64[k], in any order, or a mask Bool[n].
             recipe: how the model was trained; a `Trained` brings its own. For another network methods that
                 train by a recipe need one, and the others do without augmentation if there is none.
@@ -181,7 +189,9 @@ class Unlearner(CheckedOptions, ABC):
         name = type(self).__name__ if declared is None else declared.name
         network = model.model if isinstance(model, Trained) else model
         check_network(network)
-        rest, poison = _split(training_set, forget, lose_classes=self.lose_classes, method=name)
+        rest, poison = _split(
+            training_set, forget, lose_classes=self.lose_classes, method=name, any_examples=self.any_examples
+        )
         if start is not None and self.uses_start:
             _check_start(start, network, method=name)
         known = model.recipe if isinstance(model, Trained) else None
@@ -212,7 +222,7 @@ class Unlearner(CheckedOptions, ABC):
             recipe=healed.recipe,
             seed=request.seed,
             class_names=rest.class_names,
-            image_shape=rest.image_shape,
+            image_shape=shape_of(training_set),
             training_fingerprint=rest.fingerprint,
             history=tuple(healed.history),
             seconds=time.perf_counter() - started,
@@ -224,10 +234,33 @@ class Unlearner(CheckedOptions, ABC):
         """The method itself; `request` must not be changed."""
 
 
+def shape_of(examples: Examples) -> tuple[int, ...]:
+    """The shape of one input; empty for inputs by name."""
+    return tuple(examples.input_shape) if isinstance(examples.input_shape, tuple) else ()
+
+
+def on_device(examples: TrainingSet, device: torch.device) -> TrainingSet:
+    """A `TrainingSet` on the device; other examples as they are, since they are moved batch by batch."""
+    return examples.to(device) if isinstance(examples, TrainingSet) else examples
+
+
 def _split(
-    training_set: TrainingSet, forget: Tensor | Sequence[int], *, lose_classes: bool, method: str
+    training_set: Examples,
+    forget: Tensor | Sequence[int],
+    *,
+    lose_classes: bool,
+    method: str,
+    any_examples: bool,
 ) -> tuple[TrainingSet, TrainingSet]:
     """The examples to keep, and those to forget."""
+    if not isinstance(training_set, TrainingSet):
+        if not any_examples:
+            raise InputError(f"{method}: works on 8-bit images in memory; give a TrainingSet")
+        kept = kept_indices(training_set, forget, lose_classes=lose_classes, method=method)
+        mask = torch.ones(len(training_set), dtype=torch.bool)
+        mask[kept] = False
+        parts = training_set.subset(kept), training_set.subset(mask.nonzero()[:, 0])
+        return cast("tuple[TrainingSet, TrainingSet]", parts)
     indices = torch.unique(training_set.indices(forget))
     if not len(indices):
         raise InputError(f"{method}: there is nothing to forget")
@@ -258,7 +291,7 @@ def _check_start(start: nn.Module, network: nn.Module, *, method: str) -> None:
 
 
 def record_of(
-    network: nn.Module, kept: TrainingSet, *, epoch: int, learning_rate: float, started: float
+    network: nn.Module, kept: Examples, *, epoch: int, learning_rate: float, started: float
 ) -> EpochRecord:
     """Loss and accuracy of the network on the kept examples, for an epoch without training.
 
@@ -269,7 +302,7 @@ def record_of(
         learning_rate: 0 where nothing was trained.
         started: `time.perf_counter()` when the epoch began.
     """
-    logits = predict(network, kept.images, batch_size=BATCH_SIZE)
+    logits = predict_examples(network, kept, batch_size=BATCH_SIZE)
     return EpochRecord(
         epoch=epoch,
         loss=float(cross_entropy(logits, kept.labels)),

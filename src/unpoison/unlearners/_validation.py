@@ -61,7 +61,9 @@ def held_out(rest: TrainingSet, *, seed: int, share: float = SHARE) -> tuple[Tra
         raise InputError(
             f"{rest.name}: has too few examples a class to hold {share:g} of them out for model selection"
         )
-    return rest.without(out), rest.subset(out)
+    mask = torch.ones(len(rest), dtype=torch.bool)
+    mask[out] = False
+    return rest.subset(mask.nonzero()[:, 0]), rest.subset(out)
 
 
 def judged(network: nn.Module, forget: TrainingSet, validation: TrainingSet) -> Choice:

@@ -9,6 +9,9 @@ twice the learning rate, since forgetting depends most on the learning rate (mea
 Cost: `epochs` of a training; with the last k layers the backward pass ends at the first of them. Memory: two
 copies of the network and one of the kept examples.
 
+Other inputs than 8-bit images are read batch by batch as the dataset gives them, without augmentation; a
+network keeps its precision, its frozen parts and its own dropout and batch norm.
+
 Limits: poison that was not found is trained on again. With the last k layers, the frozen layers keep what
 they learned from the poison.
 """
@@ -19,13 +22,17 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from unpoison._option_checks import PositiveFloat, PositiveInt
+from unpoison._stable import cross_entropy
+from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 from unpoison.training import Recipe, train
 from unpoison.unlearners._methods import register
+from unpoison.unlearners._student import Student
 from unpoison.unlearners._unlearner import Healed, Request, Unlearner
 
 
@@ -61,6 +68,7 @@ class FineTune(Unlearner):
     }
 
     needs_recipe: ClassVar[bool] = True
+    any_examples: ClassVar[bool] = True
     layers: Literal["all"] | PositiveInt = "all"
     epochs: Annotated[float, "(0, 1]"] = 0.5
     learning_rate: PositiveFloat = 2.0
@@ -94,8 +102,11 @@ class FineTune(Unlearner):
         start = request.trainable()
         if self.layers != "all":
             _freeze_all_but_last(start, self.layers)
+        rest: Examples = request.rest
+        if not isinstance(rest, TrainingSet):
+            return self._by_batches(request, recipe, start)
         trained = train(
-            request.rest,
+            rest,
             recipe,
             seed=request.seed,
             start=start,
@@ -103,6 +114,31 @@ class FineTune(Unlearner):
             progress=request.progress,
         )
         return request.healed(trained.model, trained.history, recipe=recipe)
+
+    def _by_batches(self, request: Request, recipe: Recipe, start: nn.Module) -> Healed:
+        """On other examples than 8-bit images: by the recipe, without augmentation."""
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return torch.optim.SGD(
+                parameters,
+                lr=recipe.learning_rate,
+                momentum=recipe.momentum,
+                nesterov=recipe.nesterov,
+                weight_decay=recipe.weight_decay,
+            )
+
+        def loss(inputs: Tensor, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+            return cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+
+        student = Student(request, optimizer, network=start)
+        history = []
+        for number in range(recipe.epochs):
+            for group in student.optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(number + 0.5)
+            record = student.epoch(request.rest, loss, number=number, batch_size=recipe.batch_size)
+            record.tell(request.progress, recipe.epochs)
+            history.append(record)
+        return request.healed(student.network, history, recipe=recipe)
 
 
 def _freeze_all_but_last(network: nn.Module, count: int) -> None:
