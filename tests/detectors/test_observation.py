@@ -146,7 +146,7 @@ def test_observations_that_do_not_fit_are_input_errors_of_one_line(scene: Any) -
         (model, examples, None, "give the input that the model classifies wrongly"),
         (model, examples.subset([]), scene.observation, "no training examples to trace to"),
         (model, examples, Observation(image[:, :7], 0), r"of shape \(1, 7, 8\)"),
-        (model, examples, Observation(image.repeat(3, 1, 1), 0), r"of shape \(3, 8, 8\)"),
+        (model, examples, Observation(torch.cat([image, 255 - image, image]), 0), r"of shape \(3, 8, 8\)"),
         (model, examples, Observation(image, 4), r"predicted label 4 is outside 0\.\.3"),
         (model, examples, Observation(image, -1), "predicted label -1 is outside"),
         (model, examples, Observation(image, 0, 9), "true label 9 is outside"),
