@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unpoison._checkpoints import CRAFTING, TRAINING, Checkpoint, Checkpoints, Kind
+from unpoison._checkpoints import CRAFTING, TRAINING, Checkpoint, Checkpoints, Kind, digest_of
 from unpoison.errors import InputError, MismatchError
 
 BOTH = pytest.mark.parametrize(
@@ -70,3 +70,24 @@ def test_what_belongs_to_other_work_or_cannot_be_read_is_refused(
     (tmp_path / directory / file).write_text(json.dumps({"identity": {"seed": 0, "goal": [1]}}))
     with pytest.raises(InputError, match=rf"{directory}: damaged checkpoint \('{key}'\); remove .* to start"):
         store(tmp_path, kind).latest()
+
+
+def test_a_digest_tells_names_types_shapes_and_contents_apart() -> None:
+    tensor = torch.tensor([[0.0, 1.0]])
+    different = (
+        {"weight": tensor},
+        {"bias": tensor},
+        {"weight": tensor + 1},
+        {"weight": tensor.T},
+        {"weight": tensor.view(torch.int32)},
+        {"weight": tensor, "bias": tensor},
+        {"weight": tensor.bfloat16()},
+        {"weight": torch.tensor(True)},
+    )
+    assert len({digest_of(one) for one in different}) == len(different)
+    assert digest_of({"weight": tensor.clone()}) == digest_of(different[0])
+
+
+def test_a_group_is_named_without_its_prefix() -> None:
+    checkpoint = Checkpoint(done=1, tensors={"a.x": torch.ones(1), "ab.x": torch.zeros(1)}, notes=None)
+    assert checkpoint.group("a.") == {"x": torch.ones(1)}

@@ -102,7 +102,7 @@ def test_the_tables_have_every_method(generated: ModuleType) -> None:
 
 def test_the_tables_have_every_option(generated: ModuleType) -> None:
     text = "\n".join(generated.options("trace"))
-    assert "| `--suspect SUSPECT` | The input answered wrongly" in text
+    assert "| `--suspect SUSPECT...` | The input answered wrongly" in text
     assert "delta-influence" in text
     assert "`--weights FILE`" in text
     assert "--seed" not in text

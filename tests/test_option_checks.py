@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import CheckedOptions, Fraction, PositiveInt, check_options
 from unpoison.errors import InputError
 
 
@@ -75,3 +75,30 @@ def test_numbers_of_numpy_and_torch_are_stored_as_pythons() -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Options(**options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotations(CheckedOptions):
+    steps: PositiveInt = 1
+    share: Fraction | None = None
+    decay: Annotated[float, "(0, 1]"] = 1.0
+    layers: Literal["all"] | PositiveInt = "all"
+
+
+def test_intervals_are_read_from_annotations() -> None:
+    made = Annotations(steps=np.int64(3), share=0, decay=0.5, layers=2)  # type: ignore[arg-type]
+    assert (made.steps, type(made.steps), made.share, made.decay, made.layers) == (3, int, 0, 0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "^Annotations: steps must be a whole number of at least 1, found 0"),
+        ({"share": 1.5}, r"share must be a number in \[0, 1\] or none, found 1.5"),
+        ({"decay": 0.0}, r"decay must be a number in \(0, 1\], found 0.0"),
+        ({"layers": 0}, "layers must be one of 'all' or a whole number of at least 1, found 0"),
+    ],
+)
+def test_intervals_of_annotations_are_kept(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Annotations(**options)

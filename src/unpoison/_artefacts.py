@@ -97,18 +97,32 @@ def _plain(value: Any) -> Any:
     return value.item()
 
 
+def read_bytes(path: str | os.PathLike[str], where: str | None = None) -> bytes:
+    """The content of a file, called `where` in messages; an `InputError` where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{where or path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{where or path}: cannot be read ({error.strerror or error})") from None
+
+
+def json_in(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file; an `InputError` where it cannot be read."""
+    content = read_bytes(path)
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         InputError: there is no such file, or it does not hold a JSON object.
     """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    value = json_in(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

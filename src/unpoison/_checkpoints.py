@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unpoison._artefacts import atomic_directory, read_json, write_json
+from unpoison._artefacts import atomic_directory, digest, read_json, write_json
 from unpoison.errors import InputError, MismatchError
 
 _STATE = "state.safetensors"
@@ -64,6 +65,20 @@ class Checkpoint:
     done: int
     tensors: Mapping[str, Tensor]
     notes: Any
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, by the rest of their names."""
+        start = len(prefix)
+        return {name[start:]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of tensors: their names, types, shapes and contents."""
+    parts: list[str | bytes] = []
+    for name, tensor in tensors.items():
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}", content]
+    return digest(*parts)
 
 
 @final

@@ -1,13 +1,31 @@
-"""`check_options`: the options of a method against their annotations and against the intervals it allows."""
+"""The options of a method, checked against their annotations and the intervals that these state.
+
+A number states what it allows where it is declared, `eps: Annotated[float, "[1, 255]"]`; the usual intervals
+have names.
+"""
 
 from __future__ import annotations
 
 import math
 import types
 from dataclasses import fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from unpoison.errors import InputError
+
+PositiveInt = Annotated[int, "[1, inf)"]
+NonNegativeInt = Annotated[int, "[0, inf)"]
+PositiveFloat = Annotated[float, "(0, inf)"]
+NonNegativeFloat = Annotated[float, "[0, inf)"]
+Fraction = Annotated[float, "[0, 1]"]
+
+
+class CheckedOptions:
+    """Base of methods: the fields of one that is a dataclass are checked when it is created."""
+
+    def __post_init__(self) -> None:
+        declared = getattr(self, "method", None)
+        check_options(type(self).__name__ if declared is None else declared.name, self)
 
 
 def check_options(name: str, options: Any, **intervals: str) -> None:
@@ -21,7 +39,8 @@ def check_options(name: str, options: Any, **intervals: str) -> None:
     Arguments:
         name: of the method, for messages.
         options: the dataclass instance, in its `__post_init__`.
-        **intervals: of numbers by field, such as `eps="[1, 255]"`, `decay="(0, 1]"` or `steps="[1, inf)"`.
+        **intervals: of numbers whose annotations state none, by field, such as `eps="[1, 255]"` or
+            `steps="[1, inf)"`.
 
     Raises:
         InputError: the first field that does not fit, with what does.
@@ -31,7 +50,7 @@ def check_options(name: str, options: Any, **intervals: str) -> None:
     Traceback (most recent call last):
     unpoison.errors.InputError: sig: amplitude must be a number in (0, 255], found 0
     """
-    hints = get_type_hints(type(options))
+    hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
         value, hint, interval = getattr(options, field.name), hints[field.name], intervals.get(field.name)
         sequence = next((one for one in (hint, *get_args(hint)) if get_origin(one) is tuple), None)
@@ -54,6 +73,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any, interval: str | None) -> bool:
+    hint, interval = _interval(hint, interval)
     if _is_union(hint):
         return any(_fits(value, one, interval) for one in get_args(hint))
     if get_origin(hint) is Literal:
@@ -72,6 +92,7 @@ def _fits(value: Any, hint: Any, interval: str | None) -> bool:
 
 
 def _in_words(hint: Any, interval: str | None) -> str:
+    hint, interval = _interval(hint, interval)
     if get_origin(hint) is tuple:
         return f"a list, each entry {_in_words(get_args(hint)[0], None)}"
     if _is_union(hint):
@@ -86,6 +107,11 @@ def _in_words(hint: Any, interval: str | None) -> str:
     if math.isfinite(high):
         return f"{kind} in {interval}"
     return f"{kind} of at least {low:g}" if interval[0] == "[" else f"{kind} above {low:g}"
+
+
+def _interval(hint: Any, interval: str | None) -> tuple[Any, str | None]:
+    """The plain type of a hint, and the interval that it states."""
+    return get_args(hint) if get_origin(hint) is Annotated else (hint, interval)
 
 
 def _is_union(hint: Any) -> bool:

@@ -1,10 +1,11 @@
 """`repair`: trace, heal, ask again and trace the healed model, until the wrong answer has no cause left.
 
 One trace may miss a part of the poison, and what is left may carry the attack after healing. So the healed
-model is asked about the observation and transformed copies of it, and is traced in its turn: the same input,
+model is asked about the observation and copies of it, and is traced in its turn: the same input,
 the same wrong label, whether it is still the answer or not. What is found is added to the examples to forget,
 all of which are forgotten by the model that was given, so that the result is that of one `heal`. It ends when
-a trace finds nothing, or when no rounds are left.
+a trace finds nothing, when no rounds are left, or when a trace of a healed model flags more than was removed
+until then, which is no rest of the poison.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from unpoison.detectors import (
     Findings,
     Observation,
     check_observation,
-    transformed_copies,
+    similar_copies,
 )
 from unpoison.errors import InputError
 from unpoison.training import Recipe, predict
@@ -48,7 +49,7 @@ class Round:
         findings: from tracing it, of the examples that it learned from.
         examples: Int64[n], these examples by their indices in the whole training set.
         answers: its labels for the observed images.
-        wrong: Bool[c], to which of the transformed copies of them it gives the wrong label.
+        wrong: Bool[c], to which of the mirrored and jittered copies of them it gives the wrong label.
     """
 
     findings: Findings
@@ -58,7 +59,7 @@ class Round:
 
     @property
     def copies(self) -> Proportion:
-        """The share of the transformed copies that get the wrong label."""
+        """How many of the copies get the wrong label."""
         return Proportion(int(self.wrong.sum()), len(self.wrong))
 
     @property
@@ -140,7 +141,7 @@ def repair(
     held_out = None if reference is None else workflow.examples_of(reference, normalization)
     network = workflow.network_of(workflow.accepting_pixels(model, normalization))
     asked = check_observation(network, examples, workflow.combined(observation))
-    copies = transformed_copies(asked.images, generator(seed, "transformed copies"))
+    copies = similar_copies(asked.images, generator(seed, "copies"))
 
     current, past = model, list[Round]()
     kept = torch.arange(len(examples))
@@ -165,7 +166,7 @@ def repair(
         answers = predict(network, asked.images).argmax(1).tolist()
         wrong = (predict(network, copies).argmax(1) == asked.answer).cpu()
         past.append(Round(findings=findings, examples=kept, answers=tuple(answers), wrong=wrong))
-        if not findings.poison_found or len(past) > rounds:
+        if not findings.poison_found or len(past) > rounds or _implausible(past):
             break
         left = torch.ones(len(kept), dtype=torch.bool)
         left[findings.flagged] = False
@@ -183,6 +184,15 @@ def repair(
             progress=told,
         )
     return _ended(current, asked, past, examples)
+
+
+def _implausible(rounds: Sequence[Round]) -> bool:
+    """Whether a trace of a healed model flags more than was removed until then.
+
+    What a trace misses is a part of the poison; a healed model without poison that is taken to have some may
+    lose most of a class.
+    """
+    return len(rounds) > 1 and len(rounds[-1].flagged) > sum(len(one.flagged) for one in rounds[:-1])
 
 
 def _numbered(progress: Progress | None, number: int) -> Progress | None:
@@ -207,9 +217,10 @@ def _ended(model: Model, observation: Observation, rounds: Sequence[Round], exam
         outcome, summary = "nothing found", f"Nothing was changed. {last.findings.summary}"
     elif last.findings.poison_found:
         outcome = "poison remains"
+        advice = "these are more than were removed, so look at them first" if _implausible(rounds) else ""
         summary = (
             f"Not repaired in {_counted(len(done))}: at least {so_far} are poison, and a last trace finds "
-            f"{len(last.flagged)} more; give it more rounds"
+            f"{len(last.flagged)} more; {advice or 'give it more rounds'}"
         )
     elif gone(observation.answer, rounds[0], last):
         outcome = "repaired"
@@ -236,7 +247,7 @@ def _ended(model: Model, observation: Observation, rounds: Sequence[Round], exam
 def gone(answer: int, before: Round, after: Round) -> bool:
     """Whether a healed model no longer gives the answer.
 
-    Not where it gives it to an observed image, or to more than half of the transformed copies to which the
+    Not where it gives it to an observed image, or to more than half of the copies to which the
     model before gave it, if these are three at least.
     """
     still = int((before.wrong & after.wrong).sum())

@@ -43,3 +43,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"there are {', '.join(names)}" if names else "there are none"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of another library's error on one line; the name of its type where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__

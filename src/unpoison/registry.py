@@ -23,9 +23,7 @@ Declarations of the package's own methods are read from the source text, because
 import torch and make `unpoison --help` slow; a declaration therefore holds literals only. Methods of other
 people are registered when they are imported. The modules that the environment variable `UNPOISON_PLUGINS`
 names, separated by commas, are imported before the first look-up, also in the worker processes of
-`unpoison bench`.
-
-This module does not import torch.
+`unpoison bench`. This module does not import torch.
 """
 
 from __future__ import annotations

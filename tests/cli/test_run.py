@@ -15,7 +15,7 @@ from unpoison.cli._session import run_directory
 from unpoison.errors import InputError
 from unpoison.runs import Recorder, RunRecord, check_out, json_value, run_schema
 
-VERBS = ("craft", "train", "trace", "heal", "bench", "report", "demo")
+VERBS = ("craft", "train", "trace", "heal", "repair", "bench", "report", "demo")
 
 
 def a_record() -> RunRecord:

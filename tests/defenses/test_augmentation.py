@@ -29,6 +29,7 @@ def shown(defense: Defense, seed: int = 0, *, plain: Tensor | None = None) -> tu
     batch = Batch(
         images=(images * 255).to(torch.uint8),
         labels=labels,
+        num_classes=training_set.num_classes,
         indices=torch.arange(24),
         epoch=0,
         augment=lambda given: given.float() / 255,

@@ -83,6 +83,7 @@ def test_the_batch_shows_the_noise(random: str) -> None:
     batch = Batch(
         images=training_set.images[indices],
         labels=training_set.labels[indices],
+        num_classes=training_set.num_classes,
         indices=indices,
         epoch=1,
         augment=lambda images: images,

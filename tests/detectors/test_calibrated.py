@@ -342,14 +342,35 @@ def test_an_answer_whose_truth_is_not_given_is_said_to_be_that(scene: Any, calib
         make().find(scene.model, scene.poisoned, right, calibration=calibration)
 
 
-def test_a_label_that_is_not_the_answer_is_traced_like_one_that_is(scene: Any) -> None:
-    observation = Observation(scene.held_out.images[0], 3, answered=False)
-    found = make().find(
-        scene.model, scene.poisoned, observation, reference=scene.held_out, factors=scene.factors
+def test_a_label_that_is_not_the_answer_is_compared_with_inputs_that_do_not_get_it_either(
+    natural: Any, scene: Any, calibration: Calibration
+) -> None:
+    model, training_set, fresh = natural
+    half, label = len(fresh) // 2, 2
+    reference, detector = fresh.subset(range(half)), make(false_alarm_level=0.1)
+    kept = detector.calibrate(model, training_set, reference)
+    answers = predict(model, fresh.images).argmax(1)
+    rows = half + ((answers != label) & (fresh.labels != label))[half:].nonzero()[:40, 0]
+    p_values = []
+    for row in rows:
+        found = detector.find(
+            model,
+            training_set,
+            Observation(fresh.images[row], label, answered=False),
+            reference=reference,
+            calibration=kept,
+        )
+        assert found.p_value is not None
+        assert "inputs with other answers, asked about the same label" in found.threshold.how
+        p_values.append(found.p_value)
+    assert sum(value <= 0.1 for value in p_values) <= 9
+    assert sum(p_values) / 40 == pytest.approx(0.5, abs=0.17)
+    # A label that is the answer after all is compared with errors, as ever.
+    one, other = (
+        make().find(scene.model, scene.poisoned, observation, calibration=calibration)
+        for observation in (scene.observation, replace(scene.observation, answered=False))
     )
-    assert found.observation is not None
-    assert not found.observation.answered
-    assert not found.poison_found
+    assert (one.p_value, one.threshold) == (other.p_value, other.threshold)
 
 
 def test_an_answer_without_training_examples_goes_back_to_none(scene: Any) -> None:

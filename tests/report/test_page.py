@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from unpoison._statistics import Proportion
+from unpoison.detectors import Cause
 from unpoison.report import Outcome, ReportData, render
 from unpoison.report._figures import (
     collapses,
@@ -286,3 +287,69 @@ def test_the_scatter_draws_all_poison_and_a_stated_sample_of_the_rest(
     assert (
         "2,000 of 8,900 clean examples, drawn at random; triangles: all 100 poison examples" in figure.caption
     )
+
+
+CAUSE = Cause(
+    kind="label noise",
+    examples=12,
+    distinct=3.5,
+    largest_series=0.25,
+    second_label=1,
+    second_share=0.75,
+    margin_rank=0.04,
+)
+
+
+def text_of(page: str) -> str:
+    return " ".join(" ".join(inventory(page).text).split())
+
+
+def test_the_cause_is_shown_with_its_numbers(make_data: Callable[..., ReportData]) -> None:
+    data = make_data(n=500, poisons=20)
+    assert "Kind of cause" not in text_of(render(data))
+    said = text_of(render(replace(data, cause=CAUSE)))
+    assert "Kind of poison" in said
+    for shown in ("Label noise", "12", "3.5 (effective number)", "25.0 %", "75.0 % “Trouser”", "0.04 (0: "):
+        assert shown in said
+    none = replace(make_data(n=500, poisons=20, found=False), cause=replace(CAUSE, examples=0))
+    said = text_of(render(none))
+    assert "What the answer goes back to, as no poison was found" in said
+    assert "effective number" not in said
+
+
+def test_the_p_value_stands_beside_its_level(make_data: Callable[..., ReportData]) -> None:
+    data = make_data(n=500, poisons=20)
+    assert "p-value 0.005 at most the level, 0.01" in text_of(render(data))
+    assert "p-value 0.2 above the level, 0.01" in text_of(render(replace(data, p_value=0.2)))
+    assert "the level" not in text_of(render(replace(data, p_value=None))).split("Observation")[0]
+
+
+def test_a_truth_that_is_not_given_is_said(make_data: Callable[..., ReportData]) -> None:
+    data = make_data(n=500, poisons=20)
+    assert "the answer may be right" not in text_of(render(data))
+    assert "True label not given the answer may be right" in text_of(render(replace(data, true_label=None)))
+    assert "Label asked about Bag not the model's answer" in text_of(render(replace(data, answered=False)))
+
+
+def test_the_rounds_of_a_repair_are_a_table(make_data: Callable[..., ReportData]) -> None:
+    data = make_data(n=500, poisons=20)
+    assert "Repair in rounds" not in render(data)
+    rounds = tuple(
+        {
+            "answers": answers,
+            "copies": {"successes": copies, "trials": 12},
+            "p_value": p_value,
+            "flagged": flagged,
+            "flagged_poison": poison,
+        }
+        for answers, copies, p_value, flagged, poison in (
+            (["Bag", "Bag"], 12, 0.005, 20, 18),
+            (["Bag", HOSTILE[0]], 3, None, 0, 0),
+        )
+    )
+    page = render(replace(data, rounds=rounds, repaired="Not repaired"))
+    assert_harmless(page)
+    said = text_of(page)
+    assert "Not repaired." in said
+    assert "As given Bag 12 of 12 0.005 20, 18 of them poison" in said
+    assert "Healed, round 1 Bag (1), <script>alert(1)</script> (1) 3 of 12 – 0 " in said

@@ -20,28 +20,3 @@ from .sig import Sig as Sig
 from .sleeper_agent import SleeperAgent as SleeperAgent
 from .smooth_trigger import SmoothTrigger as SmoothTrigger
 from .wanet import WaNet as WaNet
-
-__all__ = [
-    "METHODS",
-    "Attack",
-    "BadNets",
-    "Blended",
-    "BullseyePolytope",
-    "ConvexPolytope",
-    "CraftRequest",
-    "FeatureCollision",
-    "GradientMatching",
-    "HiddenTrigger",
-    "LabelConsistent",
-    "LabelFlip",
-    "MetaPoison",
-    "Sig",
-    "SleeperAgent",
-    "SmoothTrigger",
-    "WaNet",
-    "adversarially_trained",
-    "describe",
-    "get",
-    "names",
-    "register",
-]

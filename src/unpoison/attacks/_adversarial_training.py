@@ -16,10 +16,11 @@ from torch import nn
 from unpoison._global_randomness import own_randomness
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed, generator
-from unpoison.attacks._networks import device_of, frozen
+from unpoison.attacks._networks import frozen
 from unpoison.attacks.label_consistent import ascended
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.models import device_of
 
 
 def adversarially_trained(

@@ -57,11 +57,7 @@ def trained_parameters(network: nn.Module) -> tuple[nn.Parameter, ...]:
 
 def gradient_of(network: nn.Module, loss: Tensor, *, graph: bool = False) -> Gradient:
     """The gradient of a scalar in all trained parameters; zeros where it does not depend on one."""
-    parameters = trained_parameters(network)
-    found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
-    return tuple(
-        torch.zeros_like(one) if part is None else part for part, one in zip(found, parameters, strict=True)
-    )
+    return _derivatives(loss, trained_parameters(network), graph=graph)
 
 
 @final
@@ -181,9 +177,14 @@ def _gradients(network: nn.Module, seen: Tensor, labels: Tensor, count: int, *, 
 
     logits = vmap(answers, randomness="different")(own, seen)
     loss = cross_entropy(logits, labels.expand(len(seen), -1), reduction="sum") / count
-    found = torch.autograd.grad(loss, tuple(own.values()), create_graph=graph, allow_unused=True)
+    return _derivatives(loss, tuple(own.values()), graph=graph)
+
+
+def _derivatives(loss: Tensor, tensors: tuple[Tensor, ...], *, graph: bool) -> Gradient:
+    """The derivative of a scalar in each tensor; zeros where it does not depend on one."""
+    found = torch.autograd.grad(loss, tensors, create_graph=graph, allow_unused=True)
     return tuple(
-        torch.zeros_like(one) if part is None else part for part, one in zip(found, own.values(), strict=True)
+        torch.zeros_like(one) if part is None else part for part, one in zip(found, tensors, strict=True)
     )
 
 
@@ -204,7 +205,7 @@ def _unit(parts: Gradient) -> Gradient:
     norm = _norms(alone)[0]
     if not bool(norm > 0) or not bool(norm.isfinite()):
         raise InputError(
-            f"surrogate: the gradient to match has norm {float(norm):g}; the surrogate does already what the "
+            f"surrogate: the gradient to match has norm {float(norm):g}; the surrogate already does what the "
             "adversary wants, or its outputs are not finite"
         )
     return tuple(part / norm for part in alone)

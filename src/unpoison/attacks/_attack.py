@@ -10,22 +10,31 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import CheckedOptions
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.registry import Method
-from unpoison.threats import Backdoor, Budget, Goal, Perturbation, PoisonSet, TargetedMisclassification
+from unpoison.threats import (
+    Backdoor,
+    Budget,
+    Goal,
+    Perturbation,
+    PoisonSet,
+    TargetedMisclassification,
+    Trigger,
+)
 from unpoison.training import Recipe
 
 
-class Attack(ABC):
+class Attack(CheckedOptions, ABC):
     """A way to craft poison; its options are the fields of a frozen dataclass.
 
     The conformance tests hold every attack to this: it uses the whole budget and no more, changes nothing
@@ -67,12 +76,12 @@ class Attack(ABC):
             TrainingDivergedError: the loss of a surrogate is no longer finite.
         """
         return self.poison(
-            CraftRequest.of(
-                self,
-                goal,
-                training_set,
+            CraftRequest(
+                attack=self,
+                goal=goal,
+                training_set=training_set,
                 budget=budget,
-                surrogate=surrogate,
+                surrogates=as_networks(surrogate),
                 seed=seed,
                 checkpoints=checkpoints,
                 progress=progress,
@@ -132,20 +141,6 @@ class CraftRequest:
             )
         self.goal.check(self.training_set)
         self.budget.count_in(len(self.training_set))
-
-    @classmethod
-    def of(
-        cls,
-        attack: Attack,
-        goal: Goal,
-        training_set: TrainingSet,
-        *,
-        surrogate: nn.Module | Sequence[nn.Module] | None = None,
-        **arguments: Any,
-    ) -> CraftRequest:
-        """The request of `Attack.craft` with these arguments."""
-        surrogates = (surrogate,) if isinstance(surrogate, nn.Module) else tuple(surrogate or ())
-        return cls(attack=attack, goal=goal, training_set=training_set, surrogates=surrogates, **arguments)
 
     @property
     def name(self) -> str:
@@ -277,6 +272,22 @@ class CraftRequest:
             candidates = candidates[torch.randperm(room, generator=draws)]
         return candidates[:count].sort().values
 
+    def with_trigger(self, trigger: Trigger) -> Backdoor:
+        """The backdoor with this trigger; the goal itself if it has it."""
+        goal = self.backdoor
+        return goal if trigger is goal.trigger else replace(goal, trigger=trigger)
+
+    def relabelled(self, trigger: Trigger) -> PoisonSet:
+        """The poison set of a dirty-label backdoor: source examples with the trigger, labelled as the target.
+
+        Arguments:
+            trigger: used in place of the goal's if it is another; the poison set's goal has it.
+        """
+        goal, indices = self.with_trigger(trigger), self.draw_sources()
+        images = trigger.stamp(self.training_set.subset(indices).images)
+        labels = torch.full((len(indices),), goal.target)
+        return self.poison_set(indices=indices, images=images, labels=labels, goal=goal)
+
     def poison_set(
         self,
         *,
@@ -317,6 +328,11 @@ class CraftRequest:
         if goal.source is not None:
             return self.class_in_words(goal.source)
         return f"all classes but {self.class_in_words(goal.target).removeprefix('class ')}"
+
+
+def as_networks(surrogate: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
+    """The surrogates as `Attack.craft` is given them."""
+    return (surrogate,) if isinstance(surrogate, nn.Module) else tuple(surrogate or ())
 
 
 def _plain(value: Any) -> Any:

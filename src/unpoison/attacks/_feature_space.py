@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed
 from unpoison.attacks._attack import CraftRequest
-from unpoison.attacks._networks import device_of, last_linear
-from unpoison.models import FeatureTap
+from unpoison.models import FeatureTap, device_of, last_linear
 from unpoison.threats import LInf, PoisonSet
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -112,7 +111,8 @@ class FeatureReader:
         self.seed = seed
         self._calls = 0
         self._side: Literal["output", "input"] = "output" if layers else "input"
-        self._layers = [tuple(layers) or (last_linear(attack, model),) for model in models]
+        no_layer = f"{attack}: the surrogate has no linear layer; name the layer to read in the options"
+        self._layers = [tuple(layers) or (last_linear(model, otherwise=no_layer),) for model in models]
         for model, paths in zip(self.models, self._layers, strict=True):
             for path in paths:
                 FeatureTap(model, path)  # raises where the model has no such module

@@ -1,4 +1,4 @@
-"""The networks that attacks craft on: frozen, located, reinitialised, and how they are trained."""
+"""The networks that attacks craft on: frozen, reinitialised, and how they are trained."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from torch import nn
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.models import preserved, reinitialized, whiten
-from unpoison.training import Recipe
-
-_IMAGES_FOR_WHITENING = 5000
+from unpoison.models import preserved, reinitialized
+from unpoison.training import Recipe, whitened
 
 
 @contextmanager
@@ -27,34 +25,9 @@ def frozen(models: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-def device_of(model: nn.Module, otherwise: torch.device) -> torch.device:
-    """Where the model lies; `otherwise` if it has neither parameters nor buffers."""
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), otherwise)
-
-
-def last_linear(attack: str, model: nn.Module) -> str:
-    """The module path of the last linear layer, whose input most papers call the features.
-
-    Raises:
-        InputError: there is none.
-    """
-    paths: list[str] = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not paths:
-        raise InputError(
-            f"{attack}: the surrogate has no linear layer; name the layer to read in the options"
-        )
-    return paths[-1]
-
-
 def fresh_copy(template: nn.Module, training_set: TrainingSet, *, seed: int) -> nn.Module:
     """A copy with new parameters, on the CPU; layers that are fitted to images are fitted as `train` does."""
     return whitened(reinitialized(template, seed=seed).cpu(), training_set)
-
-
-def whitened(network: nn.Module, training_set: TrainingSet) -> nn.Module:
-    """The network, on the CPU, after its layers that are fitted to images have been."""
-    whiten(network, training_set.batch(0, _IMAGES_FOR_WHITENING)[0].cpu())
-    return network
 
 
 def recipe_of(value: Recipe | str | Mapping[str, Any]) -> Recipe:

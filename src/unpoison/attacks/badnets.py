@@ -18,7 +18,7 @@ from typing import final
 
 import torch
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import Fraction
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.errors import InputError
@@ -50,10 +50,7 @@ class BadNets(Attack):
             0 allows it.
     """
 
-    least_visible: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_options("badnets", self, least_visible="[0, 1]")
+    least_visible: Fraction = 0.5
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Stamped and relabelled examples of the source class.

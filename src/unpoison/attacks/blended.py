@@ -18,12 +18,10 @@ Limits: the poisons are mislabelled.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
-from unpoison._option_checks import check_options
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
-from unpoison.attacks._relabelled import relabelled
 from unpoison.threats import BlendTrigger, PoisonSet
 
 
@@ -50,10 +48,7 @@ class Blended(Attack):
         alpha: the share of the noise, in (0, 1].
     """
 
-    alpha: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_options("blended", self, alpha="(0, 1]")
+    alpha: Annotated[float, "(0, 1]"] = 0.2
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Mixed and relabelled examples of the source class.
@@ -65,4 +60,4 @@ class Blended(Attack):
         if not isinstance(trigger, BlendTrigger):
             shape = request.training_set.image_shape
             trigger = BlendTrigger.noise(shape, alpha=self.alpha, seed=request.seed)
-        return relabelled(request, trigger)
+        return request.relabelled(trigger)

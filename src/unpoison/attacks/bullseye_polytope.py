@@ -6,7 +6,7 @@ with Improved Transferability" (EuroS&P; arXiv 2005.00191), section 4.
 Stages: move the poisons, within eps, so that the mean of their features approaches the target's. The loss is
 the distance divided by the length of the target's features, averaged over networks (and over blocks in the
 end-to-end variant). With several draws dropout is on and features are averaged over the draws (BP-3x and
-BP-5x in the paper). Of several target images, the multi-target mode, the mean features count.
+BP-5x in the paper). With several target images, the multi-target mode, their mean features are matched.
 
 Published: Adam with rate 0.04 on standardised images, 800 steps, eps 0.1 of the range (25.5/255); the
 end-to-end variant takes 1,500 steps and the output of every block: `get("bullseye-polytope", steps=1500,
@@ -23,12 +23,12 @@ surrogate's own network and 8.5 % against another one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._feature_space import FeatureProblem, FeatureReader
 from unpoison.attacks._methods import register
@@ -64,27 +64,14 @@ class BullseyePolytope(Attack):
         layers: modules whose outputs are matched, each apart; empty for the input of the last linear layer.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-        "benchmark": {"eps": 8.0, "steps": 1200},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}, "benchmark": {"eps": 8.0, "steps": 1200}}
 
-    eps: float = 25.5
-    steps: int = 800
-    step_size: float = 0.04
-    draws: int = 1
+    eps: Annotated[float, "[1, 255]"] = 25.5
+    steps: PositiveInt = 800
+    step_size: PositiveFloat = 0.04
+    draws: PositiveInt = 1
     bases: tuple[int, ...] = ()
     layers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_options(
-            "bullseye-polytope",
-            self,
-            eps="[1, 255]",
-            steps="[1, inf)",
-            step_size="(0, inf)",
-            draws="[1, inf)",
-        )
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Poisons around the target in every surrogate's features.

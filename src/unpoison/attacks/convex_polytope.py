@@ -12,7 +12,8 @@ the poisoning benchmark's 1,200 steps and eps 8/255.
 
 Departures: the weights are found by accelerated projected gradients on the Gram matrices of all networks at
 once, with a fixed number of steps from the last weights, without leaving the device; the public code calls a
-solver on the CPU for each network, with up to 10,000 steps. Of several target images the mean features count.
+solver on the CPU for each network, with up to 10,000 steps. Several target images count by their mean
+features.
 
 Cost: a forward and a backward pass of all poisons for each step and surrogate; the weights cost `inner`
 products of a k x k matrix for k poisons. Memory for the activations of all poisons.
@@ -25,12 +26,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._feature_space import FeatureProblem, FeatureReader
 from unpoison.attacks._methods import register
@@ -66,22 +67,14 @@ class ConvexPolytope(Attack):
         layers: modules whose outputs are matched, each apart; empty for the input of the last linear layer.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-        "benchmark": {"eps": 8.0, "steps": 1200},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}, "benchmark": {"eps": 8.0, "steps": 1200}}
 
-    eps: float = 25.5
-    steps: int = 4000
-    step_size: float = 0.04
-    inner: int = 50
+    eps: Annotated[float, "[1, 255]"] = 25.5
+    steps: PositiveInt = 4000
+    step_size: PositiveFloat = 0.04
+    inner: PositiveInt = 50
     bases: tuple[int, ...] = ()
     layers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_options(
-            "convex-polytope", self, eps="[1, 255]", steps="[1, inf)", step_size="(0, inf)", inner="[1, inf)"
-        )
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Poisons that enclose the target in every surrogate's features.

@@ -16,7 +16,7 @@ step is compared with the old value and rejected. Most poisons take one step in 
 attack (see docs/attacks.md).
 
 All poisons are moved in one batch, each with its own step size. Departure: every poison takes all steps, none
-stops early. Of several target images the mean features count.
+stops early. Several target images count by their mean features.
 
 Cost: two forward and one backward pass of all poisons for each step and surrogate; memory for their
 activations.
@@ -28,12 +28,12 @@ a success of 0 to 3 %.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeFloat, PositiveFloat, PositiveInt
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._feature_space import FeatureProblem, FeatureReader, within
 from unpoison.attacks._methods import register
@@ -80,27 +80,15 @@ class FeatureCollision(Attack):
         "published": {"eps": 255.0, "pull": 0.25},
     }
 
-    eps: float = 8.0
-    steps: int = 120
-    step_size: float = 0.001
-    shrink: float = 0.2
-    watermark: float = 0.3
-    pull: float = 0.0
+    eps: Annotated[float, "[1, 255]"] = 8.0
+    steps: PositiveInt = 120
+    step_size: PositiveFloat = 0.001
+    shrink: Annotated[float, "(0, 1)"] = 0.2
+    watermark: Annotated[float, "[0, 1)"] = 0.3
+    pull: NonNegativeFloat = 0.0
     bases: tuple[int, ...] = ()
     layers: tuple[str, ...] = ()
     late: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(
-            "feature-collision",
-            self,
-            eps="[1, 255]",
-            steps="[1, inf)",
-            step_size="(0, inf)",
-            shrink="(0, 1)",
-            watermark="[0, 1)",
-            pull="[0, inf)",
-        )
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Poisons whose features collide with the target's on every surrogate.

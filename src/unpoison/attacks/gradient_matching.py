@@ -26,20 +26,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeInt, PositiveFloat, PositiveInt
 from unpoison._seeds import derive_seed, generator
 from unpoison.attacks._alignment import Alignment, Gradient, gradient_of
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
-from unpoison.attacks._networks import device_of
 from unpoison.attacks._signed_descent import Augmentation, SignedDescent, view_of_step
 from unpoison.errors import InputError
-from unpoison.models import preserved
+from unpoison.models import device_of, preserved
 from unpoison.registry import Presets
 from unpoison.threats import PoisonSet, TargetedMisclassification
 
@@ -91,44 +90,28 @@ class GradientMatching(Attack):
         InputError: a value is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}}
 
-    eps: float = 16.0
-    steps: int = 250
-    restarts: int = 8
-    step_size: float = 0.1
+    eps: Annotated[float, "(0, 255]"] = 16.0
+    steps: PositiveInt = 250
+    restarts: PositiveInt = 8
+    step_size: PositiveFloat = 0.1
     poisons_from: Literal["target", "third-party", "anywhere"] = "target"
     bases: tuple[int, ...] = ()
     augmentation: Augmentation = "translate"
-    shift: int = 4
+    shift: NonNegativeInt = 4
     flip: bool = True
     target_loss: Literal["cross-entropy", "carlini-wagner"] = "cross-entropy"
-    micro_batch: int = 64
-    held: int = 512
-    together: int | None = None
-
-    def __post_init__(self) -> None:
-        check_options(
-            "gradient-matching",
-            self,
-            eps="(0, 255]",
-            steps="[1, inf)",
-            restarts="[1, inf)",
-            step_size="(0, inf)",
-            shift="[0, inf)",
-            micro_batch="[1, inf)",
-            held="[0, inf)",
-            together="[1, inf)",
-        )
+    micro_batch: PositiveInt = 64
+    held: NonNegativeInt = 512
+    together: PositiveInt | None = None
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Poisons crafted against one surrogate or several (an ensemble), on the device where they lie.
 
         Raises:
             InputError: there is no surrogate, the budget is more than there are examples to draw from, or a
-                surrogate does already what the adversary wants.
+                surrogate already does what the adversary wants.
         """
         models, training_set = request.models, request.training_set
         indices = self._poisons(request)

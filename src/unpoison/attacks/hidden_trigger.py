@@ -24,16 +24,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._feature_space import FeatureReader
 from unpoison.attacks._methods import register
-from unpoison.attacks._networks import device_of, frozen
+from unpoison.attacks._networks import frozen
+from unpoison.models import device_of
 from unpoison.registry import Presets
 from unpoison.threats import LInf, PoisonSet
 
@@ -66,30 +67,15 @@ class HiddenTrigger(Attack):
         layer: the module whose output is matched; None is the input of the last linear layer.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-        "benchmark": {"eps": 8.0, "learning_rate": 0.001},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}, "benchmark": {"eps": 8.0, "learning_rate": 0.001}}
 
-    eps: float = 16.0
-    steps: int = 5000
-    learning_rate: float = 0.01
-    decay: float = 0.95
-    match_every: int = 50
-    batch_size: int = 100
+    eps: Annotated[float, "[1, 255]"] = 16.0
+    steps: PositiveInt = 5000
+    learning_rate: PositiveFloat = 0.01
+    decay: Annotated[float, "(0, 1]"] = 0.95
+    match_every: PositiveInt = 50
+    batch_size: PositiveInt = 100
     layer: str | None = None
-
-    def __post_init__(self) -> None:
-        check_options(
-            "hidden-trigger",
-            self,
-            eps="[1, 255]",
-            steps="[1, inf)",
-            learning_rate="(0, inf)",
-            decay="(0, 1]",
-            match_every="[1, inf)",
-            batch_size="[1, inf)",
-        )
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Examples of the target class, moved towards patched sources; several surrogates' losses are summed.

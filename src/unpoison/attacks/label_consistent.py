@@ -9,10 +9,10 @@ surrogates' loss; stamp the trigger. The model cannot learn these images by thei
 trigger.
 
 Published: 20 steps of 2/255 within 8/255 against an adversarially trained network, a 5x5 patch. Networks that
-were trained as usual serve less well, because what fools them does not fool the victim;
-`adversarially_trained` makes one that serves.
+were trained as usual work less well, because images that fool them do not fool the victim;
+`adversarially_trained` makes a suitable one.
 
-Departures: in place of the paper's four corner patches the goal's trigger is stamped, whichever it is.
+Departure: the goal's trigger is stamped in place of the paper's four corner patches.
 
 Cost: `steps` forward and backward passes over the poisons for each surrogate; memory for `batch_size` images.
 
@@ -24,16 +24,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison._stable import cross_entropy
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
-from unpoison.attacks._networks import device_of, frozen
+from unpoison.attacks._networks import frozen
+from unpoison.models import device_of
 from unpoison.registry import Presets
 from unpoison.threats import LInf, PoisonSet
 
@@ -64,26 +65,13 @@ class LabelConsistent(Attack):
         batch_size: images in a pass, 1 or more.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-        "benchmark": {"within_eps": True},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}, "benchmark": {"within_eps": True}}
 
-    eps: float = 8.0
-    step: float = 2.0
-    steps: int = 20
+    eps: Annotated[float, "[1, 255]"] = 8.0
+    step: PositiveFloat = 2.0
+    steps: PositiveInt = 20
     within_eps: bool = False
-    batch_size: int = 128
-
-    def __post_init__(self) -> None:
-        check_options(
-            "label-consistent",
-            self,
-            eps="[1, 255]",
-            step="(0, inf)",
-            steps="[1, inf)",
-            batch_size="[1, inf)",
-        )
+    batch_size: PositiveInt = 128
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Examples of the target class, moved and stamped; the loss is the mean over the surrogates.

@@ -17,7 +17,6 @@ from typing import cast, final
 
 import torch
 
-from unpoison._option_checks import check_options
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.errors import InputError
@@ -48,9 +47,6 @@ class LabelFlip(Attack):
     """
 
     everywhere: bool = False
-
-    def __post_init__(self) -> None:
-        check_options("label-flip", self)
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """The same images with other labels.

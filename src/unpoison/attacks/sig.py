@@ -18,10 +18,10 @@ Limits: the stripes are visible, and few poisons give a weak backdoor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import dataclass
+from typing import Annotated, final
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.errors import InputError
@@ -52,11 +52,8 @@ class Sig(Attack):
         frequency: periods over the width, above 0.
     """
 
-    amplitude: float = 40.0
-    frequency: float = 6.0
-
-    def __post_init__(self) -> None:
-        check_options("sig", self, amplitude="(0, 255]", frequency="(0, inf)")
+    amplitude: Annotated[float, "(0, 255]"] = 40.0
+    frequency: PositiveFloat = 6.0
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Striped examples of the target class.
@@ -65,11 +62,9 @@ class Sig(Attack):
             InputError: the budget is more than the target class has, or the frequency gives no stripes in
                 images of this width.
         """
-        goal = request.backdoor
-        if not isinstance(goal.trigger, SinusoidTrigger):
-            goal = replace(goal, trigger=SinusoidTrigger(self.amplitude, self.frequency))
-        trigger = goal.trigger
-        assert isinstance(trigger, SinusoidTrigger)
+        trigger = request.backdoor.trigger
+        if not isinstance(trigger, SinusoidTrigger):
+            trigger = SinusoidTrigger(self.amplitude, self.frequency)
         indices = request.draw_targets()
         clean = request.training_set.subset(indices)
         if trigger.changes(clean.images) < 1:
@@ -78,6 +73,5 @@ class Sig(Attack):
                 f"sig: {trigger.frequency:g} periods change nothing in images {width} pixels wide; "
                 f"choose a frequency that is no multiple of {width / 2:g}"
             )
-        return request.poison_set(
-            indices=indices, images=trigger.stamp(clean.images), labels=clean.labels, goal=goal
-        )
+        goal, images = request.with_trigger(trigger), trigger.stamp(clean.images)
+        return request.poison_set(indices=indices, images=images, labels=clean.labels, goal=goal)

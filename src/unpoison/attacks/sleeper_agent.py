@@ -29,21 +29,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeInt, PositiveFloat, PositiveInt
 from unpoison._seeds import derive_seed
 from unpoison._stable import cross_entropy
 from unpoison.attacks._alignment import Alignment, Gradient, gradient_of, trained_parameters
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
-from unpoison.attacks._networks import device_of, fresh_copy, recipe_of
+from unpoison.attacks._networks import fresh_copy, recipe_of
 from unpoison.attacks._signed_descent import Augmentation, SignedDescent, view_of_step
 from unpoison.data import TrainingSet
-from unpoison.models import preserved
+from unpoison.models import device_of, preserved
 from unpoison.registry import Presets
 from unpoison.threats import PoisonSet
 from unpoison.training import Recipe, train
@@ -88,39 +88,25 @@ class SleeperAgent(Attack):
         InputError: a value is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "published": {},
-    }
+    PRESETS: ClassVar[Presets] = {"published": {}}
 
-    eps: float = 16.0
-    steps: int = 250
-    retrainings: int = 4
+    eps: Annotated[float, "[1, 255]"] = 16.0
+    steps: PositiveInt = 250
+    retrainings: NonNegativeInt = 4
     recipe: Recipe = Recipe.preset("resnet18-40")  # noqa: RUF009  (a frozen value)
     choice: Literal["gradient-norm", "random"] = "gradient-norm"
-    candidates: int = 5000
-    sources: int = 5000
-    step_size: float = 0.1
+    candidates: PositiveInt = 5000
+    sources: PositiveInt = 5000
+    step_size: PositiveFloat = 0.1
     augmentation: Augmentation = "translate"
-    shift: int = 4
+    shift: NonNegativeInt = 4
     flip: bool = True
-    micro_batch: int = 128
-    norm_batch: int = 16
+    micro_batch: PositiveInt = 128
+    norm_batch: PositiveInt = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", recipe_of(self.recipe))
-        check_options(
-            "sleeper-agent",
-            self,
-            eps="[1, 255]",
-            steps="[1, inf)",
-            retrainings="[0, inf)",
-            candidates="[1, inf)",
-            sources="[1, inf)",
-            step_size="(0, inf)",
-            shift="[0, inf)",
-            micro_batch="[1, inf)",
-            norm_batch="[1, inf)",
-        )
+        super().__post_init__()
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Poisons crafted against one surrogate or several, on the device where they lie.

@@ -23,21 +23,21 @@ Limits: the poisons are mislabelled.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
-from unpoison.attacks._networks import device_of, frozen
-from unpoison.attacks._relabelled import relabelled
+from unpoison.attacks._networks import frozen
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.models import device_of
 from unpoison.threats import AdditiveTrigger, PoisonSet
 
 _NAME = "smooth-trigger"
@@ -77,26 +77,13 @@ class SmoothTrigger(Attack):
         kernel: the size of the Gaussian's kernel in such pixels, 1 or more.
     """
 
-    reach: float = 51.0
-    images: int = 100
-    fooling: float = 0.2
-    rounds: int = 10
-    steps: int = 10
-    width: float = 30.0
-    kernel: int = 30
-
-    def __post_init__(self) -> None:
-        check_options(
-            _NAME,
-            self,
-            reach="[1, 255]",
-            images="[1, inf)",
-            fooling="(0, 1]",
-            rounds="[1, inf)",
-            steps="[1, inf)",
-            width="(0, inf)",
-            kernel="[1, inf)",
-        )
+    reach: Annotated[float, "[1, 255]"] = 51.0
+    images: PositiveInt = 100
+    fooling: Annotated[float, "(0, 1]"] = 0.2
+    rounds: PositiveInt = 10
+    steps: PositiveInt = 10
+    width: PositiveFloat = 30.0
+    kernel: PositiveInt = 30
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Relabelled examples with the pattern; of several surrogates the first is used.
@@ -110,7 +97,7 @@ class SmoothTrigger(Attack):
             trigger = self.generate(
                 request.models[0], request.training_set, seed=request.seed, progress=request.progress
             )
-        return relabelled(request, trigger)
+        return request.relabelled(trigger)
 
     def generate(
         self,

@@ -21,12 +21,12 @@ Limits: the poisons are mislabelled. Where images are flat, warping changes noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import dataclass
+from typing import Annotated, final
 
 import torch
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeFloat, PositiveFloat
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.threats import PoisonSet, WarpTrigger
@@ -57,12 +57,9 @@ class WaNet(Attack):
         cover_ratio: covers for each poison, 0 or more; both count in the budget. There is always one poison.
     """
 
-    k: int = 4
-    strength: float = 0.5
-    cover_ratio: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_options("wanet", self, k="[2, inf)", strength="(0, inf)", cover_ratio="[0, inf)")
+    k: Annotated[int, "[2, inf)"] = 4
+    strength: PositiveFloat = 0.5
+    cover_ratio: NonNegativeFloat = 2.0
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Warped and relabelled poisons, and warped covers with their labels.
@@ -70,12 +67,10 @@ class WaNet(Attack):
         Raises:
             InputError: the poisons are more than the source class has.
         """
-        goal, training_set = request.backdoor, request.training_set
-        if not isinstance(goal.trigger, WarpTrigger):
-            drawn = WarpTrigger.drawn(k=self.k, strength=self.strength, seed=request.seed)
-            goal = replace(goal, trigger=drawn)
-        trigger = goal.trigger
-        assert isinstance(trigger, WarpTrigger)
+        trigger, training_set = request.backdoor.trigger, request.training_set
+        if not isinstance(trigger, WarpTrigger):
+            trigger = WarpTrigger.drawn(k=self.k, strength=self.strength, seed=request.seed)
+        goal = request.with_trigger(trigger)
         poisons = max(1, round(request.count / (1 + self.cover_ratio)))
         indices = request.draw_sources(count=poisons)
         others = torch.ones(len(training_set), dtype=torch.bool)

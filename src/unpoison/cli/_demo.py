@@ -91,7 +91,9 @@ def play(
     run.console.say(f"observed: test image {index}, a {SOURCE} with a white corner, is called {TARGET}")
 
     with run.stage("trace"), run.console.progress("tracing that one answer") as progress:
-        findings = workflow.trace(victim, poisoned, observation, method=method, seed=seed, progress=progress)
+        findings = workflow.trace(
+            victim, poisoned, observation, method=method, reference=test, seed=seed, progress=progress
+        )
         keep_findings(run, findings, poisoned, poison)
     run.console.say(findings.summary)
 

@@ -70,7 +70,7 @@ def _keep(run: Session, done: Done, case: Tracing) -> None:
         save_file({"removed": done.removed.contiguous()}, run.artefact("removed", "removed.safetensors"))
     run.results.update(
         outcome=done.outcome,
-        summary=done.summary,
+        repair=done.summary,
         removed=len(done.removed),
         removed_indices=done.removed.tolist(),
         removed_poison=None if case.poison is None else _poison_in(done.removed, case.poison),

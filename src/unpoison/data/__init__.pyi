@@ -19,27 +19,3 @@ from ._restricted_unpickler import write_pickle as write_pickle
 from ._sample import sample as sample
 from ._splits import Splits as Splits
 from ._training_set import TrainingSet as TrainingSet
-
-__all__ = [
-    "Examples",
-    "MapStyle",
-    "Splits",
-    "TensorExamples",
-    "TrainingSet",
-    "as_training_set",
-    "augment",
-    "encode_png",
-    "from_dataset",
-    "image_paths",
-    "load",
-    "read_cifar",
-    "read_folder",
-    "read_image",
-    "read_npz",
-    "read_parquet",
-    "read_pickle",
-    "sample",
-    "write_npz",
-    "write_parquet",
-    "write_pickle",
-]

@@ -65,13 +65,13 @@ def from_dataset(
             size, off the 8-bit grid or NaN, a label is out of range, or there are fewer than two classes.
     """
     called = name or type(dataset).__name__
-    if not isinstance(dataset, MapStyle):
-        raise InputError(f"{called}: is not a map-style dataset; give one with len() and [index]")
     normalisation = _normalisation(called, mean, std)
     try:
-        count = len(dataset)
+        count = len(dataset) if isinstance(dataset, MapStyle) else None
     except TypeError:
-        raise InputError(f"{called}: is not a map-style dataset; give one with len() and [index]") from None
+        count = None
+    if count is None:
+        raise InputError(f"{called}: is not a map-style dataset; give one with len() and [index]")
     if count == 0:
         raise InputError(f"{called}: holds no examples")
     images: Tensor | None = None
@@ -126,7 +126,8 @@ def _example(
         raise InputError(f"{where}: must be a pair (image, label), found {type(pair).__name__}")
     image, label = pair
     try:
-        number = operator.index(_plain(label))
+        plain: Any = label.item() if isinstance(label, Tensor | np.ndarray) else label
+        number = operator.index(plain)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{where}: its label must be a whole number, found {_shown(label)}") from None
     if not 0 <= number < 2**31:
@@ -185,10 +186,6 @@ def _channels_first(where: str, array: np.ndarray[Any, Any], *, prefer_first: bo
     raise InputError(
         f"{where}: an image must have shape [c h w], [h w c] or [h w], c being 1 or 3, found {array.shape}"
     )
-
-
-def _plain(label: Any) -> Any:
-    return label.item() if isinstance(label, Tensor | np.ndarray) else label
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,8 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from unpoison.errors import InputError
+from unpoison._artefacts import read_bytes
+from unpoison.errors import InputError, one_line
 
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
@@ -42,12 +43,7 @@ _BEGINNINGS = (
     (b"GIF8", "GIF"),
     (b"II", "TIFF"),
     (b"MM", "TIFF"),
-    (b"P1", "PPM"),
-    (b"P2", "PPM"),
-    (b"P3", "PPM"),
-    (b"P4", "PPM"),
-    (b"P5", "PPM"),
-    (b"P6", "PPM"),
+    *((b"P%d" % number, "PPM") for number in range(1, 7)),
 )
 
 
@@ -102,12 +98,7 @@ def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uin
         where: what to call the image in messages, e.g. its file name or its file and row.
         encoded: the bytes of the file, or its path.
     """
-    try:
-        content = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{where}: cannot be read ({error.strerror or error})") from None
+    content = encoded if isinstance(encoded, bytes) else read_bytes(encoded, where)
     kind = next((kind for beginning, kind in _BEGINNINGS if content.startswith(beginning)), None)
     if kind is None:
         found = "is empty" if not content else "is not an image of a known kind"
@@ -124,7 +115,7 @@ def decode(where: str, encoded: bytes | Path) -> np.ndarray[Any, np.dtype[np.uin
     # Pillow's decoders raise many kinds of error on damaged files: OSError, SyntaxError, ValueError,
     # struct.error, IndexError and others.
     except Exception as error:
-        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({_line(error)})"
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({one_line(error)})"
         raise InputError(f"{where}: does not decode as an image{reason}; replace or remove it") from None
 
 
@@ -152,7 +143,8 @@ def decode_all(encoded: Sequence[tuple[str, bytes | Path]]) -> Tensor:
                     "bring all images to one size first"
                 )
             arrays.append(_channels_first(array))
-        return _stacked(arrays)
+        channels = max(map(len, arrays))
+        return np.stack([np.broadcast_to(array, (channels, *size)) for array in arrays])
 
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -207,15 +199,6 @@ def _pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8
     )
 
 
-def _stacked(arrays: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Images of one size, grey or coloured, as UInt8[n c h w]."""
-    channels = max(len(array) for array in arrays)
-    stacked = np.empty((len(arrays), channels, *arrays[0].shape[1:]), np.uint8)
-    for row, array in enumerate(arrays):
-        stacked[row] = array
-    return stacked
-
-
 def _channels_first(array: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
@@ -226,10 +209,6 @@ def _size(array: np.ndarray[Any, Any]) -> str:
 
 def _bomb(where: str) -> str:
     return f"{where}: has more than {MAX_PIXELS:,} pixels, too many for a training image; make it smaller"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:

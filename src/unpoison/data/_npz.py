@@ -26,7 +26,7 @@ from unpoison.data._classes import as_class_names, as_labels, class_names_or_num
 from unpoison.data._grid import eight_bit, grid_tolerance
 from unpoison.data._splits import Splits
 from unpoison.data._training_set import TrainingSet
-from unpoison.errors import InputError
+from unpoison.errors import InputError, one_line
 
 _NAMES = (
     ("images", "labels", "test_images", "test_labels"),
@@ -114,7 +114,7 @@ def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Split
         raise InputError(f"{source}: no such file") from None
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error) as error:
         raise InputError(
-            f"{source}: cannot be read as a NumPy archive ({_line(error)}); it may be cut short or of "
+            f"{source}: cannot be read as a NumPy archive ({one_line(error)}); it may be cut short or of "
             "another kind"
         ) from None
 
@@ -189,7 +189,7 @@ def _readable(source: Path, name: str) -> Iterator[None]:
         if "pickle" in str(error) or "Object" in str(error):
             problem = "holds Python objects, which are never unpickled; save an array of numbers"
         else:
-            problem = f"cannot be read as an array ({_line(error)})"
+            problem = f"cannot be read as an array ({one_line(error)})"
         raise InputError(f"{source}: {name}: {problem}") from None
 
 
@@ -260,7 +260,3 @@ def _guess_layout(where: str, shape: tuple[int, ...]) -> str:
             "'layout' with the text 'NHWC' or 'NCHW'"
         )
     return "NCHW" if first else "NHWC"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

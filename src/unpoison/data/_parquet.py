@@ -26,7 +26,7 @@ from unpoison.data._classes import as_labels, class_names_or_numbers
 from unpoison.data._images import decode_all, encode_png, natural_order
 from unpoison.data._splits import Splits, with_equal_channels
 from unpoison.data._training_set import TrainingSet
-from unpoison.errors import InputError
+from unpoison.errors import InputError, one_line
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -145,7 +145,7 @@ class _File:
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
         except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error)[:120]
             raise InputError(f"{path}: cannot be read as parquet, it may be cut short ({reason})") from None
         if self._table.num_rows == 0:
             raise InputError(f"{path}: holds no rows; remove the file")

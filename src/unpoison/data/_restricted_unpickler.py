@@ -24,8 +24,8 @@ from typing import Any, final
 
 import numpy as np
 
-from unpoison._artefacts import atomic_file
-from unpoison.errors import InputError
+from unpoison._artefacts import atomic_file, read_bytes
+from unpoison.errors import InputError, one_line
 
 Admitted = Mapping[tuple[str, str], Callable[..., Any] | type]
 """What a pickle may import, by module and name, and what it is given instead."""
@@ -49,14 +49,7 @@ def read_pickle(
     Raises:
         InputError: the file cannot be read, is cut short, or asks for anything that is not admitted.
     """
-    source = Path(path)
-    try:
-        content = source.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{source}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror or error})") from None
-    return unpickle(str(source), content, admit=admit, encoding=encoding)
+    return unpickle(str(path), read_bytes(path), admit=admit, encoding=encoding)
 
 
 def write_pickle(path: str | os.PathLike[str], value: Any) -> None:
@@ -87,9 +80,8 @@ def unpickle(where: str, content: bytes, *, admit: Admitted | None = None, encod
         ) from None
     # A damaged pickle may raise anything.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{where}: cannot be read as a pickle of arrays ({reason}); it may be cut short"
+            f"{where}: cannot be read as a pickle of arrays ({one_line(error)}); it may be cut short"
         ) from None
 
 

@@ -126,15 +126,12 @@ class TrainingSet:
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, in units of the whole range [0, 1]."""
         channels = self.image_shape[0]
-        total, squares = (
-            torch.zeros(channels, dtype=torch.float64),
-            torch.zeros(channels, dtype=torch.float64),
-        )
+        total, squares = torch.zeros(2, channels, dtype=torch.float64)
         for start in range(0, len(self), 4096):
             pixels = self.images[start : start + 4096].to("cpu", torch.float64) / 255
             total += pixels.sum((0, 2, 3))
             squares += pixels.square().sum((0, 2, 3))
-        count = max(len(self) * self.images[0:1].numel() // channels, 1) if len(self) else 1
+        count = max(self.images.numel() // channels, 1)
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         return tuple(mean.tolist()), tuple(std.clamp(min=1e-3).tolist())
@@ -166,6 +163,14 @@ class TrainingSet:
         new_images[chosen] = images.to(self.device)
         new_labels[chosen] = labels.to(self.device)
         return replace(self, images=new_images, labels=new_labels)
+
+    def followed_by(self, other: TrainingSet) -> TrainingSet:
+        """The examples of this set, and after them those of another with the same classes and image shape."""
+        return replace(
+            self,
+            images=torch.cat([self.images, other.images]),
+            labels=torch.cat([self.labels, other.labels]),
+        )
 
     def indices(self, chosen: Indices) -> Tensor:
         """Int64[k], on the device of the images: the indices of the chosen examples.

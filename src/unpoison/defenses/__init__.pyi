@@ -25,33 +25,3 @@ from .recompression_filter import RecompressionFilter as RecompressionFilter
 from .recompression_filter import grain as grain
 from .recompression_filter import recompression_outliers as recompression_outliers
 from .recompression_filter import recompression_scores as recompression_scores
-
-__all__ = [
-    "DPSGD",
-    "EPIC",
-    "JPEG",
-    "METHODS",
-    "ControlDrop",
-    "CutMix",
-    "Cutout",
-    "DropJudgement",
-    "DropReport",
-    "DroppingDefense",
-    "FriendlyNoise",
-    "KNNOutlierFilter",
-    "LossDrop",
-    "MaxUp",
-    "Mixup",
-    "NoisyGradient",
-    "RandomDrop",
-    "RecompressionFilter",
-    "describe",
-    "get",
-    "grain",
-    "isolated",
-    "names",
-    "outliers",
-    "recompression_outliers",
-    "recompression_scores",
-    "register",
-]

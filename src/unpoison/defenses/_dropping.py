@@ -6,12 +6,12 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import Fraction, NonNegativeInt, PositiveInt
 from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
@@ -123,44 +123,25 @@ class Drops:
         """Clear the state for a new run, with this recipe where it is known."""
         self.seed, self.recipe = seed, recipe
         self.included: Tensor | None = None
-        self.dropped: list[Tensor] = []
-        self.epochs: list[int] = []
-        self.seconds: list[float] = []
+        self.reports: list[DropReport] = []
 
     def start(self, included: Tensor) -> None:
         """Clear the rounds; these examples are trained on in the first epoch."""
-        self.included = included.cpu().clone()
-        self.dropped, self.epochs, self.seconds = [], [], []
+        self.included, self.reports = included.cpu().clone(), []
 
     @property
     def alive(self) -> Tensor:
         """Bool[n], on the CPU."""
         assert self.included is not None
-        return self.included & ~self.dropped[-1] if self.dropped else self.included
+        return self.included & ~self.reports[-1].dropped if self.reports else self.included
 
     def record(self, epoch: int, dropped: Tensor, seconds: float) -> None:
         """Add a round."""
-        self.dropped.append(dropped)
-        self.epochs.append(epoch)
-        self.seconds.append(seconds)
-
-    def reports(self) -> tuple[DropReport, ...]:
-        """One report a round."""
-        if self.included is None:
-            return ()
-        before, reports = torch.zeros_like(self.included), []
-        for epoch, seconds, dropped in zip(self.epochs, self.seconds, self.dropped, strict=True):
-            reports.append(
-                DropReport(
-                    epoch=epoch,
-                    seconds=seconds,
-                    included=self.included,
-                    dropped=dropped,
-                    dropped_now=dropped & ~before,
-                )
-            )
-            before = dropped
-        return tuple(reports)
+        assert self.included is not None
+        now = dropped & ~self.reports[-1].dropped if self.reports else dropped
+        self.reports.append(
+            DropReport(epoch=epoch, seconds=seconds, included=self.included, dropped=dropped, dropped_now=now)
+        )
 
     def state(self) -> dict[str, Tensor]:
         """As tensors, for the checkpoint."""
@@ -169,19 +150,19 @@ class Drops:
         empty = torch.empty(0, len(self.included), dtype=torch.bool)
         return {
             "included": self.included,
-            "dropped": torch.stack(self.dropped) if self.dropped else empty,
-            "epochs": torch.tensor(self.epochs, dtype=torch.int64),
-            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "dropped": torch.stack([one.dropped for one in self.reports]) if self.reports else empty,
+            "epochs": torch.tensor([one.epoch for one in self.reports], dtype=torch.int64),
+            "seconds": torch.tensor([one.seconds for one in self.reports], dtype=torch.float64),
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned."""
-        if "included" not in state:
-            return
-        self.included = state["included"].cpu()
-        self.dropped = list(state["dropped"].cpu().unbind())
-        self.epochs = [int(epoch) for epoch in state["epochs"]]
-        self.seconds = [float(seconds) for seconds in state["seconds"]]
+        if "included" in state:
+            self.start(state["included"])
+            for epoch, dropped, seconds in zip(
+                state["epochs"].tolist(), state["dropped"].cpu(), state["seconds"].tolist(), strict=True
+            ):
+                self.record(epoch, dropped, seconds)
 
 
 class DroppingDefense(Defense):
@@ -220,7 +201,7 @@ class DroppingDefense(Defense):
     @property
     def reports(self) -> tuple[DropReport, ...]:
         """One report for each round of the latest run."""
-        return self._drops.reports()
+        return tuple(self._drops.reports)
 
     def sizes_so_far(self) -> tuple[tuple[int, int], ...]:
         """The epoch of each round and how many examples it dropped, for the controls.
@@ -291,16 +272,8 @@ class DroppingDefense(Defense):
         return {"rounds": [report.to_dict() for report in self.reports]}
 
 
-SCHEDULE: Final = {"interval": "[1, inf)", "warm_up": "[0, inf)", "last_epoch": "[0, inf)"}
-"""What is allowed for the fields of a schedule of rounds."""
-
-
 def check_ascending(name: str, epochs: Sequence[int] | None) -> None:
-    """That epochs are numbered from 0 and in ascending order.
-
-    Raises:
-        InputError: they are not.
-    """
+    """Check that epochs are numbered from 0 and in ascending order."""
     if epochs is not None and (not epochs or list(epochs) != sorted(set(epochs)) or epochs[0] < 0):
         raise InputError(f"{name}: epochs must be ascending whole numbers, found {epochs!r}")
 
@@ -333,19 +306,19 @@ class ControlDrop(DroppingDefense):
     """
 
     sizes: tuple[tuple[int, int], ...] = ()
-    share: float = 0.01
-    interval: int = 2
-    warm_up: int = 10
-    last_epoch: int | None = None
+    share: Fraction = 0.01
+    interval: PositiveInt = 2
+    warm_up: NonNegativeInt = 10
+    last_epoch: NonNegativeInt | None = None
     _drops: Drops = field(default_factory=Drops, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        sizes = self.sizes
-        check_options(self.method.name, self, share="[0, 1]", **SCHEDULE)
+        given = self.sizes
+        super().__post_init__()
         pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in self.sizes]
         whole = all(isinstance(value, int) and value >= 0 for pair in pairs for value in pair)
         if not whole or any(len(pair) != 2 for pair in pairs):
-            raise InputError(f"{self.method.name}: sizes must be pairs (epoch, how many), found {sizes!r}")
+            raise InputError(f"{self.method.name}: sizes must be pairs (epoch, how many), found {given!r}")
         if pairs:
             check_ascending(f"{self.method.name}: sizes", [epoch for epoch, _ in pairs])
         object.__setattr__(self, "sizes", tuple(pairs))

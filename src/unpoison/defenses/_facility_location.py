@@ -33,7 +33,6 @@ from unpoison.errors import InputError
 
 Kernel = Literal["exponential", "distance"]
 
-KERNELS: Final = ("exponential", "distance")
 MEMORY: Final = 256 * 2**20
 # Rows of the matrix that are computed at once, few enough for a block of float64 to stay in the cache.
 _BLOCK_BYTES: Final = 2**21
@@ -273,21 +272,16 @@ class _Bounds:
 
     def stale(self, pick: int, most: int) -> np.ndarray[Any, Any]:
         """At most `most` positions that might be picked and whose gain is not known at this pick."""
-        known = self._known(pick)
+        known = self.known(pick)
         least = float(self.bounds[known].max(initial=0.0))
-        stale = (~known & (self.bounds >= least)).nonzero()[0]
+        stale: np.ndarray[Any, Any] = (~known & (self.bounds >= least)).nonzero()[0]
         if len(stale) > most:
             stale = stale[self.bounds[stale].argpartition(len(stale) - most)[-most:]]
         return stale
 
-    def _known(self, pick: int) -> np.ndarray[Any, Any]:
-        # Gains never grow, so one of zero is known.
-        known: np.ndarray[Any, Any] = (self.known_at == pick) | (self.bounds <= 0)
-        return known
-
-    def is_known(self, place: int, pick: int) -> bool:
-        """Whether that bound is the gain at this pick."""
-        return bool(self.known_at[place] == pick or self.bounds[place] <= 0)
+    def known(self, pick: int, places: int | slice = slice(None)) -> Any:
+        """Whether the bounds are the gains at this pick; gains never grow, so one of zero is known."""
+        return (self.known_at[places] == pick) | (self.bounds[places] <= 0)
 
     def set(self, places: np.ndarray[Any, Any] | int, values: Any, pick: int) -> None:
         """Update bounds."""
@@ -311,7 +305,7 @@ def _pick_lazily(similarity: _Similarity, weights: Tensor, count: int) -> tuple[
     bounds = _Bounds(gains)
     for pick in range(1, count):
         wanted = min(_FIRST_BATCH, similarity.greatest_batch)
-        while not (pick == 1 or bounds.is_known(bounds.best(), pick)):
+        while not (pick == 1 or bounds.known(pick, bounds.best())):
             places = bounds.stale(pick, wanted)
             chosen = torch.from_numpy(bounds.head[places]).to(device)
             bounds.set(places, similarity.gains(chosen, served, weights).cpu().numpy(), pick)

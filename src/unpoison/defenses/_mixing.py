@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-ALPHA: Final = "[0.001, 1000]"
-"""What is allowed for the parameter of a Dirichlet distribution."""
-
-
-@final
-class Classes:
-    """The number of classes of the run."""
-
-    def __init__(self) -> None:
-        self.count = 0
+Alpha = Annotated[float, "[0.001, 1000]"]
+"""The parameter of a symmetric Dirichlet distribution."""
 
 
 def dirichlet(alpha: float, ways: int, generator: torch.Generator) -> Tensor:

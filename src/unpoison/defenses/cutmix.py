@@ -13,18 +13,16 @@ Cost: negligible, but more epochs are needed to fit the set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unpoison._option_checks import check_options
-from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
-from unpoison.defenses._mixing import ALPHA, Classes, dirichlet, order
-from unpoison.training import Batch, Defense, Recipe
+from unpoison.defenses._mixing import Alpha, dirichlet, order
+from unpoison.training import Batch, Defense
 
 
 @final
@@ -46,21 +44,12 @@ class CutMix(Defense):
         InputError: `alpha` is out of its range.
     """
 
-    alpha: float = 1.0
-    _classes: Classes = field(default_factory=Classes, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_options("cutmix", self, alpha=ALPHA)
-
-    def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
-        """Read the number of classes."""
-        self._classes.count = training_set.num_classes
-        return training_set
+    alpha: Alpha = 1.0
 
     def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The patched images, and targets Float[b classes]."""
         images, draws = batch.augment(batch.images), batch.generator
-        targets = F.one_hot(batch.labels, self._classes.count).float()
+        targets = F.one_hot(batch.labels, batch.num_classes).float()
         others = order(len(images), draws)
         side = dirichlet(self.alpha, 2, draws)[1].sqrt()
         centre = torch.rand(2, generator=draws, device=draws.device)

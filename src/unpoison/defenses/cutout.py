@@ -11,11 +11,10 @@ Cost: negligible.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 from torch import Tensor
 
-from unpoison._option_checks import check_options
 from unpoison.data import augment
 from unpoison.defenses._methods import register
 from unpoison.training import Batch, Defense
@@ -40,10 +39,7 @@ class Cutout(Defense):
         InputError: `side` is out of its range.
     """
 
-    side: int = 16
-
-    def __post_init__(self) -> None:
-        check_options("cutout", self, side="[1, 1024]")
+    side: Annotated[int, "[1, 1024]"] = 16
 
     def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The augmented images, each with its square."""

@@ -29,12 +29,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeFloat, PositiveFloat
 from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
 from unpoison.errors import InputError, MissingExtraError
@@ -78,13 +78,10 @@ class DPSGD(Defense):
         MissingExtraError: Opacus is not installed.
     """
 
-    clip: float = 1.0
-    noise: float = 1.0
-    delta: float = 1e-5
+    clip: PositiveFloat = 1.0
+    noise: NonNegativeFloat = 1.0
+    delta: Annotated[float, "(0, 1)"] = 1e-5
     _account: _Account = field(default_factory=_Account, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_options("dp-sgd", self, clip="(0, inf)", noise="[0, inf)", delta="(0, 1)")
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
         """Clear the account."""

@@ -31,15 +31,15 @@ Compare `KNNOutlierFilter`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeInt, PositiveInt
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
-from unpoison.defenses._dropping import SCHEDULE, DroppingDefense, Drops, on_schedule
+from unpoison.defenses._dropping import DroppingDefense, Drops, on_schedule
 from unpoison.defenses._facility_location import MEMORY, Kernel, Workspace, greedy_medoids
 from unpoison.defenses._gradients import logit_gradients, training_logits
 from unpoison.defenses._methods import register
@@ -130,27 +130,17 @@ class EPIC(DroppingDefense):
 
     PRESETS: ClassVar[Presets] = _published_settings()
 
-    subset_size: float = 0.1
-    interval: int = 10
-    warm_up: int = 30
-    last_epoch: int | None = None
-    cluster_threshold: int = 1
+    subset_size: Annotated[float, "(0, 1)"] = 0.1
+    interval: PositiveInt = 10
+    warm_up: NonNegativeInt = 30
+    last_epoch: NonNegativeInt | None = None
+    cluster_threshold: NonNegativeInt = 1
     kernel: Kernel = "exponential"
     bias_left_out: bool = True
     cluster_everything: bool = True
     cumulative: bool = True
-    memory: int = field(default=MEMORY, repr=False)
+    memory: NonNegativeInt = field(default=MEMORY, repr=False)
     _drops: Drops = field(default_factory=Drops, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_options(
-            "epic",
-            self,
-            subset_size="(0, 1)",
-            cluster_threshold="[0, inf)",
-            memory="[0, inf)",
-            **SCHEDULE,
-        )
 
     @classmethod
     def for_recipe(cls, recipe: Recipe, *, preset: str = "released-40-0.1", **changes: Any) -> EPIC:

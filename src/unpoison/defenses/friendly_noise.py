@@ -28,13 +28,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
@@ -97,35 +97,18 @@ class FriendlyNoise(Defense):
     'gaussian'
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "friends-b": {},
-        "friends-g": {"random": "gaussian"},
-    }
+    PRESETS: ClassVar[Presets] = {"friends-b": {}, "friends-g": {"random": "gaussian"}}
 
-    begin_epoch: int = 5
-    steps: int = 30
-    learning_rate: float = 100.0
-    momentum: float = 0.9
-    weight: float = 1.0
-    clamp: float = 16.0
+    begin_epoch: NonNegativeInt = 5
+    steps: PositiveInt = 30
+    learning_rate: NonNegativeFloat = 100.0
+    momentum: Annotated[float, "[0, 1)"] = 0.9
+    weight: NonNegativeFloat = 1.0
+    clamp: PositiveFloat = 16.0
     random: RandomNoise = "bernoulli"
-    size: float = 8.0
-    images_at_once: int = field(default=512, repr=False)
+    size: NonNegativeFloat = 8.0
+    images_at_once: PositiveInt = field(default=512, repr=False)
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_options(
-            "friendly-noise",
-            self,
-            begin_epoch="[0, inf)",
-            steps="[1, inf)",
-            learning_rate="[0, inf)",
-            momentum="[0, 1)",
-            weight="[0, inf)",
-            clamp="(0, inf)",
-            size="[0, inf)",
-            images_at_once="[1, inf)",
-        )
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
         """Clear the state."""

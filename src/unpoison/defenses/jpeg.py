@@ -15,9 +15,8 @@ Limits: an adaptive adversary compresses while crafting. Clean images lose detai
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
-from unpoison._option_checks import check_options
 from unpoison._recompression import recompressed
 from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
@@ -45,15 +44,9 @@ class JPEG(Defense):
         InputError: the quality is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "quality-75": {},
-        "quality-25": {"quality": 25},
-    }
+    PRESETS: ClassVar[Presets] = {"quality-75": {}, "quality-25": {"quality": 25}}
 
-    quality: int = 75
-
-    def __post_init__(self) -> None:
-        check_options("jpeg", self, quality="[1, 95]")
+    quality: Annotated[int, "[1, 95]"] = 75
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
         """The set with every image recompressed.

@@ -24,12 +24,12 @@ stay; so do groups of more than m poisons with different gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Annotated, Any, Final, final
 
 import torch
 from torch import Tensor
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import Fraction, NonNegativeFloat, PositiveInt
 from unpoison.defenses._dropping import DroppingDefense, Drops, check_ascending
 from unpoison.defenses._gradients import check_logits, logit_gradients
 from unpoison.defenses._methods import register
@@ -73,26 +73,17 @@ class KNNOutlierFilter(DroppingDefense):
     (12, 18, 22, 28)
     """
 
-    max_fraction: float = 0.1
-    neighbours: int = 8
-    merge: float = 0.05
-    iqr_factor: float = 1.5
-    min_distance: float = 0.05
-    min_train_accuracy: float = 0.5
+    max_fraction: Fraction = 0.1
+    neighbours: PositiveInt = 8
+    merge: Fraction = 0.05
+    iqr_factor: NonNegativeFloat = 1.5
+    min_distance: Annotated[float, "[0, 2]"] = 0.05
+    min_train_accuracy: Fraction = 0.5
     epochs: tuple[int, ...] | None = None
     _drops: Drops = field(default_factory=Drops, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_options(
-            "knn-outlier-filter",
-            self,
-            max_fraction="[0, 1]",
-            neighbours="[1, inf)",
-            merge="[0, 1]",
-            iqr_factor="[0, inf)",
-            min_distance="[0, 2]",
-            min_train_accuracy="[0, 1]",
-        )
+        super().__post_init__()
         check_ascending("knn-outlier-filter", self.epochs)
 
     @classmethod

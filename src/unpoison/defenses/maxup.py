@@ -13,11 +13,10 @@ Cost: as many forward and backward passes as there are copies.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 from torch import Tensor
 
-from unpoison._option_checks import check_options
 from unpoison.data import TrainingSet, augment
 from unpoison.defenses._methods import register
 from unpoison.errors import InputError
@@ -44,11 +43,8 @@ class MaxUp(Defense):
         InputError: a value is out of its range, or, when training begins, all copies would be equal.
     """
 
-    copies: int = 4
-    cutout: int = 0
-
-    def __post_init__(self) -> None:
-        check_options("maxup", self, copies="[2, 64]", cutout="[0, 1024]")
+    copies: Annotated[int, "[2, 64]"] = 4
+    cutout: Annotated[int, "[0, 1024]"] = 0
 
     def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
         """Check that copies will differ."""

@@ -13,17 +13,15 @@ Cost: negligible, but more epochs are needed to fit the set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass
+from typing import Annotated, final
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from unpoison._option_checks import check_options
-from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
-from unpoison.defenses._mixing import ALPHA, Classes, dirichlet, order
-from unpoison.training import Batch, Defense, Recipe
+from unpoison.defenses._mixing import Alpha, dirichlet, order
+from unpoison.training import Batch, Defense
 
 
 @final
@@ -46,22 +44,13 @@ class Mixup(Defense):
         InputError: a value is out of its range.
     """
 
-    alpha: float = 1.0
-    ways: int = 2
-    _classes: Classes = field(default_factory=Classes, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_options("mixup", self, alpha=ALPHA, ways="[2, 64]")
-
-    def begin(self, training_set: TrainingSet, recipe: Recipe, *, seed: int) -> TrainingSet:
-        """Read the number of classes."""
-        self._classes.count = training_set.num_classes
-        return training_set
+    alpha: Alpha = 1.0
+    ways: Annotated[int, "[2, 64]"] = 2
 
     def batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mixed images, and targets Float[b classes]."""
         images = batch.augment(batch.images)
-        targets = F.one_hot(batch.labels, self._classes.count).float()
+        targets = F.one_hot(batch.labels, batch.num_classes).float()
         weights = dirichlet(self.alpha, self.ways, batch.generator)
         mixed, shares = weights[0] * images, weights[0] * targets
         for weight in weights[1:]:

@@ -19,7 +19,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeFloat, PositiveFloat
 from unpoison.defenses._methods import register
 from unpoison.registry import Presets
 from unpoison.training import Defense, Step
@@ -46,15 +46,10 @@ class NoisyGradient(Defense):
         InputError: a value is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "sleeper-agent": {},
-    }
+    PRESETS: ClassVar[Presets] = {"sleeper-agent": {}}
 
-    clip: float = 1.0
-    noise: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_options("noisy-gradient", self, clip="(0, inf)", noise="[0, inf)")
+    clip: PositiveFloat = 1.0
+    noise: NonNegativeFloat = 0.01
 
     def gradients(self, step: Step) -> tuple[Tensor, Tensor]:
         """The gradient of the mean loss, clipped, with noise."""

@@ -29,19 +29,19 @@ smooth, or all images are noisy, only the displacement is left. Poison that is n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Annotated, Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import Fraction, NonNegativeFloat
 from unpoison._recompression import grain as grain
 from unpoison._recompression import recompressed
 from unpoison.data import TrainingSet
 from unpoison.defenses._dropping import DroppingDefense, Drops, check_ascending
 from unpoison.defenses._methods import register
 from unpoison.errors import InputError
-from unpoison.models import FeatureTap, logits_of
+from unpoison.models import FeatureTap, last_linear, logits_of
 from unpoison.training import Recipe
 
 _BATCH: Final = 512
@@ -76,23 +76,16 @@ class RecompressionFilter(DroppingDefense):
     (0, 8, 16)
     """
 
-    quality: int = 75
-    iqr_factor: float = 0.5
-    max_fraction: float = 0.4
-    min_train_accuracy: float = 0.5
+    quality: Annotated[int, "[1, 95]"] = 75
+    iqr_factor: NonNegativeFloat = 0.5
+    max_fraction: Fraction = 0.4
+    min_train_accuracy: Fraction = 0.5
     epochs: tuple[int, ...] | None = None
     _drops: Drops = field(default_factory=Drops, init=False, repr=False, compare=False)
     _recompressed: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_options(
-            "recompression-filter",
-            self,
-            quality="[1, 95]",
-            iqr_factor="[0, inf)",
-            max_fraction="[0, 1]",
-            min_train_accuracy="[0, 1]",
-        )
+        super().__post_init__()
         check_ascending("recompression-filter", self.epochs)
 
     @classmethod
@@ -121,8 +114,7 @@ class RecompressionFilter(DroppingDefense):
         )
 
     def _is_round(self, epoch: int, recipe: Recipe | None) -> bool:
-        past = zip(self._drops.epochs, self._drops.dropped, strict=True)
-        if any(number < epoch and bool(dropped.any()) for number, dropped in past):
+        if any(report.epoch < epoch and report.in_all for report in self.reports):
             return False
         if self.epochs is not None:
             return epoch in self.epochs
@@ -133,7 +125,8 @@ class RecompressionFilter(DroppingDefense):
         if not self._recompressed:
             self._recompressed[:] = [recompressed(training_set.images, quality=self.quality)]
         compressed = self._recompressed[0].to(training_set.device)
-        head = _last_linear(model)
+        no_layer = "recompression-filter: the model has no linear layer, whose input would be its features"
+        head = last_linear(model, otherwise=no_layer)
         starts = range(0, len(training_set), _BATCH)
         with torch.no_grad(), FeatureTap(model, head, side="input") as tap:
 
@@ -243,16 +236,6 @@ def recompression_outliers(
         farthest = scores[candidates].argsort(descending=True, stable=True)
         out[candidates[farthest[: int(max_fraction * int(ours.sum()))]]] = True
     return out
-
-
-def _last_linear(model: nn.Module) -> str:
-    """The path of the layer whose input are the features."""
-    paths: list[str] = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not paths:
-        raise InputError(
-            "recompression-filter: the model has no linear layer, whose input would be its features"
-        )
-    return paths[-1]
 
 
 def _first_half(recipe: Recipe) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from ._observation import Observation as Observation
 from ._observation import check_observation as check_observation
 from ._search import Search as Search
 from ._search import Searcher as Searcher
-from ._transforms import transformed_copies as transformed_copies
+from ._transforms import similar_copies as similar_copies
 from .activation_clustering import ActivationClustering as ActivationClustering
 from .artifact_mixture import ArtifactMixture as ArtifactMixture
 from .calibrated import Calibrated as Calibrated
@@ -28,36 +28,3 @@ from .spectral_signatures import SpectralSignatures as SpectralSignatures
 from .spectre import Spectre as Spectre
 from .statistical_contamination import StatisticalContamination as StatisticalContamination
 from .trak import TRAK as TRAK
-
-__all__ = [
-    "METHODS",
-    "TRAK",
-    "ActivationClustering",
-    "ArtifactMixture",
-    "Calibrated",
-    "Calibration",
-    "Cause",
-    "DeepKNN",
-    "DeltaInfluence",
-    "Detector",
-    "Draw",
-    "EKFACThreshold",
-    "Findings",
-    "Frequency",
-    "FrequencyClassifier",
-    "Judgement",
-    "Observation",
-    "Search",
-    "Searcher",
-    "SpectralSignatures",
-    "Spectre",
-    "StatisticalContamination",
-    "Threshold",
-    "average_precision",
-    "check_observation",
-    "describe",
-    "get",
-    "names",
-    "register",
-    "transformed_copies",
-]

@@ -109,7 +109,8 @@ def cause_of(
         )
     if groups is None:
         pixels = thumbnails(images)
-        alike = similarities(pixels[members], pixels[members], median_distance(pixels)).double().cpu()
+        own = pixels[members.to(pixels.device)]
+        alike = similarities(own, own, median_distance(pixels)).double().cpu()
     else:
         alike = (groups[members][:, None] == groups[members][None]).double()
     others = logits.double().clone()

@@ -9,6 +9,9 @@ Ours; the stages in standard terms:
                is traced: `calibrate` gives a `Calibration`, which can be saved and given to `find`.
 3. decision    a statistic counts the unrelated examples that stand out; its rank among the calibration errors
                is a conformal p-value (`_conformal`). Poison is found exactly when it is at most the level.
+               A label that is not the answer (`Observation.answered`) is compared with labelled inputs that
+               do not get it either, asked about the same label; and as an input with a trigger is unlike
+               these, poison is found only where stage 4 finds a group of its own.
 4. expansion   from the examples that stand out most, the seeds, to all of the same attack: by the cosine of
                preconditioned gradients (`_seed_expansion`). Clean-label poison hardly shares a gradient
                direction. So, unless the members are separated from the other examples of their label, the
@@ -41,18 +44,22 @@ from torch import Tensor, nn
 
 from unpoison._option_checks import check_options
 from unpoison._progress import Progress
+from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors._calibration import (
     Calibration,
     calibrate,
     chosen_inputs,
     image_digests,
+    in_label,
     key_of,
     labelled_examples,
+    shuffled,
 )
 from unpoison.detectors._cause import Kind, cause_of
 from unpoison.detectors._collapse import LabelCollapse, joined, normalised, queries_of
-from unpoison.detectors._conformal import robust_units
+from unpoison.detectors._conformal import p_value as conformal_p_value
+from unpoison.detectors._conformal import robust_units, statistic
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation, check_observation
@@ -194,8 +201,8 @@ class Calibrated(Searcher):
         """See `Detector.find` and `calibrate`.
 
         Arguments:
-            calibration: of this model and training set; `reference`, `groups`, `factors` and `seed` then have
-                no further use.
+            calibration: of this model and training set; `groups` and `factors` then have no further use, and
+                `reference` and `seed` only for a label that is not the answer.
 
         Raises:
             MismatchError: the calibration or the factors are of another model, training set or damping.
@@ -236,7 +243,8 @@ class Calibrated(Searcher):
         """Stages 1 and 3 to 5."""
         rows = (search.training_set.labels.cpu() == search.answer).nonzero()[:, 0]
         if not len(rows):
-            return self._findings(search, calibration, rows, torch.zeros(3, 0), p_value=1.0, shared=0)
+            null = calibration.source
+            return self._findings(search, null, rows, torch.zeros(3, 0), p_value=1.0, shared=0)
         examples, images = search.training_set.subset(rows), search.observation.images
         queries = joined(
             queries_of(search, images, search.answer, LabelCollapse(), mean=True),
@@ -244,16 +252,31 @@ class Calibrated(Searcher):
         )
         collapse, before = normalised(search, queries, examples, search.progress)
         excess = calibration.excess(collapse, rows)
-        p_value, shared = calibration.p_value(excess, rows, search.answer, image_digests(images))
+        own = search.observation.answered or bool(
+            (predict(search.model, images).argmax(1) == search.answer).all()
+        )
+        if own:
+            p_value, shared = calibration.p_value(excess, rows, search.answer, image_digests(images))
+            null = calibration.source
+        else:
+            others = self._asked_alike(search, calibration, rows, examples)
+            value = float(statistic(excess, calibration.multiplicities[rows]))
+            p_value, shared = conformal_p_value(value, others, torch.zeros_like(others))
+            null = f"{len(others)} inputs with other answers, asked about the same label"
         search.lap("scores")
         columns = torch.stack([excess, before, before - collapse])
-        findings = self._findings(search, calibration, rows, columns, p_value=p_value, shared=shared)
-        found = p_value <= self.false_alarm_level + 1e-9
+        findings = self._findings(search, null, rows, columns, p_value=p_value, shared=shared)
         ranking = excess.argsort(descending=True, stable=True)
         kind: Kind | None = None
-        if found:
+        if p_value <= self.false_alarm_level + 1e-9:
             seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
-            findings, kind = self._expanded(search, findings, examples, rows, seeds, excess)
+            expanded, of_kind, apart = self._expanded(search, findings, examples, rows, seeds, excess)
+            if own or apart:
+                findings, kind = expanded, of_kind
+            else:
+                said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
+                findings = replace(findings, summary=said)
+        if findings.poison_found:
             members = torch.searchsorted(rows, findings.flagged)
         else:
             members = ranking[: int((excess > _RESPONSIBLE).sum())][:64]
@@ -271,10 +294,26 @@ class Calibrated(Searcher):
             told.append("The true label is not given: the level holds for wrong answers alone")
         return replace(findings, cause=cause, summary=". ".join(told))
 
+    def _asked_alike(
+        self, search: Search, calibration: Calibration, rows: Tensor, examples: TrainingSet
+    ) -> Tensor:
+        """Float64[m]: the statistics of labelled inputs that neither have the traced label nor get it.
+
+        An input that is not given a label is asked about it otherwise than an error about its own answer:
+        that label is mostly far less likely.
+        """
+        source = labelled_examples(search)
+        answers, own = predict(search.model, source.images).argmax(1).cpu(), source.labels.cpu()
+        places = ((answers != search.answer) & (own != search.answer)).nonzero()[:, 0]
+        places = shuffled(places, generator(search.seed, "inputs with other answers"))
+        images = source.images[places[: 2 * self.calibration_errors].to(source.device)].cpu()
+        excess = calibration.excess(in_label(search, images, search.answer, examples), rows)
+        return statistic(excess, calibration.multiplicities[rows])
+
     def _findings(
         self,
         search: Search,
-        calibration: Calibration,
+        null: str,
         rows: Tensor,
         columns: Tensor,
         *,
@@ -286,7 +325,7 @@ class Calibrated(Searcher):
         `columns` are Float64[3 k]: the excess, the influence before and after, of the k examples `rows`.
         """
         left_out = f", {shared} left out that go back to the same examples" if shared else ""
-        how = f"rank of the statistic among {calibration.source}{left_out}"
+        how = f"rank of the statistic among {null}{left_out}"
         names = ("excess", "influence_before", "influence_after")
         evidence = {
             name: _spread_out(column, rows, len(search.training_set), 0.0)
@@ -315,8 +354,9 @@ class Calibrated(Searcher):
         rows: Tensor,
         seeds: Tensor,
         excess: Tensor,
-    ) -> tuple[Findings, Kind]:
-        """Stage 4: all examples that resemble the seeds, places among the `rows`."""
+    ) -> tuple[Findings, Kind, bool]:
+        """Stage 4: all examples that resemble the seeds, places among the `rows`, and whether these are a
+        group of their own."""
         expansion = expand_seeds(search, seeds, examples)
         search.lap("seed expansion")
         total = len(search.training_set)
@@ -355,7 +395,7 @@ class Calibrated(Searcher):
             f"{search.answer_name!r}",
             evidence=evidence,
         )
-        return updated, selection.kind
+        return updated, selection.kind, expansion.separated or selection.kind == "optimised images"
 
 
 @final

@@ -22,30 +22,3 @@ from ._store import Store as Store
 from ._sweep import SweepProgress as SweepProgress
 from ._sweep import choose_targets as choose_targets
 from ._sweep import sweep as sweep
-
-__all__ = [
-    "Comparison",
-    "Executor",
-    "Experiment",
-    "Line",
-    "LocalExecutor",
-    "Mean",
-    "Outcome",
-    "Plan",
-    "RayExecutor",
-    "Results",
-    "Stage",
-    "Store",
-    "SweepProgress",
-    "bootstrap",
-    "choose_targets",
-    "clean_accuracy",
-    "compare",
-    "leaderboard",
-    "plan",
-    "recipes_in",
-    "success_rate",
-    "sweep",
-    "tango",
-    "write_row",
-]

@@ -14,22 +14,3 @@ from ._scores import score as score
 from ._task import Batch as Batch
 from ._task import ClassificationTask as ClassificationTask
 from ._task import Task as Task
-
-__all__ = [
-    "AbsoluteDamping",
-    "Batch",
-    "ClassificationTask",
-    "Damping",
-    "Factors",
-    "LayerFactors",
-    "PreconditionedQueries",
-    "Projected",
-    "RelativeDamping",
-    "Scores",
-    "Task",
-    "fit_factors",
-    "model_fingerprint",
-    "precondition",
-    "project",
-    "score",
-]

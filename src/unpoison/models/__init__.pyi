@@ -9,6 +9,7 @@ from ._fastnet import FastNet as FastNet
 from ._fastnet import whiten as whiten
 from ._features import FeatureTap as FeatureTap
 from ._features import features as features
+from ._features import last_linear as last_linear
 from ._forward import as_input as as_input
 from ._forward import device_of as device_of
 from ._forward import forward as forward
@@ -23,31 +24,3 @@ from ._reinitialized import reinitialized as reinitialized
 from ._resnet import ResNet as ResNet
 from ._resnet9 import ResNet9 as ResNet9
 from ._vgg import VGG as VGG
-
-__all__ = [
-    "ARCHITECTURES",
-    "VGG",
-    "Architecture",
-    "ConvNet",
-    "EfficientNetLite0",
-    "FastNet",
-    "FeatureTap",
-    "MobileNetV2",
-    "Normalized",
-    "ResNet",
-    "ResNet9",
-    "architecture",
-    "as_input",
-    "build",
-    "device_of",
-    "fastest_layout",
-    "features",
-    "forward",
-    "logits_in",
-    "logits_of",
-    "names",
-    "preserved",
-    "pretrained",
-    "reinitialized",
-    "whiten",
-]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, final
 
@@ -11,7 +11,7 @@ from unpoison.errors import InputError, nearest
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Architecture:
     """What is known of an architecture before it is built.
 
@@ -26,6 +26,7 @@ class Architecture:
 
     network: str
     source: str
+    _: KW_ONLY
     width: int = 64
     options: Mapping[str, Any] = field(default_factory=dict)
     smallest_image: int = 8
@@ -35,60 +36,49 @@ class Architecture:
 ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
     {
         "convnet": Architecture(
-            network="_convnet:ConvNet",
-            source="the ConvNet of MetaPoison (Huang et al. 2020), no batch norm",
+            "_convnet:ConvNet",
+            "the ConvNet of MetaPoison (Huang et al. 2020), no batch norm",
             width=16,
             options={"batch_norm": False},
             fixed_size=True,
         ),
         "convnet-bn": Architecture(
-            network="_convnet:ConvNet",
-            source="the ConvNetBN of MetaPoison (Huang et al. 2020)",
-            width=16,
-            fixed_size=True,
+            "_convnet:ConvNet", "the ConvNetBN of MetaPoison (Huang et al. 2020)", width=16, fixed_size=True
         ),
-        "fastnet": Architecture(
-            network="_fastnet:FastNet", source="after airbench94 (Jordan 2024)", smallest_image=9
-        ),
+        "fastnet": Architecture("_fastnet:FastNet", "after airbench94 (Jordan 2024)", smallest_image=9),
         "mobilenet-v2": Architecture(
-            network="_mobilenet_v2:MobileNetV2", source="Sandler et al. 2018, strides for CIFAR", width=32
+            "_mobilenet_v2:MobileNetV2", "Sandler et al. 2018, strides for CIFAR", width=32
         ),
         "resnet18": Architecture(
-            network="_resnet:ResNet",
-            source="He et al. 2016, stem for CIFAR: 3x3, no pooling",
+            "_resnet:ResNet",
+            "He et al. 2016, stem for CIFAR: 3x3, no pooling",
             options={"blocks": (2, 2, 2, 2)},
         ),
         "resnet18-imagenet": Architecture(
-            network="_resnet:ResNet",
-            source="He et al. 2016, stem for ImageNet: 7x7/2 and pooling",
+            "_resnet:ResNet",
+            "He et al. 2016, stem for ImageNet: 7x7/2 and pooling",
             options={"blocks": (2, 2, 2, 2), "imagenet_stem": True},
         ),
         "resnet20": Architecture(
-            network="_resnet:ResNet",
-            source="He et al. 2016, section 4.2, projection shortcuts",
+            "_resnet:ResNet",
+            "He et al. 2016, section 4.2, projection shortcuts",
             width=16,
             options={"blocks": (3, 3, 3)},
         ),
-        "resnet9": Architecture(network="_resnet9:ResNet9", source="the DAWNBench network of Page 2018"),
+        "resnet9": Architecture("_resnet9:ResNet9", "the DAWNBench network of Page 2018"),
         "vgg11": Architecture(
-            network="_vgg:VGG",
-            source="Simonyan and Zisserman 2015, configuration A, batch norm",
-            options={"depth": 11},
+            "_vgg:VGG", "Simonyan and Zisserman 2015, configuration A, batch norm", options={"depth": 11}
         ),
         "vgg13": Architecture(
-            network="_vgg:VGG",
-            source="Simonyan and Zisserman 2015, configuration B, batch norm",
-            options={"depth": 13},
+            "_vgg:VGG", "Simonyan and Zisserman 2015, configuration B, batch norm", options={"depth": 13}
         ),
         "vgg13-plain": Architecture(
-            network="_vgg:VGG",
-            source="configuration B without batch norm, global max-pool (MetaPoison)",
+            "_vgg:VGG",
+            "configuration B without batch norm, global max-pool (MetaPoison)",
             options={"depth": 13, "batch_norm": False},
         ),
         "vgg16": Architecture(
-            network="_vgg:VGG",
-            source="Simonyan and Zisserman 2015, configuration D, batch norm",
-            options={"depth": 16},
+            "_vgg:VGG", "Simonyan and Zisserman 2015, configuration D, batch norm", options={"depth": 16}
         ),
     }
 )

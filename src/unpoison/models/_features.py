@@ -89,6 +89,18 @@ class FeatureTap:
         return self._kept
 
 
+def last_linear(model: nn.Module, *, otherwise: str) -> str:
+    """The module path of the last linear layer, whose input most papers call the features.
+
+    Raises:
+        InputError: there is none; the message is `otherwise`.
+    """
+    paths: list[str] = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not paths:
+        raise InputError(otherwise)
+    return paths[-1]
+
+
 def features(
     model: nn.Module,
     module_path: str,

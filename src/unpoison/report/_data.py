@@ -20,7 +20,7 @@ from unpoison.report._svg import plain
 from unpoison.runs import RunRecord
 
 if TYPE_CHECKING:
-    from unpoison.detectors import Draw
+    from unpoison.detectors import Cause, Draw
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -57,6 +57,8 @@ class ReportData:
         threshold_how: how it was chosen, in words.
         false_alarm_level: as stated by the method, if it states one.
         p_value: the probability of such findings for an ordinary error, if the method gives one.
+        cause: what the responsible examples have in common, if the method tells.
+        answered: whether the label that was traced is the model's answer.
         evidence: Float[n] columns by name; `influence_before`, `influence_after` and `collapses` are drawn.
         observation: UInt8[m c h w], or None.
         predicted: the wrong label that the model gave to the observation.
@@ -73,6 +75,8 @@ class ReportData:
         configuration: the settings of the detector.
         seconds: of the detector, by stage.
         peak_bytes: the highest memory of the process up to the end of the search; 0 where not known.
+        rounds: the models of a `repair` run, as its run.json has them.
+        repaired: what came of it, in one sentence.
         runs: the names and records of the runs that all of this is from.
 
     Raises:
@@ -90,6 +94,8 @@ class ReportData:
     threshold_how: str
     false_alarm_level: float | None = None
     p_value: float | None = None
+    cause: Cause | None = None
+    answered: bool = True
     evidence: Mapping[str, Floats] = field(default_factory=dict)
     observation: Bytes | None = None
     predicted: int | None = None
@@ -106,6 +112,8 @@ class ReportData:
     configuration: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    rounds: tuple[Mapping[str, Any], ...] = ()
+    repaired: str = ""
     runs: tuple[tuple[str, RunRecord], ...] = ()
 
     def __post_init__(self) -> None:
@@ -162,8 +170,9 @@ class ReportData:
     def from_runs(cls, paths: Sequence[str | os.PathLike[str]]) -> ReportData:
         """Gather the data of a report from run directories that belong together.
 
-        One of them must hold `findings/` (verbs `trace`, `scan` and `demo`). Where one of them holds
-        `poison/`, the report shows the truth; where they hold measurements before and after healing, those.
+        One of them must hold `findings/` (verbs `trace`, `scan`, `repair` and `demo`). Where one of them
+        holds `poison/`, the report shows the truth; where they hold measurements before and after healing,
+        those.
 
         Raises:
             InputError: a path is no run directory, none holds findings, or more than one does.
@@ -205,6 +214,7 @@ class ReportData:
                 "average_precision": findings.judge(poison_set).average_precision,
             }
         observation = findings.observation
+        repair = next((record.results for _, record in runs if record.verb == "repair"), {})
         return cls(
             method=findings.method,
             poison_found=findings.poison_found,
@@ -217,6 +227,8 @@ class ReportData:
             threshold_how=findings.threshold.how,
             false_alarm_level=findings.threshold.false_alarm_level,
             p_value=findings.p_value,
+            cause=findings.cause,
+            answered=observation is None or observation.answered,
             evidence={name: column.double().numpy() for name, column in findings.evidence.items()},
             observation=None if observation is None else observation.images.numpy(),
             predicted=None if observation is None else observation.predicted,
@@ -229,6 +241,8 @@ class ReportData:
             configuration=findings.configuration,
             seconds=findings.seconds,
             peak_bytes=findings.peak_bytes,
+            rounds=tuple(repair.get("rounds", ())),
+            repaired=str(repair.get("repair", "")),
             runs=runs,
             **truth,
         )
@@ -270,8 +284,8 @@ def _rate(results: Mapping[str, Any], name: str) -> Rate | None:
 
 
 _OUTCOMES = {
-    "before": ("Before healing", ("demo", "train", "trace", "heal")),
-    "after": ("After healing", ("demo", "heal")),
+    "before": ("Before healing", ("demo", "train", "trace", "heal", "repair")),
+    "after": ("After healing", ("demo", "heal", "repair")),
     "control": ("Never poisoned", ("demo", "train")),
 }
 

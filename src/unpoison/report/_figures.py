@@ -61,36 +61,31 @@ def _bars(canvas: Canvas, counts: Floats, edges: Floats, base: float, height: Sc
         canvas.add("path", class_=kind, d="".join(path))
 
 
-def _mirror(
-    canvas: Canvas,
-    pale: Floats,
-    dark: Floats,
-    edges: Floats,
-    *,
-    left: float,
-    right: float,
-    half: int,
-) -> None:
-    """A histogram of the pale examples upwards and of the dark ones downwards.
+def _mirror(canvas: Canvas, values: Floats, groups: Groups, scale: Scale, bins: int, half: int) -> bool:
+    """A histogram of the pale examples upwards and of the dark ones downwards; whether any of these is drawn.
 
     Without dark ones the pale ones take the whole height.
     """
+    finite, edges = np.isfinite(values), scale.edges(bins)
+    pale, dark = (
+        np.histogram(values[finite & mask], edges)[0].astype(np.float64)
+        for mask in (~groups.dark, groups.dark)
+    )
     top, gap = 30.0, 1.0
     middle = top + (half if dark.any() else 2 * half)
     most = float(max(pale.max(initial=1.0), dark.max(initial=1.0), 10.0)) * 1.3
-    up, down = (
-        Scale(0.5, most, middle - gap, top, "log"),
-        Scale(0.5, most, middle + gap, middle + half, "log"),
-    )
-    for scale in (up, down) if dark.any() else (up,):
-        for tick in scale.ticks(3):
-            y = scale.at(tick)
-            canvas.add("path", class_="grid", d=f"M{coordinate(left)} {coordinate(y)}H{coordinate(right)}")
-            canvas.text(left - 7, y + 4, number(tick), "tick", "end")
-    _bars(canvas, pale, edges, middle - gap, up, "pale-bar")
-    _bars(canvas, dark, edges, middle + gap, down, "dark-bar")
-    canvas.add("path", class_="axis", d=f"M{coordinate(left)} {coordinate(middle)}H{coordinate(right)}")
+    up = Scale(0.5, most, middle - gap, top, "log")
+    down = Scale(0.5, most, middle + gap, middle + half, "log")
+    for counts in (up, down) if dark.any() else (up,):
+        for tick in counts.ticks(3):
+            y = counts.at(tick)
+            canvas.horizontal("grid", scale.start, scale.stop, y)
+            canvas.text(scale.start - 7, y + 4, number(tick), "tick", "end")
+    _bars(canvas, pale, scale(edges), middle - gap, up, "pale-bar")
+    _bars(canvas, dark, scale(edges), middle + gap, down, "dark-bar")
+    canvas.horizontal("axis", scale.start, scale.stop, middle)
     canvas.text(0, 12, "examples per bin (logarithmic)", "label")
+    return bool(dark.any())
 
 
 def score_histogram(data: ReportData) -> Figure:
@@ -102,9 +97,6 @@ def score_histogram(data: ReportData) -> Figure:
     shown = np.append(data.scores[finite], [threshold] if has_threshold else [])
     left, right, half = 58.0, 634.0, 118
     scale = fitted(shown, left, right)
-    edges = scale.edges(64)
-    pale = np.histogram(data.scores[finite & ~groups.dark], edges)[0].astype(np.float64)
-    dark = np.histogram(data.scores[finite & groups.dark], edges)[0].astype(np.float64)
     dark_count, pale_count = int(groups.dark.sum()), int((~groups.dark).sum())
     what = f"{pale_count:,} {groups.pale_name} and {dark_count:,} {groups.dark_name}"
     cut = f"; the threshold is {number(threshold)}" if has_threshold else ""
@@ -120,7 +112,7 @@ def score_histogram(data: ReportData) -> Figure:
     if has_threshold:
         x = scale.at(threshold)
         canvas.add("rect", class_="beyond", x=x, y=24.0, width=max(0.0, right - x), height=float(bottom - 24))
-    _mirror(canvas, pale, dark, scale(edges), left=left, right=right, half=half)
+    _mirror(canvas, data.scores, groups, scale, 64, half)
     if has_threshold:
         x = scale.at(threshold)
         canvas.add("path", class_="threshold", d=f"M{coordinate(x)} 20V{bottom}")
@@ -130,10 +122,7 @@ def score_histogram(data: ReportData) -> Figure:
     canvas.text(right, 52, f"{groups.pale_name}: {pale_count:,}", "note halo", "end")
     if dark_count:
         canvas.text(right, bottom - 8, f"{groups.dark_name}: {dark_count:,}", "note halo", "end")
-    unit = "score (higher: more likely poison)" + (
-        "; axis compressed away from 0" if scale.kind == "asinh" else ""
-    )
-    canvas.x_axis(scale, bottom, unit)
+    canvas.x_axis(scale, bottom, f"score (higher: more likely poison){_suffix(scale)}")
     beyond = int((data.scores > threshold).sum())
     caption = f"Scores of all {len(data):,} training examples"
     if dark_count:
@@ -180,13 +169,9 @@ def influence_slope(data: ReportData) -> Figure:
         low0, mid0, high0 = np.quantile(before[usable], [0.05, 0.5, 0.95])
         low1, mid1, high1 = np.quantile(after[usable], [0.05, 0.5, 0.95])
         corners = zip((x[0], x[1], x[1], x[0]), scale([high0, high1, low1, low0]), strict=True)
-        canvas.add(
-            "path",
-            class_=f"{kind}-band",
-            d="M" + "L".join(f"{coordinate(a)} {coordinate(b)}" for a, b in corners) + "z",
-        )
+        canvas.lines(f"{kind}-band", corners, closed=True)
         y0, y1 = scale.at(mid0), scale.at(mid1)
-        canvas.add("path", class_=f"{kind}-line", d=f"M{x[0]:g} {coordinate(y0)}L{x[1]:g} {coordinate(y1)}")
+        canvas.lines(f"{kind}-line", ((x[0], y0), (x[1], y1)))
         draw = canvas.triangles if kind == "dark" else canvas.dots
         draw(np.array(x), np.array([y0, y1]), f"{kind}-{'triangle' if kind == 'dark' else 'marker'}")
         ends.append((y1, name))
@@ -224,17 +209,10 @@ def influence_scatter(data: ReportData) -> Figure:
     canvas.y_axis(y, left, "mean influence after", right=right)
     low, high = max(x.low, y.low), min(x.high, y.high)
     (x0, x1), (y0, y1) = x([low, high]), y([low, high])
-    path = f"M{coordinate(x0)} {coordinate(y0)}L{coordinate(x1)} {coordinate(y1)}"
-    canvas.add("path", class_="diagonal", d=path)
-    indices = np.flatnonzero(finite & ~groups.dark)
-    total = len(indices)
-    if total > SHOWN_POINTS:
-        indices = np.sort(np.random.default_rng(0).choice(indices, SHOWN_POINTS, replace=False))
-    canvas.dots(x(before[indices]), y(after[indices]), "pale-dot")
-    marked = np.flatnonzero(finite & groups.dark)
-    marked_total = len(marked)
-    if marked_total > SHOWN_POINTS:
-        marked = np.sort(np.random.default_rng(1).choice(marked, SHOWN_POINTS, replace=False))
+    canvas.lines("diagonal", ((x0, y0), (x1, y1)))
+    shown, pale = _sampled(finite & ~groups.dark, groups.pale_name, seed=0)
+    canvas.dots(x(before[shown]), y(after[shown]), "pale-dot")
+    marked, dark = _sampled(finite & groups.dark, groups.dark_name, seed=1)
     canvas.triangles(x(before[marked]), y(after[marked]), "dark-triangle small", 3.0)
     canvas.text(right - 4, 44, "unchanged", "note faint halo", "end")
     label = (
@@ -243,20 +221,20 @@ def influence_scatter(data: ReportData) -> Figure:
         else f"influence on “{data.class_name(data.predicted or 0, limit=22)}” before"
     )
     canvas.x_axis(x, bottom, label, wanted=4)
-    pale, dark = (
-        _sampled(len(indices), total, groups.pale_name),
-        _sampled(len(marked), marked_total, groups.dark_name),
-    )
     caption = f"Below the diagonal: influence lost. Circles: {pale}"
-    if marked_total:
+    if len(marked):
         caption += f"; triangles: {dark}"
     return Figure(canvas.render(), caption + f"{_suffix(x)}.")
 
 
-def _sampled(shown: int, total: int, name: str) -> str:
-    if shown < total:
-        return f"{shown:,} of {total:,} {name} examples, drawn at random"
-    return f"all {total:,} {name} examples"
+def _sampled(mask: npt.NDArray[np.bool_], name: str, *, seed: int) -> tuple[npt.NDArray[np.intp], str]:
+    """At most `SHOWN_POINTS` examples of a group, and how many they are in words."""
+    chosen = np.flatnonzero(mask)
+    total = len(chosen)
+    if total <= SHOWN_POINTS:
+        return chosen, f"all {total:,} {name} examples"
+    chosen = np.sort(np.random.default_rng(seed).choice(chosen, SHOWN_POINTS, replace=False))
+    return chosen, f"{SHOWN_POINTS:,} of {total:,} {name} examples, drawn at random"
 
 
 def collapses(data: ReportData) -> Figure | None:
@@ -270,25 +248,20 @@ def collapses(data: ReportData) -> Figure | None:
     left, right, half = 56.0, 352.0, 133
     bins = draws + 1 if draws <= 60 else 51
     scale = Scale(-0.5, draws + 0.5, left, right)
-    edges = scale.edges(bins)
-    pale = np.histogram(values[finite & ~groups.dark], edges)[0].astype(np.float64)
-    dark = np.histogram(values[finite & groups.dark], edges)[0].astype(np.float64)
     parts = []
     for mask, name in ((groups.dark, groups.dark_name), (~groups.dark, groups.pale_name)):
         if (mask & finite).any():
             parts.append(f"median of the {name} examples {np.median(values[mask & finite]):g} of {draws}")
     canvas = Canvas(360, 340, "Number of collapses", "Histogram: " + "; ".join(parts) + ".", "collapses")
-    _mirror(canvas, pale, dark, scale(edges), left=left, right=right, half=half)
+    mirrored = _mirror(canvas, values, groups, scale, bins, half)
     canvas.text(left + 6, 44, groups.pale_name, "note halo")
-    if dark.any():
+    if mirrored:
         canvas.text(left + 6, 24 + 2 * half, groups.dark_name, "note halo")
     canvas.x_axis(scale, 30 + 2 * half, "draws in which influence collapsed", wanted=5)
-    return Figure(
-        canvas.render(),
-        (f"{groups.pale_name.capitalize()} upwards, {groups.dark_name} downwards: m" if dark.any() else "M")
-        + "; ".join(parts)[1:]
-        + ".",
-    )
+    caption = "; ".join(parts)
+    if mirrored:
+        caption = f"{groups.pale_name} upwards, {groups.dark_name} downwards: {caption}"
+    return Figure(canvas.render(), caption[:1].upper() + caption[1:] + ".")
 
 
 def outcome_bars(data: ReportData) -> Figure | None:
@@ -351,6 +324,16 @@ def percent(share: float) -> str:
     return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %".replace("-", "−")
 
 
+def interval_text(rate: Proportion) -> str:
+    """The 95 % Wilson interval in per cent.
+
+    >>> interval_text(Proportion(98, 100))
+    '93.0–99.4 %'
+    """
+    low, high = (f"{100 * bound:.1f}" for bound in rate.interval())
+    return f"{low}–{high} %"
+
+
 def rate_text(rate: Proportion | float | None) -> str:
     """A rate with its count and interval.
 
@@ -362,6 +345,5 @@ def rate_text(rate: Proportion | float | None) -> str:
     if isinstance(rate, Proportion):
         if not rate.trials:
             return "not measured"
-        low, high = (f"{100 * bound:.1f}" for bound in rate.interval())
-        return f"{percent(rate.rate)} ({rate.successes:,} of {rate.trials:,}; {low}–{high} %)"
+        return f"{percent(rate.rate)} ({rate.successes:,} of {rate.trials:,}; {interval_text(rate)})"
     return f"{percent(rate)} (n not recorded)"

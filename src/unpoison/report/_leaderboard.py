@@ -22,7 +22,7 @@ from markupsafe import Markup
 from unpoison._artefacts import atomic_file
 from unpoison.evaluation import Comparison, Line, Results, compare, leaderboard
 from unpoison.report._figures import percent
-from unpoison.report._svg import Canvas, Scale, coordinate, plain
+from unpoison.report._svg import Canvas, Scale, plain
 from unpoison.report._table import (
     Column,
     attack_name,
@@ -130,12 +130,8 @@ def _plot(lines: Sequence[Line]) -> Markup:
         for mean, scale, across in ((line.clean_accuracy, x, True), (line.success_rate, y, False)):
             if mean.n > 1:
                 low, high = (scale.at(100 * (mean.mean + sign * mean.deviation)) for sign in (-1, 1))
-                path = (
-                    f"M{coordinate(low)} {coordinate(at_y)}H{coordinate(high)}"
-                    if across
-                    else f"M{coordinate(at_x)} {coordinate(low)}V{coordinate(high)}"
-                )
-                canvas.add("path", class_="spread", d=path)
+                ends = ((low, at_y), (high, at_y)) if across else ((at_x, low), (at_x, high))
+                canvas.lines("spread", ends)
     labels: dict[tuple[int, int], list[str]] = defaultdict(list)
     for place, line in numbered:
         at_x, at_y = x.at(100 * line.clean_accuracy.mean), y.at(100 * line.success_rate.mean)
@@ -171,11 +167,7 @@ def _growth(lines: Sequence[Line]) -> Markup | None:
             (x.at(line.budget), y.at(100 * line.success_rate.mean))
             for line in sorted(found, key=lambda one: one.budget)
         ]
-        canvas.add(
-            "path",
-            class_="pale-line",
-            d="M" + "L".join(f"{coordinate(a)} {coordinate(b)}" for a, b in points),
-        )
+        canvas.lines("pale-line", points)
         for a, b in points:
             canvas.add("circle", class_="point", cx=a, cy=b, r=3.0)
         ends.append((points[-1][1], f"{name} ({attack}, n = {min(one.n for one in found)})"))

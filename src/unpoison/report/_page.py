@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -66,6 +67,8 @@ def render(data: ReportData) -> str:
             hatch=hatch(),
             observation=_observation(data),
             draws=_draws(data),
+            cause=_cause(data),
+            rounds=_rounds(data),
             examples=_examples(data),
             shown_examples=SHOWN_EXAMPLES,
             threshold_how=sentence(data.threshold_how),
@@ -126,6 +129,10 @@ def _key_figures(data: ReportData) -> list[KeyFigure]:
             f"{figures.percent(len(data.flagged) / max(1, len(data)))} of {len(data):,} examples",
         )
     ]
+    if data.p_value is not None and data.false_alarm_level is not None:
+        sign = "at most" if data.p_value <= data.false_alarm_level else "above"
+        note = f"{sign} the level,\n{number(data.false_alarm_level)}"
+        found.append(KeyFigure("p-value", number(data.p_value), note))
     precision, recall = data.precision, data.recall
     if precision is not None and recall is not None:
         found.append(_share("Precision", precision, "flagged"))
@@ -147,13 +154,7 @@ def _key_figures(data: ReportData) -> list[KeyFigure]:
                 KeyFigure(f"{label}, before → after", f"{_short(first)} → {_short(last)}", _both(first, last))
             )
     if data.seconds:
-        found.append(
-            KeyFigure(
-                "Time of the search",
-                duration(_total(data.seconds)),
-                "without healing",
-            )
-        )
+        found.append(KeyFigure("Time of the search", duration(_total(data.seconds)), "without healing"))
     return found
 
 
@@ -176,20 +177,13 @@ def _count(rate: Rate | None) -> str:
 
 
 def _interval(rate: Rate | None) -> str:
-    if not isinstance(rate, Proportion):
-        return "no interval"
-    low, high = (f"{100 * bound:.1f}" for bound in rate.interval())
-    return f"{low}–{high} %"
+    return figures.interval_text(rate) if isinstance(rate, Proportion) else "no interval"
 
 
 def _both(first: Rate, last: Rate) -> str:
     if isinstance(first, Proportion) and isinstance(last, Proportion):
-        n = (
-            f"n = {last.trials:,}"
-            if first.trials == last.trials
-            else f"n = {first.trials:,} → {last.trials:,}"
-        )
-        return f"{_interval(first)} → {_interval(last)}\n{n}"
+        before = "" if first.trials == last.trials else f"{first.trials:,} → "
+        return f"{_interval(first)} → {_interval(last)}\nn = {before}{last.trials:,}"
     return "n not recorded"
 
 
@@ -225,6 +219,47 @@ def _observation(data: ReportData) -> dict[str, Any] | None:
             *data.observation.shape[1:], "" if data.observation.shape[1] == 1 else "s"
         ),
     }
+
+
+def _cause(data: ReportData) -> dict[str, Any] | None:
+    """What the responsible examples have in common: the kind and the numbers behind it."""
+    cause = data.cause
+    if cause is None:
+        return None
+    rows = [("Examples that stand out", f"{cause.examples:,}")]
+    if cause.examples:
+        rows += [
+            ("Unlike images among them", f"{number(cause.distinct)} (effective number)"),
+            ("Resemble one of them", figures.percent(cause.largest_series)),
+            ("Rank of their margins in the class", f"{number(cause.margin_rank)} (0: fitted worst, 1: best)"),
+        ]
+        if cause.second_label is not None:
+            second = (
+                f"{figures.percent(cause.second_share)} “{data.class_name(cause.second_label, limit=60)}”"
+            )
+            rows.append(("Second likeliest label", second))
+    return {"kind": cause.kind.capitalize(), "rows": rows}
+
+
+def _rounds(data: ReportData) -> list[dict[str, str]]:
+    """The models of a repair, a row each."""
+    rows = []
+    for place, one in enumerate(data.rounds):
+        counts = Counter(plain(answer) for answer in one["answers"])
+        known = one["flagged"] and one["flagged_poison"] is not None
+        poison = f", {one['flagged_poison']:,} of them poison" if known else ""
+        rows.append(
+            {
+                "model": ("As given", "Healed")[place > 0] + (f", round {place}" if place else ""),
+                "answer": ", ".join(
+                    answer if len(counts) == 1 else f"{answer} ({count})" for answer, count in counts.items()
+                ),
+                "copies": f"{one['copies']['successes']:,} of {one['copies']['trials']:,}",
+                "p": "–" if one["p_value"] is None else number(one["p_value"]),
+                "flagged": f"{one['flagged']:,}{poison}",
+            }
+        )
+    return rows
 
 
 def _draws(data: ReportData) -> list[dict[str, Any]]:

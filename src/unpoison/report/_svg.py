@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import final
 
@@ -220,6 +221,15 @@ class Canvas:
         """Write text whose baseline begins (or ends, or has its middle) at the point."""
         self.add("text", content, x=float(x), y=float(y), class_=kind, text_anchor=anchor, **more)
 
+    def lines(self, kind: str, points: Iterable[tuple[float, float]], *, closed: bool = False) -> None:
+        """Straight lines from point to point."""
+        path = "L".join(f"{coordinate(x)} {coordinate(y)}" for x, y in points)
+        self.add("path", class_=kind, d=f"M{path}{'z' if closed else ''}")
+
+    def horizontal(self, kind: str, left: float, right: float, y: float) -> None:
+        """A line at height `y`."""
+        self.add("path", class_=kind, d=f"M{coordinate(left)} {coordinate(y)}H{coordinate(right)}")
+
     def dots(self, x: Floats, y: Floats, kind: str) -> None:
         """Many round dots as one path, about ten bytes each."""
         points = "".join(f"M{coordinate(a)} {coordinate(b)}h0" for a, b in zip(x, y, strict=True))
@@ -238,9 +248,7 @@ class Canvas:
 
     def x_axis(self, scale: Scale, y: float, label: str, *, wanted: int = 5, percent: bool = False) -> None:
         """A horizontal axis at height `y`, with ticks and its label below it."""
-        self.add(
-            "path", class_="axis", d=f"M{coordinate(scale.start)} {coordinate(y)}H{coordinate(scale.stop)}"
-        )
+        self.horizontal("axis", scale.start, scale.stop, y)
         for tick in scale.ticks(wanted):
             x = scale.at(tick)
             self.add("path", class_="axis", d=f"M{coordinate(x)} {coordinate(y)}v4")
@@ -254,7 +262,7 @@ class Canvas:
         for tick in scale.ticks(wanted):
             y = scale.at(tick)
             if right is not None:
-                self.add("path", class_="grid", d=f"M{coordinate(x)} {coordinate(y)}H{coordinate(right)}")
+                self.horizontal("grid", x, right, y)
             self.text(x - 7, y + 4, number(tick), "tick", "end")
         self.text(0, 12, label, "label")
 

@@ -12,7 +12,7 @@ from typing import final
 
 from unpoison._statistics import Proportion
 from unpoison.evaluation import Line, Mean, Results, leaderboard
-from unpoison.report._figures import percent
+from unpoison.report._figures import interval_text, percent
 from unpoison.report._svg import plain
 
 
@@ -195,8 +195,7 @@ def _success(line: Line) -> Cell:
 def _proportion(proportion: Proportion) -> Cell:
     if not proportion.trials:
         return _NONE
-    low, high = (f"{100 * bound:.1f}" for bound in proportion.interval())
-    note = f"{proportion.successes:,} of {proportion.trials:,}; {low}–{high} %"
+    note = f"{proportion.successes:,} of {proportion.trials:,}; {interval_text(proportion)}"
     return Cell(percent(proportion.rate), note, proportion.rate)
 
 

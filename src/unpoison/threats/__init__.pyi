@@ -27,35 +27,3 @@ from .interchange import read_triple as read_triple
 from .interchange import write_metapoison as write_metapoison
 from .interchange import write_poison_table as write_poison_table
 from .interchange import write_triple as write_triple
-
-__all__ = [
-    "AdditiveTrigger",
-    "Backdoor",
-    "BlendTrigger",
-    "Budget",
-    "ColorGrid",
-    "Goal",
-    "LInf",
-    "LabelNoise",
-    "PatchTrigger",
-    "Perturbation",
-    "PoisonSet",
-    "RandomPatchTrigger",
-    "SelfConcealment",
-    "Setup",
-    "SinusoidTrigger",
-    "SumOfPerturbations",
-    "TargetedMisclassification",
-    "Trigger",
-    "WarpTrigger",
-    "find_class",
-    "make_goal",
-    "make_trigger",
-    "read_metapoison",
-    "read_poison_table",
-    "read_setups",
-    "read_triple",
-    "write_metapoison",
-    "write_poison_table",
-    "write_triple",
-]

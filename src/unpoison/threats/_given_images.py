@@ -14,9 +14,38 @@ from unpoison.errors import InputError
 from unpoison.threats._goal import Goal, loss_away_from, loss_towards
 
 
+class _AboutImages(Goal):
+    """A goal that is measured on images that it holds, all of one class."""
+
+    images: Tensor
+    true_label: int
+    test_indices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        name, images = type(self).__name__, self.images
+        if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+            raise InputError(
+                f"{name}: images must be uint8 of shape [1 or more, c, h, w], "
+                f"found {images.dtype} of shape {tuple(images.shape)}"
+            )
+        if self.test_indices and len(self.test_indices) != len(images):
+            raise InputError(f"{name}: {len(self.test_indices)} test indices, {len(images)} images")
+        object.__setattr__(self, "images", images.detach().clone())
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of the given images."""
+        return tuple(self.images.shape[1:])
+
+    def victims(self, test_set: TrainingSet) -> tuple[Tensor, Tensor]:
+        """The given images."""
+        self.check(test_set)
+        return self.images, torch.tensor(self.test_indices or (-1,) * len(self.images))
+
+
 @final
 @dataclass(frozen=True, eq=False)
-class TargetedMisclassification(Goal, kind="targeted-misclassification"):
+class TargetedMisclassification(_AboutImages, kind="targeted-misclassification"):
     """Given images, unchanged, are to be predicted as the target class.
 
     Arguments:
@@ -35,13 +64,12 @@ class TargetedMisclassification(Goal, kind="targeted-misclassification"):
     test_indices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(type(self).__name__, self.images, self.test_indices)
+        super().__post_init__()
         if min(self.classes) < 0 or self.true_label == self.target:
             raise InputError(
                 f"TargetedMisclassification: true label {self.true_label} and target {self.target} "
                 f"must be two different class numbers >= 0"
             )
-        object.__setattr__(self, "images", self.images.detach().clone())
 
     @classmethod
     def of(
@@ -60,16 +88,6 @@ class TargetedMisclassification(Goal, kind="targeted-misclassification"):
         """The true label and the target."""
         return self.true_label, self.target
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of the given images."""
-        return tuple(self.images.shape[1:])
-
-    def victims(self, test_set: TrainingSet) -> tuple[Tensor, Tensor]:
-        """The given images."""
-        self.check(test_set)
-        return self.images, _places(self.images, self.test_indices)
-
     def achieved(self, predicted: Tensor) -> Tensor:
         """Bool[m]: which predictions are the target class."""
         return predicted == self.target
@@ -81,7 +99,7 @@ class TargetedMisclassification(Goal, kind="targeted-misclassification"):
 
 @final
 @dataclass(frozen=True, eq=False)
-class SelfConcealment(Goal, kind="self-concealment"):
+class SelfConcealment(_AboutImages, kind="self-concealment"):
     """Given images, unchanged, are to be predicted as anything but their own class.
 
     The adversary poisons images of that class, for example of a person who is not to be recognised any more
@@ -101,10 +119,9 @@ class SelfConcealment(Goal, kind="self-concealment"):
     test_indices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(type(self).__name__, self.images, self.test_indices)
+        super().__post_init__()
         if self.true_label < 0:
             raise InputError(f"SelfConcealment: true label {self.true_label} must be a class number >= 0")
-        object.__setattr__(self, "images", self.images.detach().clone())
 
     @classmethod
     def of(cls, test_set: TrainingSet, indices: int | Sequence[int]) -> SelfConcealment:
@@ -120,16 +137,6 @@ class SelfConcealment(Goal, kind="self-concealment"):
         """The true label."""
         return (self.true_label,)
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of the given images."""
-        return tuple(self.images.shape[1:])
-
-    def victims(self, test_set: TrainingSet) -> tuple[Tensor, Tensor]:
-        """The given images."""
-        self.check(test_set)
-        return self.images, _places(self.images, self.test_indices)
-
     def achieved(self, predicted: Tensor) -> Tensor:
         """Bool[m]: which predictions are not the true class."""
         return predicted != self.true_label
@@ -137,16 +144,6 @@ class SelfConcealment(Goal, kind="self-concealment"):
     def loss(self, logits: Tensor) -> Tensor:
         """Mean of -log(1 - the true class's probability)."""
         return loss_away_from(self.true_label, logits)
-
-
-def _check(goal: str, images: Tensor, test_indices: Sequence[int]) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-        raise InputError(
-            f"{goal}: images must be uint8 of shape [1 or more, c, h, w], "
-            f"found {images.dtype} of shape {tuple(images.shape)}"
-        )
-    if test_indices and len(test_indices) != len(images):
-        raise InputError(f"{goal}: {len(test_indices)} test indices, {len(images)} images")
 
 
 def _chosen(test_set: TrainingSet, indices: int | Sequence[int]) -> tuple[Tensor, int, tuple[int, ...]]:
@@ -157,7 +154,3 @@ def _chosen(test_set: TrainingSet, indices: int | Sequence[int]) -> tuple[Tensor
     if len(labels) != 1:
         raise InputError(f"{test_set.name}: the goal's images must have one true label, found {labels}")
     return chosen.images, labels[0], places
-
-
-def _places(images: Tensor, test_indices: Sequence[int]) -> Tensor:
-    return torch.tensor(test_indices or (-1,) * len(images))

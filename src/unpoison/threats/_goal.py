@@ -18,7 +18,7 @@ from unpoison import _stable
 from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.models import preserved
+from unpoison.models import as_input, preserved
 from unpoison.threats._tagged import Tagged
 
 
@@ -126,11 +126,9 @@ def examples_of_class(examples: TrainingSet, label: int) -> Tensor:
 
 def _predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Int64[m] predicted labels, on the CPU."""
-    parameter = next(model.parameters(), None)
-    device = images.device if parameter is None else parameter.device
     with preserved(model), torch.no_grad():
         parts = [
-            model(images[start : start + batch_size].to(device).float().div_(255)).argmax(1)
-            for start in range(0, len(images), batch_size)
+            model(as_input(model, part, torch.preserve_format)).argmax(1)
+            for part in torch.split(images, batch_size)
         ]
     return torch.cat(parts).cpu()

@@ -119,11 +119,8 @@ def make_goal(
     """
     names = ("kind", "source", "target", "trigger", "test_indices")
     called = {name: options.get(name, name) for name in names}
-    given = {
-        name
-        for name, value in (("source", source), ("target", target), ("trigger", trigger))
-        if value is not None
-    } | ({"test_indices"} if test_indices else set())
+    values = {"source": source, "target": target, "trigger": trigger, "test_indices": test_indices or None}
+    given = {name for name, value in values.items() if value is not None}
     kind = _kind(served, kind, given, called)
     labels: dict[str, Any] = {
         name: None if value is None else find_class(value, class_names, option=called[name])

@@ -135,8 +135,7 @@ class LInf(Perturbation, kind="l-inf"):
     The variable `delta` Float[n c h w] is the change, in 1/255; it starts uniform within the set.
 
     Arguments:
-        eps: in 1/255, more than 0 and at most 255. Of a fraction the whole part counts once images are
-            rounded.
+        eps: in 1/255, more than 0 and at most 255. Once images are rounded, only its whole part matters.
 
     Raises:
         InputError: eps is out of range.

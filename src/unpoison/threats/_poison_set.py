@@ -230,9 +230,11 @@ class PoisonSet:
         """
         import safetensors.torch
 
-        # Registers every kind of goal and trigger, so that the stored one is found.
-        import unpoison.threats._kinds  # noqa: F401
+        from unpoison import threats
 
+        # Importing every kind of goal and trigger registers it, so that the stored one is found.
+        for name in dir(threats):
+            getattr(threats, name)
         directory = Path(path)
         if not directory.is_dir():
             raise InputError(f"{directory}: no such directory; expected one with a poison set")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unpoison._seeds import generator
 from unpoison.errors import InputError
-from unpoison.threats._eight_bit import check_channels, check_images, check_picture
+from unpoison.threats._eight_bit import check_images, check_picture
 from unpoison.threats._trigger import Trigger
 
 _PRIME = 2**31 - 1
@@ -76,8 +76,7 @@ class RandomPatchTrigger(Trigger, kind="random-patch"):
         Raises:
             InputError: the patch does not fit images of this size or number of channels.
         """
-        channels, height, width = check_images(self.name, images)
-        check_channels(self.name, self.values, channels)
+        channels, height, width = check_images(self.name, images, self.values)
         _, patch_height, patch_width = self.values.shape
         if patch_height > height or patch_width > width:
             raise InputError(

@@ -9,12 +9,11 @@ Two of the 100 draws for transfer learning name a base index twice; `Setup` keep
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
+from unpoison._artefacts import json_in
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats._budget import Budget
@@ -79,12 +78,7 @@ def read_setups(path: str | os.PathLike[str]) -> tuple[Setup, ...]:
     Raises:
         InputError: the file cannot be read or is not such a list; the message names the entry.
     """
-    try:
-        listed = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    listed = json_in(path)
     if not isinstance(listed, list) or not listed:
         raise InputError(f"{path}: expected a list of set-ups, found {type(listed).__name__}")
     setups = []

@@ -1,7 +1,7 @@
 """Objects that are stored as JSON and tensors, and restored by the name of their kind.
 
-A family (`Trigger`, `Goal`, `Perturbation`) derives from `Tagged` without a kind; its members state theirs
-where they are defined: `class PatchTrigger(Trigger, kind="patch")`. A new member that is a dataclass of plain
+A family (`Trigger`, `Goal`, `Perturbation`) derives from `Tagged` itself; its members state their kind where
+they are defined: `class PatchTrigger(Trigger, kind="patch")`. A new member that is a dataclass of plain
 values and tensors needs no more to be saved and loaded. One from outside unpoison has to be imported before
 something that contains it is loaded.
 """
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor
 
-from unpoison.errors import InputError
+from unpoison.errors import InputError, one_line
 
 
 class Tagged(ABC):
@@ -26,8 +26,9 @@ class Tagged(ABC):
 
     def __init_subclass__(cls, *, kind: str | None = None) -> None:
         super().__init_subclass__()
-        if kind is None:
+        if Tagged in cls.__bases__:
             cls._members = {}
+        if kind is None:
             return
         if kind in cls._members:
             raise TypeError(f"{cls.__name__}: the kind {kind!r} is taken by {cls._members[kind].__name__}")
@@ -80,8 +81,7 @@ class Tagged(ABC):
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{cls.__name__}: cannot restore a {kind!r} ({reason})") from None
+            raise InputError(f"{cls.__name__}: cannot restore a {kind!r} ({one_line(error)})") from None
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unpoison.errors import InputError
-from unpoison.threats._eight_bit import check_channels, check_images, check_picture
+from unpoison.threats._eight_bit import check_images, check_picture
 from unpoison.threats._tagged import Tagged
 
 
@@ -166,8 +166,7 @@ class PatchTrigger(Trigger, kind="patch"):
 
     def stamp(self, images: Tensor) -> Tensor:
         """Images UInt8[b c h w] with the patch; exact where the mask is 0 or 255."""
-        channels, height, width = check_images(self.name, images)
-        check_channels(self.name, self.values, channels)
+        _, height, width = check_images(self.name, images, self.values)
         patch_height, patch_width = self.mask.shape
         top = self.row if self.row >= 0 else height + self.row
         left = self.column if self.column >= 0 else width + self.column

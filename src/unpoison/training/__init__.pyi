@@ -1,4 +1,8 @@
+from ._batches import augmented as augmented
 from ._batches import batch_bounds as batch_bounds
+from ._batches import diverged_step as diverged_step
+from ._batches import initial_network as initial_network
+from ._batches import whitened as whitened
 from ._defense import Batch as Batch
 from ._defense import Defense as Defense
 from ._defense import Step as Step
@@ -9,17 +13,3 @@ from ._predict import predict as predict
 from ._recipe import Recipe as Recipe
 from ._trained import Trained as Trained
 from ._trainer import train as train
-
-__all__ = [
-    "Batch",
-    "Defense",
-    "EpochRecord",
-    "ExternalTrainer",
-    "Recipe",
-    "Step",
-    "Trained",
-    "accuracy",
-    "batch_bounds",
-    "predict",
-    "train",
-]

@@ -1,11 +1,37 @@
-"""The examples of each batch of an epoch."""
+"""What loops of training share: the first network, the batches of an epoch, and the end of a diverged run."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unpoison._seeds import generator
+from unpoison.data import TrainingSet, augment
+from unpoison.models import build, whiten
+from unpoison.training._recipe import Recipe
+
+_IMAGES_FOR_WHITENING = 5000
+
+
+def initial_network(training_set: TrainingSet, recipe: Recipe, *, seed: int) -> nn.Module:
+    """The recipe's network, freshly initialised on the CPU, normalised for and fitted to the training set."""
+    channels, height, width = training_set.image_shape
+    network = build(
+        recipe.model,
+        num_classes=training_set.num_classes,
+        in_channels=channels,
+        image_size=(height, width),
+        width=recipe.width,
+        seed=seed,
+        normalization=training_set.channel_statistics,
+    )
+    return whitened(network, training_set)
+
+
+def whitened(network: nn.Module, training_set: TrainingSet) -> nn.Module:
+    """The network, on the CPU, after its layers that are fitted to images have been."""
+    whiten(network, training_set.batch(0, _IMAGES_FOR_WHITENING)[0].cpu())
+    return network
 
 
 def epoch_order(alive: Tensor, *, seed: int, epoch: int) -> Tensor:
@@ -31,3 +57,28 @@ def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
     if len(starts) > 1 and count - starts[-1] == 1 and batch_size > 1:
         starts.pop()
     return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Images [b c h w], as bytes or floats, as the recipe augments them."""
+    return augment(
+        images,
+        flip=recipe.flip,
+        crop_padding=recipe.crop_padding,
+        cutout=recipe.cutout,
+        generator=generator,
+    )
+
+
+def diverged_step(losses: Tensor, network: nn.Module) -> int | None:
+    """The first step whose loss is not finite; the last one where a parameter is not; None if all are finite.
+
+    Arguments:
+        losses: Float[steps], of one epoch.
+        network: after the last step, whose update no loss follows.
+    """
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        return int(bad[0])
+    finite = torch.stack([parameter.isfinite().all() for parameter in network.parameters()])
+    return None if bool(finite.all()) else len(losses) - 1

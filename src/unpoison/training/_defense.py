@@ -24,6 +24,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import CheckedOptions
 from unpoison.data import TrainingSet
 from unpoison.training._recipe import Recipe
 
@@ -36,6 +37,7 @@ class Batch:
     Arguments:
         images: UInt8[b c h w], not yet augmented.
         labels: Int64[b].
+        num_classes: of the training set.
         indices: Int64[b], their indices in the training set.
         epoch: counted from 0.
         augment: from UInt8 images, or Float images in [0, 1], to an augmented copy, Float[b c h w] in [0, 1];
@@ -45,6 +47,7 @@ class Batch:
 
     images: Tensor
     labels: Tensor
+    num_classes: int
     indices: Tensor
     epoch: int
     augment: Callable[[Tensor], Tensor]
@@ -74,7 +77,7 @@ class Step:
     generator: torch.Generator
 
 
-class Defense(ABC):  # noqa: B024  (each hook has a default)
+class Defense(CheckedOptions, ABC):
     """Stands between the training set and the network.
 
     `repr` of a defense must show every setting that changes its result: checkpoints are told apart by it. A
@@ -140,7 +143,7 @@ class Defense(ABC):  # noqa: B024  (each hook has a default)
         """The state between epochs, for the checkpoint."""
         return {}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027  (most defenses have no state)
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Accept what `state` returned; the tensors lie on the CPU."""
 
     def report(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import CheckedOptions, PositiveFloat
 from unpoison._progress import Progress
 from unpoison.data import TrainingSet, encode_png
 from unpoison.errors import InputError, MissingExtraError
@@ -38,7 +38,7 @@ from unpoison.errors import InputError, MissingExtraError
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ExternalTrainer:
+class ExternalTrainer(CheckedOptions):
     """Trains by a command.
 
     Arguments:
@@ -50,10 +50,10 @@ class ExternalTrainer:
     """
 
     command: tuple[str, ...]
-    timeout: float | None = None
+    timeout: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
-        check_options("ExternalTrainer", self, timeout="(0, inf)")
+        super().__post_init__()
         if not self.command:
             raise InputError("ExternalTrainer: the command is empty")
 
@@ -71,7 +71,7 @@ class ExternalTrainer:
             progress: called with the stage "writing images", and "training" when the command has ended.
 
         Raises:
-            InputError: the command cannot be started, fails, takes too long, or writes something else than
+            InputError: the command cannot be started, fails, takes too long, or does not write what is
                 described above.
             MissingExtraError: it wrote an ONNX model and onnxruntime is not installed.
         """

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self, final
+from typing import Annotated, Any, Final, Literal, Self, final
 
 from unpoison._artefacts import canonical_json, digest
 from unpoison._option_checks import check_options
@@ -76,43 +76,28 @@ class Recipe:
     """
 
     model: str = "resnet18"
-    width: int | None = None
-    epochs: int = 40
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    bias_learning_rate_factor: float = 1.0
-    momentum: float = 0.9
+    width: Annotated[int, "[1, 4096]"] | None = None
+    epochs: Annotated[int, "[1, 100000]"] = 40
+    batch_size: Annotated[int, "[1, 1000000]"] = 128
+    learning_rate: Annotated[float, "(0, 1000000]"] = 0.1
+    bias_learning_rate_factor: Annotated[float, "[0, 1000000]"] = 1.0
+    momentum: Annotated[float, "[0, 1)"] = 0.9
     nesterov: bool = True
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, "[0, 1000]"] = 5e-4
     decay_norm_and_bias: bool = True
     schedule: Schedule = "constant"
     milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
+    gamma: Annotated[float, "(0, 1]"] = 0.1
     warmup_epochs: float = 0.0
     flip: bool = False
-    crop_padding: int = 0
-    cutout: int = 0
-    label_smoothing: float = 0.0
+    crop_padding: Annotated[int, "[0, 1024]"] = 0
+    cutout: Annotated[int, "[0, 1024]"] = 0
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.0
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         architecture(self.model)
-        check_options(
-            "recipe",
-            self,
-            width="[1, 4096]",
-            epochs="[1, 100000]",
-            batch_size="[1, 1000000]",
-            learning_rate="(0, 1000000]",
-            bias_learning_rate_factor="[0, 1000000]",
-            momentum="[0, 1)",
-            weight_decay="[0, 1000]",
-            gamma="(0, 1]",
-            warmup_epochs=f"[0, {self.epochs}]",
-            crop_padding="[0, 1024]",
-            cutout="[0, 1024]",
-            label_smoothing="[0, 1)",
-        )
+        check_options("recipe", self, warmup_epochs=f"[0, {self.epochs}]")
         for name in _FRACTIONAL:
             # 1 and 1.0 are the same recipe and must have the same fingerprint.
             object.__setattr__(self, name, float(getattr(self, name)))

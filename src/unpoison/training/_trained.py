@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unpoison._artefacts import atomic_directory, read_json, write_json
-from unpoison.errors import InputError, MismatchError
+from unpoison.errors import InputError, MismatchError, one_line
 from unpoison.models import build
 from unpoison.training._epoch_record import EpochRecord
 from unpoison.training._recipe import Recipe
@@ -178,5 +178,4 @@ def _load_weights(network: nn.Module, weights: dict[str, Any], path: Path) -> No
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        detail = " ".join(str(error).split())
-        raise MismatchError(f"{path}: the weights do not fit this model: {detail[:300]}") from None
+        raise MismatchError(f"{path}: the weights do not fit this model: {one_line(error)[:300]}") from None

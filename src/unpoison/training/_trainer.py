@@ -19,28 +19,24 @@ import copy
 import math
 import os
 import time
-from typing import Any, final
+from typing import final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unpoison._artefacts import digest
-from unpoison._checkpoints import TRAINING, Checkpoint, Checkpoints
+from unpoison._checkpoints import TRAINING, Checkpoint, Checkpoints, digest_of
 from unpoison._global_randomness import own_randomness, seed_global_generators
 from unpoison._progress import Progress
 from unpoison._seeds import as_seed, derive_seed, generator
-from unpoison.data import TrainingSet, augment
+from unpoison.data import TrainingSet
 from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
-from unpoison.models import build, fastest_layout, logits_of, preserved, whiten
-from unpoison.training._batches import batch_bounds, epoch_order
+from unpoison.models import fastest_layout, logits_of, preserved
+from unpoison.training._batches import augmented, batch_bounds, diverged_step, epoch_order, initial_network
 from unpoison.training._defense import Batch, Defense, Step
 from unpoison.training._epoch_record import EpochRecord
 from unpoison.training._recipe import Recipe
 from unpoison.training._trained import Trained
-
-_IMAGES_FOR_WHITENING = 5000
 
 
 def train(
@@ -94,9 +90,9 @@ def train(
                 "recipe": recipe.fingerprint,
                 "seed": seed,
                 "training set": fingerprint,
-                "choice of examples": None if include is None else digest(_bytes(included)),
+                "choice of examples": None if include is None else digest_of({"included": included}),
                 "defense": repr(defense),
-                "starting model": None if start is None else _digest(start),
+                "starting model": None if start is None else digest_of(start.state_dict()),
             },
             kind=TRAINING,
         )
@@ -197,7 +193,14 @@ class _Run:
             if explained is None:
                 raise
             raise explained from error
-        self._stop_if_diverged(losses, bounds, number)
+        diverged = diverged_step(losses, self.model)
+        if diverged is not None:
+            rate = self.recipe.learning_rate_at(number + (diverged + 0.5) / len(bounds))
+            raise TrainingDivergedError(
+                f"training diverged: the loss is not finite at step {diverged} of epoch {number}, "
+                f"where the learning rate is {rate:g}; lower it ({self.recipe.learning_rate:g} at most) "
+                "or warm up longer"
+            )
         sizes = torch.tensor([stop - start for start, stop in bounds], dtype=torch.float64)
         record = EpochRecord(
             epoch=number,
@@ -216,14 +219,8 @@ class _Run:
         """One step: its loss, how many rows were classified correctly, and how many there were."""
         recipe = self.recipe
 
-        def augmented(images: Tensor) -> Tensor:
-            drawn = augment(
-                images,
-                flip=recipe.flip,
-                crop_padding=recipe.crop_padding,
-                cutout=recipe.cutout,
-                generator=draws,
-            )
+        def draw_augmented(images: Tensor) -> Tensor:
+            drawn = augmented(images, recipe, draws)
             inputs = drawn.to(torch.float32, memory_format=self.layout)
             return inputs.div_(255) if drawn.dtype == torch.uint8 else inputs
 
@@ -250,9 +247,10 @@ class _Run:
             Batch(
                 images=self.training_set.images.index_select(0, chosen),
                 labels=self.training_set.labels.index_select(0, chosen),
+                num_classes=self.training_set.num_classes,
                 indices=chosen,
                 epoch=self.epochs_done,
-                augment=augmented,
+                augment=draw_augmented,
                 generator=own_draws,
             )
         )
@@ -299,21 +297,6 @@ class _Run:
             raise InputError(f"{defense!r}: keeps no example in epoch {epoch}; make it less strict")
         return kept
 
-    def _stop_if_diverged(self, losses: Tensor, bounds: list[tuple[int, int]], epoch: int) -> None:
-        bad = (~losses.isfinite()).nonzero()
-        step = int(bad[0]) if len(bad) else None
-        if step is None:
-            # No loss follows the last update.
-            finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()])
-            step = None if bool(finite.all()) else len(bounds) - 1
-        if step is not None:
-            rate = self.recipe.learning_rate_at(epoch + (step + 0.5) / len(bounds))
-            raise TrainingDivergedError(
-                f"training diverged: the loss is not finite at step {step} of epoch {epoch}, "
-                f"where the learning rate is {rate:g}; lower it ({self.recipe.learning_rate:g} at most) "
-                "or warm up longer"
-            )
-
     def checkpoint(self) -> Checkpoint:
         """The state that the next epoch needs."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -329,28 +312,20 @@ class _Run:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`."""
-
-        def group(prefix: str) -> dict[str, Tensor]:
-            return {
-                name.removeprefix(prefix): tensor
-                for name, tensor in checkpoint.tensors.items()
-                if name.startswith(prefix)
-            }
-
         try:
-            self.model.load_state_dict(group("model."))
+            self.model.load_state_dict(checkpoint.group("model."))
         except RuntimeError:
             raise MismatchError(
                 "checkpoint: its weights do not fit this model; remove it to start anew"
             ) from None
-        momenta = group("momentum.")
+        momenta = checkpoint.group("momentum.")
         for index, parameter in enumerate(_trainable(self.model)):
             if str(index) in momenta:
                 buffer = torch.empty_like(parameter, requires_grad=False)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[str(index)])
         self.alive = checkpoint.tensors["alive"].to(self.device)
         if self.defense is not None:
-            self.defense.restore(group("defense."))
+            self.defense.restore(checkpoint.group("defense."))
         self.history = [EpochRecord(**record) for record in checkpoint.notes]
 
 
@@ -403,18 +378,7 @@ def _initial(
         return network
     chosen = included.nonzero().squeeze(1)
     subset = training_set if bool(included.all()) else training_set.subset(chosen.to(training_set.device))
-    channels, height, width = training_set.image_shape
-    network = build(
-        recipe.model,
-        num_classes=training_set.num_classes,
-        in_channels=channels,
-        image_size=(height, width),
-        width=recipe.width,
-        seed=derive_seed(seed, "initialization"),
-        normalization=subset.channel_statistics,
-    )
-    whiten(network, subset.batch(0, _IMAGES_FOR_WHITENING)[0].cpu())
-    return network
+    return initial_network(subset, recipe, seed=derive_seed(seed, "initialization"))
 
 
 def _laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
@@ -473,15 +437,3 @@ def _explained(error: Exception, batch_size: int, examples: int) -> UnpoisonErro
             f"batch_size {smaller} would probably fit"
         )
     return None
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return array.tobytes()
-
-
-def _digest(model: nn.Module) -> str:
-    parts: list[str | bytes] = []
-    for name, tensor in model.state_dict().items():
-        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}", _bytes(tensor)]
-    return digest(*parts)

@@ -14,22 +14,3 @@ from .relabel import Relabel as Relabel
 from .retrain import Retrain as Retrain
 from .scrub import SCRUB as SCRUB
 from .ssd import SSD as SSD
-
-__all__ = [
-    "METHODS",
-    "SCRUB",
-    "SSD",
-    "BadTeaching",
-    "BestOf",
-    "FineTune",
-    "Healed",
-    "Potion",
-    "Relabel",
-    "Request",
-    "Retrain",
-    "Unlearner",
-    "describe",
-    "get",
-    "names",
-    "register",
-]

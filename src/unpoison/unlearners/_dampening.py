@@ -75,7 +75,7 @@ def importances(
         if workspace_bytes is None:
             workspace_bytes = 64 << 20 if examples.device.type == "cpu" else 1 << 30
         batch_size = max(1, min(batch_size, workspace_bytes // max(count, 1)))
-    gradients = _single_gradients(network, value) if per_example else _batch_gradient(network, value)
+    gradients = _gradients(network, value, per_example=per_example)
     batches = 0
     layout = fastest_layout(network, examples.images)
     with preserved(network):
@@ -144,31 +144,25 @@ def ratios(own: Importances, reference: Importances) -> Tensor:
     return found[found.isfinite()].sort().values
 
 
-def _single_gradients(
-    network: nn.Module, value: Value
+def _gradients(
+    network: nn.Module, value: Value, *, per_example: bool
 ) -> Callable[[Mapping[str, Tensor], Tensor, Tensor], dict[str, Tensor]]:
+    """From parameters, images and labels to gradients: one for each example, or that of the mean, [1 ...]."""
     buffers = dict(network.named_buffers())
 
-    def of_one(parameters: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        state = {**parameters, **buffers}
-        logits = logits_in(functional_call(network, state, (image[None],)))
-        return value(logits, label[None])[0]
-
-    return vmap(grad(of_one), in_dims=(None, 0, 0), randomness="error")
-
-
-def _batch_gradient(
-    network: nn.Module, value: Value
-) -> Callable[[Mapping[str, Tensor], Tensor, Tensor], dict[str, Tensor]]:
-    buffers = dict(network.named_buffers())
-
-    def of_mean(parameters: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    def mean(parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
         logits = logits_in(functional_call(network, {**parameters, **buffers}, (images,)))
         return value(logits, labels).mean()
 
-    derivative = grad(of_mean)
+    gradient = grad(mean)
+    of_examples = vmap(gradient, in_dims=(None, 0, 0), randomness="error")
 
-    def of_batch(parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {name: found[None] for name, found in derivative(dict(parameters), images, labels).items()}
+    def gradients(parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor]
+        if per_example:
+            found = of_examples(parameters, images[:, None], labels[:, None])
+            return found
+        found = gradient(parameters, images, labels)
+        return {name: one[None] for name, one in found.items()}
 
-    return of_batch
+    return gradients

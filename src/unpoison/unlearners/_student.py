@@ -10,8 +10,8 @@ before when an epoch ends. Cost: one forward and backward pass an example, and t
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed, generator
-from unpoison.data import TrainingSet, augment
+from unpoison.data import TrainingSet
 from unpoison.errors import TrainingDivergedError
 from unpoison.models import fastest_layout, logits_of
-from unpoison.training import EpochRecord, batch_bounds
+from unpoison.training import EpochRecord, augmented, batch_bounds, diverged_step
 from unpoison.unlearners._unlearner import Request
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -31,78 +31,61 @@ in the examples of the epoch to the loss, a scalar."""
 
 
 @final
-@dataclass(frozen=True)
-class Pass:
-    """The result of one epoch.
+class Student:
+    """A copy of the network of a request, with all parameters trained.
 
     Arguments:
-        loss: mean over the examples.
-        accuracy: share of the examples that were classified as labelled, in [0, 1], as trained on.
-        examples: how many were trained on.
-        steps: how many steps there were.
+        request: the network, recipe and seed.
+        optimizer: made from the parameters.
+        steps: the most that may be taken in all epochs; None is no limit.
     """
-
-    loss: float
-    accuracy: float
-    examples: int
-    steps: int
-
-    def record(self, epoch: int, *, learning_rate: float, seconds: float) -> EpochRecord:
-        """As a record of the history."""
-        return EpochRecord(
-            epoch=epoch,
-            loss=self.loss,
-            accuracy=self.accuracy,
-            learning_rate=learning_rate,
-            examples=self.examples,
-            seconds=seconds,
-        )
-
-
-@final
-class Student:
-    """A copy of the network of `request`, or of `network`, with all parameters trained."""
 
     def __init__(
         self,
         request: Request,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        network: nn.Module | None = None,
+        *,
+        steps: int | None = None,
     ) -> None:
-        copied = request.copied() if network is None else network.to(request.device)
-        self.network = copied.requires_grad_(True)
+        self.network = request.copied().requires_grad_(True)
         self.layout: torch.memory_format | None = None
         self.optimizer = optimizer(list(self.network.parameters()))
         self.recipe, self.device = request.recipe, request.device
         self.seed, self.method = request.seed, request.method
+        self.steps_left = steps
 
     def epoch(
         self,
         examples: TrainingSet,
         loss: Loss,
         *,
-        name: str,
+        number: int,
         batch_size: int,
+        part: str = "epoch",
         batch_statistics: bool = True,
-        steps: int | None = None,
-    ) -> Pass:
-        """One pass over the examples in a new order.
+        started: float | None = None,
+    ) -> EpochRecord:
+        """One pass over the examples in a new order, until no step is left.
 
         Arguments:
             examples: on the student's device.
             loss: is minimised.
-            name: of the epoch, which seeds its order and augmentation; each of a student is different.
+            number: of the epoch, counted from 0; with `part` it seeds order and augmentation.
             batch_size: examples a step; a single example that is left over joins the batch before.
+            part: of the epoch, if it has several.
             batch_statistics: whether batch norm uses and learns the statistics of the batch, or stays as it
                 is.
-            steps: stop after so many steps.
+            started: `time.perf_counter()` when the epoch began; now when None.
 
         Raises:
             TrainingDivergedError: the loss or a parameter is no longer finite.
         """
+        started = time.perf_counter() if started is None else started
+        name = f"{part} {number}"
         shuffle = torch.randperm(len(examples), generator=generator(self.seed, self.method, name, "order"))
         shuffle = shuffle.to(self.device)
-        batches = [shuffle[start:stop] for start, stop in batch_bounds(len(shuffle), batch_size)[:steps]]
+        bounds = batch_bounds(len(shuffle), batch_size)[: self.steps_left]
+        batches = [shuffle[start:stop] for start, stop in bounds]
         if self.layout is None:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.layout = fastest_layout(self.network, examples.images)
@@ -120,13 +103,7 @@ class Student:
             for step, indices in enumerate(batches):
                 images = examples.images.index_select(0, indices)
                 if self.recipe is not None:
-                    images = augment(
-                        images,
-                        flip=self.recipe.flip,
-                        crop_padding=self.recipe.crop_padding,
-                        cutout=self.recipe.cutout,
-                        generator=draws,
-                    )
+                    images = augmented(images, self.recipe, draws)
                 images = images.to(torch.float32, memory_format=self.layout).div_(255)
                 labels = examples.labels.index_select(0, indices)
                 logits = logits_of(self.network, images)
@@ -140,24 +117,25 @@ class Student:
                 if self.device.type == "cpu" and not math.isfinite(losses[step].item()):
                     break
         self.network.eval()
-        self._stop_if_diverged(losses, name)
-        sizes = torch.tensor([len(indices) for indices in batches], dtype=torch.float64)
-        count = int(sizes.sum())
-        return Pass(float(losses.cpu().double() @ sizes / count), int(correct) / count, count, len(batches))
-
-    def _stop_if_diverged(self, losses: Tensor, name: str) -> None:
-        bad = (~losses.isfinite()).nonzero()
-        step = int(bad[0]) if len(bad) else None
-        if step is None:
-            # No loss follows the last update.
-            finite = torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()])
-            step = None if bool(finite.all()) else len(losses) - 1
-        if step is not None:
-            rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"]
+        diverged = diverged_step(losses, self.network)
+        if diverged is not None:
             raise TrainingDivergedError(
-                f"{self.method}: diverged: the loss is not finite at step {step} of {name}, where the "
+                f"{self.method}: diverged: the loss is not finite at step {diverged} of {name}, where the "
                 f"learning rate is {rate:g}; lower learning_rate"
             )
+        if self.steps_left is not None:
+            self.steps_left -= len(batches)
+        sizes = torch.tensor([len(indices) for indices in batches], dtype=torch.float64)
+        count = int(sizes.sum())
+        return EpochRecord(
+            epoch=number,
+            loss=float(losses.cpu().double() @ sizes / count),
+            accuracy=int(correct) / count,
+            learning_rate=rate,
+            examples=count,
+            seconds=time.perf_counter() - started,
+        )
 
 
 def soft_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -16,6 +16,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._option_checks import CheckedOptions
 from unpoison._progress import Progress
 from unpoison._seeds import as_seed
 from unpoison._stable import cross_entropy
@@ -104,7 +105,7 @@ class Healed:
     own_model: bool
 
 
-class Unlearner(ABC):
+class Unlearner(CheckedOptions, ABC):
     """A way to heal a model; its options are the fields of a frozen dataclass.
 
     The conformance tests check that every unlearner does not read the examples to forget unless its

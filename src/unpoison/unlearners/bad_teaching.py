@@ -19,16 +19,14 @@ Limits: the incompetent teacher does not know the true labels, so the trigger ma
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison._seeds import derive_seed, generator
-from unpoison.data import TrainingSet
 from unpoison.models import logits_of, reinitialized
 from unpoison.registry import Presets
 from unpoison.training import EpochRecord
@@ -77,42 +75,25 @@ class BadTeaching(Unlearner):
         },
     }
 
-    epochs: int = 1
-    kept_share: float = 0.3
+    epochs: PositiveInt = 1
+    kept_share: Annotated[float, "(0, 1]"] = 0.3
     optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = 1e-4
-    batch_size: int = 256
-    temperature: float = 1.0
-    steps: int | None = None
+    learning_rate: PositiveFloat = 1e-4
+    batch_size: Annotated[int, "[2, inf)"] = 256
+    temperature: PositiveFloat = 1.0
+    steps: PositiveInt | None = None
     lose_classes: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(
-            "bad-teaching",
-            self,
-            epochs="[1, inf)",
-            kept_share="(0, 1]",
-            learning_rate="(0, inf)",
-            batch_size="[2, inf)",
-            temperature="(0, inf)",
-            steps="[1, inf)",
-        )
 
     def _heal(self, request: Request) -> Healed:
         seed = request.seed
         incompetent = reinitialized(request.network, seed=derive_seed(seed, "bad-teaching", "teacher"))
         incompetent = incompetent.to(request.device).eval().requires_grad_(False)
         competent = request.copied().requires_grad_(False)
-        student = Student(request, self._optimizer)
+        student = Student(request, self._optimizer, steps=self.steps)
         draw = torch.randperm(len(request.rest), generator=generator(seed, "bad-teaching", "kept"))
         some = request.rest.subset(draw[: max(1, int(self.kept_share * len(draw)))].sort().values)
         poison = request.forget
-        seen = TrainingSet(
-            torch.cat([poison.images, some.images]),
-            torch.cat([poison.labels, some.labels]),
-            some.class_names,
-            some.name,
-        ).to(request.device)
+        seen = poison.followed_by(some).to(request.device)
 
         def loss(images: Tensor, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
             with torch.no_grad():
@@ -121,16 +102,11 @@ class BadTeaching(Unlearner):
             return soft_divergence(logits, target, self.temperature).mean() / logits.shape[1]
 
         history: list[EpochRecord] = []
-        left = self.steps
         for epoch in range(self.epochs):
-            begun = time.perf_counter()
-            one = student.epoch(seen, loss, name=f"epoch {epoch}", batch_size=self.batch_size, steps=left)
-            seconds = time.perf_counter() - begun
-            history.append(one.record(epoch, learning_rate=self.learning_rate, seconds=seconds))
-            history[-1].tell(request.progress, self.epochs)
-            left = None if left is None else left - one.steps
-            if left is not None and left <= 0:
+            if student.steps_left == 0:
                 break
+            history.append(student.epoch(seen, loss, number=epoch, batch_size=self.batch_size))
+            history[-1].tell(request.progress, self.epochs)
         return request.healed(student.network, history)
 
     def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -20,8 +20,7 @@ from typing import ClassVar, final
 
 import torch
 
-from unpoison._option_checks import check_options
-from unpoison.data import TrainingSet
+from unpoison._option_checks import Fraction, check_options
 from unpoison.errors import InputError, TrainingDivergedError
 from unpoison.training import Trained
 from unpoison.unlearners._unlearner import Healed, Request, Unlearner
@@ -44,23 +43,18 @@ class BestOf(Unlearner):
 
     uses_start: ClassVar[bool] = True
     candidates: tuple[Unlearner, ...]
-    tolerance: float = 0.01
+    tolerance: Fraction = 0.01
     lose_classes: bool = False
 
     def __post_init__(self) -> None:
         if not self.candidates or not all(isinstance(one, Unlearner) for one in self.candidates):
             raise InputError(f"best-of: needs a tuple of one or more unlearners, found {self.candidates!r}")
-        check_options("best-of", self, tolerance="[0, 1]")
+        check_options("best-of", self)
 
     def _heal(self, request: Request) -> Healed:
         kept, validation = held_out(request.rest, seed=request.seed)
         poison, validation = request.forget.to(request.device), validation.to(request.device)
-        together = TrainingSet(
-            torch.cat([kept.images, request.forget.images]),
-            torch.cat([kept.labels, request.forget.labels]),
-            kept.class_names,
-            kept.name,
-        )
+        together = kept.followed_by(request.forget)
         to_forget = torch.arange(len(kept), len(together))
         victim = judged(request.copied(), poison, validation)
         tried: dict[int, Trained] = {}

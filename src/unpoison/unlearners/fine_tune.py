@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 from torch import nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 from unpoison.training import Recipe, train
@@ -61,14 +61,14 @@ class FineTune(Unlearner):
     }
 
     needs_recipe: ClassVar[bool] = True
-    layers: Literal["all"] | int = "all"
-    epochs: float = 0.5
-    learning_rate: float = 2.0
+    layers: Literal["all"] | PositiveInt = "all"
+    epochs: Annotated[float, "(0, 1]"] = 0.5
+    learning_rate: PositiveFloat = 2.0
     schedule: Literal["cosine", "recipe"] = "cosine"
     lose_classes: bool = False
 
     def __post_init__(self) -> None:
-        check_options("fine-tune", self, layers="[1, inf)", epochs="(0, 1]", learning_rate="(0, inf)")
+        super().__post_init__()
         if self.schedule == "recipe" and self.epochs != 1:
             raise InputError("fine-tune: the recipe's own schedule needs all of its epochs; set epochs to 1")
 

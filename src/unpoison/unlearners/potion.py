@@ -29,12 +29,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison.registry import Presets
 from unpoison.training import accuracy
 from unpoison.unlearners._dampening import cross_entropy_of_each, dampen, importances, logit_norm, ratios
@@ -72,30 +72,16 @@ class Potion(Unlearner):
         InputError: a value is out of its range.
     """
 
-    PRESETS: ClassVar[Presets] = {
-        "default": {},
-        "published": {"per_example": False, "batch_size": 512},
-    }
+    PRESETS: ClassVar[Presets] = {"default": {}, "published": {"per_example": False, "batch_size": 512}}
 
     importance: Literal["xlf", "assd"] = "xlf"
-    stop_at: float = 0.2
-    start: float = 1 / 25
-    step: float = 1.1
-    tries: int = 500
+    stop_at: Annotated[float, "[0, 1)"] = 0.2
+    start: PositiveFloat = 1 / 25
+    step: Annotated[float, "(1, inf)"] = 1.1
+    tries: PositiveInt = 500
     per_example: bool = True
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     lose_classes: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(
-            "potion",
-            self,
-            stop_at="[0, 1)",
-            start="(0, inf)",
-            step="(1, inf)",
-            tries="[1, inf)",
-            batch_size="[1, inf)",
-        )
 
     def _heal(self, request: Request) -> Healed:
         started = time.perf_counter()

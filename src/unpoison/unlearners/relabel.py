@@ -27,12 +27,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison._seeds import derive_seed
 from unpoison.data import TrainingSet
 from unpoison.training import EpochRecord, predict, train
@@ -71,14 +71,11 @@ class Relabel(Unlearner):
     """
 
     needs_recipe: ClassVar[bool] = True
-    epochs: float = 0.13
-    learning_rate: float = 0.25
-    repeats: int = 3
+    epochs: Annotated[float, "(0, 1]"] = 0.13
+    learning_rate: PositiveFloat = 0.25
+    repeats: PositiveInt = 3
     always_relabel: bool = True
     lose_classes: bool = False
-
-    def __post_init__(self) -> None:
-        check_options("relabel", self, epochs="(0, 1]", learning_rate="(0, inf)", repeats="[1, inf)")
 
     def _heal(self, request: Request) -> Healed:
         recipe = request.recipe

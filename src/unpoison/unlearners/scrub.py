@@ -32,12 +32,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from unpoison._stable import cross_entropy
 from unpoison.data import TrainingSet
 from unpoison.models import logits_of
@@ -99,41 +99,24 @@ class SCRUB(Unlearner):
         },
     }
 
-    epochs: int = 3
-    ascent_epochs: int = 2
-    learning_rate: float = 5e-4
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    gamma: float = 0.99
-    alpha: float = 0.001
-    temperature: float = 4.0
-    batch_size: int = 128
-    forget_batch_size: int = 32
+    epochs: PositiveInt = 3
+    ascent_epochs: NonNegativeInt = 2
+    learning_rate: PositiveFloat = 5e-4
+    momentum: Annotated[float, "[0, 1)"] = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    gamma: NonNegativeFloat = 0.99
+    alpha: NonNegativeFloat = 0.001
+    temperature: PositiveFloat = 4.0
+    batch_size: Annotated[int, "[2, inf)"] = 128
+    forget_batch_size: PositiveInt = 32
     ascent: Literal["divergence", "loss"] = "divergence"
-    steps: int | None = None
+    steps: PositiveInt | None = None
     rewind: bool = False
     lose_classes: bool = False
 
-    def __post_init__(self) -> None:
-        check_options(
-            "scrub",
-            self,
-            epochs="[1, inf)",
-            ascent_epochs="[0, inf)",
-            learning_rate="(0, inf)",
-            momentum="[0, 1)",
-            weight_decay="[0, inf)",
-            gamma="[0, inf)",
-            alpha="[0, inf)",
-            temperature="(0, inf)",
-            batch_size="[2, inf)",
-            forget_batch_size="[1, inf)",
-            steps="[1, inf)",
-        )
-
     def _heal(self, request: Request) -> Healed:
         poison, kept = request.forget.to(request.device), request.rest.to(request.device)
-        student = Student(request, self._optimizer)
+        student = Student(request, self._optimizer, steps=self.steps)
         teacher = request.copied().requires_grad_(False)
         validation = None
         if self.rewind:
@@ -154,38 +137,30 @@ class SCRUB(Unlearner):
 
         history: list[EpochRecord] = []
         copies: list[tuple[float, dict[str, Tensor]]] = []
-        left = self.steps
         for epoch in range(self.epochs):
+            if student.steps_left == 0:
+                break
             begun = time.perf_counter()
             if epoch < self.ascent_epochs:
-                ascended = student.epoch(
+                student.epoch(
                     poison,
                     ascent,
-                    name=f"ascent {epoch}",
+                    number=epoch,
                     batch_size=self.forget_batch_size,
+                    part="ascent",
                     batch_statistics=False,
-                    steps=left,
                 )
-                left = None if left is None else left - ascended.steps
-            if left is None or left > 0:
-                descended = student.epoch(
-                    kept, descent, name=f"epoch {epoch}", batch_size=self.batch_size, steps=left
-                )
-                left = None if left is None else left - descended.steps
-                record = descended.record(
-                    epoch, learning_rate=self.learning_rate, seconds=time.perf_counter() - begun
-                )
-            else:  # the steps ended during the ascent
+            if student.steps_left == 0:  # the steps ended during the ascent
                 record = record_of(
                     student.network, kept, epoch=epoch, learning_rate=self.learning_rate, started=begun
                 )
+            else:
+                record = student.epoch(kept, descent, number=epoch, batch_size=self.batch_size, started=begun)
             history.append(record)
             record.tell(request.progress, self.epochs)
             if validation is not None:
                 state = {name: value.clone() for name, value in student.network.state_dict().items()}
                 copies.append((_error(student.network, poison), state))
-            if left is not None and left <= 0:
-                break
         if validation is not None:
             error = error_on_labels_of(student.network, validation, poison)
             student.network.load_state_dict(min(copies, key=lambda one: abs(one[0] - error))[1])

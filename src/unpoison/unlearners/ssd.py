@@ -30,7 +30,7 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, final
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import Fraction, PositiveFloat, PositiveInt
 from unpoison.registry import Presets
 from unpoison.unlearners._dampening import dampen, importances
 from unpoison.unlearners._methods import register
@@ -81,23 +81,13 @@ class SSD(Unlearner):
         },
     }
 
-    selection: float | None = 10.0
-    dampening: float = 1.0
+    selection: PositiveFloat | None = 10.0
+    dampening: PositiveFloat = 1.0
     reference: Literal["all", "kept"] = "all"
     per_example: bool = True
-    batch_size: int = 128
-    tolerance: float = 0.01
+    batch_size: PositiveInt = 128
+    tolerance: Fraction = 0.01
     lose_classes: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(
-            "ssd",
-            self,
-            selection="(0, inf)",
-            dampening="(0, inf)",
-            batch_size="[1, inf)",
-            tolerance="[0, 1]",
-        )
 
     def _heal(self, request: Request) -> Healed:
         started = time.perf_counter()

@@ -191,16 +191,11 @@ class Poisons:
 
     def restore(self, place: int, checkpoint: Checkpoint) -> None:
         """Take over the state and the history that a checkpoint keeps."""
-
-        def group(prefix: str) -> dict[str, Tensor]:
-            return {
-                name.removeprefix(prefix): value.to(self.images.device)
-                for name, value in checkpoint.tensors.items()
-                if name.startswith(prefix)
-            }
-
-        self.variables = group(f"poison.{place}.variable.")
-        self.optimizer.tensors = group(f"poison.{place}.optimizer.")
+        device = self.images.device
+        variables = checkpoint.group(f"poison.{place}.variable.")
+        moments = checkpoint.group(f"poison.{place}.optimizer.")
+        self.variables = {name: value.to(device) for name, value in variables.items()}
+        self.optimizer.tensors = {name: value.to(device) for name, value in moments.items()}
         self.history = list(checkpoint.notes["history"][place])
         self.optimizer.steps = len(self.history)
 

@@ -33,19 +33,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison._option_checks import check_options
+from unpoison._option_checks import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from unpoison._progress import Progress
-from unpoison.attacks._attack import Attack, CraftRequest
+from unpoison.attacks._attack import Attack, CraftRequest, as_networks
 from unpoison.attacks._methods import register
 from unpoison.attacks._networks import recipe_of
 from unpoison.attacks.metapoison.algorithm import craft_poisons
-from unpoison.attacks.metapoison.presets import FINE_TUNING, PUBLISHED
+from unpoison.attacks.metapoison.presets import FINE_TUNING, PLAIN_SGD, PUBLISHED
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.registry import Presets
@@ -138,60 +138,35 @@ class MetaPoison(Attack):
         "fine-tuning": FINE_TUNING,
     }
 
-    surrogates: int = 8
-    lifetime: int = 16
-    steps: int = 30
-    unroll: int = 2
+    surrogates: PositiveInt = 8
+    lifetime: PositiveInt = 16
+    steps: PositiveInt = 30
+    unroll: PositiveInt = 2
     loss_steps: Literal["all", "last"] = "all"
     objective: Literal["carlini-wagner-zeroed", "carlini-wagner", "cross-entropy"] = "carlini-wagner"
-    confidence: float = 100.0
+    confidence: NonNegativeFloat = 100.0
     trajectory: Literal["clean", "poisoned"] = "clean"
     target_in_batch: bool = True
-    poisons_per_batch: int = 12
+    poisons_per_batch: NonNegativeInt = 12
     poison_classes: tuple[int | str, ...] = ()
     selection: Literal["first", "random"] = "random"
-    watermark: float = 0.0
+    watermark: Annotated[float, "[0, 1)"] = 0.0
     perturbation: Perturbation = LInf(8)  # noqa: RUF009  (a frozen value)
     optimizer: Literal["adam", "signed"] = "signed"
-    rate: float = 0.5
-    warmup: int = 0
-    drop_every: int = 10
-    drop_factor: float = 0.5
-    recipe: Recipe = Recipe(  # noqa: RUF009  (a frozen value)
-        model="convnet-bn",
-        epochs=20,
-        batch_size=125,
-        learning_rate=0.1,
-        momentum=0,
-        nesterov=False,
-        weight_decay=0,
-        warmup_epochs=2,
-    )
+    rate: PositiveFloat = 0.5
+    warmup: NonNegativeInt = 0
+    drop_every: NonNegativeInt = 10
+    drop_factor: Annotated[float, "(0, 1]"] = 0.5
+    recipe: Recipe = replace(PLAIN_SGD, epochs=20, warmup_epochs=2)  # noqa: RUF009  (a frozen value)
     start: Literal["scratch", "pretrained"] = "scratch"
     pretraining: Literal["separate", "shared"] = "separate"
-    vmap_size: int = 1
-    patience: int = 0
+    vmap_size: PositiveInt = 1
+    patience: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recipe", recipe_of(self.recipe))
         object.__setattr__(self, "perturbation", Perturbation.of(self.perturbation))
-        check_options(
-            "metapoison",
-            self,
-            surrogates="[1, inf)",
-            lifetime="[1, inf)",
-            steps="[1, inf)",
-            unroll="[1, inf)",
-            confidence="[0, inf)",
-            poisons_per_batch="[0, inf)",
-            watermark="[0, 1)",
-            rate="(0, inf)",
-            warmup="[0, inf)",
-            drop_every="[0, inf)",
-            drop_factor="(0, 1]",
-            vmap_size="[1, inf)",
-            patience="[0, inf)",
-        )
+        super().__post_init__()
         if self.lifetime > self.recipe.epochs:
             raise InputError(
                 f"metapoison: lifetime {self.lifetime} is more than the recipe's {self.recipe.epochs} epochs"
@@ -240,19 +215,17 @@ class MetaPoison(Attack):
             raise InputError(
                 "metapoison: goals share an ensemble only on a clean trajectory; craft them one after another"
             )
-        requests = [
-            CraftRequest.of(
-                self,
-                goal,
-                training_set,
-                budget=budget,
-                surrogate=surrogate,
-                seed=seed,
-                checkpoints=checkpoints,
-                progress=progress,
-            )
-            for goal in goals
-        ]
+        first = CraftRequest(
+            attack=self,
+            goal=goals[0],
+            training_set=training_set,
+            budget=budget,
+            surrogates=as_networks(surrogate),
+            seed=seed,
+            checkpoints=checkpoints,
+            progress=progress,
+        )
+        requests = [replace(first, goal=goal) for goal in goals]
         self._check_start(requests[0])
         return tuple(craft_poisons(self, requests))
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from unpoison.threats import ColorGrid, LInf
 from unpoison.training import Recipe
+
+PLAIN_SGD: Final = Recipe(
+    model="convnet-bn",
+    epochs=200,
+    batch_size=125,
+    learning_rate=0.1,
+    momentum=0,
+    nesterov=False,
+    weight_decay=0,
+)
+"""How the surrogates of the paper are trained, but for the schedule."""
 
 PUBLISHED: Final[Mapping[str, Any]] = {
     "surrogates": 24,
@@ -26,18 +38,7 @@ PUBLISHED: Final[Mapping[str, Any]] = {
     "warmup": 5,
     "drop_every": 20,
     "drop_factor": 0.1,
-    "recipe": Recipe(
-        model="convnet-bn",
-        epochs=200,
-        batch_size=125,
-        learning_rate=0.1,
-        momentum=0,
-        nesterov=False,
-        weight_decay=0,
-        schedule="multistep",
-        milestones=(100, 150),
-        warmup_epochs=5,
-    ),
+    "recipe": replace(PLAIN_SGD, schedule="multistep", milestones=(100, 150), warmup_epochs=5),
     "start": "scratch",
 }
 """From scratch: figures 4 and 5."""
@@ -47,15 +48,7 @@ FINE_TUNING: Final[Mapping[str, Any]] = {
     "steps": 101,
     "unroll": 4,
     "perturbation": LInf(8),
-    "recipe": Recipe(
-        model="convnet",
-        epochs=200,
-        batch_size=125,
-        learning_rate=0.01,
-        momentum=0,
-        nesterov=False,
-        weight_decay=0,
-    ),
+    "recipe": replace(PLAIN_SGD, model="convnet", learning_rate=0.01),
     "start": "pretrained",
 }
 """Of a pretrained ConvNet: figure 3."""

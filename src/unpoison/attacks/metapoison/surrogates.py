@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from unpoison._checkpoints import Checkpoint
 from unpoison._seeds import derive_seed, generator
-from unpoison.attacks._networks import fresh_copy, whitened
+from unpoison.attacks._networks import fresh_copy
 from unpoison.attacks.metapoison.look_ahead import SGDStep, StackedNetwork, Tensors, training_loss
-from unpoison.data import TrainingSet, augment
+from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.models import build
-from unpoison.training import Recipe, batch_bounds
+from unpoison.training import Recipe, augmented, batch_bounds, initial_network
 
 
 @final
@@ -61,34 +60,15 @@ class SurrogateConfiguration:
             if self.pretrained:
                 return copy.deepcopy(template).to(device)
             return fresh_copy(template, self.training_set, seed=seed).to(device)
-        channels, height, width = self.training_set.image_shape
-        network = build(
-            self.recipe.model,
-            num_classes=self.training_set.num_classes,
-            in_channels=channels,
-            image_size=(height, width),
-            width=self.recipe.width,
-            seed=seed,
-            normalization=self.training_set.channel_statistics,
-        )
-        return whitened(network, self.training_set).to(device)
+        return initial_network(self.training_set, self.recipe, seed=seed).to(device)
 
     def augmented(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Float[M b c h w] as the recipe augments them, with one generator for each network."""
         recipe = self.recipe
         if not (recipe.flip or recipe.crop_padding or recipe.cutout):
             return images
-        parts = [
-            augment(
-                part,
-                flip=recipe.flip,
-                crop_padding=recipe.crop_padding,
-                cutout=recipe.cutout,
-                generator=draws,
-            )
-            for part, draws in zip(images, generators, strict=True)
-        ]
-        return torch.stack(parts)
+        parts = zip(images, generators, strict=True)
+        return torch.stack([augmented(part, recipe, draws) for part, draws in parts])
 
 
 @final

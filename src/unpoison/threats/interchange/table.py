@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unpoison._artefacts import atomic_directory, atomic_file
 from unpoison.data import TrainingSet, encode_png, read_image
-from unpoison.errors import InputError
+from unpoison.errors import InputError, one_line
 from unpoison.threats._goal import Goal
 from unpoison.threats._make_goal import find_class
 from unpoison.threats._poison_set import PoisonSet
@@ -150,9 +150,7 @@ def _parquet_rows(file: Path) -> list[_Row]:
     except FileNotFoundError:
         raise InputError(f"{file}: no such file or folder") from None
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"{file}: cannot be read as parquet ({' '.join(str(error).split())[:120]})"
-        ) from None
+        raise InputError(f"{file}: cannot be read as parquet ({one_line(error)[:120]})") from None
     rows = []
     for number, entry in enumerate(entries):
         where = f"{file}: row {number}"

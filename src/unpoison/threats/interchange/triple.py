@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unpoison._artefacts import atomic_directory
 from unpoison.data import TrainingSet, read_pickle, write_pickle
-from unpoison.errors import InputError
+from unpoison.errors import InputError, one_line
 from unpoison.threats._backdoor import Backdoor
 from unpoison.threats._given_images import TargetedMisclassification
 from unpoison.threats._goal import Goal
@@ -172,8 +172,8 @@ def _goal_of_triple(
         values = torch.from_numpy(np.ascontiguousarray(patch))
         trigger = PatchTrigger(values, torch.ones(values.shape[1:], dtype=torch.bool), row, column, "patch")
     except (TypeError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file}: its patch cannot be read ({reason}); give goal= instead") from None
+        message = f"{file}: its patch cannot be read ({one_line(error)}); give goal= instead"
+        raise InputError(message) from None
     return Backdoor(trigger, true_label, wanted[0])
 
 
