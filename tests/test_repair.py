@@ -208,7 +208,7 @@ def test_what_repair_refuses(story: Story) -> None:
             story.trained, story.poisoned, story.observation, method=Partial(9), unlearner="prayer"
         )
     other = Observation(story.held_out.images[1], 1)
-    with pytest.raises(InputError, match="one answer and one image shape, found 2 with 2 answers"):
+    with pytest.raises(InputError, match="expected observations with one answer, found 2 with 2 answers"):
         unpoison.repair(story.trained, story.poisoned, [story.observation, other])
 
 

@@ -100,7 +100,8 @@ def importances(
         for start in range(0, len(examples), batch_size):
             inputs, labels = examples.batch(start, min(start + batch_size, len(examples)))
             inputs = _laid_out(placed(inputs, device), precision_of(network), layout)
-            labels = labels.to(device)
+            # A copy, as tensors made under `inference_mode` cannot be saved for the backward pass.
+            labels = labels.to(device).clone()
             found: Importances | None = None
             if of_examples is not None:
                 try:
