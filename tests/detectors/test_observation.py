@@ -140,7 +140,7 @@ def test_a_label_that_is_not_the_answer_is_traced_when_asked_for(scene: Any) -> 
 
 def test_observations_that_do_not_fit_are_input_errors_of_one_line(scene: Any) -> None:
     image, model, examples = scene.observation.images[0], scene.model, scene.poisoned
-    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     right = examples.images[(predict(model, examples.images).argmax(1) == 2).nonzero()[0, 0]]
     cases: list[tuple[nn.Module, TrainingSet, Observation | None, str]] = [
         (model, examples, None, "give the input that the model classifies wrongly"),
@@ -153,7 +153,7 @@ def test_observations_that_do_not_fit_are_input_errors_of_one_line(scene: Any) -
         (model, examples, Observation(image, 3), r"the model answers 0 \(a\) to image 0, not 3 \(d\)"),
         (model, examples, Observation(torch.stack([image, right]), 0), r"answers 2 \(c\) to image 1"),
         (model, examples, Observation(torch.stack([image, right])), r"answers 2 \(c\) to image 1, not 0"),
-        (wide, examples, Observation(image, 0), r"outputs of shape \(5,\)"),
+        (narrow, examples, Observation(image, 0), "the model gives 3 logits"),
     ]
     for net, training_set, observation, message in cases:
         with pytest.raises(InputError, match=message) as error:
