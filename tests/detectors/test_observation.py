@@ -153,11 +153,7 @@ def test_observations_that_do_not_fit_are_input_errors_of_one_line(scene: Any) -
         (model, examples, Observation(image, 3), r"the model answers 0 \(a\) to image 0, not 3 \(d\)"),
         (model, examples, Observation(torch.stack([image, right]), 0), r"answers 2 \(c\) to image 1"),
         (model, examples, Observation(torch.stack([image, right])), r"answers 2 \(c\) to image 1, not 0"),
-<<<<<<< HEAD
         (narrow, examples, Observation(image, 0), "gives 3 logits; .* one for each of 4 classes"),
-=======
-        (narrow, examples, Observation(image, 0), "the model gives 3 logits"),
->>>>>>> wt-own-data
     ]
     for net, training_set, observation, message in cases:
         with pytest.raises(InputError, match=message) as error:
