@@ -31,6 +31,7 @@ SUBPACKAGES = [
     "influence",
     "models",
     "report",
+    "tasks",
     "threats",
     "training",
     "unlearners",

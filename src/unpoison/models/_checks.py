@@ -5,6 +5,8 @@ Every refusal is one line that says what was found, in which module, and what to
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -125,6 +127,7 @@ _OF_SHAPE = (
 )
 
 
+@final
 class OutputLogits(nn.Module):
     """A network behind the reading of its logits, for networks whose output is not clear by itself.
 
