@@ -650,6 +650,7 @@ def combined(observation: Observation | Sequence[Observation]) -> Observation:
         truths.pop() if len(truths) == 1 else None,
         indices=[index for one in parts for index in one.indices],
         answered=all(one.answered for one in parts),
+        count=sum(map(len, parts)),
     )
 
 

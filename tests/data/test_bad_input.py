@@ -78,7 +78,7 @@ def bomb() -> bytes:
 def frames() -> bytes:
     buffer = io.BytesIO()
     first, second = Image.new("RGB", (4, 4), 0), Image.new("RGB", (4, 4), (9, 200, 30))
-    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    first.save(buffer, "TIFF", save_all=True, append_images=[second])
     return buffer.getvalue()
 
 

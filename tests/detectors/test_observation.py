@@ -140,20 +140,20 @@ def test_a_label_that_is_not_the_answer_is_traced_when_asked_for(scene: Any) -> 
 
 def test_observations_that_do_not_fit_are_input_errors_of_one_line(scene: Any) -> None:
     image, model, examples = scene.observation.images[0], scene.model, scene.poisoned
-    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     right = examples.images[(predict(model, examples.images).argmax(1) == 2).nonzero()[0, 0]]
     cases: list[tuple[nn.Module, TrainingSet, Observation | None, str]] = [
         (model, examples, None, "give the input that the model classifies wrongly"),
         (model, examples.subset([]), scene.observation, "no training examples to trace to"),
         (model, examples, Observation(image[:, :7], 0), r"of shape \(1, 7, 8\)"),
-        (model, examples, Observation(image.repeat(3, 1, 1), 0), r"of shape \(3, 8, 8\)"),
+        (model, examples, Observation(torch.cat([image, 255 - image, image]), 0), r"of shape \(3, 8, 8\)"),
         (model, examples, Observation(image, 4), r"predicted label 4 is outside 0\.\.3"),
         (model, examples, Observation(image, -1), "predicted label -1 is outside"),
         (model, examples, Observation(image, 0, 9), "true label 9 is outside"),
         (model, examples, Observation(image, 3), r"the model answers 0 \(a\) to image 0, not 3 \(d\)"),
         (model, examples, Observation(torch.stack([image, right]), 0), r"answers 2 \(c\) to image 1"),
         (model, examples, Observation(torch.stack([image, right])), r"answers 2 \(c\) to image 1, not 0"),
-        (wide, examples, Observation(image, 0), r"outputs of shape \(5,\)"),
+        (narrow, examples, Observation(image, 0), "the model gives 3 logits"),
     ]
     for net, training_set, observation, message in cases:
         with pytest.raises(InputError, match=message) as error:

@@ -96,7 +96,8 @@ def test_from_image_takes_arrays_tensors_and_files(tmp_path: Path) -> None:
     expected = images.clone()
     expected[:, :, -2:, -3:] = torch.tensor([200, 0, 0], dtype=torch.uint8)[None, :, None, None]
     expected[:, :, -2, -3] = images[:, :, -2, -3]
-    for given_as in (pixels, torch.from_numpy(pixels), tmp_path / "patch.png", str(tmp_path / "patch.png")):
+    first = torch.from_numpy(pixels).permute(2, 0, 1)  # the channels of tensors come first
+    for given_as in (pixels, first, tmp_path / "patch.png", str(tmp_path / "patch.png")):
         assert torch.equal(PatchTrigger.from_image(given_as, row=-2, column=-3).stamp(images), expected)
 
 

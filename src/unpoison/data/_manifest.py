@@ -64,7 +64,9 @@ def is_manifest(file: Path) -> bool:
         schema = pq.read_schema(file)
     except (pa.ArrowException, OSError):
         return False
-    return any(name in schema.names and pa.types.is_string(schema.field(name).type) for name in _PATHS)
+    return "image" not in schema.names and any(
+        schema.names.count(name) == 1 and pa.types.is_string(schema.field(name).type) for name in _PATHS
+    )
 
 
 def read_shards(path: str | os.PathLike[str], *, size: int | None = None, orient: bool = False) -> Splits:

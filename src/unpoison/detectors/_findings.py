@@ -220,6 +220,7 @@ class Findings:
                 "true_label": self.observation.true_label,
                 "indices": list(self.observation.indices),
                 "answered": self.observation.answered,
+                "count": self.observation.count,
             },
             "tracked_share": self.tracked_share,
             "untracked": list(self.untracked),

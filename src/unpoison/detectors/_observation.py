@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from unpoison._inputs import count_of
 from unpoison.data import Examples, Inputs, TrainingSet, read_image
 from unpoison.detectors._answers import answers_of
 from unpoison.errors import InputError
@@ -31,6 +32,7 @@ class Observation:
         indices: of the inputs in their data set, where they are known.
         answered: whether the model gives `predicted` to each of them; False to trace a label that it does
             not give, such as the second likeliest, or the former answer of a healed model.
+        count: m, where `given` are m inputs that are no images, along the first dimension; None for one.
 
     Raises:
         InputError: the input is none, a label is no whole number, or the two labels are equal.
@@ -44,6 +46,7 @@ class Observation:
     true_label: int | None
     indices: tuple[int, ...]
     answered: bool
+    count: int | None
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Observation:
         *,
         indices: Sequence[int] = (),
         answered: bool = True,
+        count: int | None = None,
     ) -> None:
         labels = {"predicted": predicted, "true_label": true_label}
         for name, label in labels.items():
@@ -62,12 +66,13 @@ class Observation:
         object.__setattr__(self, "given", _as_given(given))
         object.__setattr__(self, "indices", tuple(_whole("indices", index) for index in indices))
         object.__setattr__(self, "answered", bool(answered))
+        object.__setattr__(self, "count", count)
 
     def __len__(self) -> int:
-        """How many inputs; 1 for what may be one input or several, until it is known what inputs are."""
-        if isinstance(self.given, Mapping):
-            return len(next(iter(self.given.values()))) if self.given else 0
-        return len(self.given) if self.given.ndim == 4 else 1
+        """How many inputs."""
+        if self.count is not None:
+            return self.count
+        return len(self.given) if isinstance(self.given, Tensor) and self.given.ndim == 4 else 1
 
     @property
     def images(self) -> Tensor:
@@ -157,12 +162,14 @@ def check_observation(
             raise InputError(
                 f"Observation: {name} label {label} is outside 0..{training_set.num_classes - 1}"
             )
+    count = count_of(given)
     observation = Observation(
         given,
         observation.predicted,
         observation.true_label,
         indices=observation.indices,
         answered=observation.answered,
+        count=count,
     )
     logits = answers_of(model, observation.inputs)
     if logits.shape[1] < training_set.num_classes:
@@ -194,6 +201,7 @@ def check_observation(
         observation.true_label,
         indices=observation.indices,
         answered=observation.answered,
+        count=count,
     )
 
 
