@@ -107,8 +107,9 @@ def _of_images(pixels: Tensor) -> Tensor:
     chosen = torch.arange(count)
     if count > _MOST:
         chosen = torch.randperm(count, generator=generator(0, "near-duplicates"))[:_MOST]
+    others = pixels[chosen.to(pixels.device)]
     sums = torch.cat(
-        [similarities(part, pixels[chosen], unit).double().sum(1) for part in torch.split(pixels, _CHUNK)]
+        [similarities(part, others, unit).double().sum(1) for part in torch.split(pixels, _CHUNK)]
     )
     itself = torch.zeros(count, dtype=torch.float64)
     itself[chosen] = 1
