@@ -37,3 +37,10 @@ def placed(inputs: Inputs, device: torch.device | str) -> Inputs:
 def count_of(inputs: Inputs) -> int:
     """How many examples the inputs are of."""
     return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
+
+
+def differentiable(inputs: Inputs) -> Inputs:
+    """Copies of tensors that were made under `inference_mode`, which cannot be saved for a backward pass."""
+    if isinstance(inputs, Tensor):
+        return inputs.clone() if inputs.is_inference() else inputs
+    return {name: one.clone() if one.is_inference() else one for name, one in inputs.items()}

@@ -296,11 +296,14 @@ def test_what_cannot_be_trained_on() -> None:
         train(some_set(), RECIPE, seed=0, include=torch.zeros(50, dtype=torch.bool))
     with pytest.raises(InputError, match=r"include: expected a bool tensor of shape \[50\]"):
         train(some_set(), RECIPE, seed=0, include=torch.arange(50))
-    three = replace(some_set(), class_names=("dark", "bright", "white"))
+    three = replace(some_set(), class_names=("a", "b", "c"))
     with pytest.raises(InputError, match=r"logits of shape \(16, 2\); expected \[16, 3\]"):
         train(three, RECIPE, seed=0, start=nn.Sequential(nn.Flatten(), nn.Linear(144, 2)))
     with pytest.raises(InputError, match="has no parameters"):
         train(some_set(), RECIPE, seed=0, start=nn.Flatten())
+    frozen = nn.Sequential(nn.Flatten(), nn.Linear(144, 2)).requires_grad_(False)
+    with pytest.raises(InputError, match="every parameter is frozen"):
+        train(some_set(), RECIPE, seed=0, start=frozen)
 
 
 class Greedy(nn.Module):

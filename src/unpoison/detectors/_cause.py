@@ -119,8 +119,8 @@ def cause_of(
     elif groups is None:
         assert images is not None
         pixels = images if images.ndim == 2 else thumbnails(images)
-        own = pixels[members.to(pixels.device)]
-        alike = similarities(own, own, median_distance(pixels)).double().cpu()
+        chosen = pixels[members.to(pixels.device)]
+        alike = similarities(chosen, chosen, median_distance(pixels)).double().cpu()
     else:
         assert groups is not None
         alike = (groups[members][:, None] == groups[members][None]).double()

@@ -26,7 +26,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from unpoison._inputs import Inputs, count_of, placed, rows_of
+from unpoison._inputs import count_of, differentiable, placed, rows_of
 from unpoison.errors import InputError
 from unpoison.influence._attention import in_steps
 from unpoison.influence._diagonal_layers import OF_MAPS, DiagonalLayer
@@ -183,7 +183,7 @@ class Sweeper:
         inputs, *rest = (placed(part, self.device) for part in batch)
         if isinstance(inputs, Tensor) and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=self._layout_of(inputs))
-        return (_differentiable(inputs), *rest)
+        return (differentiable(inputs), *rest)
 
     def _layout_of(self, images: Tensor) -> torch.memory_format:
         if self._layout is None:
@@ -345,13 +345,6 @@ def _by_example(rows: Tensor, fold: int) -> Tensor:
     if fold == 1:
         return rows
     return rows.reshape(-1, fold, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
-
-
-def _differentiable(inputs: Inputs) -> Inputs:
-    """Copies of tensors that were made under `inference_mode`, which cannot be saved for a backward pass."""
-    if isinstance(inputs, Tensor):
-        return inputs.clone() if inputs.is_inference() else inputs
-    return {name: one.clone() if one.is_inference() else one for name, one in inputs.items()}
 
 
 def _rows_between(two: Tensor, three: Tensor) -> _Rows | str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from unpoison._inputs import Inputs, placed, rows_of
+from unpoison._inputs import Inputs, differentiable, placed, rows_of
 from unpoison._stable import cross_entropy
 from unpoison.data import Examples
 from unpoison.errors import InputError, TrainingDivergedError
@@ -99,9 +99,8 @@ def importances(
     with preserved(network), torch.enable_grad():
         for start in range(0, len(examples), batch_size):
             inputs, labels = examples.batch(start, min(start + batch_size, len(examples)))
-            inputs = _laid_out(placed(inputs, device), precision_of(network), layout)
-            # A copy, as tensors made under `inference_mode` cannot be saved for the backward pass.
-            labels = labels.to(device).clone()
+            inputs = _laid_out(differentiable(placed(inputs, device)), precision_of(network), layout)
+            labels = labels.to(device).clone()  # it may have been made under inference_mode
             found: Importances | None = None
             if of_examples is not None:
                 try:
