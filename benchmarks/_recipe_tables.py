@@ -193,6 +193,7 @@ DETECTORS: Final = (
             "null-cifar10": "a clean network of CIFAR-10",
             "null-cifar100": "a clean network of CIFAR-100",
             "sample": "poisoned networks of the sample",
+            "sample-healed": "the sample healed",
             "signs": "poisoned networks of traffic signs",
             "cifar10": "poisoned networks of CIFAR-10",
             "cifar100": "poisoned networks of CIFAR-100",

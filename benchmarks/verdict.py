@@ -35,11 +35,6 @@ def measure(bench: Bench) -> None:
     for trial in trials(Path(bench.options.stores)):  # a recipe that heals has victims of another
         found.setdefault((trial["set"], place(trial), trial["asked"], trial["observation"]), {}).update(trial)
     bench.trials[:] = list(found.values())
-    seconds: dict[str, list[float]] = {"calibrate": [], "find": []}
-    for trial in bench.trials:
-        for stage, values in seconds.items():
-            values += [trial[f"seconds_{stage}"]] if trial.get(f"seconds_{stage}") is not None else []
-    bench.seconds |= {f"{stage}, mean": sum(one) / len(one) for stage, one in seconds.items() if one}
     summarise(bench)
     if not (bench.options.no_write or bench.options.quick):
         draw(bench.trials)
@@ -158,7 +153,6 @@ def draw(found: Sequence[Mapping[str, Any]]) -> None:
     axes.legend(frameon=False, fontsize="small")
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE)
-    figure.savefig(PICTURE.with_suffix(".png"), dpi=110)
     plt.close(figure)
 
 
