@@ -117,7 +117,7 @@ def test_examples_that_are_fitted_perfectly_keep_their_influence(scene: Any, nam
         inputs, labels = scene.poisoned.batch(0, len(scene.poisoned))
         textbook = functional.cross_entropy(model(inputs), labels, reduction="none")
     assert int((textbook == 0).sum()) > 300
-    found = quick(name).find(model, scene.poisoned, scene.observation)
+    found = quick(name).find(model, scene.poisoned, scene.observation, reference=scene.held_out)
     before = found.evidence["influence_before"]
     scored = found.labels == 0 if name == "calibrated" else torch.ones_like(found.labels, dtype=torch.bool)
     assert bool((before[scored] != 0).all())
