@@ -157,7 +157,7 @@ def influence_slope(data: ReportData) -> Figure:
     top, bottom, x = 30.0, 296.0, (82.0, 268.0)
     scale = _influence_scale(data, bottom, top)
     parts, ends = [], []
-    canvas = Canvas(360, 340, "Influence before and after transforming and relabelling", "", "slope")
+    canvas = Canvas(360, 340, "Influence before and after the change of the query", "", "slope")
     canvas.y_axis(scale, 56, "influence on the prediction", right=288)
     for mask, name, kind in (
         (~groups.dark, groups.pale_name, "pale"),
@@ -183,7 +183,7 @@ def influence_slope(data: ReportData) -> Figure:
         canvas.text(x[1] + 9, y + 4, name, "note halo")
     canvas.text(x[0], bottom + 20, "before", "tick", "middle")
     canvas.text(x[1], bottom + 20, "after", "tick", "middle")
-    canvas.text((x[0] + x[1]) / 2, bottom + 38, "transforming and relabelling", "label", "middle")
+    canvas.text((x[0] + x[1]) / 2, bottom + 38, "change of the query", "label", "middle")
     canvas.description = "Slope chart: " + "; ".join(parts) + "."
     caption = f"Median and middle 90 % of each group{_suffix(scale)}."
     return Figure(canvas.render(), caption)
