@@ -21,12 +21,14 @@ from typing import Any, Final
 
 from benchmarks import (
     _ledger,
+    compatibility,
     demo,
     detectors,
     gradient_matching,
     growth,
     influence,
     metapoison,
+    own_data,
     polytope,
     selection,
     sweep,
@@ -68,6 +70,7 @@ PAGES: Final[Mapping[str, tuple[str, tuple[Section, ...]]]] = {
     "unlearning": ("Unlearners", (unlearning.SECTION,)),
     "attacks": ("Attacks", (triggers.SECTION, TRANSFER)),
     "metapoison": ("MetaPoison", METAPOISON),
+    "own_data": ("Data and networks as people have them", (compatibility.SECTION, own_data.SECTION)),
 }
 
 # What results and pages that were stored under an earlier name are called now. An entry goes when the last
