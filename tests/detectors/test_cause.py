@@ -44,6 +44,13 @@ def test_known_groups_take_the_place_of_likeness() -> None:
     assert cause.largest_series == pytest.approx(10 / 12)
 
 
+def test_inputs_that_are_no_images_are_unlike_each_other() -> None:
+    cause = cause_of(torch.arange(40, 52), None, None, logits_of(100, badly_fitted=[]), 1, found=None)
+    assert cause.kind == "hard region"
+    assert cause.distinct == 12
+    assert cause.largest_series == pytest.approx(1 / 12)
+
+
 def test_badly_fitted_examples_of_another_label_are_label_noise() -> None:
     wrong = [3, 40, 41, 77]
     logits = logits_of(100, badly_fitted=wrong)

@@ -60,6 +60,15 @@ def test_many_examples_are_compared_with_some(monkeypatch: pytest.MonkeyPatch) -
     assert float(some[200:].max()) < 6
 
 
+def test_likeness_is_summed_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = _near_duplicates.thumbnails(noise(50, 4))
+    unit = _near_duplicates.median_distance(pixels)
+    expected = torch.exp(-((torch.cdist(pixels.double(), pixels.double()) / (0.35 * unit)) ** 2)).sum(1)
+    assert torch.allclose(_near_duplicates.similar_to(pixels, unit), expected, rtol=1e-5)
+    monkeypatch.setattr(_near_duplicates, "_CHUNK", 7)
+    assert torch.allclose(_near_duplicates.similar_to(pixels, unit), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_few_and_equal_images(count: int) -> None:
     images = torch.full((count, 3, 4, 4), 90, dtype=torch.uint8)

@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, final
 import torch
 from torch import Tensor
 
-from unpoison.detectors._near_duplicates import median_distance, similarities, thumbnails
+from unpoison.detectors._near_duplicates import median_distance, similar_to, thumbnails
 
 Kind = Literal["trigger-like", "optimised images", "near-duplicates", "label noise", "hard region"]
 
@@ -114,22 +114,19 @@ def cause_of(
             second_share=0.0,
             margin_rank=0.5,
         )
-    if groups is None and images is None:
-        alike = torch.eye(count, dtype=torch.float64)
-    elif groups is None:
-        assert images is not None
+    if groups is not None:
+        alike = torch.bincount(groups[members])[groups[members]].double()
+    elif images is not None:
         pixels = images if images.ndim == 2 else thumbnails(images)
-        chosen = pixels[members.to(pixels.device)]
-        alike = similarities(chosen, chosen, median_distance(pixels)).double().cpu()
+        alike = similar_to(pixels[members.to(pixels.device)], median_distance(pixels))
     else:
-        assert groups is not None
-        alike = (groups[members][:, None] == groups[members][None]).double()
+        alike = torch.ones(count, dtype=torch.float64)
     others = logits.double().clone()
     others[:, label] = -torch.inf
     second = torch.bincount(others[members].argmax(1), minlength=logits.shape[1])
     margins = logits[:, label].double() - others.logsumexp(1)
     ranks = margins.argsort(stable=True).argsort(stable=True).double() / max(len(margins) - 1, 1)
-    series = float(alike.sum(1).max()) / count
+    series = float(alike.max()) / count
     share = float(second.max()) / count
     rank = float(ranks[members].median())
     kind: Kind

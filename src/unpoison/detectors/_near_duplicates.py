@@ -90,9 +90,20 @@ def thumbnails(images: Tensor) -> Tensor:
     return F.normalize(pixels - pixels.mean(1, keepdim=True))
 
 
-def similarities(left: Tensor, right: Tensor, unit: float | Tensor) -> Tensor:
-    """Float32[m k]: S of Float32[m d] and Float32[k d] thumbnails; `unit` is the median distance."""
-    return torch.exp(-((torch.cdist(left, right) / (_WIDTH * unit)) ** 2))
+def similar_to(pixels: Tensor, unit: Tensor, others: Tensor | None = None) -> Tensor:
+    """Float64[m], on the CPU: the sums over k of S_jk, 1,024 thumbnails at a time.
+
+    Arguments:
+        pixels: Float32[m d] thumbnails j.
+        unit: the median distance.
+        others: Float32[q d] thumbnails k; the same by default.
+    """
+    others = pixels if others is None else others
+    sums = [
+        torch.exp(-((torch.cdist(part, others) / (_WIDTH * unit)) ** 2)).double().sum(1)
+        for part in torch.split(pixels, _CHUNK)
+    ]
+    return torch.cat(sums).cpu()
 
 
 def median_distance(pixels: Tensor) -> Tensor:
@@ -107,10 +118,7 @@ def _of_images(pixels: Tensor) -> Tensor:
     chosen = torch.arange(count)
     if count > _MOST:
         chosen = torch.randperm(count, generator=generator(0, "near-duplicates"))[:_MOST]
-    others = pixels[chosen.to(pixels.device)]
-    sums = torch.cat(
-        [similarities(part, others, unit).double().sum(1) for part in torch.split(pixels, _CHUNK)]
-    )
+    sums = similar_to(pixels, unit, pixels[chosen.to(pixels.device)])
     itself = torch.zeros(count, dtype=torch.float64)
     itself[chosen] = 1
-    return (1 + (sums.cpu() - itself) * ((count - 1) / max(len(chosen) - 1, 1))).clamp(min=1)
+    return (1 + (sums - itself) * ((count - 1) / max(len(chosen) - 1, 1))).clamp(min=1)
