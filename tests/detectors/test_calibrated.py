@@ -317,6 +317,21 @@ def test_errors_come_first_and_near_errors_fill_up() -> None:
     assert torch.equal(again.rows, inputs.rows)
 
 
+def test_of_more_logits_than_classes_only_the_classes_are_asked_about() -> None:
+    randomness = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 6, generator=randomness)
+    answers = logits.argmax(1)
+    labels = answers % 3
+    labels[:10] = (answers[:10] + 1) % 3
+    source = TrainingSet(torch.zeros(60, 1, 2, 2, dtype=torch.uint8), labels, ("a", "b", "c"))
+    inputs = choose(source, logits, held_out=True, level=0.05, seed=0)
+    assert 0 < inputs.errors == int((answers[:10] < 3).sum()) < int((answers != labels).sum())
+    assert int(inputs.answers.max()) < 3
+    near = inputs.rows[inputs.errors :]
+    assert len(near) == 21 - inputs.errors
+    assert torch.equal(inputs.answers[inputs.errors :], logits[near, :3].topk(2, 1).indices[:, 1])
+
+
 @pytest.mark.parametrize(("level", "errors"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.5, 1), (0.3, 3)])
 def test_the_level_decides_the_number_of_calibration_errors(level: float, errors: int) -> None:
     assert Calibrated(false_alarm_level=level).calibration_errors == errors

@@ -209,14 +209,15 @@ def choose(source: Examples, logits: Tensor, *, held_out: bool, level: float, se
     """
     labels, wanted = source.labels.cpu(), math.ceil(1 / level - 1e-9) - 1
     enough = math.ceil(_RESERVE * wanted)
-    right = logits.argmax(1) == labels
+    answered = logits.argmax(1)
+    right = answered == labels
     randomness = generator(seed, "calibration")
-    wrong = shuffled((~right).nonzero()[:, 0], randomness)[: max(_ERRORS, enough)]
+    # Of more logits than classes only those of classes can be traced.
+    traceable = ~right & (answered < source.num_classes)
+    wrong = shuffled(traceable.nonzero()[:, 0], randomness)[: max(_ERRORS, enough)]
     correct = right.nonzero()[:, 0]
-    two = logits[correct].topk(2, 1)
-    order = (two.values[:, 0] - two.values[:, 1]).argsort(stable=True)[
-        : max(0, math.ceil(_RESERVE * wanted) - len(wrong))
-    ]
+    two = logits[correct, : source.num_classes].topk(2, 1)
+    order = (two.values[:, 0] - two.values[:, 1]).argsort(stable=True)[: max(0, enough - len(wrong))]
     rows = torch.cat([wrong, correct[order]])
     if len(rows) < wanted:
         fits = math.ceil(1000 / (len(rows) + 1)) / 1000
@@ -225,7 +226,7 @@ def choose(source: Examples, logits: Tensor, *, held_out: bool, level: float, se
             f"{source.name}: a false-alarm level of {level:g} takes {wanted} labelled examples, there are "
             f"{len(rows)}; {advice} a larger reference"
         )
-    answers = torch.cat([logits[wrong].argmax(1), two.indices[order, 1]])
+    answers = torch.cat([answered[wrong], two.indices[order, 1]])
     lead = logits[correct] - logits[correct].amax(1, keepdim=True)
     baseline = []
     for label in range(source.num_classes):
