@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unpoison.detectors._cause import Cause, cause_of
+from unpoison.data import Examples, TensorExamples, TrainingSet
+from unpoison.detectors import _cause
+from unpoison.detectors._cause import Cause, Kind
+from unpoison.detectors._near_duplicates import alike_among
 
 NAMES = ("cat", "dog", "ship")
 
@@ -15,6 +18,22 @@ def unlike(count: int) -> Tensor:
     randomness = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (count, 1, 5, 5), generator=randomness)
     return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3).to(torch.uint8)
+
+
+def cause_of(
+    members: Tensor,
+    images: Tensor | None,
+    groups: Tensor | None,
+    logits: Tensor,
+    label: int,
+    *,
+    found: Kind | None,
+) -> Cause:
+    labels = torch.full((len(logits),), label)
+    examples: Examples = TensorExamples(torch.zeros(len(logits), 3), labels)
+    if images is not None:
+        examples = TrainingSet(images, labels, NAMES)
+    return _cause.cause_of(members, alike_among(examples, members, groups), logits, label, found=found)
 
 
 def logits_of(count: int, *, badly_fitted: list[int]) -> Tensor:
@@ -65,10 +84,10 @@ def test_badly_fitted_examples_of_another_label_are_label_noise() -> None:
 
 
 @pytest.mark.parametrize("kind", ["trigger-like", "optimised images"])
-def test_what_was_found_keeps_its_kind(kind: str) -> None:
+def test_what_was_found_keeps_its_kind(kind: Kind) -> None:
     members = torch.arange(20)
     logits = logits_of(100, badly_fitted=list(range(20)))
-    cause = cause_of(members, unlike(100), None, logits, 1, found=kind)  # type: ignore[arg-type]
+    cause = cause_of(members, unlike(100), None, logits, 1, found=kind)
     assert cause.kind == kind
     assert cause.distinct == pytest.approx(20, rel=0.1)
     assert "20 examples" in cause.describe(NAMES)

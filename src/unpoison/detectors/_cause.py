@@ -23,8 +23,6 @@ from typing import Any, Final, Literal, final
 import torch
 from torch import Tensor
 
-from unpoison.detectors._near_duplicates import median_distance, similar_to, thumbnails
-
 Kind = Literal["trigger-like", "optimised images", "near-duplicates", "label noise", "hard region"]
 
 _SERIES: Final = 0.5
@@ -85,8 +83,7 @@ class Cause:
 
 def cause_of(
     members: Tensor,
-    images: Tensor | None,
-    groups: Tensor | None,
+    alike: Tensor,
     logits: Tensor,
     label: int,
     *,
@@ -96,9 +93,7 @@ def cause_of(
 
     Arguments:
         members: Int64[m] places among the k examples with the label.
-        images: UInt8[k c h w], or their thumbnails Float[k d]; None where inputs are no images, which are
-            then taken for unlike each other.
-        groups: Int64[k], equal for near-duplicates; measured on the images when None.
+        alike: Float64[m], see `alike_among`.
         logits: Float[k classes], the model's.
         label: their label.
         found: the kind, where poison was found.
@@ -114,13 +109,6 @@ def cause_of(
             second_share=0.0,
             margin_rank=0.5,
         )
-    if groups is not None:
-        alike = torch.bincount(groups[members])[groups[members]].double()
-    elif images is not None:
-        pixels = images if images.ndim == 2 else thumbnails(images)
-        alike = similar_to(pixels[members.to(pixels.device)], median_distance(pixels))
-    else:
-        alike = torch.ones(count, dtype=torch.float64)
     others = logits.double().clone()
     others[:, label] = -torch.inf
     second = torch.bincount(others[members].argmax(1), minlength=logits.shape[1])

@@ -70,6 +70,25 @@ def multiplicities(training_set: Examples, groups: Tensor | None = None) -> Tens
     return result
 
 
+def alike_among(examples: Examples, members: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Float64[m]: how many of the members each of them resembles, itself included.
+
+    Arguments:
+        examples: k examples with one label, whose distances are the measure; up to 1,024 are read.
+        members: Int64[m] places among them.
+        groups: Int64[k], equal for near-duplicates; measured on the images when None, and 1 for inputs that
+            are no images.
+    """
+    if groups is not None:
+        own = groups[members]
+        return torch.bincount(own)[own].double()
+    some = _spread(len(examples))
+    pixels = thumbnails_at(examples, torch.cat([some, members]))
+    if pixels is None:
+        return torch.ones(len(members), dtype=torch.float64)
+    return similar_to(pixels[len(some) :], median_distance(pixels[: len(some)]))
+
+
 def thumbnails_at(examples: Examples, rows: Tensor) -> Tensor | None:
     """`thumbnails` of the examples at Int64[k] `rows`, read in batches; None where inputs are no images."""
     if isinstance(examples, TrainingSet):
@@ -108,9 +127,13 @@ def similar_to(pixels: Tensor, unit: Tensor, others: Tensor | None = None) -> Te
 
 def median_distance(pixels: Tensor) -> Tensor:
     """The median distance of different rows of Float32[m d], of at most 1,024 of them; at least 1e-6."""
-    some = pixels[:: -(-len(pixels) // _CHUNK)]
-    distances = torch.pdist(some)
+    distances = torch.pdist(pixels[_spread(len(pixels))])
     return distances.median().clamp(min=1e-6) if len(distances) else pixels.new_tensor(1.0)
+
+
+def _spread(count: int) -> Tensor:
+    """Int64: at most 1,024 of 0..count-1, evenly spread."""
+    return torch.arange(0, count, max(1, -(-count // _CHUNK)))
 
 
 def _of_images(pixels: Tensor) -> Tensor:

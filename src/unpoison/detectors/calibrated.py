@@ -63,7 +63,7 @@ from unpoison.detectors._conformal import p_value as conformal_p_value
 from unpoison.detectors._conformal import robust_units, statistic
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
-from unpoison.detectors._near_duplicates import thumbnails_at
+from unpoison.detectors._near_duplicates import alike_among
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
@@ -282,10 +282,10 @@ class Calibrated(Searcher):
             members = torch.searchsorted(rows, findings.flagged)
         else:
             members = ranking[: int((excess > _RESPONSIBLE).sum())][:64]
+        groups = None if calibration.groups is None else calibration.groups[rows]
         cause = cause_of(
             members,
-            None if calibration.groups is not None else thumbnails_at(examples, torch.arange(len(rows))),
-            None if calibration.groups is None else calibration.groups[rows],
+            alike_among(examples, members, groups),
             answers_to(search.model, examples),
             search.answer,
             found=kind,
