@@ -389,6 +389,29 @@ def test_a_label_that_is_not_the_answer_is_compared_with_inputs_that_do_not_get_
     assert (one.p_value, one.threshold) == (other.p_value, other.threshold)
 
 
+def test_what_the_level_is_worth_for_a_label_that_is_not_the_answer_is_said(
+    scene: Any, calibration: Calibration
+) -> None:
+    image = scene.held_out.images[scene.held_out.labels == 1][0]
+    asked = Observation(image, 2, answered=False)
+    found = make().find(scene.model, scene.poisoned, asked, calibration=calibration)
+    assert "of the training set, which the level hardly fits" in found.threshold.how
+    given = {"calibration": calibration, "reference": scene.held_out.subset(range(20))}
+    few = make().find(scene.model, scene.poisoned, asked, **given)
+    assert "the level takes 19, so nothing can be found" in few.threshold.how
+    assert not few.poison_found
+    assert "training set" not in few.threshold.how
+
+
+def test_a_summary_says_when_much_of_the_network_is_not_tracked(scene: Any, calibration: Calibration) -> None:
+    whole = make().find(scene.model, scene.poisoned, scene.observation, calibration=calibration)
+    assert "parameters" not in whole.summary
+    part = make(modules=("5",)).find(scene.model, scene.poisoned, scene.observation, reference=scene.held_out)
+    assert part.tracked_share is not None
+    assert part.tracked_share < 0.9
+    assert "of the model's parameters, without 0.weight, 0.bias, 2.weight and 1 more" in part.summary
+
+
 def test_an_answer_without_training_examples_goes_back_to_none(scene: Any) -> None:
     rows = (scene.clean.labels != 0).nonzero()[:, 0]
     without = scene.clean.subset(rows)

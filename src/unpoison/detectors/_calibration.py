@@ -14,9 +14,11 @@ It depends on the model, the training set and the labelled examples alone, not o
 Without labelled held-out examples the training set stands in for them: its errors and near-errors, and of the
 baseline inputs those of other classes only, because correct answers of a label may be poison themselves.
 
-Cost: a forward pass over the labelled examples, one gradient for each error and baseline input, and one pass
-over the training set with per-example gradients, each multiplied with the queries of its own label. Memory:
-4 numbers a training example, and those queries.
+Cost: a forward pass over the labelled examples, one gradient for each error and baseline input, one reading
+of the training images for near-duplicates (none where groups are known), and one pass over the training set
+with per-example gradients, each multiplied with the queries of its own label; over a label whose queries take
+more than 1 GiB, a pass for each GiB. Memory: 4 numbers a training example, the thumbnails of a label, and
+those queries.
 """
 
 from __future__ import annotations
@@ -238,13 +240,12 @@ def choose(source: Examples, logits: Tensor, *, held_out: bool, level: float, se
 
 
 def calibrate(
-    search: Search, source: Examples, inputs: Inputs, groups: Sequence[Hashable] | Tensor | None
+    search: Search, source: Examples, inputs: Inputs, key: str, groups: Tensor | None
 ) -> Calibration:
-    """Stage 3; `inputs` are rows of `source`."""
+    """Stage 3; `inputs` are rows of `source`, key and groups those of `key_of`."""
     training_set = search.training_set
     labels, count = training_set.labels.cpu(), len(inputs.rows)
-    key, numbers = key_of(search, groups)
-    copies = multiplicities(training_set, numbers)
+    copies = multiplicities(training_set, groups)
     centre, spread = torch.zeros(2, len(labels), dtype=torch.float64)
     spread += 1
     statistics = torch.zeros(count, dtype=torch.float64)
@@ -284,7 +285,7 @@ def calibrate(
         centre=centre,
         spread=spread,
         multiplicities=copies,
-        groups=numbers,
+        groups=groups,
     )
 
 

@@ -15,10 +15,16 @@ Given are the normalised collapses x_j (`_collapse`) of the n_y training example
                (a conformal p-value; Vovk, Gammerman and Shafer, 2005), whatever the statistic. It is one
                test, so the level is not shared. Near-errors, which fill up where errors are few, are a little
                less extreme; unless T exceeds that of all errors, p is at least its rank among errors alone.
+               With e errors that are fewer than the level takes, 1 / (e + 1) bounds the false alarms for
+               certain, and the level does as far as near-errors are like errors.
 4. shared causes  in a poisoned model some calibration errors may be the poison's doing. A calibration error
                with the same answer that goes back to the same examples (cosine of (z - 3)+ above 0.6) is left
                out of the rank, as it is no independent comparison, but no more than one in fifty: a cause
-               that many errors share is a property of the class.
+               that many errors share is a property of the class. Natural errors share causes, too: with k of
+               m left out the probability of a false alarm may be higher than the level by k / (m + 1).
+
+Several inputs are one query, of their mean gradient. It is ranked among single errors, of which it is not one
+more; on natural errors with one answer it has been compared in small trials alone.
 """
 
 from __future__ import annotations

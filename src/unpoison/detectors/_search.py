@@ -246,7 +246,7 @@ class Search:
         inputs, labels = self.observation.inputs, torch.full((count,), self.answer)
         return self.influence(inputs, labels, combine=torch.full((1, count), 1 / count), **options)
 
-    def _untracked(self) -> str:
+    def untracked(self) -> str:
         """What to say of a network of which much is not tracked."""
         if self.coverage is None or self.coverage.share >= _TOLD_BELOW:
             return ""
@@ -294,7 +294,7 @@ class Search:
             threshold=Threshold(threshold, how),
             poison_found=bool(len(flagged)),
             p_value=None,
-            summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}{self._untracked()}",
+            summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}{self.untracked()}",
             evidence={name: column.cpu() for name, column in (evidence or {}).items()},
             observation=self._observation,
             ids=self.training_set.ids,

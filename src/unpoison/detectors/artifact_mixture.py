@@ -75,7 +75,7 @@ class ArtifactMixture(Searcher):
     Arguments:
         seeds: how many of the examples with the most influence are taken for poison, at least 5.
         damping: of the curvature.
-        modules: which modules' parameters to track; all Linear and Conv2d by default.
+        modules: which modules' parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
         batch_size: examples of a forward pass.
 

@@ -22,8 +22,9 @@ Ours; the stages in standard terms:
 `scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label: of the
 excess where nothing is found, else of what decided stage 4. Examples with other labels come last.
 
-Cost: two passes over the training set for the factors and one for the calibration, all kept in it; then two
-passes over the examples with the answered label, and three forward passes of them for artifact features.
+Cost: two passes over the training set for the factors and, where the queries of a label fit into 1 GiB, one
+for the calibration, all kept in it; then two passes over the examples with the answered label, a forward pass
+of them for the cause, and three for artifact features.
 Memory: at most 1 GiB of queries (8 of them where that is more), beside what `unpoison.influence`
 states. Limits: the poison bears the label that it causes; one cause for the flagged share; a poison that made
 a few training examples decisive cannot be told from an ordinary hard example. The level is that of an error
@@ -61,11 +62,12 @@ from unpoison.detectors._cause import Kind, cause_of
 from unpoison.detectors._collapse import LabelCollapse, joined, normalised, queries_of
 from unpoison.detectors._conformal import p_value as conformal_p_value
 from unpoison.detectors._conformal import robust_units, statistic
+from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
 from unpoison.detectors._near_duplicates import alike_among
 from unpoison.detectors._observation import Observation, check_observation
-from unpoison.detectors._search import Search, Searcher
+from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
 from unpoison.detectors.artifact_mixture import artifact_mixture
 from unpoison.errors import InputError, MismatchError
@@ -97,7 +99,7 @@ Groups = Sequence[Hashable] | Tensor
     calibrates=True,
 )
 @dataclass(frozen=True, kw_only=True)
-class Calibrated(Searcher):
+class Calibrated(Detector):
     """Trace one wrong prediction to the training examples that caused it, or find that none did.
 
     Arguments:
@@ -105,7 +107,7 @@ class Calibrated(Searcher):
             (0, 1). It takes 1 / level - 1 labelled held-out examples that the model classifies wrongly, or
             nearly so.
         damping: of the curvature.
-        modules: which modules' parameters to track; all Linear and Conv2d by default.
+        modules: which modules' parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
         batch_size: examples of a forward pass.
 
@@ -218,10 +220,6 @@ class Calibrated(Searcher):
             calibration = self._calibrated(search, groups)
         return search.finished(self._decided(search, calibration))
 
-    def search(self, search: Search) -> Findings:
-        """As `find`, with a calibration of its own."""
-        return self._decided(search, self._calibrated(search, None))
-
     def _check(self, calibration: Calibration) -> None:
         if calibration.damping != repr(self.damping):
             raise MismatchError(
@@ -237,9 +235,9 @@ class Calibrated(Searcher):
 
     def _calibrated(self, search: Search, groups: Groups | None) -> Calibration:
         """Stage 2. What can be wrong is found before the first pass."""
-        source = labelled_examples(search)
+        source, (key, numbers) = labelled_examples(search), key_of(search, groups)
         inputs = chosen_inputs(search, source, self.false_alarm_level)
-        return calibrate(search, source, inputs, groups)
+        return calibrate(search, source, inputs, key, numbers)
 
     def _decided(self, search: Search, calibration: Calibration) -> Findings:
         """Stages 1 and 3 to 5."""
@@ -265,6 +263,10 @@ class Calibrated(Searcher):
             value = float(statistic(excess, calibration.multiplicities[rows]))
             p_value, shared = conformal_p_value(value, others, torch.zeros_like(others))
             null = f"{len(others)} inputs with other answers, asked about the same label"
+            if search.reference is None:
+                null += ", of the training set, which the level hardly fits"
+            if len(others) < self.calibration_errors:
+                null += f" (the level takes {self.calibration_errors}, so nothing can be found)"
         search.lap("scores")
         columns = torch.stack([excess, before, before - collapse])
         findings = self._findings(search, null, rows, columns, p_value=p_value, shared=shared)
@@ -294,7 +296,7 @@ class Calibrated(Searcher):
         told = [findings.summary, cause.describe(findings.class_names)]
         if search.observation.true_label is None:
             told.append("The true label is not given: the level holds for wrong answers alone")
-        return replace(findings, cause=cause, summary=". ".join(told))
+        return replace(findings, cause=cause, summary=". ".join(told) + search.untracked())
 
     def _asked_alike(
         self, search: Search, calibration: Calibration, rows: Tensor, examples: Examples

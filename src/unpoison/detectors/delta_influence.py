@@ -69,7 +69,7 @@ class DeltaInfluence(Searcher):
         space: what the transformations work on: `normalized` z-scores, as in the published code, or `pixels`.
         changes: what a draw changes: `both`, or for ablations the `image` or the `label` alone.
         damping: of the curvature; 1e-8 in the published experiments.
-        modules: which modules' parameters to track; all Linear and Conv2d by default.
+        modules: which modules' parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
         batch_size: examples of a forward pass.
 

@@ -41,7 +41,7 @@ class EKFACThreshold(Searcher):
     Arguments:
         threshold: in the unit of the scores, which depends on the model, the data and the damping.
         damping: of the curvature.
-        modules: which modules' parameters to track; all Linear and Conv2d by default.
+        modules: which modules' parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
         batch_size: examples of a forward pass.
     """

@@ -14,8 +14,8 @@ threshold, TRAK names examples for any prediction, poisoned or not.
 
 The projection is the count-sketch of `unpoison.influence.project` in place of a Gaussian matrix: as good for
 inner products, and thousands of times cheaper on a processor. d is at most a quarter of the number of
-examples, so that Phi^T Phi can be inverted; directions without any gradient are left out. Only Linear and
-Conv2d parameters are tracked by default. The paper averages over several networks; here there is one.
+examples, so that Phi^T Phi can be inverted; directions without any gradient are left out. Only linear
+and convolution layers are tracked by default. The paper averages over several networks; here there is one.
 
 Cost: one pass over the training set, n d^2 multiplications for Phi^T Phi and d^3 / 3 to solve with it.
 Memory: n d numbers, and what `unpoison.influence.project` states.
@@ -59,7 +59,7 @@ class TRAK(Searcher):
     Arguments:
         dimensions: d, at most; 2048 is what the published package takes.
         threshold: in median absolute deviations (times 1.4826) above the median attribution.
-        modules: which modules' parameters to track; all Linear and Conv2d by default.
+        modules: which modules' parameters to track; all linear and convolution layers by default.
         batch_size: examples of a forward pass.
         workspace_bytes: of per-example gradients at a time; default 8 MiB, on CUDA 1 GiB.
     """
