@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -483,6 +484,25 @@ def test_modules_can_be_chosen_and_fewer_examples_make_the_covariances() -> None
     projected = less.layers["head"].output_basis[0].T @ more.layers["head"].output_basis[0]
     torch.testing.assert_close(projected.abs(), torch.eye(CLASSES, dtype=torch.float64), atol=1e-6, rtol=0)
     assert factors.num_parameters == 6 * 9 * 4 + 4 + 36 * CLASSES + CLASSES
+
+
+def test_the_covariances_read_no_other_examples_than_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = seeded(Plain).eval()
+    examples = examples_for(model)
+    read = {"at": 0, "batch": 0}
+    for name in read:
+        reads = getattr(TensorExamples, name)
+
+        def counted(self: Any, *rows: Any, name: str = name, reads: Any = reads) -> Any:
+            batch = reads(self, *rows)
+            read[name] += len(batch[0])
+            return batch
+
+        monkeypatch.setattr(TensorExamples, name, counted)
+    fit_factors(model, examples, TASK, seed=0, covariance_examples=5, batch_size=2)
+    monkeypatch.undo()
+    assert read["at"] == 5
+    assert read["batch"] == 2 * len(examples)  # for the eigenvalues, and for the fingerprint
 
 
 class TestWhatIsRefused:

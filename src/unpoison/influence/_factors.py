@@ -34,7 +34,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
-from unpoison._inputs import rows_of
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import Examples, TrainingSet
@@ -284,11 +283,10 @@ def _pass(
 ) -> None:
     start, stop = shard.bounds(len(examples))
     start = -(-start // stride) * stride
+    some = examples.in_batches(batch_size, torch.arange(start, stop, stride)) if stride > 1 else None
     for low in range(start, stop, batch_size * stride):
         high = min(low + batch_size * stride, stop)
-        batch: Batch = examples.batch(low, high)
-        if stride > 1:
-            batch = tuple(rows_of(part, slice(None, None, stride)) for part in batch)
+        batch: Batch = examples.batch(low, high) if some is None else next(some)
         if empirical:
             sweeper.batch(batch, task.loss, visitor)
         else:

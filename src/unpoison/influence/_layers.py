@@ -146,16 +146,6 @@ def outer(activations: Tensor, output_gradients: Tensor, scratch: Scratch) -> Te
     return torch.matmul(output_gradients.transpose(-1, -2), activations)
 
 
-class DiagonalLayer(Layer):
-    """A layer whose per-example gradient is formed at once."""
-
-    kronecker = False
-
-    @abstractmethod
-    def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
-        """Float[b k o i]: the gradient of each example's loss."""
-
-
 @final
 class LinearLayer(KroneckerLayer):
     """`nn.Linear` on [b, ..., i]; the gradient is summed over the dimensions in between.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unpoison._inputs import count_of, rows_of
 from unpoison._progress import Progress
 from unpoison.errors import InputError
-from unpoison.influence._factors import Factors, LayerFactors, rotated_matrix
+from unpoison.influence._factors import Factors, LayerFactors, model_fingerprint, rotated_matrix
 from unpoison.influence._layers import Layer, outer
 from unpoison.influence._sweep import Sweeper, Visitor
 from unpoison.influence._tracked import tracked_layers
@@ -134,8 +134,6 @@ def precondition(
     Raises:
         MismatchError: the factors were fitted to another model.
     """
-    from unpoison.influence._factors import model_fingerprint
-
     damping = RelativeDamping() if damping is None else damping
     if factors is not None:
         factors.check(model)
