@@ -23,7 +23,7 @@ from unpoison.detectors._conformal import statistic
 from unpoison.detectors._seed_expansion import SeedExpansion
 from unpoison.detectors.calibrated import select
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence import fit_factors
+from unpoison.influence import _factors, fit_factors
 from unpoison.tasks import ClassificationTask
 from unpoison.training import predict
 
@@ -253,6 +253,16 @@ def test_queries_in_parts_give_the_same(
     parts = make().calibrate(scene.model, scene.poisoned, scene.held_out, factors=scene.factors)
     assert torch.allclose(parts.statistics, calibration.statistics, rtol=1e-3, atol=1e-3)
     assert torch.allclose(parts.centre, calibration.centre, atol=1e-3)
+
+
+def test_the_model_is_fingerprinted_once(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, content = [], _factors._content
+    monkeypatch.setattr(_factors, "_content", lambda tensor: read.append(1) or content(tensor))
+    kept = make().calibrate(scene.model, scene.poisoned, scene.held_out, factors=scene.factors)
+    tensors = len(scene.model.state_dict())
+    assert len(read) == tensors
+    make().find(scene.model, scene.poisoned, scene.observation, calibration=kept)
+    assert len(read) == 2 * tensors
 
 
 def test_the_collapse_is_the_mean_over_the_other_labels(scene: Any) -> None:

@@ -18,8 +18,10 @@ from unpoison.influence import (
     Factors,
     RelativeDamping,
     fit_factors,
+    model_fingerprint,
     precondition,
     score,
+    unchanged,
 )
 from unpoison.tasks import ClassificationTask, Task
 
@@ -484,6 +486,18 @@ def test_modules_can_be_chosen_and_fewer_examples_make_the_covariances() -> None
     projected = less.layers["head"].output_basis[0].T @ more.layers["head"].output_basis[0]
     torch.testing.assert_close(projected.abs(), torch.eye(CLASSES, dtype=torch.float64), atol=1e-6, rtol=0)
     assert factors.num_parameters == 6 * 9 * 4 + 4 + 36 * CLASSES + CLASSES
+
+
+def test_the_fingerprint_of_a_model_that_does_not_change_is_computed_once() -> None:
+    model, other = seeded(Plain), seeded(Plain)
+    before = model_fingerprint(model)
+    with unchanged(model):
+        with torch.no_grad():
+            model.head.bias[0] += 1
+            other.head.bias[0] += 1
+        assert model_fingerprint(model) == before
+        assert model_fingerprint(other) != before
+    assert model_fingerprint(model) == model_fingerprint(other)
 
 
 def test_the_covariances_read_no_other_examples_than_theirs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
 from unpoison.detectors.artifact_mixture import artifact_mixture
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence import Damping, Factors, RelativeDamping
+from unpoison.influence import Damping, Factors, RelativeDamping, unchanged
 from unpoison.tasks import ClassificationTask
 
 _DAMPING = RelativeDamping(0.1)
@@ -167,8 +167,9 @@ class Calibrated(Detector):
                 for each example.
             MismatchError: the factors were fitted to another model or other examples.
         """
-        search = Search(self, model, training_set, None, reference, seed, progress, factors)
-        return self._calibrated(search, groups)
+        with unchanged(model):
+            search = Search(self, model, training_set, None, reference, seed, progress, factors)
+            return self._calibrated(search, groups)
 
     def kept(
         self,
@@ -215,10 +216,11 @@ class Calibrated(Detector):
         if calibration is not None:
             self._check(calibration)
             factors = calibration.factors
-        search = Search(self, model, training_set, observation, reference, seed, progress, factors)
-        if calibration is None:
-            calibration = self._calibrated(search, groups)
-        return search.finished(self._decided(search, calibration))
+        with unchanged(model):
+            search = Search(self, model, training_set, observation, reference, seed, progress, factors)
+            if calibration is None:
+                calibration = self._calibrated(search, groups)
+            return search.finished(self._decided(search, calibration))
 
     def _check(self, calibration: Calibration) -> None:
         if calibration.damping != repr(self.damping):

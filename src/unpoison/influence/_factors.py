@@ -20,9 +20,11 @@ activations of one batch; and `workspace_bytes`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -406,8 +408,24 @@ class _Eigenvalues(Visitor):
         self.sums[index] += gradient.square().sum(0)
 
 
+_UNCHANGED: ContextVar[tuple[nn.Module, str] | None] = ContextVar("unchanged", default=None)
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Within the block nothing changes the model, so that its fingerprint is computed once."""
+    token = _UNCHANGED.set((model, model_fingerprint(model)))
+    try:
+        yield
+    finally:
+        _UNCHANGED.reset(token)
+
+
 def model_fingerprint(model: nn.Module) -> str:
     """A digest of the names, types and values of all parameters and buffers."""
+    known = _UNCHANGED.get()
+    if known is not None and known[0] is model:
+        return known[1]
     parts: list[str | memoryview | bytes] = []
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
