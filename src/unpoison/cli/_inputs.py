@@ -24,13 +24,10 @@ from unpoison._artefacts import read_json
 from unpoison.cli._networks import network_of_library
 from unpoison.cli._options import (
     Craft,
-    Heal,
     ImageOptions,
     ModelOptions,
+    OfModel,
     RecipeOptions,
-    Repair,
-    Scan,
-    Trace,
     Train,
 )
 from unpoison.detectors import Findings
@@ -47,9 +44,7 @@ _OF_FILES = (".csv", ".tsv", ".tar")
 _POINTED = re.compile(r"[+-]?([0-9]+\.|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
-def load_set(
-    options: Train | Trace | Scan | Heal | Repair, device: torch.device
-) -> tuple[Splits, TrainingSet, PoisonSet | None]:
+def load_set(options: Train | OfModel, device: torch.device) -> tuple[Splits, TrainingSet, PoisonSet | None]:
     """The data that a verb names, the training set with the poison in it, and the poison if there is any."""
     splits = read_data(options).to(device)
     poison = None
@@ -58,15 +53,13 @@ def load_set(
     return splits, splits.train if poison is None else poison.apply(splits.train), poison
 
 
-def read_data(options: Craft | Train | Trace | Scan | Heal | Repair) -> Splits:
+def read_data(options: Craft | Train | OfModel) -> Splits:
     """The data that a verb names, before any poison."""
     images = options.images
     return data.load(options.data, test=options.test_data, size=images.size, orient=images.orient)
 
 
-def reference_of(
-    spec: str | None, options: Trace | Scan | Repair, device: torch.device
-) -> TrainingSet | None:
+def reference_of(spec: str | None, options: OfModel, device: torch.device) -> TrainingSet | None:
     """The data that `--reference` names, read as the training set is."""
     if spec is None:
         return None
