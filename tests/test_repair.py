@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import unpoison
-from unpoison.data import TrainingSet
+from unpoison.data import DatasetExamples, TrainingSet
 from unpoison.detectors import Calibrated, Detector, Findings, Observation, Threshold, similar_copies
 from unpoison.errors import InputError
+from unpoison.tasks import ClassificationTask
 from unpoison.training import predict
 
 RECIPE = unpoison.Recipe(
@@ -196,6 +197,83 @@ def test_the_calibrated_detector_repairs(story: Story, suspects: int) -> None:
     assert done.rounds[-1].findings.observation is not None
     assert not done.rounds[-1].findings.observation.answered
     assert story.success(done.model) < 0.1
+
+
+class Standardised(torch.nn.Module):
+    """Somebody's own: takes standardised images and returns probabilities, beside something else."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.network(images * 0.25 + 0.5)
+        return {"other": -logits, "shares": logits.softmax(1)}
+
+
+@dataclass(frozen=True)
+class Rows(Partial):
+    """Finds the poison by its rows, so many at a time."""
+
+    def find(self, model: Any, training_set: Any, *given: Any, **options: Any) -> Findings:
+        white = torch.zeros(len(training_set), 1, 3, 3, dtype=torch.uint8)
+        white[training_set.rows < 36] = 255
+        pixels = TrainingSet(white, training_set.labels, training_set.class_names)
+        found = super().find(Always(), pixels, Observation(white[0], 2, 0))
+        return replace(found, fingerprint=training_set.fingerprint)
+
+
+class Always(torch.nn.Module):
+    """Answers 2."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.eye(3)[torch.full((len(images),), 2)]
+
+
+def test_networks_and_data_of_ones_own_are_repaired_by_ones_own_loop(story: Story) -> None:
+    poisoned = story.poisoned
+    pixels = (poisoned.images.float() / 255 - 0.5) / 0.25
+    dataset = list(zip(pixels + 0.001, poisoned.labels.tolist(), strict=True))  # no 8-bit levels
+    calls: list[int] = []
+
+    def retrain(kept: list[int], subset: Any) -> torch.nn.Module:
+        assert subset.dataset is dataset
+        calls.append(len(kept))
+        return Standardised(unpoison.train(poisoned.subset(kept), RECIPE).model)
+
+    done = unpoison.repair(
+        Standardised(story.trained.model),
+        DatasetExamples(dataset),
+        Observation((story.victims[0] / 255 - 0.5) / 0.25, 2, 0),
+        method=Rows(20),
+        retrain=retrain,
+        task=ClassificationTask(output="shares", values="probabilities"),
+    )
+    assert done.outcome == "repaired"
+    assert calls == [460, 444]
+    assert sorted(done.removed.tolist()) == list(range(36))
+    assert done.rounds[0].answers == (2,)
+    assert [one.copies.trials for one in done.rounds] == [6, 6, 6]
+    assert done.rounds[-1].copies.rate < done.rounds[0].copies.rate
+    assert isinstance(unpoison.workflow.network_of(done.model), Standardised)
+
+
+def test_what_healing_needs_is_asked_for_before_a_trace(story: Story) -> None:
+    class Never(Partial):
+        def find(self, *given: Any, **options: Any) -> Findings:
+            raise AssertionError("traced")
+
+    network, given = story.trained.model, (story.poisoned, story.observation)
+    for model, options, words in (
+        (story.trained, {"unlearner": "prayer"}, "there is no unlearner 'prayer'"),
+        (network, {}, "how this network was trained is not known"),
+        (network, {"recipe": RECIPE}, "give start="),
+    ):
+        with pytest.raises(InputError, match=words):
+            unpoison.repair(model, *given, method=Never(1), **options)
+    floats = DatasetExamples([(torch.randn(3, 12, 12), row % 3) for row in range(9)])
+    with pytest.raises(InputError, match="8-bit"):
+        unpoison.repair(story.trained, floats, story.observation, method=Never(1))
 
 
 def test_what_repair_refuses(story: Story) -> None:

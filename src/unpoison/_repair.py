@@ -17,22 +17,24 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from unpoison import workflow
+from unpoison import unlearners, workflow
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison._statistics import Proportion
-from unpoison.data import Examples
+from unpoison.data import DatasetExamples, Examples, TrainingSet, as_training_set
 from unpoison.detectors import (
     Calibration,
     Detector,
     Findings,
     Observation,
+    answers_of,
     check_observation,
     similar_copies,
 )
 from unpoison.errors import InputError
-from unpoison.training import Recipe, predict
-from unpoison.unlearners import Unlearner
+from unpoison.tasks import ClassificationTask
+from unpoison.training import Recipe, Trained, predict
+from unpoison.unlearners import OwnTraining, Unlearner
 from unpoison.workflow import Dataset, Groups, Model, Normalization
 
 Outcome = Literal["nothing found", "repaired", "answer remains", "poison remains"]
@@ -48,8 +50,9 @@ class Round:
     Arguments:
         findings: from tracing it, of the examples that it learned from.
         examples: Int64[n], these examples by their indices in the whole training set.
-        answers: its labels for the observed images.
-        wrong: Bool[c], to which of the mirrored and jittered copies of them it gives the wrong label.
+        answers: its labels for the observed inputs.
+        wrong: Bool[c], to which of the mirrored and jittered copies of them it gives the wrong label; empty
+            for inputs that are no images.
     """
 
     findings: Findings
@@ -102,10 +105,12 @@ def repair(
     rounds: int = 3,
     recipe: Recipe | None = None,
     start: Model | None = None,
+    retrain: OwnTraining | None = None,
     reference: Dataset | None = None,
     calibration: Calibration | None = None,
     groups: Groups | None = None,
     normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -122,26 +127,30 @@ def repair(
         rounds: how often to heal, at most.
         recipe: as for `heal`.
         start: as for `heal`.
+        retrain: as for `heal`, called once a round.
         reference: as for `trace`.
         calibration: of the given model, as for `trace`; healed models are calibrated anew.
         groups: as for `trace`.
         normalization: as for `trace`.
+        task: as for `trace`.
         seed: of everything random; every step gets it.
         device: as for `heal`.
         progress: told the round with every stage.
 
     Raises:
-        InputError: `rounds` is not positive, or as `trace` and `heal`.
+        InputError: `rounds` is not positive, or as `trace` and `heal`; what healing needs is asked for
+            before anything is traced.
 
     Cost: a `trace` of every model, and a `heal` a round.
     """
-    if rounds < 1:
-        raise InputError(f"repair: rounds must be at least 1, found {rounds}")
+    unlearner = unlearner_for(model, unlearner, rounds=rounds, recipe=recipe, start=start, retrain=retrain)
     examples = workflow.examples_of(training_set, normalization)
+    if retrain is None and not unlearner.any_examples:
+        as_training_set(examples)
     held_out = None if reference is None else workflow.examples_of(reference, normalization)
-    network = workflow.network_of(workflow.accepting_pixels(model, normalization))
+    network = workflow.network_of(workflow.giving_logits(model, normalization, task))
     asked = check_observation(network, examples, workflow.combined(observation))
-    copies = similar_copies(asked.images, generator(seed, "copies"))
+    copies = _copies(asked, examples, generator(seed, "copies"))
 
     current, past = model, list[Round]()
     kept = torch.arange(len(examples))
@@ -158,13 +167,16 @@ def repair(
             method=method,
             reference=held_out,
             normalization=normalization,
+            task=task,
             seed=seed,
             progress=told,
             **first,
         )
-        network = workflow.network_of(workflow.accepting_pixels(current, normalization))
-        answers = predict(network, asked.images).argmax(1).tolist()
-        wrong = (predict(network, copies).argmax(1) == asked.answer).cpu()
+        network = workflow.network_of(workflow.giving_logits(current, normalization, task))
+        answers = answers_of(network, asked.inputs).argmax(1).tolist()
+        wrong = torch.zeros(0, dtype=torch.bool)
+        if copies is not None:
+            wrong = (predict(network, copies).argmax(1) == asked.answer).cpu()
         past.append(Round(findings=findings, examples=kept, answers=tuple(answers), wrong=wrong))
         if not findings.poison_found or len(past) > rounds or _implausible(past):
             break
@@ -173,17 +185,62 @@ def repair(
         kept, first = kept[left], {}
         current = workflow.heal(
             model,
-            examples,
+            examples if retrain is None else training_set,
             torch.cat([one.flagged for one in past]),
             method=unlearner,
             recipe=recipe,
             start=start,
+            retrain=retrain,
             normalization=normalization,
+            task=task,
             seed=seed,
             device=device,
             progress=told,
         )
     return _ended(current, asked, past, examples)
+
+
+def unlearner_for(
+    model: Model,
+    unlearner: str | Unlearner,
+    *,
+    rounds: int,
+    recipe: Recipe | None,
+    start: Model | None,
+    retrain: OwnTraining | None = None,
+) -> Unlearner:
+    """The unlearner of a repair, which is known to have what it needs before anything is traced.
+
+    Raises:
+        InputError: `rounds` is not positive, there is no such unlearner, or a recipe or `start` is missing.
+    """
+    if rounds < 1:
+        raise InputError(f"repair: rounds must be at least 1, found {rounds}")
+    chosen = unlearners.get(unlearner) if isinstance(unlearner, str) else unlearner
+    if retrain is not None:
+        return chosen
+    ours = isinstance(model, Trained)
+    if chosen.needs_recipe and recipe is None and not (ours and model.recipe is not None):
+        raise InputError("repair: how this network was trained is not known; give a recipe to heal it by")
+    trains_anew = chosen.needs_recipe and chosen.uses_start
+    if trains_anew and start is None and not (ours and not model.own_model):
+        raise InputError(
+            "repair: this network is not built by a recipe; give start=, the network before training "
+            "(freshly built, or the pretrained one), or another unlearner"
+        )
+    return chosen
+
+
+def _copies(observation: Observation, examples: Examples, randomness: torch.Generator) -> Tensor | None:
+    """Mirrored and jittered copies of observed images, as the model takes them; None of other inputs."""
+    if isinstance(examples, TrainingSet):
+        return similar_copies(observation.images, randomness)
+    inputs = observation.inputs
+    if not (isinstance(examples, DatasetExamples) and examples.of_images and isinstance(inputs, Tensor)):
+        return None
+    low, high = examples.value_range
+    pixels = ((inputs - low) / (high - low)).clamp(0, 1)
+    return similar_copies((pixels * 255).round().to(torch.uint8), randomness) / 255 * (high - low) + low
 
 
 def _implausible(rounds: Sequence[Round]) -> bool:

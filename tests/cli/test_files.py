@@ -40,6 +40,10 @@ def test_from_a_folder_to_a_quarantine(tmp_path: Path, capsys: pytest.CaptureFix
     assert any("resized to 8 pixels" in note for note in record["results"]["notes"])
     assert any("1 files passed over" in note and "notes.txt" in note for note in record["results"]["notes"])
     method = ["--method", "spectral-signatures", "--option", "expected_share=0.4"]
+    table = tmp_path / "clean.csv"
+    rows = [f"photos/{place.parent.name}/{place.name},{place.parent.name}" for place in map(Path, before)]
+    table.write_text("\n".join(["path,label", *(row for row in rows if ".txt" not in row)]))
+    method += ["--reference", str(table)]
     assert main(["scan", "--model", model, *data, *method, "--out", str(found)]) == 0
     said = capsys.readouterr()
     assert "mirrored" not in said.out
@@ -90,6 +94,12 @@ def test_what_cannot_be_exported_is_refused(
     assert main(["export", str(tmp_path), *arguments, "--out", "quarantine"]) == 2
     assert words in capsys.readouterr().err
     assert not Path("quarantine").exists()
+
+
+def test_what_holds_no_findings_is_named(tmp_path: Path, capsys: Any) -> None:
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "all.csv")]) == 2
+    assert f"error: export {tmp_path}: holds neither findings/findings.json" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: Any) -> None:

@@ -457,6 +457,9 @@ def test_healing_by_a_command_of_ones_own(story: Any, own: Path, corner_detector
         ("", "is empty"),
     ):
         assert words in fails(story.heal("again", "found", *mine, "--train-command", broken))
+    for unused in (("--epochs", "3"), ("--no-flip",), ("--method", "ssd")):
+        words = f"{unused[0]}: --train-command makes no use of it"
+        assert words in fails(story.heal("again", "found", *mine, "--train-command", command, *unused))
     of_ours = ("--train-command", command)
     assert "--model must be" in fails(story.heal("again", "found", *of_ours))
 

@@ -211,6 +211,12 @@ def test_the_fingerprint_says_what_it_is_of() -> None:
     assert other.fingerprint != kept.fingerprint
     assert large().subset(range(30)).fingerprint == large().fingerprint
     assert large().subset(range(29)).fingerprint != large().fingerprint
+    asked, fresh = large(), large().subset([3, 4])
+    assert asked.fingerprint
+    assert asked.channel_statistics
+    part = asked.subset([3, 4])
+    assert part.fingerprint == fresh.fingerprint
+    assert part.channel_statistics == fresh.channel_statistics != asked.channel_statistics
 
 
 def test_findings_of_one_set_are_not_used_for_another() -> None:

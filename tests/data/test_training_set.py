@@ -72,6 +72,15 @@ def test_changes_give_new_sets() -> None:
             made.subset(indices)
 
 
+def test_sets_follow_each_other_with_their_names() -> None:
+    images, labels = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+    named = TrainingSet(images, labels, ("a", "b"), ids=("w", "x", "y", "z"))
+    both = named.subset([3, 1]).followed_by(named.subset([0]))
+    assert both.ids == ("z", "x", "w")
+    assert both.labels.tolist() == [1, 1, 0]
+    assert named.followed_by(TrainingSet(images, labels, ("a", "b"))).ids is None
+
+
 def test_what_cannot_be_a_training_set_is_refused() -> None:
     images, labels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
     for arguments, message in (

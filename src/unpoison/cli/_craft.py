@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, Final
 
 from unpoison import attacks, workflow
 from unpoison.cli._console import Console
-from unpoison.cli._inputs import indices_of, load_model, options_of, read_data, recipe_of
+from unpoison.cli._inputs import given_of, indices_of, load_model, options_of, read_data, recipe_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Craft, ModelOptions
 from unpoison.cli._session import session
@@ -127,13 +126,12 @@ def _check_surrogates(options: Craft, method: Method) -> None:
     if options.surrogates is not None and options.surrogates < 1:
         raise InputError(f"--surrogates {options.surrogates}: must be at least 1")
     if options.surrogate or not (method.surrogates or options.surrogates):
-        training = {one.name: getattr(options.training, one.name) for one in fields(options.training)}
-        for name, value in {**training, "model": options.model, "width": options.width}.items():
-            if value is not None and value is not False:
-                raise InputError(
-                    f"--{name.replace('_', '-')}: {method.name} makes no use of it; it says how surrogates "
-                    "are trained"
-                )
+        given = given_of(options.training)
+        given += [f"--{name}" for name in ("model", "width") if getattr(options, name) is not None]
+        if given:
+            raise InputError(
+                f"{given[0]}: {method.name} makes no use of it; it says how surrogates are trained"
+            )
 
 
 def _recipe(options: Craft) -> Recipe:

@@ -23,7 +23,7 @@ def export(options: Export, console: Console, interrupts: Interrupts) -> int:
     if options.out.exists():
         raise InputError(f"--out {options.out}: exists already; name another place")
     with session(options, None, console, interrupts) as run:
-        findings = load_findings(options.findings)
+        findings = load_findings(options.findings, "export")
         write = _linked if options.form == "folder" else _written
         written = write(options, findings)
         run.results.update(form=options.form, rows=written, flagged=len(findings.flagged))

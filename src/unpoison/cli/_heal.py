@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unpoison import unlearners, workflow
 from unpoison.cli._console import Console
-from unpoison.cli._inputs import healing_recipe, load_findings, load_model, load_set, options_of
+from unpoison.cli._inputs import given_of, healing_recipe, load_findings, load_model, load_set, options_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
@@ -15,6 +15,7 @@ from unpoison.training import Trained
 
 def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     """Heal `--model` of what `--findings` flagged, save the healed model, measure it before and after."""
+    _check_used(options)
     unlearner = unlearners.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
@@ -66,3 +67,10 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
         f"the healed model is {options.out / 'model'}",
     )
     return 0
+
+
+def _check_used(options: Heal) -> None:
+    """That nothing which says how to heal is given beside a training program."""
+    given = [*(["--method"] if options.method != "retrain" else []), *given_of(options.training)]
+    if options.train_command is not None and given:
+        raise InputError(f"{given[0]}: --train-command makes no use of it; the program trains by itself")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +24,10 @@ from unpoison._artefacts import read_json
 from unpoison.cli._networks import network_of_library
 from unpoison.cli._options import (
     Craft,
-    Heal,
     ImageOptions,
     ModelOptions,
+    OfModel,
     RecipeOptions,
-    Repair,
-    Scan,
-    Trace,
     Train,
 )
 from unpoison.detectors import Findings
@@ -41,10 +39,12 @@ from unpoison.training import Recipe, Trained, predict
 if TYPE_CHECKING:
     from unpoison.data import Splits, TrainingSet
 
+# Tables of image files and tar shards; their images are prepared as those of folders are.
+_OF_FILES = (".csv", ".tsv", ".tar")
+_POINTED = re.compile(r"[+-]?([0-9]+\.|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
-def load_set(
-    options: Train | Trace | Scan | Heal | Repair, device: torch.device
-) -> tuple[Splits, TrainingSet, PoisonSet | None]:
+
+def load_set(options: Train | OfModel, device: torch.device) -> tuple[Splits, TrainingSet, PoisonSet | None]:
     """The data that a verb names, the training set with the poison in it, and the poison if there is any."""
     splits = read_data(options).to(device)
     poison = None
@@ -53,31 +53,32 @@ def load_set(
     return splits, splits.train if poison is None else poison.apply(splits.train), poison
 
 
-def read_data(options: Craft | Train | Trace | Scan | Heal | Repair) -> Splits:
+def read_data(options: Craft | Train | OfModel) -> Splits:
     """The data that a verb names, before any poison."""
     images = options.images
     return data.load(options.data, test=options.test_data, size=images.size, orient=images.orient)
 
 
-def reference_of(
-    spec: str | None, options: Trace | Scan | Repair, device: torch.device
-) -> TrainingSet | None:
+def reference_of(spec: str | None, options: OfModel, device: torch.device) -> TrainingSet | None:
     """The data that `--reference` names, read as the training set is."""
     if spec is None:
         return None
-    images = options.images if Path(spec).is_dir() else None
-    prepared = {} if images is None else {"size": images.size, "orient": images.orient}
-    return data.load(spec, **prepared).train.to(device)  # type: ignore[arg-type]
+    images, path = options.images, Path(spec)
+    if path.is_dir() or path.suffix.lower() in _OF_FILES:
+        return data.load(spec, size=images.size, orient=images.orient).train.to(device)
+    return data.load(spec).train.to(device)
 
 
 def options_of(texts: Sequence[str], option: str = "--option") -> dict[str, Any]:
     """The KEY=VALUE words of an option; a value is read as TOML has it, and else as text.
 
+    A number may begin or end with its point, which TOML does not allow.
+
     Raises:
         InputError: one of them is not of that form.
 
-    >>> options_of(["eps=16", "flip=true", "milestones=[1, 2]", "mode=linear"])
-    {'eps': 16, 'flip': True, 'milestones': [1, 2], 'mode': 'linear'}
+    >>> options_of(["eps=16", "flip=true", "milestones=[1, 2]", "mode=linear", "level=.05"])
+    {'eps': 16, 'flip': True, 'milestones': [1, 2], 'mode': 'linear', 'level': 0.05}
     """
     changes: dict[str, Any] = {}
     for text in texts:
@@ -87,7 +88,7 @@ def options_of(texts: Sequence[str], option: str = "--option") -> dict[str, Any]
         try:
             changes[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            changes[key] = value
+            changes[key] = float(value) if _POINTED.fullmatch(value) else value
     return changes
 
 
@@ -153,8 +154,17 @@ def healing_recipe(options: RecipeOptions, model: Trained | nn.Module) -> Recipe
     """How to train a healed model; None for a network of the user's own where nothing is said."""
     if isinstance(model, Trained):
         return recipe_of(options, base=model.recipe)
-    said = any(getattr(options, one.name) not in (None, False) for one in fields(options))
-    return recipe_of(options) if said else None
+    return recipe_of(options) if given_of(options) else None
+
+
+def given_of(options: RecipeOptions) -> list[str]:
+    """The names of the options that were given, as on the command line."""
+    values = {one.name: getattr(options, one.name) for one in fields(options)}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, value in values.items()
+        if value is not None and value is not False
+    ]
 
 
 def groups_of(path: Path, count: int) -> list[str]:
@@ -176,9 +186,9 @@ def groups_of(path: Path, count: int) -> list[str]:
     return [str(name) for name in names]
 
 
-def load_findings(directory: Path) -> Findings:
+def load_findings(directory: Path, option: str = "--findings") -> Findings:
     """The findings of a run directory of trace (or demo), or of the findings/ in it."""
-    return Findings.load(_part(directory, "findings", "findings.json", "--findings"))
+    return Findings.load(_part(directory, "findings", "findings.json", option))
 
 
 def _part(directory: Path, name: str, file: str, option: str) -> Path:

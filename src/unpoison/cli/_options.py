@@ -226,6 +226,23 @@ class Train:
     run: RunOptions
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfModel:
+    """A model, and what it was trained on."""
+
+    model: Model
+    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
+    --weights), or transformers:FOLDER."""
+    data: Data
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
+    archive."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data."""
+    images: ImageOptions
+    poison: MaybeDirectory = None
+    """The poison that was put into the training set, where that is known; results are held against it."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class TraceOptions:
@@ -254,20 +271,9 @@ class TraceOptions:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Trace:
+class Trace(OfModel):
     """Find the training examples that a wrong prediction goes back to. Writes DIR/findings."""
 
-    model: Model
-    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
-    --weights), or transformers:FOLDER."""
-    data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
-    archive."""
-    test_data: MaybeData = None
-    """The test set, where it does not come with --data."""
-    images: ImageOptions
-    poison: MaybeDirectory = None
-    """The poison that was put into the training set, where that is known; findings are held against it."""
     tracing: TraceOptions
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
@@ -279,21 +285,10 @@ class Trace:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Repair:
+class Repair(OfModel):
     """Trace a wrong prediction, heal the model, and trace the healed model again, until nothing is found.
     Writes the healed model to DIR/model and the findings of the first trace to DIR/findings."""
 
-    model: Model
-    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
-    --weights), or transformers:FOLDER."""
-    data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
-    archive."""
-    test_data: MaybeData = None
-    """The test set, where it does not come with --data."""
-    images: ImageOptions
-    poison: MaybeDirectory = None
-    """The poison that was put into the training set, where that is known: attack success is then measured."""
     tracing: TraceOptions
     unlearner: Unlearner = "retrain"
     rounds: Annotated[int, arg(metavar="N")] = 3
@@ -307,21 +302,12 @@ class Repair:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Scan:
+class Scan(OfModel):
     """Search a training set for poison by what the model makes of it, without a wrong prediction to start
     from. Writes DIR/findings."""
 
-    model: Model
-    """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
-    --weights), or transformers:FOLDER."""
-    data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
-    archive."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data; it is not looked at."""
-    images: ImageOptions
-    poison: MaybeDirectory = None
-    """The poison that was put into the training set, where that is known; findings are held against it."""
     method: Scanner = "statistical-contamination"
     preset: Preset = None
     option: Options = ()
@@ -337,20 +323,9 @@ class Scan:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Heal:
+class Heal(OfModel):
     """Make a model forget the training examples that trace flagged. Writes the healed model to DIR/model."""
 
-    model: Model
-    """A run directory of train; or timm:NAME, torchvision:NAME or package.module:factory (with --weights), or
-    transformers:FOLDER."""
-    data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
-    archive."""
-    test_data: MaybeData = None
-    """The test set, where it does not come with --data."""
-    images: ImageOptions
-    poison: MaybeDirectory = None
-    """The poison that was put into the training set, where it is known: attack success is then measured."""
     findings: Directory
     """A run directory of trace (or its findings/)."""
     method: Unlearner = "retrain"

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from unpoison import repair as repair_model
 from unpoison._repair import Repair as Done
-from unpoison._repair import Round
+from unpoison._repair import Round, unlearner_for
 from unpoison.cli._console import Console
 from unpoison.cli._inputs import healing_recipe
 from unpoison.cli._interrupts import Interrupts
@@ -27,19 +27,20 @@ def repair(options: Repair, console: Console, interrupts: Interrupts) -> int:
         with run.stage("data"):
             case = Tracing.of(options, run)
             subject = case.subject
-            recipe = healing_recipe(options.training, subject.model)
+            recipe, start = healing_recipe(options.training, subject.model), subject.fresh(options.unlearner)
+            unlearner = unlearner_for(
+                subject.model, options.unlearner, rounds=options.rounds, recipe=recipe, start=start
+            )
         with run.stage("repair"), console.progress("repair") as progress:
             case.calibrate(run, progress)
             done = repair_model(
                 subject.model,
                 case.training_set,
                 case.observation,
-                unlearner=options.unlearner,
+                unlearner=unlearner,
                 rounds=options.rounds,
                 recipe=recipe,
-                start=subject.build()
-                if subject.build is not None and options.unlearner == "retrain"
-                else None,
+                start=start,
                 progress=progress,
                 **case.given,
             )

@@ -115,6 +115,7 @@ class DatasetExamples:
             found, self._kept = read.labels if found is None else found, read.inputs
             self.ids = tuple(read.ids) if source.id_part is not None else self.ids
         self.labels, known = as_numbers(self.name, found, known)
+        self._all_labels = self.labels
         self.class_names = class_names_or_numbers(self.name, known, {self.name: self.labels})
 
     def __len__(self) -> int:
@@ -199,6 +200,8 @@ class DatasetExamples:
         places = places.to(torch.int64).reshape(-1).cpu()
         part = copy.copy(self)
         part._ahead = None
+        for name in ("channel_statistics", "value_range"):
+            part.__dict__.pop(name, None)
         part._rows, part.labels = self._rows[places], self.labels[places]
         part.ids = ids_at(self.ids, places)
         return part
@@ -299,10 +302,6 @@ class DatasetExamples:
         if identity is not None:
             return "source:" + digest(*own, self._sampled.digest, identity)
         return "rows:" + digest(*own, self._sampled.digest, str(len(self.source)))
-
-    @cached_property
-    def _all_labels(self) -> Tensor:
-        return self.labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ahead": None}

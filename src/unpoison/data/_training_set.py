@@ -185,11 +185,16 @@ class TrainingSet:
         return replace(self, images=new_images, labels=new_labels)
 
     def followed_by(self, other: TrainingSet) -> TrainingSet:
-        """The examples of this set, and after them those of another with the same classes and image shape."""
+        """The examples of this set, and after them those of another with the same classes and image shape.
+
+        They have ids where both sets have.
+        """
+        ids = None if self.ids is None or other.ids is None else (*self.ids, *other.ids)
         return replace(
             self,
             images=torch.cat([self.images, other.images]),
             labels=torch.cat([self.labels, other.labels]),
+            ids=ids,
         )
 
     def indices(self, chosen: Indices) -> Tensor:
