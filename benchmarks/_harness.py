@@ -13,7 +13,8 @@ A benchmark is a module with a function `measure(bench)`, which fills a `Bench`,
     peak_bytes   {what: {side: bytes}}, the largest resident set of the process while that side ran
     rates        {what: {"successes", "trials"}}
     differs      {what: how the algorithms differ}; what is not named here is equal work
-    trials, work, machine, date, command, commit
+    work, machine, date, command, commit
+    trials       what the benchmark notes of each, a line of the file each
 
 Both sides of a comparison are treated alike: each runs once unmeasured, then equally often, in an order that
 is reversed from one round to the next.
@@ -176,7 +177,7 @@ def main(measure: Callable[[Bench], None], *, threads: int = 2, **own: Any) -> N
 
     def write(bench: Bench) -> None:
         if writes:
-            path.write_text(json.dumps(record(bench), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(encoded(record(bench)), encoding="utf-8")
 
     stored = json.loads(path.read_text(encoding="utf-8")) if writes and path.exists() else {}
     bench = Bench(options, stored.get("trials"), write)
@@ -184,6 +185,14 @@ def main(measure: Callable[[Bench], None], *, threads: int = 2, **own: Any) -> N
     bench.work |= {"clock": options.clock} if bench.ratios else {}
     write(bench)
     print(json.dumps(record(bench) if options.json else bench.ratios or bench.rates))
+
+
+def encoded(record: Mapping[str, Any]) -> str:
+    """A record as JSON, indented, with each trial on a line of its own."""
+    rest = {name: value for name, value in record.items() if name != "trials"}
+    text = json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}")
+    trials = ",\n  ".join(json.dumps(trial, ensure_ascii=False) for trial in record.get("trials", ()))
+    return text + (f',\n "trials": [\n  {trials}\n ]\n}}\n' if trials else "\n}\n")
 
 
 def provenance(name: str, threads: int) -> dict[str, Any]:
