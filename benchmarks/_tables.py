@@ -247,7 +247,7 @@ def provenance(record: Record) -> str:
     named += [f"{machine[key]} {key}" for key in ("cores", "threads") if machine.get(key)]
     named += [f"{key} {machine[key]}" for key in ("python", "torch") if machine.get(key)]
     command, date = command_of(record), str(record.get("date", record.get("started", "")))[:10]
-    commit = f"commit {record['commit'][:12]}" if record.get("commit") else ""
+    commit = re.sub(r"^(\w{12})\w+", r"\1", record.get("commit") or "")  # with "-dirty", where it is
     made = f"{GONE}: `{command}`" if is_gone(command) else f"`{command}`"
-    parts = (made if command else "", ", ".join(named), date, commit)
+    parts = (made if command else "", ", ".join(named), date, f"commit {commit}" if commit else "")
     return f"*{'; '.join(part for part in parts if part)}*" if any(parts) else ""

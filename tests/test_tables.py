@@ -116,6 +116,8 @@ def test_a_section_names_machine_date_and_commit() -> None:
     assert "| recall | 100.0 % (75 of 75), 95.1 to 100.0 % |" in told
     last = "a processor, 2 cores, 1 threads, python 3.11.2; 2026-11-21; commit abc1234*"
     assert told.endswith(f"*`python -m benchmarks.demo`; {last}")
+    edited = _tables.provenance({"commit": "0123456789abcdef-dirty"})
+    assert edited == "*commit 0123456789ab-dirty*"
 
 
 def test_a_docstring_is_the_text_of_a_section() -> None:
@@ -173,15 +175,6 @@ def test_studies_tell_the_control() -> None:
         "75.0 % (15 of 20), 53.1 to 88.8 %; gradient matching: 70.0 % (14 of 20), MetaPoison ahead by 5 "
         "points (-10 to 20); clean control: 1 of 20"
     )
-
-
-def test_old_names_are_read_as_those_of_today() -> None:
-    old = {"caught": 1, "detector": "delta-influence (calibrated)", "command": "bench isolation"}
-    assert tables.renamed([old, "random, as many as feature-squeezing", "in isolation"]) == [
-        {"true_positives": 1, "detector": "calibrated", "command": "bench isolation"},
-        "random, as many as recompression-filter",
-        "in knn-outlier-filter",
-    ]
 
 
 def test_a_result_that_no_page_knows_gets_one(tmp_path: Path) -> None:
