@@ -32,10 +32,11 @@ import platform
 import resource
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -128,6 +129,13 @@ class Bench:
         self.differs |= {what: differs} if differs else {}
         say(f"{what}: " + ", ".join(f"{side} {min(times):.3g} s" for side, times in runs.items()))
         return results
+
+    def apart(self, call: str) -> Any:
+        """What `package.module.function(...)`, in a process of its own, prints as JSON."""
+        module = call.partition("(")[0].rpartition(".")[0]
+        code = f"import torch, {module}; torch.set_num_threads({self.options.threads}); {call}"
+        command = [sys.executable, "-c", code]
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
     def trial(self, key: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
         """A trial of a benchmark that takes long: stored when done, so that a stopped run goes on.
@@ -254,6 +262,12 @@ def peak_bytes() -> int:
 def counts(rate: Proportion) -> dict[str, int]:
     """A proportion as it is stored."""
     return {"successes": rate.successes, "trials": rate.trials}
+
+
+def tally(outcomes: Iterable[bool]) -> dict[str, int]:
+    """How many of the outcomes are true, as a rate is stored."""
+    found = list(outcomes)
+    return {"successes": sum(found), "trials": len(found)}
 
 
 def pooled(rates: list[dict[str, int]]) -> dict[str, int]:

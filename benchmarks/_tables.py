@@ -5,6 +5,7 @@ A benchmark declares a `Section`: its docstring says what was measured, its rows
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,6 +187,21 @@ def general(record: Record) -> Iterator[str]:
     yield table(("agreement", "value"), [[name, text(value)] for name, value in agreement.items()])
     told = "; ".join(f"{name}: {text(value)}" for name, value in record.get("work", {}).items())
     yield f"The work: {told}." if told else ""
+
+
+def points(what: str) -> Callable[[Record], Iterator[str]]:
+    """The tables of a record whose points are processes of their own: seconds and memory, then rates."""
+
+    def tables(record: Record) -> Iterator[str]:
+        rows = [
+            [name, *map(seconds, taken.values()), *map(size, record["peak_bytes"][name].values())]
+            for name, taken in record["seconds"].items()
+        ]
+        columns = (next(iter(record[part].values())) for part in ("seconds", "peak_bytes"))
+        yield table((what, *itertools.chain(*columns)), rows)
+        yield table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
+
+    return tables
 
 
 def generic(record: Record) -> Iterator[str]:

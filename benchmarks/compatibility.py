@@ -13,11 +13,11 @@ installed (the extra `compat`) are left out.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks._harness import Bench, main, say
+from benchmarks._harness import Bench, main, say, tally
 from benchmarks._tables import Record, Row, Section, rate, table
 
 FOLDER: Final = Path(__file__).resolve().parents[1] / "tests" / "compatibility"
@@ -57,14 +57,10 @@ def measure(bench: Bench) -> None:
                 f"{kind.name}: " + ", ".join(f"{verb} {one['outcome']}" for verb, one in row["verbs"].items())
             )
         rows = [row for row in bench.trials if row["side"] == side]
-        bench.rates[f"kinds of {side} as wanted"] = _counted([row["as wanted"] for row in rows])
+        bench.rates[f"kinds of {side} as wanted"] = tally(row["as wanted"] for row in rows)
         told = [one for row in rows for one in row["verbs"].values()]
-        bench.rates[f"verbs on kinds of {side} as wanted"] = _counted([one["as wanted"] for one in told])
+        bench.rates[f"verbs on kinds of {side} as wanted"] = tally(one["as wanted"] for one in told)
     bench.work = {"verbs": dict(harness.VERBS)}
-
-
-def _counted(right: Sequence[bool]) -> dict[str, int]:
-    return {"successes": sum(right), "trials": len(right)}
 
 
 def tables(record: Record) -> Iterator[str]:

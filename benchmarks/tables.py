@@ -79,7 +79,6 @@ def read_results(root: Path = ROOT) -> dict[str, Record]:
     for folder in RESULTS:
         for path in sorted((root / folder).glob("*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
-            record = dict(record) if isinstance(record, Mapping) else {"records": record}
             if path.with_suffix(".md").is_file():
                 record["page"] = path.with_suffix(".md").read_text(encoding="utf-8")
             found[path.stem] = record
@@ -164,8 +163,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; 1 when a file is out of date")
     check = parser.parse_args().check
     files = written()
-    stale = [str(path.relative_to(ROOT)) for path in (ROOT / FOLDER).glob("*.md")]
-    stale = [name for name in stale if name not in files]
+    there = (str(path.relative_to(ROOT)) for path in (ROOT / FOLDER).glob("*.md"))
+    stale = [name for name in there if name not in files]
     for name in stale if not check else ():
         (ROOT / name).unlink()
     for name, content in files.items():
