@@ -171,7 +171,7 @@ def tables(record: Record) -> Iterator[str]:
         if one["asked"] == "attack"
     ]
     header = ("set", "attack", "budget", "classes", "trigger works", "p", "found", "poison flagged")
-    yield table((*header, "innocent flagged", "average precision", "works after retraining"), rows)
+    yield table((*header, "false positives", "average precision", "works after retraining"), rows)
 
 
 TITLE: Final = "false alarms of `calibrated` on natural errors of clean networks"
