@@ -117,8 +117,14 @@ def test_images_of_several_classes_make_no_goal(tmp_path: Path) -> None:
         plan(tiny(tmp_path, attacks=[attack], targets=targets))
 
 
-def test_targets_may_be_chosen_by_other_networks_than_the_controls(tmp_path: Path) -> None:
-    targets = {"pairs": [["left", "right"]], "correct": 2, "networks": 3}
+def test_a_class_is_not_its_own_target_under_another_spelling(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="targets: the source is the target class 'left' itself"):
+        plan(tiny(tmp_path, targets={"pairs": [["left", "LEFT"]]}))
+
+
+@pytest.mark.parametrize("source", ["left", "Left", "0", 0])
+def test_targets_may_be_chosen_by_other_networks_than_the_controls(source: str | int, tmp_path: Path) -> None:
+    targets = {"pairs": [[source, "right"]], "correct": 2, "networks": 3}
     attacks = [{"name": "metapoison", "budget": 0.1, "options": {"lifetime": 3}}]
     experiment = tiny(tmp_path, targets=targets, attacks=attacks)
     chosen = choose_targets(experiment, tmp_path / "store", InlineExecutor())
