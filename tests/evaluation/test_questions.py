@@ -266,6 +266,8 @@ def test_a_network_is_calibrated_once_for_all_its_answers(tmp_path: Path) -> Non
     assert not any(row["control"] == "random filter" for row in rows)
     with pytest.raises(InputError, match=r"groups: 'track' does not match the path '0.png' of an image"):
         plan(tiny(tmp_path, data={**data, "groups": "track"}))
+    with pytest.raises(InputError, match=r"groups: 'track' does not match the path '10.png' of an image"):
+        plan(tiny(tmp_path, data={**data, "groups": "track", "rows": [10, 300]}))
     with pytest.raises(InputError, match="groups: not a regular expression"):
         tiny(tmp_path, data={**data, "groups": "("})
     with pytest.raises(InputError, match="correct: chooses test images of one class"):
