@@ -13,7 +13,8 @@ A benchmark is a module with a function `measure(bench)`, which fills a `Bench`,
     peak_bytes   {what: {side: bytes}}, the largest resident set of the process while that side ran
     rates        {what: {"successes", "trials"}}
     differs      {what: how the algorithms differ}; what is not named here is equal work
-    trials, work, machine, date, command, commit
+    work, machine, date, command, commit
+    trials       what the benchmark notes of each, a line of the file each
 
 Both sides of a comparison are treated alike: each runs once unmeasured, then equally often, in an order that
 is reversed from one round to the next.
@@ -31,10 +32,11 @@ import platform
 import resource
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -128,6 +130,13 @@ class Bench:
         say(f"{what}: " + ", ".join(f"{side} {min(times):.3g} s" for side, times in runs.items()))
         return results
 
+    def apart(self, call: str) -> Any:
+        """What `package.module.function(...)`, in a process of its own, prints as JSON."""
+        module = call.partition("(")[0].rpartition(".")[0]
+        code = f"import torch, {module}; torch.set_num_threads({self.options.threads}); {call}"
+        command = [sys.executable, "-c", code]
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
     def trial(self, key: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
         """A trial of a benchmark that takes long: stored when done, so that a stopped run goes on.
 
@@ -176,7 +185,7 @@ def main(measure: Callable[[Bench], None], *, threads: int = 2, **own: Any) -> N
 
     def write(bench: Bench) -> None:
         if writes:
-            path.write_text(json.dumps(record(bench), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(encoded(record(bench)), encoding="utf-8")
 
     stored = json.loads(path.read_text(encoding="utf-8")) if writes and path.exists() else {}
     bench = Bench(options, stored.get("trials"), write)
@@ -184,6 +193,14 @@ def main(measure: Callable[[Bench], None], *, threads: int = 2, **own: Any) -> N
     bench.work |= {"clock": options.clock} if bench.ratios else {}
     write(bench)
     print(json.dumps(record(bench) if options.json else bench.ratios or bench.rates))
+
+
+def encoded(record: Mapping[str, Any]) -> str:
+    """A record as JSON, indented, with each trial on a line of its own."""
+    rest = {name: value for name, value in record.items() if name != "trials"}
+    text = json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}")
+    trials = ",\n  ".join(json.dumps(trial, ensure_ascii=False) for trial in record.get("trials", ()))
+    return text + (f',\n "trials": [\n  {trials}\n ]\n}}\n' if trials else "\n}\n")
 
 
 def provenance(name: str, threads: int) -> dict[str, Any]:
@@ -245,6 +262,12 @@ def peak_bytes() -> int:
 def counts(rate: Proportion) -> dict[str, int]:
     """A proportion as it is stored."""
     return {"successes": rate.successes, "trials": rate.trials}
+
+
+def tally(outcomes: Iterable[bool]) -> dict[str, int]:
+    """How many of the outcomes are true, as a rate is stored."""
+    found = list(outcomes)
+    return {"successes": sum(found), "trials": len(found)}
 
 
 def pooled(rates: list[dict[str, int]]) -> dict[str, int]:

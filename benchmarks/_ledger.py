@@ -1,13 +1,14 @@
 """The ledger: what had been looked at, tried and confirmed before each number was published.
 
 The facts stand in benchmarks/ledger.toml, by the name of the stored result; the numbers are those of the
-README's rows.
+README's rows. An entry whose name ends in * is of all results that begin so and have none of their own.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
@@ -41,15 +42,16 @@ def ledger(
     sections: Iterable[Section], results: Mapping[str, Record], facts: Mapping[str, Mapping[str, str]]
 ) -> str:
     """The page: a row for each number, with the facts where they change."""
-    rows = []
+    rows, last = [], None
     for section in sections:
         record = results.get(section.name)
-        if record is None or record.get("ratios"):
+        if record is None or record.get("rates") == {}:
             continue
-        entry = facts.get(section.name, dict.fromkeys(COLUMNS, UNKNOWN))
-        told = [entry[column] for column in COLUMNS]
+        name = max((name for name in facts if fnmatch(section.name, name)), key=len, default="")
+        entry = facts.get(name, dict.fromkeys(COLUMNS, UNKNOWN))
         numbers = [[row.what, row.value(record) or NOT_MEASURED] for row in section.rows]
-        for place, number in enumerate(numbers or [[section.title, "see its page"]]):
-            rows.append([*number, *(told if place == 0 else [""] * len(told))])
+        for number in numbers or [[section.title, "see its page"]]:
+            rows.append([*number, *(entry[column] if name != last else "" for column in COLUMNS)])
+            last = name
     header = ("number", "measured", "chosen on", "confirmed on", "version")
     return "\n\n".join(("# Held-out ledger", ABOUT, table(header, rows)))

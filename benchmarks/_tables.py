@@ -5,6 +5,7 @@ A benchmark declares a `Section`: its docstring says what was measured, its rows
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -188,6 +189,21 @@ def general(record: Record) -> Iterator[str]:
     yield f"The work: {told}." if told else ""
 
 
+def points(what: str) -> Callable[[Record], Iterator[str]]:
+    """The tables of a record whose points are processes of their own: seconds and memory, then rates."""
+
+    def tables(record: Record) -> Iterator[str]:
+        rows = [
+            [name, *map(seconds, taken.values()), *map(size, record["peak_bytes"][name].values())]
+            for name, taken in record["seconds"].items()
+        ]
+        columns = (next(iter(record[part].values())) for part in ("seconds", "peak_bytes"))
+        yield table((what, *itertools.chain(*columns)), rows)
+        yield table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
+
+    return tables
+
+
 def generic(record: Record) -> Iterator[str]:
     """Any other record: what is flat as one table, each nested part as another; or the page it brings."""
     if "page" in record:  # of a recipe; without its title, its other headings one level down
@@ -247,7 +263,7 @@ def provenance(record: Record) -> str:
     named += [f"{machine[key]} {key}" for key in ("cores", "threads") if machine.get(key)]
     named += [f"{key} {machine[key]}" for key in ("python", "torch") if machine.get(key)]
     command, date = command_of(record), str(record.get("date", record.get("started", "")))[:10]
-    commit = f"commit {record['commit'][:12]}" if record.get("commit") else ""
+    commit = re.sub(r"^(\w{12})\w+", r"\1", record.get("commit") or "")  # with "-dirty", where it is
     made = f"{GONE}: `{command}`" if is_gone(command) else f"`{command}`"
-    parts = (made if command else "", ", ".join(named), date, commit)
+    parts = (made if command else "", ", ".join(named), date, f"commit {commit}" if commit else "")
     return f"*{'; '.join(part for part in parts if part)}*" if any(parts) else ""

@@ -1,29 +1,28 @@
 """What people bring: kinds of dataset and of network.
 
-    python -m benchmarks.compatibility [--only WORDS] [--pending 1] [--page FILE] [--json]
+    make compat
+    python -m benchmarks.compatibility [--only WORDS] [--json]
 
 Each kind in tests/compatibility is built at a tiny size, and each verb is tried with it. A verb works if its
 result agrees with that of the plain form (the same inputs in memory, the same network with tensor logits); it
 refuses if it raises one of unpoison's own errors with a message of one line; anything else fails. ✗ marks the
 outcomes that are not wanted of a kind; "as wanted" counts the others. Kinds that need a package which is not
-installed are skipped. With `--pending 1` what is not yet as wanted is written to
-tests/compatibility/pending.json, which the tests expect to fail; `--page` writes the tables to a file.
+installed (the extra `compat`) are left out.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks._harness import Bench, main, say
+from benchmarks._harness import Bench, main, say, tally
 from benchmarks._tables import Record, Row, Section, rate, table
 
 FOLDER: Final = Path(__file__).resolve().parents[1] / "tests" / "compatibility"
 SIDES: Final = ("dataset", "network")
-MARKS: Final = {"works": "✓", "refused": "refused", "fails": "**fails**", "skipped": "skipped"}
+MARKS: Final = {"works": "✓", "refused": "refused", "fails": "**fails**"}
 
 
 def measure(bench: Bench) -> None:
@@ -38,7 +37,7 @@ def measure(bench: Bench) -> None:
         SIDES, (DATASETS, NETWORKS), (harness.DATASET_VERBS, harness.NETWORK_VERBS), strict=True
     ):
         for kind in kinds:
-            if bench.options.only not in kind.name:
+            if bench.options.only not in kind.name or kind.absent() is not None:
                 continue
             row: dict[str, Any] = {"side": side, "kind": kind.name, "verbs": {}}
             for verb in verbs:
@@ -58,26 +57,10 @@ def measure(bench: Bench) -> None:
                 f"{kind.name}: " + ", ".join(f"{verb} {one['outcome']}" for verb, one in row["verbs"].items())
             )
         rows = [row for row in bench.trials if row["side"] == side]
-        bench.rates[f"kinds of {side} as wanted"] = _counted([row["as wanted"] for row in rows])
-        told = [one for row in rows for one in row["verbs"].values() if one["outcome"] != "skipped"]
-        bench.rates[f"verbs on kinds of {side} as wanted"] = _counted([one["as wanted"] for one in told])
+        bench.rates[f"kinds of {side} as wanted"] = tally(row["as wanted"] for row in rows)
+        told = [one for row in rows for one in row["verbs"].values()]
+        bench.rates[f"verbs on kinds of {side} as wanted"] = tally(one["as wanted"] for one in told)
     bench.work = {"verbs": dict(harness.VERBS)}
-    if bench.options.page:
-        page = "\n\n".join([f"# {SECTION.title}", SECTION.about, *tables(bench.record())])
-        Path(bench.options.page).write_text(page + "\n", encoding="utf-8")
-    if bench.options.pending:
-        pending = {
-            row["kind"]: [verb for verb, one in row["verbs"].items() if not one["as wanted"]]
-            for row in bench.trials
-            if not row["as wanted"]
-        }
-        (FOLDER / "pending.json").write_text(
-            json.dumps(pending, indent=1, ensure_ascii=False) + "\n", "utf-8"
-        )
-
-
-def _counted(right: Sequence[bool]) -> dict[str, int]:
-    return {"successes": sum(right), "trials": len(right)}
 
 
 def tables(record: Record) -> Iterator[str]:
@@ -91,8 +74,10 @@ def tables(record: Record) -> Iterator[str]:
         cells = [[row["kind"], *(_mark(row["verbs"][verb]) for verb in verbs)] for row in rows]
         yield f"### Kinds of {side}"
         yield table((f"kind of {side}", *verbs), cells)
-        yield f"What was said or went wrong, where it is not what is wanted of a kind of {side}:"
-        yield table(("kind", "verbs", "outcome", "words"), [one for row in rows for one in _unwanted(row)])
+        unwanted = table(
+            ("kind", "verbs", "outcome", "words"), [one for row in rows for one in _unwanted(row)]
+        )
+        yield f"Not as wanted:\n\n{unwanted}" if unwanted else ""
 
 
 def _mark(one: Record) -> str:
@@ -120,4 +105,4 @@ SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 
 
 if __name__ == "__main__":
-    main(measure, threads=1, only="", pending=0, page="")
+    main(measure, threads=1, only="")

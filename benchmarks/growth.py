@@ -10,14 +10,11 @@ before the work is that of Python, torch and the images.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 
 import torch
 
 from benchmarks._harness import Bench, main, peak_bytes, random_images, say, timed
-from benchmarks._tables import Record, Section, seconds, size, table
+from benchmarks._tables import Section, points
 from unpoison.influence import fit_factors, precondition, score
 from unpoison.models import build
 from unpoison.tasks import ClassificationTask
@@ -44,28 +41,14 @@ def point(images: int, queries: int) -> None:
 def measure(bench: Bench) -> None:
     """Every point in a process of its own."""
     for images, queries in SIZES[:2] if bench.options.quick else SIZES:
-        code = f"import torch, benchmarks.growth as growth; torch.set_num_threads({bench.options.threads}); "
-        command = [sys.executable, "-c", f"{code}growth.point({images}, {queries})"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        taken, held = json.loads(done.stdout)
+        taken, held = bench.apart(f"benchmarks.growth.point({images}, {queries})")
         name = f"{images:,} images, {queries} queries"
         bench.seconds[name] = dict(zip(STAGES, taken, strict=True))
         bench.peak_bytes[name] = dict(zip(MEMORY, held, strict=True))
         say(f"{name}: {bench.seconds[name]}")
 
 
-def tables(record: Record) -> Iterator[str]:
-    """Every point."""
-    rows = []
-    for name, taken in record["seconds"].items():
-        held = record["peak_bytes"][name]
-        rows.append(
-            [name, *(seconds(taken[part]) for part in STAGES), *(size(held[part]) for part in MEMORY)]
-        )
-    yield table(("size", *STAGES, *MEMORY), rows)
-
-
-SECTION = Section.of(__name__, __doc__, tables=tables)
+SECTION = Section.of(__name__, __doc__, tables=points("size"))
 
 
 if __name__ == "__main__":

@@ -5,23 +5,20 @@
 A dataset of 20,000 and of 200,000 images Float[3 64 64], made as they are read, through `DatasetExamples`
 with nothing kept in memory, and a small network: `scan` by spectral signatures and `trace` by EK-FAC. Each
 size is a process of its own, so that its peak memory is its own. On the first 5,000 images the scores are
-compared with those of the same images held in memory; they are the same bits.
+compared with those of the same images held in memory, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 import unpoison
-from benchmarks._harness import Bench, main, peak_bytes, say, timed
-from benchmarks._tables import Record, Section, seconds, size, table
+from benchmarks._harness import Bench, main, peak_bytes, say, tally, timed
+from benchmarks._tables import Section, points
 from unpoison.data import DatasetExamples, TensorExamples
 
 SIZES: Final = (20_000, 200_000)
@@ -67,11 +64,9 @@ def point(count: int) -> None:
     peak, rows = peak_bytes(), torch.arange(min(COMPARED, count))
     part = examples.subset(rows)
     held = TensorExamples(*part.at(rows))
-    same = [
-        torch.equal(scan(model, part), scan(model, held)),
-        torch.equal(trace(model, part, query), trace(model, held, query)),
-    ]
-    print(json.dumps([[scanning, tracing], [peak, before], same]))
+    scans = torch.equal(scan(model, part), scan(model, held))
+    traces = torch.equal(trace(model, part, query), trace(model, held, query))
+    print(json.dumps([[scanning, tracing], [peak, before], [scans, traces]]))
 
 
 def scan(model: nn.Module, examples: Any) -> Tensor:
@@ -87,28 +82,16 @@ def trace(model: nn.Module, examples: Any, query: unpoison.Observation) -> Tenso
 def measure(bench: Bench) -> None:
     """Every size in a process of its own."""
     for count in SIZES[:1] if bench.options.quick else SIZES:
-        code = f"import torch, benchmarks.own_data as own; torch.set_num_threads({bench.options.threads}); "
-        command = [sys.executable, "-c", f"{code}own.point({count})"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        taken, held, same = json.loads(done.stdout)
+        taken, held, same = bench.apart(f"benchmarks.own_data.point({count})")
         name = f"{count:,} images"
         bench.seconds[name] = dict(zip(("scan", "trace"), taken, strict=True))
         bench.peak_bytes[name] = dict(zip(("peak memory", "of it before the work"), held, strict=True))
-        bench.rates[f"{name}: verbs with the bits of in memory"] = {"successes": sum(same), "trials": 2}
-        bench.rates[f"{name}: within 1.5 GB"] = {"successes": int(held[0] < LIMIT), "trials": 1}
+        bench.rates[f"{name}: scores of a verb are those in memory"] = tally(same)
+        bench.rates[f"{name}: peak memory within 1.5 GB"] = tally([held[0] < LIMIT])
         say(f"{name}: {bench.seconds[name]}, {held[0] / 1e6:.0f} MB")
 
 
-def tables(record: Record) -> Iterator[str]:
-    """Every size."""
-    rows = []
-    for name, taken in record["seconds"].items():
-        held = record["peak_bytes"][name]
-        rows.append([name, *map(seconds, taken.values()), *map(size, held.values())])
-    yield table(["dataset", "scan", "trace", "peak memory", "of it before the work"], rows)
-
-
-SECTION = Section.of(__name__, __doc__, tables=tables)
+SECTION = Section.of(__name__, __doc__, tables=points("dataset"))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from benchmarks import (
     _ledger,
@@ -73,42 +72,17 @@ PAGES: Final[Mapping[str, tuple[str, tuple[Section, ...]]]] = {
     "own_data": ("Data and networks as people have them", (compatibility.SECTION, own_data.SECTION)),
 }
 
-# What results and pages that were stored under an earlier name are called now. An entry goes when the last
-# result that bears the old name has been measured again.
-RENAMED: Final = {
-    "delta-influence (calibrated)": "calibrated",
-    "feature-squeezing": "recompression-filter",
-    "isolation": "knn-outlier-filter",
-    "clean_lost": "false_positives",
-    "Clean lost": "False positives",
-    "caught": "true_positives",
-    "Caught": "True positives",
-}
-_OLD: Final = re.compile("|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in RENAMED))
-
 
 def read_results(root: Path = ROOT) -> dict[str, Record]:
-    """All stored results by name, with the names of today; a recipe's own page is its `page`."""
+    """All stored results by name; a recipe's own page is its `page`."""
     found: dict[str, Record] = {}
     for folder in RESULTS:
         for path in sorted((root / folder).glob("*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
-            record = dict(record) if isinstance(record, Mapping) else {"records": record}
             if path.with_suffix(".md").is_file():
                 record["page"] = path.with_suffix(".md").read_text(encoding="utf-8")
-            found[path.stem] = renamed(record)
+            found[path.stem] = record
     return found
-
-
-def renamed(value: Any) -> Any:
-    """A JSON value with the names of today in all its keys and strings, but for commands."""
-    if isinstance(value, str):
-        return _OLD.sub(lambda match: RENAMED[match[0]], value)
-    if isinstance(value, Mapping):
-        return {
-            renamed(name): inner if name == "command" else renamed(inner) for name, inner in value.items()
-        }
-    return [renamed(one) for one in value] if isinstance(value, list) else value
 
 
 def numbers(results: Mapping[str, Record], *, every_row: bool = False) -> str:
@@ -189,8 +163,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; 1 when a file is out of date")
     check = parser.parse_args().check
     files = written()
-    stale = [str(path.relative_to(ROOT)) for path in (ROOT / FOLDER).glob("*.md")]
-    stale = [name for name in stale if name not in files]
+    there = (str(path.relative_to(ROOT)) for path in (ROOT / FOLDER).glob("*.md"))
+    stale = [name for name in there if name not in files]
     for name in stale if not check else ():
         (ROOT / name).unlink()
     for name, content in files.items():

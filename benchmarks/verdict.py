@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks._harness import RESULTS, Bench, main, pooled, say
+from benchmarks._harness import RESULTS, Bench, main, pooled, say, tally
 from benchmarks._tables import Record, Row, Section, percent, proportion, rate, table
 from unpoison.evaluation import Results
 
@@ -34,6 +34,8 @@ def measure(bench: Bench) -> None:
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for trial in trials(Path(bench.options.stores)):  # a recipe that heals has victims of another
         found.setdefault((trial["set"], place(trial), trial["asked"], trial["observation"]), {}).update(trial)
+    if not found:
+        raise SystemExit(f"{bench.options.stores}: holds no store of a recipe verdict-*; name it by --stores")
     bench.trials[:] = list(found.values())
     summarise(bench)
     if not (bench.options.no_write or bench.options.quick):
@@ -43,9 +45,7 @@ def measure(bench: Bench) -> None:
 
 def trials(stores: Path) -> Iterator[dict[str, Any]]:
     """What was traced, a row each, with the attack's success before and after."""
-    for store in sorted(stores.glob("verdict-*")):
-        if not store.is_dir():
-            continue
+    for store in sorted(stores.glob("verdict-*/")):
         results = Results.read(store)
         rows = results.table.to_pylist()
         before = {place(row): success(row) for row in rows if row["control"] == "no defense"}
@@ -85,10 +85,7 @@ def success(row: Mapping[str, Any]) -> float:
 
 def alarms(chosen: Sequence[Mapping[str, Any]], level: float) -> dict[str, int]:
     """How many p-values are at most the level."""
-    return {
-        "successes": sum(one["p_value"] <= level + ROUNDING for one in chosen),
-        "trials": len(chosen),
-    }
+    return tally(one["p_value"] <= level + ROUNDING for one in chosen)
 
 
 def summarise(bench: Bench) -> None:
@@ -104,11 +101,10 @@ def summarise(bench: Bench) -> None:
             bench.rates[f"false_alarms_{name}{suffix}"] = alarms(chosen, level)
     working = [one for one in bench.trials if one["asked"] == "attack" and (one["success"] or 0) > 0.5]
     found = [one for one in working if one["found"]]
-    bench.rates["found"] = {"successes": len(found), "trials": len(working)}
+    bench.rates["found"] = tally(one["found"] for one in working)
     for budget in sorted({one["budget"] for one in working}):
-        own = [one for one in working if one["budget"] == budget]
-        key = f"found, {100 * budget:g} %"
-        bench.rates[key] = {"successes": sum(one["found"] for one in own), "trials": len(own)}
+        own = (one["found"] for one in working if one["budget"] == budget)
+        bench.rates[f"found, {100 * budget:g} %"] = tally(own)
     bench.rates["p at most .05"] = alarms(working, 0.05)
     bench.rates["recall of those found"] = pooled([counted(one, "poisons") for one in found])
     bench.rates["precision"] = pooled([counted(one, "flagged") for one in found])
@@ -117,14 +113,11 @@ def summarise(bench: Bench) -> None:
         whole = bench.rates[name]
         key = name.partition(" ")[0]
         bench.agreement[key] = whole["successes"] / whole["trials"] if whole["trials"] else None
-    healed = [one for one in found if "success_after" in one]
-    bench.rates["healed"] = {
-        "successes": sum(
-            one["success_after"] <= 0.02 and one["accuracy_after"] >= one["accuracy_perfect"] - 0.01
-            for one in healed
-        ),
-        "trials": len(healed),
-    }
+    bench.rates["healed"] = tally(
+        one["success_after"] <= 0.02 and one["accuracy_after"] >= one["accuracy_perfect"] - 0.01
+        for one in found
+        if "success_after" in one
+    )
 
 
 def counted(trial: Mapping[str, Any], whole: str) -> dict[str, int]:
@@ -178,7 +171,7 @@ def tables(record: Record) -> Iterator[str]:
         if one["asked"] == "attack"
     ]
     header = ("set", "attack", "budget", "classes", "trigger works", "p", "found", "poison flagged")
-    yield table((*header, "innocent flagged", "average precision", "works after retraining"), rows)
+    yield table((*header, "false positives", "average precision", "works after retraining"), rows)
 
 
 TITLE: Final = "false alarms of `calibrated` on natural errors of clean networks"

@@ -94,3 +94,11 @@ def test_a_run_is_stored_with_where_it_was_made(
     monkeypatch.setattr(sys, "argv", ["benchmarks/thing.py", "--quick"])
     _harness.main(measure, threads=1, size=3, names=["z"])
     assert not (tmp_path / "thing.json").exists()
+
+
+def test_each_trial_is_a_line_of_the_stored_record() -> None:
+    record = {"rates": {"hit": {"successes": 1, "trials": 2}}, "trials": [{"seed": 1}, {"seed": 2, "é": []}]}
+    text = _harness.encoded(record)
+    assert json.loads(text) == record
+    assert '\n  {"seed": 1},\n  {"seed": 2, "é": []}\n' in text
+    assert json.loads(_harness.encoded({"rates": {}})) == {"rates": {}}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import _tables, tables
+from benchmarks import _ledger, _tables, tables
 from benchmarks._recipe_tables import DEFENSES, DETECTORS
 from benchmarks._study_tables import METAPOISON
 
@@ -116,6 +116,8 @@ def test_a_section_names_machine_date_and_commit() -> None:
     assert "| recall | 100.0 % (75 of 75), 95.1 to 100.0 % |" in told
     last = "a processor, 2 cores, 1 threads, python 3.11.2; 2026-11-21; commit abc1234*"
     assert told.endswith(f"*`python -m benchmarks.demo`; {last}")
+    edited = _tables.provenance({"commit": "0123456789abcdef-dirty"})
+    assert edited == "*commit 0123456789ab-dirty*"
 
 
 def test_a_docstring_is_the_text_of_a_section() -> None:
@@ -175,15 +177,6 @@ def test_studies_tell_the_control() -> None:
     )
 
 
-def test_old_names_are_read_as_those_of_today() -> None:
-    old = {"caught": 1, "detector": "delta-influence (calibrated)", "command": "bench isolation"}
-    assert tables.renamed([old, "random, as many as feature-squeezing", "in isolation"]) == [
-        {"true_positives": 1, "detector": "calibrated", "command": "bench isolation"},
-        "random, as many as recompression-filter",
-        "in knn-outlier-filter",
-    ]
-
-
 def test_a_result_that_no_page_knows_gets_one(tmp_path: Path) -> None:
     folder = tmp_path / "benchmarks/results"
     folder.mkdir(parents=True)
@@ -219,3 +212,23 @@ def test_a_number_whose_script_is_gone_names_the_recipe_of_today() -> None:
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(SystemExit, match="needs the lines"):
         tables.in_readme("# unpoison\n", {})
+
+
+def test_the_ledger_takes_the_nearest_facts_and_tells_them_once() -> None:
+    sections = [
+        _tables.Section(name, name.upper(), rows=(_tables.Row("hit", "", lambda record: "1 %"),))
+        for name in ("study_a", "study_b", "study_own", "other", "speed")
+    ]
+    results = {"study_a": {}, "study_b": {}, "study_own": {}, "other": {}, "speed": {"rates": {}}}
+    facts = {
+        name: dict.fromkeys(("chosen", "confirmed", "version"), f"of {name}")
+        for name in ("study_*", "study_own")
+    }
+    rows = _ledger.ledger(sections, results, facts).splitlines()[-4:]
+    assert [row.count("of study_*") for row in rows] == [3, 0, 0, 0]
+    assert [row.count("of study_own") for row in rows] == [0, 0, 3, 0]
+    assert rows[3].count("not recorded") == 3
+
+
+def test_every_published_rate_is_in_the_ledger() -> None:
+    assert _ledger.UNKNOWN not in tables.pages(tables.read_results())[tables.LEDGER].partition("| ---")[2]

@@ -131,7 +131,7 @@ class Kind:
     Arguments:
         name: in the table.
         build: makes the case, in an empty directory.
-        needs: packages without which it is skipped.
+        needs: packages without which it is not tried.
         expected: by verb; what is not named is expected to work.
     """
 
@@ -148,7 +148,7 @@ class Kind:
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """What a verb did: "works", "refused", "fails" or "skipped", the words, and where it failed."""
+    """What a verb did: "works", "refused" or "fails", the words, and where it failed."""
 
     outcome: str
     words: str = ""
@@ -157,7 +157,7 @@ class Outcome:
     def meets(self, expected: Expected) -> bool:
         """Whether it is what was expected."""
         wanted = expected if isinstance(expected, tuple) else (expected,)
-        return self.outcome == "skipped" or any(
+        return any(
             self.outcome == "works"
             if isinstance(one, Works)
             else self.outcome == "refused" and re.search(one.words, self.words, re.IGNORECASE) is not None
@@ -187,9 +187,6 @@ def table(
 
 def run(kind: Kind, verb: str) -> Outcome:
     """Build the case anew, try the verb, and classify what happens."""
-    absent = kind.absent()
-    if absent is not None:
-        return Outcome("skipped", f"needs {absent}, of the extra 'compat'")
     expected = kind.expected.get(verb, WORKS)
     wanted = expected if isinstance(expected, tuple) else (expected,)
     within = next((one.within for one in wanted if isinstance(one, Works)), 1e-3)

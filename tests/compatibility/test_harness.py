@@ -74,11 +74,12 @@ def test_what_takes_too_long_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no answer" in run(kind(endless), "scan").words
 
 
-def test_what_needs_an_absent_package_is_skipped() -> None:
-    absent = Kind(name="a kind", build=lambda folder: pytest.fail("was built"), needs=("no_such_package",))
-    outcome = run(absent, "scan")
-    assert outcome.outcome == "skipped"
-    assert outcome.meets(WORKS)
+def test_a_kind_names_the_package_that_it_lacks() -> None:
+    def build(folder: Path) -> Case:
+        raise NotImplementedError
+
+    assert Kind(name="a kind", build=build, needs=("torch",)).absent() is None
+    assert Kind(name="a kind", build=build, needs=("torch", "no_such_package")).absent() == "no_such_package"
 
 
 def test_what_is_expected() -> None:

@@ -117,8 +117,14 @@ def test_images_of_several_classes_make_no_goal(tmp_path: Path) -> None:
         plan(tiny(tmp_path, attacks=[attack], targets=targets))
 
 
-def test_targets_may_be_chosen_by_other_networks_than_the_controls(tmp_path: Path) -> None:
-    targets = {"pairs": [["left", "right"]], "correct": 2, "networks": 3}
+def test_a_class_is_not_its_own_target_under_another_spelling(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="targets: the source is the target class 'left' itself"):
+        plan(tiny(tmp_path, targets={"pairs": [["left", "LEFT"]]}))
+
+
+@pytest.mark.parametrize("source", ["left", "Left", "0", 0])
+def test_targets_may_be_chosen_by_other_networks_than_the_controls(source: str | int, tmp_path: Path) -> None:
+    targets = {"pairs": [[source, "right"]], "correct": 2, "networks": 3}
     attacks = [{"name": "metapoison", "budget": 0.1, "options": {"lifetime": 3}}]
     experiment = tiny(tmp_path, targets=targets, attacks=attacks)
     chosen = choose_targets(experiment, tmp_path / "store", InlineExecutor())
@@ -260,6 +266,8 @@ def test_a_network_is_calibrated_once_for_all_its_answers(tmp_path: Path) -> Non
     assert not any(row["control"] == "random filter" for row in rows)
     with pytest.raises(InputError, match=r"groups: 'track' does not match the path '0.png' of an image"):
         plan(tiny(tmp_path, data={**data, "groups": "track"}))
+    with pytest.raises(InputError, match=r"groups: 'track' does not match the path '10.png' of an image"):
+        plan(tiny(tmp_path, data={**data, "groups": "track", "rows": [10, 300]}))
     with pytest.raises(InputError, match="groups: not a regular expression"):
         tiny(tmp_path, data={**data, "groups": "("})
     with pytest.raises(InputError, match="correct: chooses test images of one class"):

@@ -170,7 +170,8 @@ def _checked(
         source = own
     target = find_class(target, names, option="targets")
     if source == target:
-        raise InputError(f"targets: test image {indices[0]} is of the target class {names[target]!r} itself")
+        what = f"test image {indices[0]} is of" if indices else "the source is"
+        raise InputError(f"targets: {what} the target class {names[target]!r} itself")
     places = list(bases)
     if per_class is not None and bases:
         count = len(graph.data.subset(per_class, bases).training_set)

@@ -126,9 +126,10 @@ def _loaded(source: str, test: str | None, rows: Rows, device: str) -> tuple[Tra
 
 @functools.lru_cache(maxsize=2)
 def _groups(source: str, pattern: str, rows: Rows) -> tuple[str, ...]:
-    paths = data.image_paths(source)
-    found = [re.search(pattern, path) for path in (paths if rows is None else paths[rows[0] : rows[1]])]
-    for path, match in zip(paths, found, strict=False):
+    first, end = rows or (None, None)
+    paths = data.image_paths(source)[first:end]
+    found = [re.search(pattern, path) for path in paths]
+    for path, match in zip(paths, found, strict=True):
         if match is None:
             raise InputError(f"groups: {pattern!r} does not match the path {path!r} of an image")
     return tuple(match.group() for match in found if match is not None)

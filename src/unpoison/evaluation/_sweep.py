@@ -25,6 +25,7 @@ from unpoison.evaluation._results import Results
 from unpoison.evaluation._schema import Experiment
 from unpoison.evaluation._sections import TargetImage, Targets
 from unpoison.evaluation._store import Outcome, Stage, Store
+from unpoison.threats import find_class
 
 
 @final
@@ -156,7 +157,7 @@ def choose_targets(
     names: list[str] = answers[0]["class_names"]
     images: list[TargetImage] = []
     for source, target in targets.pairs:
-        label = source if isinstance(source, int) else names.index(source)
+        label = find_class(source, names, option="targets.pairs")
         shared = sorted(set.intersection(*(set(each["right"][label]) for each in answers)))
         if len(shared) < targets.correct:
             raise InputError(
