@@ -229,6 +229,32 @@ def test_several_surrogates_are_taken(name: str) -> None:
             assert made.configuration["surrogates"] == 2
 
 
+class Mapping(nn.Module):
+    """A network that returns its logits beside something else."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"images": images, "logits": self.network(images)}
+
+
+@pytest.mark.parametrize(("name", "kind", "which"), [case for case in CASES if case.values[2] == "colour"])
+def test_surrogates_are_taken_as_they_are(name: str, kind: str, which: str) -> None:
+    clean, budget = SETS[which], Budget(count=3)
+    goal, plain = GOALS[kind](clean), craft(name, kind, clean, budget=budget)
+    mapping = Mapping(surrogate(clean))
+    made = quick(name).craft(goal, clean, budget=budget, surrogate=mapping, seed=5)
+    assert goal.success(mapping, clean) == goal.success(surrogate(clean), clean)
+    assert torch.equal(made.images, plain.images)
+    for dtype in (torch.float64, torch.bfloat16):
+        network = surrogate(clean).to(dtype)
+        made = quick(name).craft(goal, clean, budget=budget, surrogate=network, seed=5)
+        assert len(made) == 3
+        assert goal.success(network, clean).trials == goal.success(surrogate(clean), clean).trials
+
+
 @pytest.mark.parametrize(("name", "kind", "which"), CASES)
 def test_changes_are_as_stated(name: str, kind: str, which: str) -> None:
     clean = SETS[which]

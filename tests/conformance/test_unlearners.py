@@ -190,6 +190,25 @@ def test_nothing_given_is_changed(
     next(module.parameters()).requires_grad_(True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("unlearner", CASES)
+def test_frozen_parts_and_precision_stay_as_they_are(unlearner: Unlearner, dtype: torch.dtype) -> None:
+    network = fresh().to(dtype)
+    for part in list(network.children())[:2]:  # a convolution and its batch norm
+        part.requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    healed = unlearner.heal(network, make_set(), FORGET, recipe=RECIPE, start=copy.deepcopy(network)).model
+    after = healed.state_dict()
+    assert [name for name in after if name[0] in "01" and not torch.equal(after[name], before[name])] == []
+    # At its own learning rate SCRUB's steps are below the precision of bfloat16.
+    if dtype != torch.bfloat16 or unlearner.method.name != "scrub":
+        assert not torch.equal(after["5.weight"], before["5.weight"])
+    assert {name: value.dtype for name, value in after.items()} == {
+        name: value.dtype for name, value in before.items()
+    }
+    assert [one.requires_grad for one in healed.parameters()] == [False] * 4 + [True] * 2
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["trained", "own network"])
 @pytest.mark.parametrize("unlearner", CASES)
 def test_the_healed_model_is_ready_and_can_be_stored(

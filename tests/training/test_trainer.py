@@ -267,9 +267,26 @@ def test_the_users_model_is_copied_and_frozen_parameters_stay() -> None:
     assert same(model, before)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert torch.equal(trained.model.stage1.convolution.weight, model.stage1.convolution.weight)
+    assert same(trained.model.stage1, model.stage1)  # with the statistics of its batch norm
     assert not torch.equal(trained.model.stage2.convolution.weight, model.stage2.convolution.weight)
     assert trained.own_model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_network_of_another_precision_is_trained_as_one_of_float32(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype)
+    single, other = (
+        train(some_set(), RECIPE, seed=0, start=start).model
+        for start in (copy.deepcopy(model).float(), model)
+    )
+    for name, weight in model.named_parameters():
+        expected, found = (
+            (after.get_parameter(name).detach() - weight).flatten().double() for after in (single, other)
+        )
+        assert found.dot(expected) > 0.95 * found.norm() * expected.norm() > 0
+        assert 0.9 < found.norm() / expected.norm() < 1.1
 
 
 @pytest.mark.parametrize("n", [2, 16, 17, 33])

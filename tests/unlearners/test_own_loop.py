@@ -98,6 +98,7 @@ def test_what_cannot_be_healed_so_is_refused() -> None:
     cases: list[tuple[Any, Any, str]] = [
         ([], lambda kept, subset: network(), "nothing to forget"),
         ([40], lambda kept, subset: network(), r"example 40 is outside 0\.\.39"),
+        ([1.5], lambda kept, subset: network(), r"indices must be whole numbers, found torch\.float32"),
         (list(range(40)), lambda kept, subset: network(), "all 40 examples"),
         (low, lambda kept, subset: network(), r"leaves none of class 0 \(low\)"),
         ([1], lambda kept, subset: None, "returned NoneType; return the trained network"),

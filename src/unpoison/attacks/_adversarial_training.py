@@ -20,7 +20,7 @@ from unpoison.attacks._networks import frozen
 from unpoison.attacks.label_consistent import ascended
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.models import device_of
+from unpoison.models import device_of, logits_of
 
 
 def adversarially_trained(
@@ -97,7 +97,8 @@ def adversarially_trained(
                         steps=steps,
                     )
                 network.train()
-                loss = F.cross_entropy(network((chosen.images.float() + change) / 255), chosen.labels)
+                logits = logits_of(network, (chosen.images.float() + change) / 255)
+                loss = F.cross_entropy(logits, chosen.labels)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 for group in optimizer.param_groups:

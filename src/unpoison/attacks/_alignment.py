@@ -30,6 +30,7 @@ from torch.func import functional_call, vmap
 
 from unpoison._stable import cross_entropy
 from unpoison.errors import InputError
+from unpoison.models import logits_in, logits_of, precision_of
 
 Gradient = tuple[Tensor, ...]
 View = Callable[[Tensor, int], Tensor]
@@ -160,7 +161,7 @@ def _seen(images: Tensor, start: int, views: Sequence[View]) -> Tensor:
 def _gradients(network: nn.Module, seen: Tensor, labels: Tensor, count: int, *, graph: bool) -> Gradient:
     """The part of `g_p` from m of `count` poisons, for each of r alternatives: [r ...] a parameter."""
     if len(seen) == 1:
-        loss = cross_entropy(network(seen[0]), labels, reduction="sum") / count
+        loss = cross_entropy(logits_of(network, seen[0]), labels, reduction="sum") / count
         return tuple(part[None] for part in gradient_of(network, loss, graph=graph))
     # Each alternative has its own copy of the parameters, so that gradients stay apart.
     own = {
@@ -172,10 +173,9 @@ def _gradients(network: nn.Module, seen: Tensor, labels: Tensor, count: int, *, 
     shared |= dict(network.named_buffers())
 
     def answers(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        logits: Tensor = functional_call(network, {**shared, **parameters}, (images,))
-        return logits
+        return logits_in(functional_call(network, {**shared, **parameters}, (images,)))
 
-    logits = vmap(answers, randomness="different")(own, seen)
+    logits = vmap(answers, randomness="different")(own, seen.to(precision_of(network)))
     loss = cross_entropy(logits, labels.expand(len(seen), -1), reduction="sum") / count
     return _derivatives(loss, tuple(own.values()), graph=graph)
 

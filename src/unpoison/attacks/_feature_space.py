@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unpoison._global_randomness import own_randomness
 from unpoison._seeds import derive_seed
 from unpoison.attacks._attack import CraftRequest
-from unpoison.models import FeatureTap, device_of, last_linear
+from unpoison.models import FeatureTap, device_of, forward, last_linear
 from unpoison.threats import LInf, PoisonSet
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -133,8 +133,8 @@ class FeatureReader:
     def _read(self, model: nn.Module, paths: Sequence[str], images: Tensor) -> list[Tensor]:
         with ExitStack() as stack:
             taps = [stack.enter_context(FeatureTap(model, path, side=self._side)) for path in paths]
-            model(images.to(device_of(model, images.device)))
-            return [tap.value.flatten(1).to(images.device) for tap in taps]
+            forward(model, images.to(device_of(model, images.device)))
+            return [tap.value.flatten(1).to(images) for tap in taps]
 
     @contextmanager
     def _dropout(self, model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:

@@ -38,7 +38,7 @@ from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.attacks._signed_descent import Augmentation, SignedDescent, view_of_step
 from unpoison.errors import InputError
-from unpoison.models import device_of, preserved
+from unpoison.models import device_of, logits_of, preserved
 from unpoison.registry import Presets
 from unpoison.threats import PoisonSet, TargetedMisclassification
 
@@ -178,7 +178,7 @@ class GradientMatching(Attack):
     def _wanted(self, network: nn.Module, goal: TargetedMisclassification, device: torch.device) -> Gradient:
         """`g_t`, the gradient of the adversary's loss."""
         with torch.enable_grad():
-            logits = network(goal.images.to(device).float().div(255))
+            logits = logits_of(network, goal.images.to(device).float().div(255))
             if self.target_loss == "cross-entropy":
                 return gradient_of(network, goal.loss(logits))
             return gradient_of(network, goal.margin(logits).clamp(min=0).mean())

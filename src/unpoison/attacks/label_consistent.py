@@ -34,7 +34,7 @@ from unpoison._stable import cross_entropy
 from unpoison.attacks._attack import Attack, CraftRequest
 from unpoison.attacks._methods import register
 from unpoison.attacks._networks import frozen
-from unpoison.models import device_of
+from unpoison.models import device_of, logits_of
 from unpoison.registry import Presets
 from unpoison.threats import LInf, PoisonSet
 
@@ -134,7 +134,10 @@ def ascended(
         change = change.detach().requires_grad_()
         moved = (clean + change) / 255
         loss = torch.stack(
-            [cross_entropy(model(moved.to(device_of(model, device))).to(device), labels) for model in models]
+            [
+                cross_entropy(logits_of(model, moved.to(device_of(model, device))).to(device), labels)
+                for model in models
+            ]
         ).mean()
         (gradient,) = torch.autograd.grad(loss, change)
         change = torch.maximum(torch.minimum(change.detach() + step * gradient.sign(), high), low)

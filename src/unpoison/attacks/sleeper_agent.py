@@ -43,7 +43,7 @@ from unpoison.attacks._methods import register
 from unpoison.attacks._networks import fresh_copy, recipe_of
 from unpoison.attacks._signed_descent import Augmentation, SignedDescent, view_of_step
 from unpoison.data import TrainingSet
-from unpoison.models import device_of, preserved
+from unpoison.models import device_of, logits_in, logits_of, precision_of, preserved
 from unpoison.registry import Presets
 from unpoison.threats import PoisonSet
 from unpoison.training import Recipe, train
@@ -182,7 +182,7 @@ class SleeperAgent(Attack):
         total: Gradient | None = None
         for part in torch.split(patched, self.micro_batch):
             with torch.enable_grad():
-                logits = model(part.float().div(255))
+                logits = logits_of(model, part.float().div(255))
                 labels = torch.full((len(part),), target, device=logits.device)
                 loss = cross_entropy(logits, labels, reduction="sum") / len(patched)
                 slope = gradient_of(model, loss)
@@ -222,14 +222,14 @@ def gradient_norms(model: nn.Module, examples: TrainingSet, *, batch: int = 16) 
     device = device_of(model, examples.device)
 
     def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = torch.func.functional_call(model, {**rest, **parameters}, (image[None],))
-        return cross_entropy(logits, label[None])
+        outputs = torch.func.functional_call(model, {**rest, **parameters}, (image[None],))
+        return cross_entropy(logits_in(outputs), label[None])
 
     slopes = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="different")
     norms = []
     for start in range(0, len(examples), batch):
         images, labels = examples.batch(start, start + batch)
-        found = slopes(trained, images.to(device), labels.to(device))
+        found = slopes(trained, images.to(device, precision_of(model)), labels.to(device))
         squares = [slope.flatten(1).square().sum(1) for slope in found.values()]
         norms.append(torch.stack(squares).sum(0).sqrt())
     return torch.cat(norms)

@@ -37,7 +37,7 @@ from unpoison.attacks._methods import register
 from unpoison.attacks._networks import frozen
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.models import device_of
+from unpoison.models import device_of, logits_of
 from unpoison.threats import AdditiveTrigger, PoisonSet
 
 _NAME = "smooth-trigger"
@@ -123,10 +123,10 @@ class SmoothTrigger(Attack):
         images = training_set.subset(drawn).images.to(device).float() / 255
         pattern = torch.zeros_like(images[:1])
         with frozen([network]):
-            predicted = network(images).argmax(1)
+            predicted = logits_of(network, images).argmax(1)
             for done in range(1, self.rounds + 1):
                 stamped = (images + pattern).clamp(0, 1)
-                same = network(stamped).argmax(1) == predicted
+                same = logits_of(network, stamped).argmax(1) == predicted
                 changed = float((~same).float().mean())
                 if changed >= self.fooling:
                     break
@@ -169,7 +169,7 @@ def _deepfool(network: nn.Module, images: Tensor, steps: int) -> Tensor:
     first: Tensor | None = None
     for _ in range(steps):
         moved = (images + change).requires_grad_()
-        logits = network(moved)
+        logits = logits_of(network, moved)
         classes = logits.shape[1]
         first = logits.argmax(1) if first is None else first
         unmoved = logits.argmax(1) == first

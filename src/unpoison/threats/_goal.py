@@ -18,7 +18,7 @@ from unpoison import _stable
 from unpoison._statistics import Proportion
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
-from unpoison.models import as_input, preserved
+from unpoison.models import as_input, logits_of, preserved
 from unpoison.threats._tagged import Tagged
 
 
@@ -100,7 +100,8 @@ class Goal(Tagged):
         The model is used in eval mode on the device where its parameters lie, and is left as it was.
 
         Raises:
-            InputError: the test set has no victims, or the goal does not fit it.
+            InputError: the test set has no victims, the goal does not fit it, or the model fails on its
+                images.
         """
         images, _ = self.victims(test_set)
         achieved = self.achieved(_predict(model, images, batch_size))
@@ -128,7 +129,7 @@ def _predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Int64[m] predicted labels, on the CPU."""
     with preserved(model), torch.no_grad():
         parts = [
-            model(as_input(model, part, torch.preserve_format)).argmax(1)
+            logits_of(model, as_input(model, part, torch.preserve_format)).argmax(1)
             for part in torch.split(images, batch_size)
         ]
     return torch.cat(parts).cpu()

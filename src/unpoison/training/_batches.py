@@ -70,6 +70,21 @@ def augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Ten
     )
 
 
+def in_training_mode(network: nn.Module) -> None:
+    """Put the network in training mode, in place, but for frozen batch norm.
+
+    A batch norm layer that lies in a module of which every parameter is frozen (`requires_grad` is False)
+    keeps its statistics and normalises by them: frozen parts compute what they computed before.
+    """
+    network.train()
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(one.requires_grad for one in parameters):
+            for part in module.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
+
+
 def diverged_step(losses: Tensor, network: nn.Module) -> int | None:
     """The first step whose loss is not finite; the last one where a parameter is not; None if all are finite.
 

@@ -32,7 +32,14 @@ from unpoison._seeds import as_seed, derive_seed, generator
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
 from unpoison.models import check_network, fastest_layout, laid_out, logits_of, preserved, usual_mode
-from unpoison.training._batches import augmented, batch_bounds, diverged_step, epoch_order, initial_network
+from unpoison.training._batches import (
+    augmented,
+    batch_bounds,
+    diverged_step,
+    epoch_order,
+    in_training_mode,
+    initial_network,
+)
 from unpoison.training._defense import Batch, Defense, Step
 from unpoison.training._epoch_record import EpochRecord
 from unpoison.training._recipe import Recipe
@@ -62,7 +69,8 @@ def train(
         include: Bool[n], the examples the run may learn from; None is all. The others have no influence at
             all, not even on the normalisation.
         start: the network to train a copy of, which takes Float[b c h w] in [0, 1]; None builds the recipe's.
-            Parameters that do not require a gradient are not trained.
+            Parameters that do not require a gradient are not trained, and batch norm in a module of such
+            parameters alone keeps its statistics.
         device: where to train; None is where the training set lies.
         checkpoints: a directory; the state is stored there after each epoch, and a run that finds a
             checkpoint of its own there is resumed from it.
@@ -175,7 +183,7 @@ class _Run:
         losses = torch.zeros(len(bounds), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         seen = 0
-        self.model.train()
+        in_training_mode(self.model)
         try:
             for step, (start, stop) in enumerate(bounds):
                 rate = self.recipe.learning_rate_at(number + (step + 0.5) / len(bounds))
@@ -413,7 +421,8 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.SGD, list[
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
-        fused=True,
+        # On the CPU torch 2.13's fused step leaves most numbers of half precision as they are, silently.
+        fused=all(one.dtype in (torch.float32, torch.float64) for one in weights + others),
     )
     return optimizer, [factor for _, factor in groups]
 

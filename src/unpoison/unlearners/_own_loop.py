@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from unpoison.data import Examples
+from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError
 from unpoison.models import check_outputs, device_of, usual_mode
 from unpoison.training import Trained
@@ -86,10 +86,14 @@ def kept_indices(
         InputError: there is nothing to forget or to keep, an index is out of range, or a class would be lost.
     """
     count, chosen = len(examples), torch.as_tensor(forget)
-    if chosen.dtype == torch.bool:
+    if isinstance(examples, TrainingSet):
+        chosen = examples.indices(chosen)
+    elif chosen.dtype == torch.bool:
         if chosen.shape != (count,):
             raise InputError(f"{method}: a mask must be of shape [{count}], found {tuple(chosen.shape)}")
         chosen = chosen.nonzero()[:, 0]
+    elif chosen.is_floating_point() and chosen.numel():
+        raise InputError(f"{method}: indices must be whole numbers, found {chosen.dtype}")
     chosen = torch.unique(chosen.to(device="cpu", dtype=torch.int64))
     if not len(chosen):
         raise InputError(f"{method}: there is nothing to forget")

@@ -23,7 +23,7 @@ from unpoison._seeds import derive_seed, generator
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import TrainingDivergedError
 from unpoison.models import fastest_layout, laid_out, logits_of
-from unpoison.training import EpochRecord, augmented, batch_bounds, diverged_step
+from unpoison.training import EpochRecord, augmented, batch_bounds, diverged_step, in_training_mode
 from unpoison.unlearners._unlearner import Request
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -95,7 +95,7 @@ class Student:
         draws = generator(self.seed, self.method, name, "augmentation", device=self.device)
         losses = torch.zeros(len(batches), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.network.train()
+        in_training_mode(self.network)
         if not batch_statistics:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

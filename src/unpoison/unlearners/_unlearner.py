@@ -253,28 +253,13 @@ def _split(
     any_examples: bool,
 ) -> tuple[TrainingSet, TrainingSet]:
     """The examples to keep, and those to forget."""
-    if not isinstance(training_set, TrainingSet):
-        if not any_examples:
-            raise InputError(f"{method}: works on 8-bit images in memory; give a TrainingSet")
-        kept = kept_indices(training_set, forget, lose_classes=lose_classes, method=method)
-        mask = torch.ones(len(training_set), dtype=torch.bool)
-        mask[kept] = False
-        parts = training_set.subset(kept), training_set.subset(mask.nonzero()[:, 0])
-        return cast("tuple[TrainingSet, TrainingSet]", parts)
-    indices = torch.unique(training_set.indices(forget))
-    if not len(indices):
-        raise InputError(f"{method}: there is nothing to forget")
-    if len(indices) == len(training_set):
-        raise InputError(f"{method}: all {len(indices)} examples of {training_set.name} are to be forgotten")
-    rest = training_set.without(indices)
-    lost = ((training_set.class_counts() > 0) & (rest.class_counts() == 0)).nonzero().reshape(-1).tolist()
-    if lost and not lose_classes:
-        named = ", ".join(f"{label} ({training_set.class_names[label]})" for label in lost)
-        raise InputError(
-            f"{method}: forgetting {len(indices)} examples leaves none of class {named}; forget fewer, "
-            "or allow it with lose_classes"
-        )
-    return rest, training_set.subset(indices)
+    if not isinstance(training_set, TrainingSet) and not any_examples:
+        raise InputError(f"{method}: works on 8-bit images in memory; give a TrainingSet")
+    kept = kept_indices(training_set, forget, lose_classes=lose_classes, method=method)
+    to_forget = torch.ones(len(training_set), dtype=torch.bool)
+    to_forget[kept] = False
+    parts = training_set.subset(kept), training_set.subset(to_forget.nonzero()[:, 0])
+    return cast("tuple[TrainingSet, TrainingSet]", parts)
 
 
 def _check_start(start: nn.Module, network: nn.Module, *, method: str) -> None:

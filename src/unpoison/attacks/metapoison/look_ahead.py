@@ -27,7 +27,7 @@ from torch.func import functional_call
 
 from unpoison._stable import cross_entropy
 from unpoison.attacks.metapoison.batch_norm import with_fast_batch_norm
-from unpoison.models import fastest_layout
+from unpoison.models import fastest_layout, logits_in
 from unpoison.training import Recipe
 
 Tensors = dict[str, Tensor]
@@ -71,8 +71,7 @@ class StackedNetwork:
             module = self._single if len(images) == 1 and images.device.type == "cpu" else self._training
 
         def one(parameters: Tensors, buffers: Tensors, images: Tensor) -> Tensor:
-            logits: Tensor = functional_call(module, {**parameters, **buffers}, (images,))
-            return logits
+            return logits_in(functional_call(module, {**parameters, **buffers}, (images,)))
 
         if len(images) > 1:
             stacked: Tensor = torch.func.vmap(one, randomness="different")(

@@ -52,14 +52,14 @@ class SurrogateConfiguration:
     seed: int
 
     def initial(self, number: int, restart: int) -> nn.Module:
-        """Network `number` after its `restart`, untrained, on the device of the training set."""
+        """Network `number` after its `restart`, untrained, in float32 on the device of the training set."""
         seed = derive_seed(self.seed, "surrogate", number, "life", restart)
         device = self.training_set.device
         if self.templates:
             template = self.templates[number % len(self.templates)]
             if self.pretrained:
-                return copy.deepcopy(template).to(device)
-            return fresh_copy(template, self.training_set, seed=seed).to(device)
+                return copy.deepcopy(template).float().to(device)
+            return fresh_copy(template, self.training_set, seed=seed).float().to(device)
         return initial_network(self.training_set, self.recipe, seed=seed).to(device)
 
     def augmented(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
