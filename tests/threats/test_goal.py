@@ -67,7 +67,7 @@ def test_modes_come_back_when_the_model_fails(test_set: TrainingSet) -> None:
 
     model = Fails().train()
     model.noise.eval()
-    with pytest.raises(InputError, match="fails on .*broken"):
+    with pytest.raises(InputError, match=r"fails on .*broken"):
         Backdoor(PatchTrigger.white_corner(), source=0, target=2).success(model, test_set)
     assert model.training
     assert not model.noise.training
