@@ -22,6 +22,7 @@ what reads inputs and labels alone takes any. Neither model nor set is ever chan
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from unpoison import attacks, defenses, detectors, unlearners
 from unpoison import training as trainer
+from unpoison._arguments import check_arguments
 from unpoison._memory import explained, limited
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
@@ -65,15 +67,19 @@ P = ParamSpec("P")
 
 
 def bounded(advice: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Let a verb take no more than its argument `memory`, and say in one line where that is not enough.
+    """Check the arguments of a verb, let it take no more than its argument `memory`, and say in one line
+    where that is not enough.
 
     Arguments:
         advice: what takes less, for an allocation that fails although the estimate says that it fits.
     """
 
     def bound(verb: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(verb)
+
         @functools.wraps(verb)
         def call(*given: P.args, **options: P.kwargs) -> T:
+            check_arguments(verb.__name__, signature, signature.bind(*given, **options).arguments)
             memory: Any = options.get("memory")
             with limited(memory), explained(verb.__name__, advice):
                 return verb(*given, **options)
@@ -185,7 +191,8 @@ def train(
     )
 
 
-def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) -> Observation | None:
+@bounded(_LESS)
+def observe(model: Model, goal: Goal, test_set: Dataset, *, count: int = 1) -> Observation | None:
     """The first of the adversary's inputs that are answered as the adversary wants; None if there are none.
 
     Of a backdoor's inputs only those count that are answered rightly without the trigger.
@@ -196,13 +203,13 @@ def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) 
         test_set: clean images.
         count: how many inputs to observe, at most; all get the label that the first one gets.
     """
-    network = network_of(model)
-    images, indices = goal.victims(test_set)
+    network, clean = network_of(model), as_training_set(test_set)
+    images, indices = goal.victims(clean)
     images, indices = images.cpu(), indices.cpu()
     answers = predict(network, images).argmax(1).cpu()
     hits = goal.achieved(answers)
     known = indices >= 0
-    own = test_set.to("cpu").subset(indices.clamp(min=0))
+    own = clean.to("cpu").subset(indices.clamp(min=0))
     if isinstance(goal, Backdoor):
         hits = hits & (predict(network, own.images).argmax(1).cpu() == own.labels)
     chosen = hits.nonzero().reshape(-1)
@@ -588,12 +595,20 @@ def network_of(model: Model) -> nn.Module:
     return model.model if isinstance(model, Trained) else model
 
 
+_DOES = {"attack": "craft", "defense": "begin", "detector": "find", "unlearner": "heal"}
+
+
 def _chosen(registry: Registry[T], method: str | T) -> tuple[Method | None, T]:
     """What is declared of the method (nothing where its class is not registered), and the method."""
     if isinstance(method, str):
         return registry.describe(method), registry.get(method)
     declared: Method | None = getattr(method, "method", None)
-    if isinstance(method, type) or (declared is not None and declared.kind != registry.kind):
+    does = _DOES[registry.kind]
+    if (
+        isinstance(method, type)
+        or not hasattr(method, does)
+        or (declared is not None and declared.kind != registry.kind)
+    ):
         raise InputError(
             f"expected the name or an instance of one {registry.kind}, found {method!r}; there are "
             f"{', '.join(registry.names())}"

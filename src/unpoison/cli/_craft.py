@@ -119,6 +119,8 @@ def _class_name(goal: Any, names: Sequence[str], *attributes: str) -> str | None
 
 def _check_surrogates(options: Craft, method: Method) -> None:
     """That no option is given of which this attack makes no use."""
+    if options.checkpoints is not None and not method.resumes:
+        raise InputError(f"--checkpoints: {method.name} keeps none; leave it out")
     if not method.accepts_surrogates and (options.surrogate or options.surrogates is not None):
         raise InputError(f"--surrogate and --surrogates: {method.name} crafts without a network")
     if options.surrogate and options.surrogates is not None:
