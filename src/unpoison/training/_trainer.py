@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from unpoison._checkpoints import TRAINING, Checkpoint, Checkpoints, digest_of
 from unpoison._global_randomness import own_randomness, seed_global_generators
-from unpoison._memory import is_allocation_failure
+from unpoison._memory import explained, is_allocation_failure
 from unpoison._progress import Progress
 from unpoison._seeds import as_seed, derive_seed, generator
 from unpoison.data import TrainingSet
@@ -179,10 +179,12 @@ class _Run:
         self.history: list[EpochRecord] = []
         model = model.to(self.device)
         held = 0 if defense is None else training_set.images.nbytes
+        with explained("train", "two images do not fit; take a narrower network"):
+            activations = activations_of(model, training_set.images[:2].float() / 255)
         check_training(
             "train",
             model,
-            activations_of(model, training_set.images[:2].float() / 255),
+            activations,
             batch_size=min(recipe.batch_size, int(included.sum())),
             more={"the set of the defense": held},
         )
