@@ -264,6 +264,12 @@ class InfluenceIndex:
         return self._spans[-1].stop
 
     @property
+    def modules(self) -> list[str] | None:
+        """The names or patterns of the modules that were asked for."""
+        modules: list[str] | None = self._record["modules"]
+        return modules
+
+    @property
     def numbers(self) -> int:
         """m, the numbers kept of each example."""
         return self._basis.shape[1]
@@ -279,6 +285,11 @@ class InfluenceIndex:
         known = {key: value for key, value in self._record.items() if key != "format"}
         shards = [read_tensors(self._files.shard(one), check=False)[2] for one in self._spans]
         return digest(canonical_json(known), *shards)
+
+    @property
+    def calibration(self) -> Path:
+        """Where a detector keeps what it learns of the model through the index."""
+        return self.directory / "calibration"
 
     def check(self, model: nn.Module, examples: Examples | None = None) -> None:
         """Raise `MismatchError` unless the index is of this model (and of these examples)."""
