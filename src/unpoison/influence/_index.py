@@ -27,8 +27,8 @@ A query pays for its own gradient and for m multiplications an example. Stages o
               digest.
 
 Cost: stages 1 and 3 read the training set twice and once; D m multiplications an example beside `_sketch`.
-Memory: 8 D m bytes for stage 2 and 4 D m for stage 3, beside `_sketch`. Disk: 2 (m + r) + 32 bytes an
-example, and the factors.
+Memory: 8 D m bytes for stage 2 and 4 D m for stage 3 (half of that in bfloat16), beside `_sketch`. Disk:
+2 (m + r) + 32 bytes an example, and the factors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal, cast, final
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +64,15 @@ from unpoison.influence._queries import AbsoluteDamping, Damping, RelativeDampin
 from unpoison.influence._sketch import Sketcher
 from unpoison.tasks import Batch, ClassificationTask, Task
 
+if TYPE_CHECKING:
+    from unpoison.influence._index_estimate import IndexEstimate
+
 Gradient = Literal["measurement", "loss"]
 #: r
 RESIDUAL: Final = 512
 # The probability of more by chance is 6e-5.
 _BEYOND: Final = 4.0
+_AT_A_TIME: Final = 128
 _DAMPINGS: Final = {"AbsoluteDamping": AbsoluteDamping, "RelativeDamping": RelativeDamping}
 _CODE: Final = (
     "_sketch",
@@ -134,11 +138,12 @@ class InfluenceIndex:
         tensors, made_of, known = read_tensors(self._files.basis)
         if (made_of, known) != (self._record["factors"], self._record["basis"]):
             raise InputError(f"{path}: the basis is of another index; unpoison index makes it anew")
-        self._basis = tensors["basis"]
+        self._basis = tensors
         self.damping = damping_of(self._record["damping"])
         self.gradient: Gradient = self._record["gradient"]
         self._spans = list(spans(self._record["parts"], self._record["shard_examples"]))
         self._missing = [one for one in self._spans if not self._files.shard(one).is_file()]
+        self._spaces: dict[torch.device, Space] = {}
         self._shards: dict[Span, dict[str, Tensor]] = {}
         if self._missing:
             raise InputError(
@@ -226,6 +231,57 @@ class InfluenceIndex:
         build(IndexFiles(Path(path)), plan, model, examples, task or ClassificationTask(), factors, progress)
         return cls(path)
 
+    @classmethod
+    def estimate(
+        cls,
+        model: nn.Module,
+        examples: Examples,
+        task: Task | None = None,
+        *,
+        modules: Sequence[str] | None = None,
+        covariance_examples: int | None = None,
+        numbers: int | None = None,
+        sketch: int | None = None,
+        memory: int | None = None,
+        batch_size: int = 128,
+        workspace_bytes: int | None = None,
+    ) -> IndexEstimate:
+        """What `build` will take with these options, from some hundred examples.
+
+        Arguments:
+            model: as for `build`, like the rest.
+            examples: the training set.
+            task: `ClassificationTask()` by default.
+            modules: whose parameters to track.
+            covariance_examples: as for `fit_factors`.
+            numbers: m.
+            sketch: D.
+            memory: bytes for all of it.
+            batch_size: examples of a forward pass.
+            workspace_bytes: of per-example gradients at a time.
+
+        Raises:
+            InputError: as for `build`.
+        """
+        from unpoison.influence._index_build import Plan
+        from unpoison.influence._index_estimate import estimate
+
+        plan = Plan(
+            seed=0,
+            damping=RelativeDamping(),
+            modules=None if modules is None else tuple(modules),
+            covariance_examples=covariance_examples,
+            gradient="measurement",
+            numbers=numbers,
+            sketch=sketch,
+            memory=memory,
+            processes=1,
+            shard_examples=1,
+            batch_size=batch_size,
+            workspace_bytes=workspace_bytes,
+        )
+        return estimate(plan, model, examples, task or ClassificationTask())
+
     def append(
         self,
         model: nn.Module,
@@ -272,12 +328,12 @@ class InfluenceIndex:
     @property
     def numbers(self) -> int:
         """m, the numbers kept of each example."""
-        return self._basis.shape[1]
+        return self._basis["basis"].shape[0]
 
     @property
     def settings(self) -> dict[str, Any]:
         """What to say of the index, as JSON values."""
-        return {"digest": self.digest, "numbers": self.numbers, "sketch": self._basis.shape[0]}
+        return {"digest": self.digest, "numbers": self.numbers, "sketch": self._basis["basis"].shape[1]}
 
     @property
     def digest(self) -> str:
@@ -341,22 +397,24 @@ class InfluenceIndex:
         """
         self.check(model)
         asked, count = task or ClassificationTask(), count_of(queries[0])
-        total = combine if combine is None else combine.double().cpu()
+        parts, total = [], None
         with self._sketcher(model, asked.measurement, damping, workspace_bytes) as sketcher:
-            space = Space(self._basis.to(sketcher.device, sketcher.dtype), self._residual_seed)
-            sums = torch.zeros(count if total is None else len(total), len(space.basis), dtype=torch.float64)
+            space = self._space(sketcher.device)
+            if combine is not None:
+                total = torch.zeros(len(combine), space.width, dtype=torch.float64, device=sketcher.device)
             for start in range(0, count, batch_size):
                 rows = slice(start, min(start + batch_size, count))
                 found = sketcher.batch(tuple(rows_of(part, rows) for part in queries), rows.stop - rows.start)
-                own = found.rows.double().cpu()
-                if total is None:
-                    sums[rows] = own
-                else:
-                    sums += total[:, rows] @ own
+                if total is None or combine is None:
+                    parts.append(_coordinates(space, found.rows))
+                else:  # differences of much alike gradients are formed before anything is rounded
+                    total += combine[:, rows].to(total) @ found.rows.to(total)
                 if progress is not None:
                     progress("queries", rows.stop, count)
-            values, residuals = space.of(sums.to(space.basis))
-        return IndexQueries(values.double().cpu(), residuals.double().cpu(), self._record["basis"])
+            if total is not None:
+                parts.append(_coordinates(space, total))
+        values, residuals = (torch.cat(both) for both in zip(*parts, strict=True))
+        return IndexQueries(values, residuals, self._record["basis"])
 
     def influence(self, queries: IndexQueries, rows: Tensor | None = None) -> Tensor:
         """Float64[q n]: the influence of the examples, or of those at Int64[k] `rows`, on the queries.
@@ -427,6 +485,11 @@ class InfluenceIndex:
         known = [part["ids"] for part in parts]
         return None if None in known else [name for one in known for name in one], parts[0]["class_names"]
 
+    def _space(self, device: torch.device) -> Space:
+        if self._spaces.get(device) is None:
+            self._spaces[device] = Space.of_record(self._basis, self._record, device)
+        return self._spaces[device]
+
     def _sketcher(
         self, model: nn.Module, function: Any, damping: Damping | None, workspace_bytes: int | None
     ) -> Sketcher:
@@ -447,10 +510,6 @@ class InfluenceIndex:
                 f"{self.directory}: has the examples 0..{len(self) - 1}, found {indices.tolist()[:5]}"
             )
         return indices
-
-    @property
-    def _residual_seed(self) -> int:
-        return derive_seed(self._record["seed"], "residual")
 
     def _products(self, queries: IndexQueries, rows: Tensor | None = None) -> Tensor:
         """Float64[q n]: inner products of queries with the unit gradients of examples."""
@@ -496,24 +555,62 @@ class InfluenceIndex:
         return known
 
 
+def _coordinates(space: Space, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64[q m] and Float64[q r] of Float[q D], on the CPU."""
+    # Of unit length, so that the few digits of bfloat16 are those of the direction.
+    scale = rows.double().norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    values, residuals = space.of((rows / scale).float())
+    scale = scale.cpu()
+    return scale * values.double().cpu(), scale * residuals.double().cpu()
+
+
 @final
 class Space:
-    """The space of an index: Float[D m] basis, and the sketch of what lies outside of it to r numbers."""
+    """The space of an index: its basis, and the sketch of what lies outside of it to r numbers.
 
-    def __init__(self, basis: Tensor, seed: int) -> None:
-        self.basis = basis
-        places, signs = count_sketch(len(basis), min(RESIDUAL, len(basis)), generator(seed))
-        self._places, self._signs = places.to(basis.device), signs.to(basis)
-        self._of_basis = self._outside(basis.t()).t().contiguous()
+    Arguments:
+        basis: Float[m D], rows in the order of the eigenvalues, in the type of `quick_type`.
+        leading: Float32[l D], the first of them, which matter most, more precisely.
+        seed: of the sketch.
+    """
+
+    def __init__(self, basis: Tensor, leading: Tensor, seed: int) -> None:
+        self._basis, self._leading, self.width = basis, leading, basis.shape[1]
+        self._residual = min(RESIDUAL, self.width)
+        places, signs = count_sketch(self.width, self._residual, generator(seed))
+        self._places, self._signs = places.to(basis.device), signs.to(leading)
+        parts = [self._outside(leading), self._outside(basis[len(leading) :].to(leading))]
+        self._of_basis = torch.cat(parts)
+
+    @classmethod
+    def of_record(
+        cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], device: torch.device
+    ) -> Space:
+        """The space that is kept, on a device."""
+        basis = tensors["basis"].to(device, quick_type(device))
+        return cls(basis, tensors["leading"].to(device), derive_seed(record["seed"], "residual"))
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Float[b m] and Float[b r]: c and z of Float[b D]."""
-        values = rows @ self.basis
-        return values, self._outside(rows) - values @ self._of_basis.t()
+        """Float32[b m] and Float32[b r]: c and z of Float[b D]."""
+        rows = rows.to(self._leading)
+        rest = torch.mm(rows.to(self._basis), self._basis[len(self._leading) :].t())
+        values = torch.cat([rows @ self._leading.t(), rest.to(rows)], 1)
+        return values, self._outside(rows) - values @ self._of_basis
 
     def _outside(self, rows: Tensor) -> Tensor:
-        signed = rows.index_select(1, self._places).mul_(self._signs)
-        return signed.view(len(rows), -1, min(RESIDUAL, len(self.basis))).sum(1)
+        parts = [rows.new_zeros(0, self._residual)]
+        for start in range(0, len(rows), _AT_A_TIME):
+            ordered = rows[start : start + _AT_A_TIME].index_select(1, self._places).mul_(self._signs)
+            parts.append(ordered.view(len(ordered), -1, self._residual).sum(1))
+        return torch.cat(parts)
+
+
+def quick_type(device: torch.device) -> torch.dtype:
+    """The type of the large products: bfloat16 where the processor has instructions for matrices of it."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # not in every version of torch
+    return torch.bfloat16 if tiles() else torch.float32
 
 
 @cache

@@ -32,7 +32,7 @@ from unpoison.influence._factors import (
     model_fingerprint,
     unchanged,
 )
-from unpoison.influence._index import Gradient, Space, code, damping_of, damping_record, task_text
+from unpoison.influence._index import Gradient, Space, code, damping_of, damping_record, quick_type, task_text
 from unpoison.influence._index_files import (
     IndexFiles,
     Span,
@@ -51,7 +51,9 @@ _SKETCH: Final = 1 << 18
 _LEAST: Final = 64
 _ROUNDS: Final = 3
 # The share of the largest eigenvalue of the Gram matrix below which a direction is rounding.
-_RANK: Final = 1e-7
+_RANK: Final = 1e-6
+_COLUMNS: Final = 4096
+_LEADING: Final = 64
 
 
 @final
@@ -183,23 +185,10 @@ def size_of(plan: Plan, factors: Factors, count: int) -> tuple[int, int]:
         InputError: what is asked for does not fit, or hardly anything does.
     """
     limit = free_bytes() // 2 if plan.memory is None else plan.memory
-    tracked = factors.num_parameters
-    # Factors, signed roots and a batch of sketches beside the basis and the sketches that it is made of.
-    squares = sum(
-        part.numel()
-        for layer in factors.layers.values()
-        for part in (layer.input_basis, layer.output_basis)
-        if part is not None
-    )
-    fixed = 8 * (squares + tracked) + 4 * tracked
     numbers = min(plan.numbers or _NUMBERS, count)
-    sketch = min(max(plan.sketch or _SKETCH, numbers), tracked)
+    sketch = min(max(plan.sketch or _SKETCH, numbers), factors.num_parameters)
     numbers = min(numbers, sketch)
-
-    def needed(numbers: int, sketch: int) -> int:
-        return fixed + 4 * sketch * (2 * numbers + plan.batch_size) + 24 * numbers**2
-
-    while needed(numbers, sketch) > limit:
+    while (needed := bytes_needed(plan, factors, numbers, sketch)) > limit:
         if plan.sketch is None and sketch > 32 * numbers and sketch > 2 * _LEAST:
             sketch //= 2
         elif plan.numbers is None and numbers > _LEAST:
@@ -208,10 +197,22 @@ def size_of(plan: Plan, factors: Factors, count: int) -> tuple[int, int]:
             sketch //= 2
         else:
             raise InputError(
-                f"index: takes {needed(numbers, sketch) / 1e9:.2g} GB with {numbers} numbers an example from "
+                f"index: takes {needed / 1e9:.2g} GB with {numbers} numbers an example from "
                 f"sketches of {sketch}, granted are {limit / 1e9:.2g} GB; grant more or name fewer modules"
             )
     return numbers, sketch
+
+
+def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int) -> int:
+    """The memory of the basis, which takes most: beside factors, signs and sketches of a batch."""
+    squares = sum(
+        part.numel()
+        for layer in factors.layers.values()
+        for part in (layer.input_basis, layer.output_basis)
+        if part is not None
+    )
+    fixed = 8 * (squares + factors.num_parameters) + 4 * factors.num_parameters
+    return fixed + 4 * sketch * (2 * numbers + plan.batch_size) + 24 * numbers**2
 
 
 def _check_same(
@@ -298,10 +299,8 @@ class _Maker:
                 units[start : start + len(rows)] = unit_rows(found.rows, found.lengths)
                 if progress is not None:
                     progress("basis", start + len(rows), count)
-        basis = span_of(units)
-        known = write_tensors(
-            self.files.basis, {"basis": basis, "examples": chosen}, made_of=self.record["factors"]
-        )
+        tensors = {**span_of(units), "examples": chosen}
+        known = write_tensors(self.files.basis, tensors, made_of=self.record["factors"])
         self.record["basis"] = known
         self.files.write_record(self.record)
 
@@ -337,14 +336,25 @@ def unit_rows(rows: Tensor, lengths: Tensor) -> Tensor:
     return rows * inverse.to(rows)[:, None]
 
 
-def span_of(rows: Tensor) -> Tensor:
-    """Float[D m]: an orthonormal basis of the span of Float[m D] rows; columns are 0 beyond its rank."""
-    gram = (rows @ rows.t()).double()
+def span_of(rows: Tensor) -> dict[str, Tensor]:
+    """An orthonormal basis of the span of Float[m D] rows: `basis` and `leading`, see `Space`.
+
+    Rows beyond the rank are 0.
+    """
+    quick = quick_type(rows.device)
+    gram = torch.zeros(len(rows), len(rows), device=rows.device, dtype=torch.float64)
+    # In parts, as a sum in bfloat16 has its few digits.
+    columns = [slice(start, start + _COLUMNS) for start in range(0, rows.shape[1], _COLUMNS)]
+    for own in columns:
+        some = rows[:, own].to(quick)
+        gram += torch.mm(some, some.t())
     values, vectors = torch.linalg.eigh((gram + gram.t()) / 2)
     values, vectors = values.flip(0), vectors.flip(1)
     kept = values > _RANK * values[0]
     scaled = torch.where(kept, vectors / values.clamp(min=_RANK * float(values[0]) or 1.0).sqrt(), 0)
-    return rows.t() @ scaled.to(rows)
+    turned = scaled.t().to(rows)
+    basis = torch.cat([torch.mm(turned.to(quick), rows[:, own].to(quick)) for own in columns], 1)
+    return {"basis": basis, "leading": turned[:_LEADING] @ rows}
 
 
 def _make_shards(
@@ -387,11 +397,9 @@ class _Told:
 
 
 def _work(maker: _Maker, examples: Examples, missing: Sequence[Span], done: Callable[[int], None]) -> None:
-    basis = read_tensors(maker.files.basis, check=False)[0]["basis"]
+    tensors = read_tensors(maker.files.basis, check=False)[0]
     with maker.sketcher() as sketcher:
-        space = Space(
-            basis.to(sketcher.device, sketcher.dtype), derive_seed(maker.record["seed"], "residual")
-        )
+        space = Space.of_record(tensors, maker.record, sketcher.device)
         for span in missing:
             maker.make_shard(sketcher, space, examples, span)
             done(span.stop - span.start)
