@@ -424,8 +424,8 @@ def _fork(maker: _Maker, examples: Examples, missing: Sequence[Span], workers: i
             here, there = context.Pipe(duplex=False)
             arguments = (maker, examples, left[number::workers], threads, os.getpid(), there)
             process = context.Process(target=_child, args=arguments)
-            with warnings.catch_warnings():  # threads of torch are not used after the fork
-                warnings.simplefilter("ignore", DeprecationWarning)
+            # Python warns of forks beside threads; those of torch are not used after the fork.
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
                 process.start()
             there.close()
             running.append((process, here))
