@@ -11,7 +11,6 @@ import jsonschema
 import pytest
 
 from unpoison.cli import main
-from unpoison.cli._index import bytes_of
 from unpoison.detectors import Findings
 from unpoison.influence import InfluenceIndex
 from unpoison.runs import run_schema
@@ -90,8 +89,7 @@ def test_what_is_wrong_is_said(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "exists and holds no index" in fails(build(story, tmp_path / "full"))
-    assert "--memory much: expected a size" in fails(build(story, tmp_path / "new", "--memory", "much"))
-    assert "grant more" in fails(build(story, tmp_path / "new", "--memory", "1kB"))
+    assert "1 KB may be taken" in fails(build(story, tmp_path / "new", "--memory", "1kB"))
     assert "seed 0, not 9; name another directory" in fails(build(story, made, "--seed", "9"))
     assert "no index of influences" in fails(["similar", "--index", str(tmp_path), "--examples", "1"])
     assert "no training example has this name" in fails(
@@ -101,7 +99,3 @@ def test_what_is_wrong_is_said(
     assert "refine is for an index alone" in fails(
         story.trace(tmp_path / "out", "--method", "ek-fac", "--refine", "5")
     )
-
-
-def test_a_size_is_read() -> None:
-    assert [bytes_of(text) for text in ("2kB", "3 MB", "1.5g", "7")] == [2000, 3000000, 1500000000, 7]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from unpoison.errors import InputError
 from unpoison.influence import IndexEstimate, InfluenceIndex
 
 DONE = 0
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)(?:b|i?b)?", re.IGNORECASE)
 
 
 def index(options: Index, console: Console, interrupts: Interrupts) -> int:
@@ -27,7 +24,6 @@ def index(options: Index, console: Console, interrupts: Interrupts) -> int:
     place = options.out
     if not options.estimate:
         _check_place(place, overwrite=options.run.overwrite)
-    memory = None if options.memory is None else bytes_of(options.memory)
     with session(options, None, console, interrupts) as run:
         with run.stage("data"):
             splits, training_set, _ = load_set(options, run.device)
@@ -40,7 +36,6 @@ def index(options: Index, console: Console, interrupts: Interrupts) -> int:
             "modules": list(options.module) or None,
             "covariance_examples": options.covariance_examples,
             "numbers": options.numbers,
-            "memory": memory,
         }
         if options.estimate:
             with run.stage("estimate"):
@@ -102,18 +97,6 @@ def similar(options: Similar, console: Console, interrupts: Interrupts) -> int:
             lines += [f"  {value:.3f}  {name(other)}" for other, value in zip(others, values, strict=True)]
     console.show(*lines)
     return DONE
-
-
-def bytes_of(text: str) -> int:
-    """A size in bytes.
-
-    >>> bytes_of("8GB"), bytes_of("1.5 g"), bytes_of("300")
-    (8000000000, 1500000000, 300)
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise InputError(f"--memory {text}: expected a size such as 8GB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def _calibrate(

@@ -89,6 +89,9 @@ class RunOptions:
     """Where to compute; auto takes the GPU when there is one."""
     threads: MaybeCount = None
     """How many processor threads to use; as many as PyTorch likes when not given."""
+    memory: Annotated[str | None, arg(metavar="BYTES", help_behavior_hint="")] = None
+    """How much memory the verb may take, such as 8GB; nine tenths of what is free when not given. What takes
+    more is refused before it starts."""
     json: bool = False
     """Print the content of run.json on standard output, and nothing else there."""
     overwrite: bool = False
@@ -297,8 +300,6 @@ class Index(OfModel):
 
     numbers: MaybeCount = None
     """How many numbers to keep of each example; 2048 when not given, fewer where memory is short."""
-    memory: Annotated[str | None, arg(metavar="SIZE", help_behavior_hint="")] = None
-    """The memory to use, such as 8GB; half of what is free when not given."""
     processes: Annotated[int, arg(metavar="N")] = 1
     """How many processes read training examples at a time."""
     module: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()

@@ -113,6 +113,9 @@ def joined(first: Queries, second: Queries) -> Queries:
 
 def queries_at_a_time(search: Search) -> int:
     """How many queries fit into 1 GiB of float32; at least 8. In an index they are small."""
-    if search.index is not None:
-        return _INDEXED
-    return max(8, _QUERY_BYTES // (4 * max(search.factors.num_parameters, 1)))
+    return _INDEXED if search.index is not None else most_queries(search.factors.num_parameters)
+
+
+def most_queries(parameters: int) -> int:
+    """How many queries of so many tracked parameters are held at a time."""
+    return max(8, _QUERY_BYTES // (4 * max(parameters, 1)))

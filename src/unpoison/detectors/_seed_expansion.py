@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from unpoison.data import Examples
-from unpoison.detectors._collapse import queries_at_a_time
+from unpoison.detectors._collapse import most_queries
 from unpoison.detectors._search import Search
 
 _MOST_SEEDS: Final = 64
@@ -93,7 +93,7 @@ def expand_seeds(
         examples: those with the label of the seeds.
         rows: Int64[n], their places in the training set, for an index.
     """
-    seeds = seeds[: min(_MOST_SEEDS, queries_at_a_time(search))].cpu()
+    seeds = seeds[: min(_MOST_SEEDS, most_queries(search.factors.num_parameters))].cpu()
     if search.index is None or rows is None:
         cosines = _cosines(search, examples, seeds)
     else:

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from unpoison._artefacts import canonical_json, digest
 from unpoison._code import Source
 from unpoison._inputs import count_of, rows_of
+from unpoison._memory import limited
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import Examples
@@ -177,7 +178,7 @@ class InfluenceIndex:
         gradient: Gradient = "measurement",
         numbers: int | None = None,
         sketch: int | None = None,
-        memory: int | None = None,
+        memory: int | str | None = None,
         processes: int = 1,
         shard_examples: int = 4096,
         batch_size: int = 128,
@@ -199,7 +200,7 @@ class InfluenceIndex:
             gradient: what to differentiate at the training examples, see `Task.measurement`.
             numbers: m, at most the number of examples; 2,048 by default, fewer where memory is short.
             sketch: D, at least m; 262,144 by default, fewer where memory is short.
-            memory: bytes for all of it; half of what is free by default.
+            memory: bytes for all of it, or text such as "8GB"; nine tenths of what is free by default.
             processes: how many make shards at a time, each with its share of the threads. They are forked, so
                 with a model on a GPU, and where there is no fork, there is one.
             shard_examples: rows a shard. Rows are equal to the last bit for equal shards, batches and
@@ -222,13 +223,14 @@ class InfluenceIndex:
             gradient=gradient,
             numbers=numbers,
             sketch=sketch,
-            memory=memory,
             processes=processes,
             shard_examples=shard_examples,
             batch_size=batch_size,
             workspace_bytes=workspace_bytes,
         )
-        build(IndexFiles(Path(path)), plan, model, examples, task or ClassificationTask(), factors, progress)
+        files = IndexFiles(Path(path))
+        with limited(memory):
+            build(files, plan, model, examples, task or ClassificationTask(), factors, progress)
         return cls(path)
 
     @classmethod
@@ -242,7 +244,7 @@ class InfluenceIndex:
         covariance_examples: int | None = None,
         numbers: int | None = None,
         sketch: int | None = None,
-        memory: int | None = None,
+        memory: int | str | None = None,
         batch_size: int = 128,
         workspace_bytes: int | None = None,
     ) -> IndexEstimate:
@@ -256,7 +258,7 @@ class InfluenceIndex:
             covariance_examples: as for `fit_factors`.
             numbers: m.
             sketch: D.
-            memory: bytes for all of it.
+            memory: as for `build`.
             batch_size: examples of a forward pass.
             workspace_bytes: of per-example gradients at a time.
 
@@ -274,13 +276,13 @@ class InfluenceIndex:
             gradient="measurement",
             numbers=numbers,
             sketch=sketch,
-            memory=memory,
             processes=1,
             shard_examples=1,
             batch_size=batch_size,
             workspace_bytes=workspace_bytes,
         )
-        return estimate(plan, model, examples, task or ClassificationTask())
+        with limited(memory):
+            return estimate(plan, model, examples, task or ClassificationTask())
 
     def append(
         self,

@@ -20,11 +20,11 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor, nn
 
-from unpoison._memory import free_bytes
+from unpoison._memory import allowed_memory, in_words
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import Examples
-from unpoison.errors import InputError, MismatchError
+from unpoison.errors import InputError, InsufficientMemoryError, MismatchError
 from unpoison.influence._factors import (
     Factors,
     examples_fingerprint,
@@ -68,14 +68,13 @@ class Plan:
     gradient: Gradient
     numbers: int | None
     sketch: int | None
-    memory: int | None
     processes: int
     shard_examples: int
     batch_size: int
     workspace_bytes: int | None
 
     def __post_init__(self) -> None:
-        for name in ("numbers", "sketch", "memory", "processes", "shard_examples", "batch_size"):
+        for name in ("numbers", "sketch", "processes", "shard_examples", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"index: {name} must be at least 1, found {value}")
@@ -144,7 +143,7 @@ def build(
             record["factors"] = factors_digest(known)
             files.write_record(record)
         if record["numbers"] is None:
-            record["numbers"], record["sketch"] = size_of(plan, known, len(examples))
+            record["numbers"], record["sketch"] = size_of(plan, known, len(examples), where(model)[0])
             files.write_record(record)
         maker = _Maker(files, record, model, task, known, plan.workspace_bytes)
         if not _basis_is_kept(files, record):
@@ -178,13 +177,13 @@ def append(
         _make_shards(maker, examples, first, processes, progress)
 
 
-def size_of(plan: Plan, factors: Factors, count: int) -> tuple[int, int]:
+def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> tuple[int, int]:
     """m and D: the defaults, or what fits into the memory.
 
     Raises:
-        InputError: what is asked for does not fit, or hardly anything does.
+        InsufficientMemoryError: what is asked for does not fit, or hardly anything does.
     """
-    limit = free_bytes() // 2 if plan.memory is None else plan.memory
+    limit = allowed_memory(device)
     numbers = min(plan.numbers or _NUMBERS, count)
     sketch = min(max(plan.sketch or _SKETCH, numbers), factors.num_parameters)
     numbers = min(numbers, sketch)
@@ -196,9 +195,9 @@ def size_of(plan: Plan, factors: Factors, count: int) -> tuple[int, int]:
         elif plan.sketch is None and sketch > 2 * numbers:
             sketch //= 2
         else:
-            raise InputError(
-                f"index: takes {needed / 1e9:.2g} GB with {numbers} numbers an example from "
-                f"sketches of {sketch}, granted are {limit / 1e9:.2g} GB; grant more or name fewer modules"
+            raise InsufficientMemoryError(
+                f"index: takes {in_words(needed)} of memory with {numbers} numbers an example from sketches "
+                f"of {sketch}, but {in_words(limit)} may be taken; allow more, or name fewer modules"
             )
     return numbers, sketch
 

@@ -21,6 +21,7 @@ from unpoison.influence._factors import fit_factors
 from unpoison.influence._index import RESIDUAL, Space, quick_type
 from unpoison.influence._index_build import Plan, bytes_needed, size_of, span_of, unit_rows
 from unpoison.influence._sketch import Sketcher
+from unpoison.influence._sweep import where
 from unpoison.tasks import Task
 
 _MEASURED: Final = 256
@@ -90,7 +91,7 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
     }
     read = {"covariance": min(plan.covariance_examples or total, total), "eigenvalues": total}
     decompositions = max(0.0, ended - began - count * sum(per_example.values()))
-    numbers, sketch = size_of(plan, factors, total)
+    numbers, sketch = size_of(plan, factors, total, where(model)[0])
     function = task.measurement if plan.gradient == "measurement" else task.loss
     with Sketcher(
         model,
