@@ -95,7 +95,7 @@ def _run(arguments: Sequence[str], interrupts: Interrupts) -> int:
         return DONE
     verb = type(options).__name__.lower()
     # The verb's body is what imports torch; until here nothing has.
-    module = "search" if verb in ("trace", "scan") else verb
+    module = {"trace": "search", "scan": "search", "similar": "index"}.get(verb, verb)
     body = cast("_Body", getattr(importlib.import_module(f"unpoison.cli._{module}"), verb))
     return body(options, Console(results=not options.run.json, since=began), interrupts)
 

@@ -24,6 +24,7 @@ from unpoison.cli._session import Session
 from unpoison.data import Splits, TrainingSet
 from unpoison.detectors import Calibrated, Calibration, Observation
 from unpoison.errors import InputError
+from unpoison.influence import InfluenceIndex
 from unpoison.threats import PoisonSet, find_class
 
 KEPT = "calibration"
@@ -95,9 +96,17 @@ class Tracing:
         except InputError as error:
             raise InputError(f"--suspect {' '.join(asked.suspect)}: {error}") from None
         given: dict[str, Any] = {"method": detector, "reference": reference, "seed": options.run.seed}
+        index = None
+        if isinstance(options, Trace):
+            if options.index is not None:
+                index = given["index"] = InfluenceIndex.open(options.index)
+            if options.refine is not None:
+                given["refine"] = options.refine
         if asked.groups is not None:
             given["groups"] = groups_of(asked.groups, len(training_set))
         place = asked.calibration
+        if place is None and index is not None:
+            place = index.calibration
         if place is None and calibrates and Path(options.model).is_dir():
             place = Path(options.model) / KEPT
         if place is not None and place.exists() and not (place / f"{KEPT}.json").is_file():
@@ -112,7 +121,7 @@ class Tracing:
         detector = self.given["method"]
         if not isinstance(detector, Calibrated):
             return
-        options = {key: value for key, value in self.given.items() if key in ("groups", "seed")}
+        options = {key: value for key, value in self.given.items() if key in ("groups", "seed", "index")}
         network, reference = workflow.network_of(self.subject.model), self.given["reference"]
         calibration: Calibration | None = None
         if self.place is not None:
