@@ -229,7 +229,8 @@ def unlearner_for(
     if trains_anew and start is None and not (ours and not model.own_model):
         raise InputError(
             "repair: this network is not built by a recipe; give start=, the network before training "
-            "(freshly built, or the pretrained one), or another unlearner"
+            "(freshly built, or the pretrained one), retrain=, a training function of your own, or another "
+            "unlearner, such as relabel, which goes on from its weights"
         )
     return chosen
 

@@ -514,9 +514,11 @@ def heal(
         findings: from `trace` or `scan`, or loaded with `Findings.load`; or the indices of the examples to
             forget.
         method: the name of an unlearner, or an instance with its own options.
-        recipe: how to train; a `Trained` brings its own, for another network most methods need one.
+        recipe: how to train; a `Trained` brings its own. For another network "retrain" needs one, while
+            "fine-tune" and "relabel" find an optimiser and a learning rate on held-out clean examples
+            (`Trained.tuning`).
         start: a freshly built network, or the pretrained one that training began with, for "retrain" where
-            the network is not built by a recipe.
+            the network is not built by a recipe, and for the teacher of "bad-teaching".
         retrain: a training function of your own, in place of a method of ours: called once as
             `retrain(kept, subset)` with the ascending indices of the examples to keep (a list of int) and the
             `torch.utils.data.Subset` of the very dataset that was given at these indices, with its
@@ -557,14 +559,9 @@ def heal(
             seed=seed,
             adapted=lambda network: network_of(giving_logits(network, normalization, task)),
         )
-    try:
-        examples = as_training_set(examples)
-    except InputError:
-        if not unlearner.any_examples:
-            raise
     healed = unlearner.heal(
         giving_logits(model, normalization, task),
-        examples,
+        examples if unlearner.any_examples else as_training_set(examples),
         forget,
         recipe=recipe,
         start=None if start is None else network_of(giving_logits(start, normalization, task)),

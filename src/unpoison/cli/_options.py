@@ -120,6 +120,9 @@ class ModelOptions:
     prefix, such as module. or model."""
     normalization: Annotated[str | None, arg(metavar="MEANS;STDS", help_behavior_hint="")] = None
     """What such a model expects its input to be normalised with, e.g. ".49,.48,.45;.25,.24,.26"."""
+    task: Options = ()
+    """How its logits are read: output=KEY, the key, attribute or place of the logits in what it returns;
+    values=probabilities, if it returns those in place of logits."""
 
 
 @final

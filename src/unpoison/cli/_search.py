@@ -57,6 +57,7 @@ def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
                 training_set,
                 method=detector,
                 reference=reference,
+                task=subject.task,
                 seed=options.run.seed,
                 progress=progress,
             )
@@ -104,6 +105,8 @@ def keep_findings(
         cause=None if findings.cause is None else findings.cause.to_dict(),
         false_alarm_level=findings.threshold.false_alarm_level,
         threshold=findings.threshold.value,
+        tracked_share=findings.tracked_share,
+        untracked=list(findings.untracked),
         summary=findings.summary,
         detector_seconds=dict(findings.seconds),
     )

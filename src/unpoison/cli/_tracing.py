@@ -89,13 +89,18 @@ class Tracing:
             predicted = find_class(asked.predicted, names, option="--predicted")
         try:
             observation = detectors.check_observation(
-                workflow.network_of(subject.model),
+                subject.network,
                 training_set,
                 Observation(torch.stack([one.image for one in suspects]), predicted, true_label),
             )
         except InputError as error:
             raise InputError(f"--suspect {' '.join(asked.suspect)}: {error}") from None
-        given: dict[str, Any] = {"method": detector, "reference": reference, "seed": options.run.seed}
+        given: dict[str, Any] = {
+            "method": detector,
+            "reference": reference,
+            "seed": options.run.seed,
+            "task": subject.task,
+        }
         index = None
         if isinstance(options, Trace):
             if options.index is not None:
@@ -122,15 +127,23 @@ class Tracing:
         if not isinstance(detector, Calibrated):
             return
         options = {key: value for key, value in self.given.items() if key in ("groups", "seed", "index")}
-        network, reference = workflow.network_of(self.subject.model), self.given["reference"]
+        reference = self.given["reference"]
         calibration: Calibration | None = None
         if self.place is not None:
-            calibration = detector.kept(self.place, network, self.training_set, reference, **options)
+            calibration = detector.kept(
+                self.place, self.subject.network, self.training_set, reference, **options
+            )
         if calibration is not None:
             run.console.say(f"the calibration in {self.place} is of this model and is used again")
         else:
             calibration = workflow.calibrate(
-                network, self.training_set, reference, method=detector, progress=progress, **options
+                self.subject.model,
+                self.training_set,
+                reference,
+                method=detector,
+                task=self.subject.task,
+                progress=progress,
+                **options,
             )
             self._keep(calibration, run)
         self.given["calibration"] = calibration
