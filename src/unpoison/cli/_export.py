@@ -8,6 +8,7 @@ from unpoison.cli._inputs import load_findings
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Export
 from unpoison.cli._session import session
+from unpoison.cli._status import status_of
 from unpoison.errors import InputError
 
 
@@ -26,4 +27,4 @@ def export(options: Export, console: Console, interrupts: Interrupts) -> int:
         run.results.update(form=options.form, rows=written, flagged=len(findings.flagged))
         run.recorder.artefacts["export"] = options.out.name
     console.show(f"{written} rows are in {options.out}")
-    return 0
+    return status_of(options, findings)

@@ -392,6 +392,8 @@ class Export:
     the run read it, if it is still there, when not given."""
     model: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
     """The model, as a run directory or a file of weights, for cyclonedx; likewise when not given."""
+    fail_on_findings: bool = False
+    """End with status 1 when poison was found, after writing."""
     out: Annotated[Path, arg(metavar="PATH")]
     """The file (or folder) to write; it must not be there yet."""
     run: RunOptions
