@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from unpoison import attacks, defenses, detectors, unlearners
 from unpoison.registry import Registry
+from unpoison.report import Form
 from unpoison.runs import json_value
 
 Class = Annotated[str, arg(metavar="CLASS")]
@@ -438,13 +439,18 @@ class Export:
 
     findings: Positional[Annotated[Path, arg(metavar="DIR")]]
     """A run directory of trace, scan or repair (or its findings/)."""
-    form: Annotated[
-        Literal["csv", "parquet", "json", "list", "clean-list", "folder"], arg(name="as", metavar="FORM")
-    ] = "csv"
+    form: Annotated[Form, arg(name="as", metavar="FORM")] = "csv"
     """csv, parquet: a row for each example; json: the flagged ones; list: the names of the flagged ones, a
-    line each; clean-list: those of all others; folder: hard links to the flagged files."""
-    files: MaybeDirectory = None
-    """For folder: where the files are that the findings name; the training folder."""
+    line each; clean-list: those of all others; folder: hard links to the flagged files; sarif: SARIF 2.1.0
+    for code scanning; cyclonedx: a CycloneDX 1.6 bill of materials with data and model; markdown: a summary
+    for a ticket."""
+    files: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
+    """The training folder (or file), for folder, and for the paths and hashes of sarif and cyclonedx; where
+    the run read it, if it is still there, when not given."""
+    model: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
+    """The model, as a run directory or a file of weights, for cyclonedx; likewise when not given."""
+    fail_on_findings: bool = False
+    """End with status 1 when poison was found, after writing."""
     out: Annotated[Path, arg(metavar="PATH")]
     """The file (or folder) to write; it must not be there yet."""
     run: RunOptions
