@@ -40,6 +40,14 @@ Function = Callable[[nn.Module, Batch], Tensor]
 class Visitor(ABC):
     """What is computed from each layer of each batch."""
 
+    def whole(self, index: int, inputs: Tensor, output_gradient: Tensor) -> bool:
+        """A whole batch in layer `index`: its module's input and output gradient, where it is called once.
+
+        Returns:
+            Whether that was all the visitor needs; it is given chunks of the batch otherwise.
+        """
+        return False
+
     @abstractmethod
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
         """Examples `start`... of the batch, in layer `index`: Float[c k t i] and Float[c k t o]."""
@@ -311,6 +319,9 @@ class Sweeper:
         fold = self._rows.get(index, _Rows()).fold
         positions = fold * sum(layer.positions(gradient) for _, gradient, _ in received)
         self.reached[index] += self._batch * positions
+        once = len(received) == 1 and fold == 1
+        if once and isinstance(layer, KroneckerLayer) and visitor.whole(index, *received[0][:2]):
+            return
         an_example = groups * (positions * (inputs + outputs) + 2 * outputs * inputs) * self.dtype.itemsize
         step = max(1, self.workspace // max(an_example, 1))
         for start in range(0, self._batch, step):
