@@ -22,6 +22,10 @@ class MismatchError(InputError):
     """Two things that belong together do not match, e.g. a `PoisonSet` and another training set."""
 
 
+class InsufficientMemoryError(InputError, MemoryError):
+    """What was asked for takes more memory than may be taken; the message says what would fit."""
+
+
 class TrainingDivergedError(UnpoisonError, ArithmeticError):
     """The training loss is no longer finite."""
 
