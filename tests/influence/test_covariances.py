@@ -30,7 +30,9 @@ def test_patch_products_are_those_of_the_patches(
     products, scratch = PatchProducts(conv, bias, total), Scratch()
     expected = torch.zeros_like(total)
     for size in ((5, 6), (5, 6), (8, 5)):  # maps of another size begin anew
-        if any(n + 2 * p < d * (k - 1) + 1 for n, p, d, k in zip(size, padding, dilation, kernel, strict=True)):
+        if any(
+            n + 2 * p < d * (k - 1) + 1 for n, p, d, k in zip(size, padding, dilation, kernel, strict=True)
+        ):
             continue
         maps = torch.randn(4, 3, *size, dtype=torch.float64, generator=generator)
         products.add(maps[:3], conv(maps).shape[2:], scratch)

@@ -45,7 +45,8 @@ class Covariances(Visitor):
         self.patches = {
             index: PatchProducts(layer.conv, bool(layer.biases), self.inputs[index][0])
             for index, layer in enumerate(layers)
-            if isinstance(layer, ConvLayer) and len(layer.modules) == 1 and _is_correlation(layer.conv)
+            if isinstance(layer, ConvLayer) and len(layer.modules) == 1
+            if isinstance(layer.conv, nn.Conv2d) and _is_correlation(layer.conv)
         }
 
     def whole(self, index: int, inputs: Tensor, output_gradient: Tensor) -> bool:
@@ -79,17 +80,16 @@ class Covariances(Visitor):
 
 
 def add_gram_(total: Tensor, rows: Tensor) -> None:
-    """Add rows^T rows of Float[n i] to the upper triangle of Float[i i]; some below it is added to as well."""
+    """Add rows^T rows of Float[n i] to the upper triangle of Float[i i]; some below it, too."""
     width = rows.shape[1]
     step = max(128, -(-width // 8))
     for start in range(0, width, step):
         total[start : start + step, start:].addmm_(rows[:, start : start + step].t(), rows[:, start:])
 
 
-def _is_correlation(conv: nn.Module) -> bool:
+def _is_correlation(conv: nn.Conv2d) -> bool:
     return (
-        isinstance(conv, nn.Conv2d)
-        and conv.groups == 1
+        conv.groups == 1
         and set(conv.stride) == {1}
         and (conv.padding_mode == "zeros" or max(conv._reversed_padding_repeated_twice) == 0)
         and 1 < math.prod(conv.kernel_size) <= _MOST_POSITIONS
@@ -212,7 +212,7 @@ class PatchProducts:
     def finish(self) -> None:
         """Add what was summed to the total."""
         c, k = self.channels, len(self.places)
-        blocks = self.total[: k * c, : k * c].unflatten(0, (k, c)).unflatten(2, (k, c))
+        blocks = self.total[: k * c, : k * c].view(k, c, k, c)
         for (u, v), (first, *less) in self._plan.of.items():
             block = blocks[u, :, v]
             block += self._plan.sums[first]

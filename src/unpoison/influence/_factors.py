@@ -7,8 +7,8 @@ al., "Studying Large Language Model Generalization with Influence Functions", 20
 2. A = Qa La Qa^T and S = Qg Lg Qg^T, float64, in the place of A and S;
 3. one pass: Lambda = E_j[(Qg^T G_j Qa)^2] over per-example gradients G_j, float32.
 
-Either pass may be of evenly spread examples alone: A and S decide on the basis only, and the mean of n squares
-has a relative error of about sqrt(2 / n).
+Either pass may be of evenly spread examples alone: A and S decide on the basis only, and the mean of n
+squares has a relative error of about sqrt(2 / n).
 
 a are a layer's inputs (the patches of a convolution, with a 1 for the bias) and g its output gradients,
 both uncentred and averaged over examples and positions. Labels are drawn from the model's prediction (the
@@ -89,7 +89,8 @@ class Factors:
         layers: by module name, in the order of the model.
         model_fingerprint: of all parameters and buffers of the model that they were fitted to.
         examples_fingerprint: of the examples.
-        settings: what else they depend on: examples, covariance_examples, eigenvalue_examples, seed, empirical.
+        settings: what else they depend on: examples, covariance_examples, eigenvalue_examples, seed,
+            empirical.
         unreached: modules that could be tracked, but that the forward pass does not use, that no gradient
             reaches, or whose inputs do not keep the examples of a batch apart; left out.
     """
@@ -220,7 +221,8 @@ def fit_factors(
             raise InputError(f"{name} must be positive, found {value}")
     shard = Shard.current()
     stride, second_stride = (
-        1 if some is None else max(1, -(-total // some)) for some in (covariance_examples, eigenvalue_examples)
+        1 if some is None else max(1, -(-total // some))
+        for some in (covariance_examples, eigenvalue_examples)
     )
 
     with Sweeper(model, layers, workspace_bytes=workspace_bytes) as sweeper:
