@@ -34,8 +34,7 @@ from unpoison.influence import (
     Scores,
     coverage,
     fit_factors,
-    precondition,
-    score,
+    influence_scores,
 )
 from unpoison.tasks import ClassificationTask
 
@@ -216,22 +215,14 @@ class Search:
             Float[m n] values, among others, on the device of the model.
         """
         detector, task = self._detector, ClassificationTask()
-        queries = precondition(
+        scores = influence_scores(
             self.model,
             self.factors,
             (inputs, labels),
+            self.training_set if examples is None else examples,
             task,
             combine=combine,
             damping=detector.damping,
-            batch_size=detector.batch_size,
-            progress=self.progress,
-        )
-        self.lap("queries")
-        scores = score(
-            self.model,
-            queries,
-            self.training_set if examples is None else examples,
-            task,
             gradient=gradient,
             self_influence=self_influence,
             batch_size=detector.batch_size,

@@ -1,3 +1,4 @@
+from ._bounded import influence_scores as influence_scores
 from ._factors import Factors as Factors
 from ._factors import LayerFactors as LayerFactors
 from ._factors import fit_factors as fit_factors

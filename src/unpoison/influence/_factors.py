@@ -39,6 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._memory import check_memory, in_words
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import Examples, TrainingSet
@@ -46,7 +47,7 @@ from unpoison.errors import InputError, MismatchError
 from unpoison.influence._covariances import Covariances, eigenbases_
 from unpoison.influence._layers import Layer, Scratch, outer
 from unpoison.influence._shards import Shard
-from unpoison.influence._sweep import Sweeper, Visitor
+from unpoison.influence._sweep import Sweeper, Visitor, where
 from unpoison.influence._tracked import tracked_layers
 from unpoison.tasks import Batch, Task
 
@@ -206,6 +207,7 @@ def fit_factors(
 
     Raises:
         InputError: a module cannot be tracked or is not reached, or a covariance is not finite.
+        InsufficientMemoryError: the factors take more memory than may be taken.
     """
     layers = tracked_layers(model, modules)
     total = len(examples)
@@ -225,6 +227,8 @@ def fit_factors(
         for some in (covariance_examples, eigenvalue_examples)
     )
 
+    device, dtype = where(model)
+    _check_memory(layers, device, dtype)
     with Sweeper(model, layers, workspace_bytes=workspace_bytes) as sweeper:
         covariances = Covariances(layers, sweeper)
         _pass(
@@ -297,6 +301,25 @@ def fit_factors(
         "empirical": empirical,
     }
     return Factors(fitted, model_fingerprint(model), examples_fingerprint(examples), settings, unreached)
+
+
+def _check_memory(layers: Sequence[Layer], device: torch.device, dtype: torch.dtype) -> None:
+    def numbers(layer: Layer) -> int:
+        groups, outputs, inputs = layer.shape
+        return groups * (outputs * inputs + layer.kronecker * (outputs**2 + inputs**2))
+
+    widest = max((max(layer.shape[1:]) for layer in layers if layer.kronecker), default=0)
+    largest = max(layers, key=numbers)
+    check_memory(
+        "influence factors",
+        {
+            "factors": sum(map(numbers, layers)) * dtype.itemsize,
+            "the largest eigendecomposition": 4 * 8 * widest**2,
+        },
+        advice=f"name fewer modules by `modules`; {largest.name} takes most, "
+        f"{in_words(numbers(largest) * dtype.itemsize)}",
+        device=device,
+    )
 
 
 def _pass(
