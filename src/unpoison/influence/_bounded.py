@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,11 @@ from unpoison.data import Examples
 from unpoison.errors import InputError, InsufficientMemoryError
 from unpoison.influence._factors import Factors, unchanged
 from unpoison.influence._layers import Layer
-from unpoison.influence._queries import Damping, LowRank, PreconditionedQueries, precondition
+from unpoison.influence._queries import QUERY_SHARE, Damping, LowRank, PreconditionedQueries, precondition
 from unpoison.influence._scores import Scores, score
 from unpoison.influence._sweep import where
 from unpoison.influence._tracked import tracked_layers
 from unpoison.tasks import Batch, Task
-
-_SHARE: Final = 0.5
-"""The share of the memory that queries may take; the rest is for activations and gradients."""
 
 
 @final
@@ -72,7 +69,7 @@ def blocks_of(layers: Sequence[Layer], combinations: int, budget: int, itemsize:
             raise InsufficientMemoryError(
                 f"influence_scores: one query of module {layer.name} takes {in_words(query)}, and "
                 f"queries may take {in_words(budget)}; leave it out of `modules`, or allow "
-                f"{in_words((query - budget) / _SHARE)} more `memory`"
+                f"{in_words((query - budget) / QUERY_SHARE)} more `memory`"
             )
         if names and taken + combinations * query > budget:
             blocks.append(Block(tuple(names), 0, combinations))
@@ -136,7 +133,9 @@ def influence_scores(
     names = list(factors.layers) if factors is not None and modules is None else modules
     layers = tracked_layers(model, names)
     with limited(memory), unchanged(model):
-        budget = int(_SHARE * allowed_memory(device)) - (len(combine) + 4) * len(examples) * dtype.itemsize
+        budget = (
+            int(QUERY_SHARE * allowed_memory(device)) - (len(combine) + 4) * len(examples) * dtype.itemsize
+        )
         blocks = blocks_of(layers, len(combine), max(budget, 0), dtype.itemsize)
         asked = _Asked(model, factors, queries, task, combine, damping, batch_size, progress)
         if rank is not None and len(blocks) > 1:

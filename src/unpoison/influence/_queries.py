@@ -34,6 +34,8 @@ from unpoison.influence._tracked import tracked_layers
 from unpoison.models import usual_mode
 from unpoison.tasks import Batch, Task
 
+QUERY_SHARE: Final = 0.5
+"""The share of the memory that queries in blocks may take; the rest is for activations and gradients."""
 _SLICE: Final = 64 << 20
 """Bytes of queries that are preconditioned at a time."""
 

@@ -80,7 +80,7 @@ def activation_bytes(device: torch.device) -> int:
     return allowed if device.type == "cuda" else min(allowed, 1 << 30)
 
 
-_FIRST = 5
+FIRST = 5
 """Examples of the first forward pass, which tells how many fit; few dimensions have this length by chance."""
 _AT_ONCE = 16
 """Examples of a chunk at least, where they fit: a layer's factors and queries are read once a chunk."""
@@ -187,7 +187,7 @@ class Sweeper:
         try:
             self._offset = 0
             while self._offset < count or not values:
-                stop = self._offset + (_FIRST if self._fits is None else self._fits)
+                stop = self._offset + (FIRST if self._fits is None else self._fits)
                 part = tuple(rows_of(one, slice(self._offset, stop)) for one in ready)
                 try:
                     values.append(self._run(part, function, visitor))
