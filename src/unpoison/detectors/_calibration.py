@@ -15,10 +15,10 @@ Without labelled held-out examples the training set stands in for them: its erro
 baseline inputs those of other classes only, because correct answers of a label may be poison themselves.
 
 Cost: a forward pass over the labelled examples, one gradient for each error and baseline input, one reading
-of the training images for near-duplicates (none where groups are known), and one pass over the training set
-with per-example gradients, each multiplied with the queries of its own label; over a label whose queries take
-more than 1 GiB, a pass for each GiB. Memory: 4 numbers a training example, the thumbnails of a label, and
-those queries.
+of the training images for near-duplicates (none where groups are known; at most 8,192 are read twice), and
+one pass over the training set with per-example gradients, each multiplied with the queries of its own label;
+over a label whose queries take more than 1 GiB, a pass for each GiB. Memory: 5 numbers a training example,
+the thumbnails of a label, and those queries.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from unpoison.detectors._search import Search
 from unpoison.errors import InputError
 from unpoison.influence import Factors, model_fingerprint
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _ERRORS: Final = 300
 _BASELINE: Final = 8
 # A reserve beyond what the level takes, as errors with a shared cause are left out.
@@ -75,6 +75,7 @@ class Calibration:
         centre: Float64[n], the baseline of every training example.
         spread: Float64[n], its spread.
         multiplicities: Float64[n], see `_near_duplicates`.
+        spacings: Float32[n], likewise.
         groups: Int64[n], where they are known.
     """
 
@@ -91,6 +92,7 @@ class Calibration:
     centre: Tensor
     spread: Tensor
     multiplicities: Tensor
+    spacings: Tensor
     groups: Tensor | None = None
 
     def __len__(self) -> int:
@@ -175,7 +177,16 @@ class Calibration:
 
 
 _RECORD: Final = ("key", "damping", "held_out", "errors", "images")
-_TENSORS: Final = ("answers", "statistics", "responsible", "weights", "centre", "spread", "multiplicities")
+_TENSORS: Final = (
+    "answers",
+    "statistics",
+    "responsible",
+    "weights",
+    "centre",
+    "spread",
+    "multiplicities",
+    "spacings",
+)
 
 
 @final
@@ -245,7 +256,7 @@ def calibrate(
     """Stage 3; `inputs` are rows of `source`, key and groups those of `key_of`."""
     training_set = search.training_set
     labels, count = training_set.labels.cpu(), len(inputs.rows)
-    copies = multiplicities(training_set, groups)
+    copies, spacings = multiplicities(training_set, groups)
     centre, spread = torch.zeros(2, len(labels), dtype=torch.float64)
     spread += 1
     statistics = torch.zeros(count, dtype=torch.float64)
@@ -285,6 +296,7 @@ def calibrate(
         centre=centre,
         spread=spread,
         multiplicities=copies,
+        spacings=spacings,
         groups=groups,
     )
 

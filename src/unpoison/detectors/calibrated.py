@@ -289,7 +289,7 @@ class Calibrated(Detector):
         groups = None if calibration.groups is None else calibration.groups[rows]
         cause = cause_of(
             members,
-            alike_among(examples, members, groups),
+            alike_among(examples, members, calibration.spacings[rows], groups),
             answers_to(search.model, examples),
             search.answer,
             found=kind,
