@@ -7,8 +7,8 @@ Pools the trials of the recipes `verdict-*` that lie in the folder of stores. Fa
 and right answers whose truth is not given, whose p-value is at most the level; networks are clean unless the
 row says otherwise. Power is of victims whose trigger works on more than half of the adversary's test inputs;
 one input of a victim is traced. Nothing was chosen on these networks and pairs; the ledger says what had been
-looked at. Healed: after `repair` (once: after one retraining) at most 2 % of the inputs are still answered as
-the adversary wants, and accuracy is within one point of that after the perfect filter.
+looked at. Healed: after `repair` at most 2 % of the inputs are still answered as the adversary wants, and
+accuracy is within one point of that after the perfect filter.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def summarise(bench: Bench) -> None:
     for budget in sorted({one["budget"] for one in working}):
         own = (one["found"] for one in working if one["budget"] == budget)
         bench.rates[f"found, {100 * budget:g} %"] = tally(own)
+    for name in SETS:
+        bench.rates[f"found, {name}"] = tally(one["found"] for one in working if one["set"] == name)
     bench.rates["p at most .05"] = alarms(working, 0.05)
     bench.rates["recall of those found"] = pooled([counted(one, "poisons") for one in found])
     bench.rates["precision"] = pooled([counted(one, "flagged") for one in found])
@@ -113,16 +115,11 @@ def summarise(bench: Bench) -> None:
         whole = bench.rates[name]
         key = name.partition(" ")[0]
         bench.agreement[key] = whole["successes"] / whole["trials"] if whole["trials"] else None
-    healed = [one for one in found if "success_after" in one]
-    repaired = [one for one in healed if one["rounds"] is not None]
-    for name, chosen in (
-        ("healed", repaired),
-        ("healed once", [one for one in healed if one not in repaired]),
-    ):
-        bench.rates[name] = tally(
-            one["success_after"] <= 0.02 and one["accuracy_after"] >= one["accuracy_perfect"] - 0.01
-            for one in chosen
-        )
+    repaired = [one for one in found if one.get("rounds") is not None]
+    bench.rates["healed"] = tally(
+        one["success_after"] <= 0.02 and one["accuracy_after"] >= one["accuracy_perfect"] - 0.01
+        for one in repaired
+    )
     bench.rates["last trace empty"] = tally(one["outcome"] != "poison remains" for one in repaired)
     for rounds in sorted({one["rounds"] for one in repaired}):
         bench.rates[f"rounds, {rounds}"] = tally(one["rounds"] == rounds for one in repaired)
