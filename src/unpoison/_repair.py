@@ -95,6 +95,7 @@ class Repair:
     summary: str
 
 
+@workflow.bounded("give a smaller batch_size, fewer modules= or a subset of the training set")
 def repair(
     model: Model,
     training_set: Dataset,
@@ -114,6 +115,7 @@ def repair(
     task: ClassificationTask | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Repair:
     """Find the poison behind a wrong answer and make a model without it, in as many rounds as it takes.
@@ -137,6 +139,7 @@ def repair(
         task: as for `trace`.
         seed: of everything random; every step gets it.
         device: as for `heal`.
+        memory: as for `craft`.
         progress: told the round with every stage.
 
     Raises:

@@ -21,16 +21,18 @@ what reads inputs and labels alone takes any. Neither model nor set is ever chan
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, final
+from typing import Any, Literal, ParamSpec, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison import attacks, defenses, detectors, unlearners
 from unpoison import training as trainer
+from unpoison._memory import explained, limited
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
@@ -59,8 +61,34 @@ Normalization = tuple[Sequence[float], Sequence[float]]
 Groups = Sequence[Hashable] | Tensor
 """A name or number for each training example, equal for near-duplicates."""
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
+def bounded(advice: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a verb take no more than its argument `memory`, and say in one line where that is not enough.
+
+    Arguments:
+        advice: what takes less, for an allocation that fails although the estimate says that it fits.
+    """
+
+    def bound(verb: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(verb)
+        def call(*given: P.args, **options: P.kwargs) -> T:
+            memory: Any = options.get("memory")
+            with limited(memory), explained(verb.__name__, advice):
+                return verb(*given, **options)
+
+        return call
+
+    return bound
+
+
+_LESS = "give a smaller batch_size, fewer modules= or a subset of the training set"
+_LESS_POISON = "poison fewer examples, or give narrower surrogates or a subset of the training set"
+_LESS_TRAINING = "give a recipe with a smaller batch_size or width, or a subset of the training set"
+
+
+@bounded(_LESS_POISON)
 def craft(
     attack: str | Attack,
     goal: Goal,
@@ -71,6 +99,7 @@ def craft(
     recipe: Recipe | None = None,
     seed: int = 0,
     checkpoints: str | os.PathLike[str] | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> PoisonSet:
     """Poison a training set.
@@ -85,6 +114,8 @@ def craft(
         recipe: how to train surrogates.
         seed: of everything random.
         checkpoints: a directory, in which an attack that can resume keeps its state.
+        memory: bytes that may be taken beyond what is taken already, or text such as "8GB"; nine tenths of
+            what is free when None. What takes more is refused before it starts, with what would fit.
         progress: told of the training of surrogates, and of the steps of attacks that take long.
 
     Raises:
@@ -105,6 +136,7 @@ def craft(
     )
 
 
+@bounded(_LESS_TRAINING)
 def train(
     training_set: Dataset,
     recipe: Recipe,
@@ -116,6 +148,7 @@ def train(
     seed: int = 0,
     device: torch.device | str | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a network, on a clean or a poisoned set, with or without a defense.
@@ -130,6 +163,7 @@ def train(
         seed: of everything random.
         device: where to train; where the training set lies when None.
         checkpoints: a directory; the state is kept there after each epoch, and the same call goes on from it.
+        memory: as for `craft`.
         progress: told of every epoch, with its loss.
 
     Raises:
@@ -185,6 +219,7 @@ def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) 
     )
 
 
+@bounded(_LESS)
 def calibrate(
     model: Model,
     training_set: Dataset,
@@ -195,6 +230,7 @@ def calibrate(
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """What the model's own errors look like: one calibration for all answers that will be traced.
@@ -208,6 +244,7 @@ def calibrate(
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
+        memory: as for `craft`.
         progress: as for `trace`.
 
     Returns:
@@ -236,6 +273,7 @@ def calibrate(
     return calibration
 
 
+@bounded(_LESS)
 def trace(
     model: Model,
     training_set: Dataset,
@@ -248,6 +286,7 @@ def trace(
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Findings:
     """Find the training examples that a wrong prediction goes back to.
@@ -271,6 +310,7 @@ def trace(
         task: where the logits are in what the network returns, and whether they are probabilities, where that
             is not clear: see `tasks.ClassificationTask`.
         seed: of everything random.
+        memory: as for `craft`.
         progress: told the stage, the examples done and the examples to do.
 
     Returns:
@@ -310,6 +350,7 @@ def trace(
     return findings
 
 
+@bounded(_LESS)
 def scan(
     model: Model,
     training_set: Dataset,
@@ -319,6 +360,7 @@ def scan(
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Findings:
     """Find training examples that look like poison, without a wrong prediction to start from.
@@ -332,6 +374,7 @@ def scan(
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
+        memory: as for `craft`.
         progress: as for `trace`.
 
     Returns:
@@ -355,6 +398,7 @@ def scan(
     return findings
 
 
+@bounded(_LESS_TRAINING)
 def heal(
     model: Model,
     training_set: Dataset,
@@ -368,6 +412,7 @@ def heal(
     task: ClassificationTask | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Make a model that has forgotten what the findings flagged.
@@ -390,6 +435,7 @@ def heal(
         task: as for `trace`.
         seed: of everything random.
         device: where to train; where the training set lies when None.
+        memory: as for `craft`.
         progress: told of every epoch, with its loss.
 
     Returns:
@@ -488,6 +534,7 @@ class Measurement:
         }
 
 
+@bounded(_LESS)
 def measure(
     model: Model,
     test_set: Dataset,
@@ -496,6 +543,7 @@ def measure(
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     batch_size: int = 512,
+    memory: int | str | None = None,
 ) -> Measurement:
     """Accuracy and attack success, with the model in eval mode; attack success on 8-bit images alone.
 
@@ -506,6 +554,7 @@ def measure(
         normalization: as for `trace`.
         task: as for `trace`.
         batch_size: examples of a forward pass, which bounds memory.
+        memory: as for `craft`.
 
     Raises:
         InputError: the test set is empty, the model has fewer outputs than the set has classes, or the goal
@@ -612,6 +661,11 @@ def _run(
     with usual_mode(device_of(network)):
         if traces and len(examples):
             check_outputs(network, examples.batch(0, 64)[0], classes=examples.num_classes)
+        if len(examples):
+            observation = given.get("observation")
+            verb = step if step == "calibrate" else "scan" if observation is None else "trace"
+            observed = 0 if observation is None else len(observation)
+            detectors.check_search(verb, detector, network, examples, observed=observed)
         return getattr(detector, step)(
             network,
             examples,

@@ -57,6 +57,11 @@ def _written(options: Export, findings: Findings) -> int:
             kept = [row for row in rows if row["flagged"] == wanted]
             if wanted:  # the most suspicious first
                 kept = [rows[index] for index in findings.flagged.tolist()]
+            for row in kept:
+                if "\n" in str(row["id"]) or "\r" in str(row["id"]):
+                    raise InputError(
+                        f"--as {options.form}: the name {row['id']!r} has several lines; give --as csv"
+                    )
             staging.write_text("".join(f"{row['id']}\n" for row in kept), encoding="utf-8")
             return len(kept)
         if options.form == "json":

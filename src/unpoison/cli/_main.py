@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -24,10 +25,19 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
-from unpoison.errors import InputError, MissingExtraError, UnpoisonError
+from unpoison.errors import InputError, MissingExtraError, UnpoisonError, printable
 
 if TYPE_CHECKING:
     from unpoison.cli._options import Verb
+
+_ADVICE = {
+    errno.ENOENT: "no such file or folder; check the path",
+    errno.EISDIR: "is a folder; give a file",
+    errno.ENOTDIR: "lies in a file, not in a folder; check the path",
+    errno.EACCES: "permission denied; check who may read or write it",
+    errno.EROFS: "cannot be written, its file system is read-only; name another place",
+    errno.ENOSPC: "there is no space left on the device; free some, or name another place",
+}
 
 DONE, FOUND, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 
@@ -64,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None and error.strerror is None:
             return _bug()
         place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        return _complain(f"{place}{error.strerror or error}", BAD_INPUT)
+        told = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+        return _complain(f"{place}{told}", BAD_INPUT)
     except Exception:
         return _bug()
 
@@ -176,7 +187,7 @@ def one_line(box: str) -> str:
 
 
 def _complain(text: str, status: int) -> int:
-    print(f"unpoison: error: {' '.join(text.split())}", file=sys.stderr)  # noqa: T201
+    print(f"unpoison: error: {printable(' '.join(text.split()))}", file=sys.stderr)  # noqa: T201
     return status
 
 

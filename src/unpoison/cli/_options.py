@@ -89,6 +89,9 @@ class RunOptions:
     """Where to compute; auto takes the GPU when there is one."""
     threads: MaybeCount = None
     """How many processor threads to use; as many as PyTorch likes when not given."""
+    memory: Annotated[str | None, arg(metavar="BYTES", help_behavior_hint="")] = None
+    """How much memory the verb may take, such as 8GB; nine tenths of what is free when not given. What takes
+    more is refused before it starts."""
     json: bool = False
     """Print the content of run.json on standard output, and nothing else there."""
     overwrite: bool = False

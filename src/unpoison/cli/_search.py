@@ -16,6 +16,7 @@ from unpoison.cli._session import Session, session
 from unpoison.cli._tracing import Tracing
 from unpoison.data import TrainingSet
 from unpoison.detectors import Findings
+from unpoison.errors import printable
 from unpoison.threats import PoisonSet
 
 DONE, FOUND = 0, 1
@@ -75,7 +76,7 @@ def told(run: Session, findings: Findings) -> list[str]:
     if findings.p_value is not None and level is not None:
         lines.append(f"p = {findings.p_value:.3g} at a false-alarm level of {level:g}")
     if len(findings.flagged):
-        shown = ", ".join(map(findings.name_of, findings.flagged[:10].tolist()))
+        shown = ", ".join(printable(findings.name_of(index)) for index in findings.flagged[:10].tolist())
         lines.append(f"most blamed: {shown}{', ...' if len(findings.flagged) > 10 else ''}")
     if results["precision"] is not None or results["recall"] is not None:
         lines.append(

@@ -74,6 +74,8 @@ class Tracing:
             reference = reference_of(asked.reference, options, run.device)
         subject = load_model(options.model, options.architecture, training_set)
         suspects = [suspect_of(text, splits, poison, options.images) for text in asked.suspect]
+        if not suspects:
+            raise InputError("--suspect: name at least one input, an image file or test:INDEX")
         if len({one.image.shape for one in suspects}) != 1:
             raise InputError("--suspect: the images are of different sizes")
         truths = {one.true_label for one in suspects}

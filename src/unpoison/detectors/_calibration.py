@@ -330,6 +330,11 @@ def in_label(search: Search, inputs: Given, label: int, examples: Examples) -> T
     )
 
 
+def queries_of_a_label(classes: int) -> int:
+    """How many inputs are asked about a label, where errors are spread evenly."""
+    return 2 * _BASELINE + -(-_ERRORS // max(classes, 1))
+
+
 def labelled_examples(search: Search) -> Examples:
     """The reference, or the training set in its place.
 

@@ -103,4 +103,9 @@ def joined(first: PreconditionedQueries, second: PreconditionedQueries) -> Preco
 
 def queries_at_a_time(search: Search) -> int:
     """How many queries fit into 1 GiB of float32; at least 8."""
-    return max(8, _QUERY_BYTES // (4 * max(search.factors.num_parameters, 1)))
+    return most_queries(search.factors.num_parameters)
+
+
+def most_queries(parameters: int) -> int:
+    """How many queries of so many tracked parameters are held at a time."""
+    return max(8, _QUERY_BYTES // (4 * max(parameters, 1)))

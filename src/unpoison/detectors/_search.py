@@ -26,7 +26,7 @@ from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._representations import Reader
-from unpoison.errors import InputError
+from unpoison.errors import InputError, printable
 from unpoison.influence import (
     Coverage,
     Damping,
@@ -125,7 +125,7 @@ class Search:
     @property
     def answer_name(self) -> str:
         """The name of the wrong label."""
-        return self.training_set.class_names[self.answer]
+        return printable(self.training_set.class_names[self.answer])
 
     @property
     def pictures(self) -> TrainingSet:
@@ -280,7 +280,7 @@ class Search:
         flagged = (scores > threshold).nonzero()[:, 0]
         flagged = flagged[scores[flagged].argsort(descending=True, stable=True)]
         hit = torch.bincount(labels[flagged], minlength=classes).tolist()
-        hit_names = [name for name, count in zip(names, hit, strict=True) if count]
+        hit_names = [printable(name) for name, count in zip(names, hit, strict=True) if count]
         more = f" and {len(hit_names) - 3} more" if len(hit_names) > 3 else ""
         among = f" (in {', '.join(hit_names[:3])}{more})" if hit_names else ""
         return Findings(

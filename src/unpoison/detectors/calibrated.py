@@ -56,13 +56,15 @@ from unpoison.detectors._calibration import (
     input_digests,
     key_of,
     labelled_examples,
+    queries_of_a_label,
     shuffled,
 )
 from unpoison.detectors._cause import Kind, cause_of
-from unpoison.detectors._collapse import LabelCollapse, joined, normalised, queries_of
+from unpoison.detectors._collapse import LabelCollapse, joined, most_queries, normalised, queries_of
 from unpoison.detectors._conformal import p_value as conformal_p_value
 from unpoison.detectors._conformal import robust_units, statistic
 from unpoison.detectors._detector import Detector
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
 from unpoison.detectors._near_duplicates import alike_among
@@ -71,7 +73,7 @@ from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
 from unpoison.detectors.artifact_mixture import artifact_mixture
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence import Damping, Factors, RelativeDamping, unchanged
+from unpoison.influence import Damping, Factors, Parts, RelativeDamping, tracked_layers, unchanged
 from unpoison.tasks import ClassificationTask
 
 _DAMPING = RelativeDamping(0.1)
@@ -234,6 +236,12 @@ class Calibrated(Detector):
                 f"calibration errors, this calibration has {len(calibration)}; raise the level to "
                 f"{math.ceil(1000 / (len(calibration) + 1)) / 1000:g} or calibrate on more examples"
             )
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        parameters = sum(math.prod(one.shape) for one in tracked_layers(measured.model, self.modules))
+        queries = min(queries_of_a_label(measured.training_set.num_classes), most_queries(parameters))
+        return measured.influence(self, queries=queries, asked=queries, examples=measured.largest_class)
 
     def _calibrated(self, search: Search, groups: Groups | None) -> Calibration:
         """Stage 2. What can be wrong is found before the first pass."""

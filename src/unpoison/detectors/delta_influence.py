@@ -34,12 +34,13 @@ from torch import Tensor
 
 from unpoison._option_checks import check_options
 from unpoison._seeds import generator
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._queries import Changes, Drawing, Labels, Space
 from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
-from unpoison.influence import AbsoluteDamping, Damping
+from unpoison.influence import AbsoluteDamping, Damping, Parts
 from unpoison.registry import Presets
 
 _DAMPING = AbsoluteDamping(1e-8)
@@ -111,6 +112,11 @@ class DeltaInfluence(Searcher):
             raise InputError(
                 f"delta-influence: tolerance must be below the {self.draws} draws, found {self.tolerance}"
             )
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        asked = measured.observed * (1 + self.draws)
+        return measured.influence(self, queries=1 + measured.observed * self.draws, asked=asked)
 
     @property
     def _drawing(self) -> Drawing:

@@ -208,9 +208,14 @@ class Experiment:
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
+            found = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise InputError(
+                f"{path}: {found}; give a recipe, a .toml file as docs/benchmarking.md describes it"
+            ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not TOML ({error})") from None
+            raise InputError(
+                f"{path}: not TOML ({error}); give a recipe as docs/benchmarking.md describes it"
+            ) from None
         if "folder" in values:
             raise InputError(f"{path}: unknown key 'folder'")
         return cls.from_dict({**values, "folder": str(Path(path).parent)}, str(path))

@@ -1,3 +1,6 @@
+from ._estimates import Parts as Parts
+from ._estimates import influence_bytes as influence_bytes
+from ._estimates import projection_bytes as projection_bytes
 from ._factors import Factors as Factors
 from ._factors import LayerFactors as LayerFactors
 from ._factors import fit_factors as fit_factors
@@ -14,3 +17,4 @@ from ._scores import Scores as Scores
 from ._scores import score as score
 from ._tracked import Coverage as Coverage
 from ._tracked import coverage as coverage
+from ._tracked import tracked_layers as tracked_layers

@@ -184,8 +184,9 @@ class ReportData:
             raise InputError("report: give at least one run directory")
         folders = [Path(path) for path in paths]
         for folder in folders:
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such run directory")
+            if not (folder / "run.json").is_file():
+                told = "has no run.json" if folder.is_dir() else "is no directory"
+                raise InputError(f"{folder}: {told}; give run directories that verbs of unpoison wrote")
         runs = tuple((folder.resolve().name, RunRecord.load(folder)) for folder in folders)
         found = [folder for folder in folders if (folder / "findings").is_dir()]
         if not found:
