@@ -352,18 +352,25 @@ def test_the_command_refuses_what_does_not_fit(tmp_path: Path, capsys: pytest.Ca
     capsys.readouterr()
     verbs = {
         "train": settings,
-        "craft": ["label-flip"],
+        "craft": ["label-flip", "--source", "a", "--budget", ".3"],
         "trace": [*model, "--suspect", "test:0"],
         "scan": model,
         "repair": [*model, "--suspect", "test:0"],
     }
     for verb, options in verbs.items():
         out = tmp_path / f"out-{verb}"
-        assert main([verb, *options, *data, "--memory", "1kB", "--out", str(out)]) == 2
+        assert main([verb, *options, *data, "--memory", "20kB", "--out", str(out)]) == 2
         said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert "would take" in said
+        last = said.splitlines()[-1]
+        begun = "calibrate" if verb in ("trace", "repair") else verb
+        assert last.startswith(f"unpoison: error: {begun}")
+        assert "would take" in last
+        assert "memory is set to 20 KB" in last
         assert not out.exists()
+    assert main(["scan", *model, *data, "--memory", "1kB", "--out", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "set.npz: images: would take 12 KB of memory" in said
     assert main(["scan", *model, *data, "--memory", "lots", "--out", str(tmp_path / "x")]) == 2
     assert "--memory: expected bytes such as" in capsys.readouterr().err
     assert {one.name for one in tmp_path.iterdir()} == {"set.npz", "run"}

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from unpoison._inputs import count_of, differentiable, placed, rows_of
 from unpoison._memory import allowed_memory
 from unpoison.errors import InputError
-from unpoison.influence._attention import in_steps
 from unpoison.influence._diagonal_layers import OF_MAPS, DiagonalLayer, EmbeddingLayer, TableRows
 from unpoison.influence._layers import CONVOLUTIONS, TRANSPOSED, KroneckerLayer, Layer, Scratch
+from unpoison.influence._steps import in_steps
 from unpoison.models import fastest_layout, preserved, usual_mode
 from unpoison.tasks import Batch
 
