@@ -1,8 +1,9 @@
-"""The peak memory of this process. This module does not import torch."""
+"""The peak memory of this process, and what is free. This module does not import torch."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 
 def peak_bytes(device: object = "cpu") -> int:
@@ -24,3 +25,12 @@ def peak_bytes(device: object = "cpu") -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory() -> int | None:
+    """Bytes that can be allocated without swapping; None where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from unpoison import unlearners, workflow
 from unpoison.cli._console import Console
-from unpoison.cli._inputs import given_of, healing_recipe, load_findings, load_model, load_set, options_of
+from unpoison.cli._inputs import (
+    given_of,
+    healing_recipe,
+    load_findings,
+    load_model,
+    load_set,
+    options_of,
+    told_of,
+)
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
@@ -19,14 +27,14 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     unlearner = unlearners.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
-            splits, training_set, poison = load_set(options, run.device)
-            run.note(splits)
             findings = load_findings(options.findings)
+            splits, training_set, poison = load_set(options, run.device, like=findings.fingerprint)
+            run.note(splits)
             try:
                 workflow.check_findings(findings, training_set)
             except InputError as error:
                 raise type(error)(f"--findings {options.findings}: {error}") from None
-            subject = load_model(options.model, options.architecture, training_set)
+            subject = load_model(options.model, options.architecture, training_set, run.device)
             trained = subject.model if isinstance(subject.model, Trained) else None
             command = options.train_command
             retrain = None
@@ -44,6 +52,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
                 start=None if retrain is not None else subject.fresh(options.method),
                 retrain=retrain,
                 seed=options.run.seed,
+                device=run.device,
                 progress=progress,
             )
             healed.save(run.artefact("model", "model"))
@@ -53,9 +62,8 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
         run.results.update(
             method=method,
             removed=len(findings.flagged),
-            examples=len(training_set),
             recipe=None if healed.recipe is None else healed.recipe.to_dict(),
-            fingerprint=training_set.fingerprint,
+            **told_of(training_set),
             healing_seconds=healed.seconds,
             training_seconds=None if trained is None else trained.seconds,
         )

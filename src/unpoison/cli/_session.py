@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from unpoison._artefacts import atomic_directory
 from unpoison.cli._console import Console, per_cent
@@ -26,9 +26,16 @@ if TYPE_CHECKING:
     import torch
 
     from unpoison._statistics import Proportion
-    from unpoison.data import Splits, TrainingSet
+    from unpoison.data import Examples, Splits
     from unpoison.threats import PoisonSet
     from unpoison.workflow import Model
+
+# What a fingerprint that begins with such a word is made of.
+_IDENTITIES: Final = {
+    "files": "the names, sizes and times of the training set's files, its labels and 64 of its images",
+    "source": "what the training set says of itself, its labels and 64 of its inputs",
+    "rows": "the training set's labels and 64 of its inputs",
+}
 
 
 @final
@@ -64,12 +71,17 @@ class Session:
         self.recorder.artefacts[name] = place
         return self.directory / place
 
-    def note(self, splits: Splits) -> None:
+    def note(self, splits: Splits[Any]) -> None:
         """Say and take down what was done in reading the data: files passed over, images resized."""
         if splits.notes:
             self.results["notes"] = list(splits.notes)
         for line in splits.notes:
             self.console.say(line)
+        kind, colon, _ = splits.train.fingerprint.partition(":")
+        if colon and kind != "content":
+            self.console.say(
+                f"findings are tied to {_IDENTITIES[kind]}, not to its whole content (--fingerprint content)"
+            )
 
     def rate(self, name: str, proportion: Proportion | None) -> None:
         """Note a rate as the number `name`, and with its n and interval under `measured`."""
@@ -78,7 +90,7 @@ class Session:
             self.results.setdefault("measured", {})[name] = proportion.to_dict()
 
     def measure(
-        self, model: Model, test_set: TrainingSet | None, poison: PoisonSet | None, *, when: str = ""
+        self, model: Model, test_set: Examples | None, poison: PoisonSet | None, *, when: str = ""
     ) -> None:
         """Note accuracy, and attack success where the poison is known; null without a test set.
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 
 from unpoison import detectors, workflow
+from unpoison._inputs import Inputs, joined
 from unpoison._progress import Progress
 from unpoison.cli._inputs import (
     Subject,
@@ -17,11 +18,13 @@ from unpoison.cli._inputs import (
     load_set,
     options_of,
     reference_of,
-    suspect_of,
+    told_of,
+    transform_of,
 )
 from unpoison.cli._options import Repair, Trace
 from unpoison.cli._session import Session
-from unpoison.data import Splits, TrainingSet
+from unpoison.cli._suspects import suspect_of
+from unpoison.data import Examples, Splits
 from unpoison.detectors import Calibrated, Calibration, Observation
 from unpoison.errors import InputError
 from unpoison.threats import PoisonSet, find_class
@@ -45,8 +48,8 @@ class Tracing:
         place: where the calibration is kept; None where the detector makes none, or there is no place.
     """
 
-    splits: Splits
-    training_set: TrainingSet
+    splits: Splits[Examples]
+    training_set: Examples
     poison: PoisonSet | None
     subject: Subject
     observation: Observation
@@ -72,10 +75,13 @@ class Tracing:
         reference = splits.test if calibrates else None
         if asked.reference is not None:
             reference = reference_of(asked.reference, options, run.device)
-        subject = load_model(options.model, options.architecture, training_set)
-        suspects = [suspect_of(text, splits, poison, options.images) for text in asked.suspect]
-        if len({one.image.shape for one in suspects}) != 1:
-            raise InputError("--suspect: the images are of different sizes")
+        subject = load_model(options.model, options.architecture, training_set, run.device)
+        transform = transform_of(options)
+        suspects = [suspect_of(text, splits, poison, options.images, transform) for text in asked.suspect]
+        shapes = {_shape(one.inputs) for one in suspects}
+        if len(shapes) != 1:
+            raise InputError("--suspect: the inputs are of different sizes")
+        images = len(shapes.pop()) == 4
         truths = {one.true_label for one in suspects}
         names = training_set.class_names
         true_label = truths.pop() if len(truths) == 1 else None
@@ -88,7 +94,12 @@ class Tracing:
             observation = detectors.check_observation(
                 workflow.network_of(subject.model),
                 training_set,
-                Observation(torch.stack([one.image for one in suspects]), predicted, true_label),
+                Observation(
+                    joined([one.inputs for one in suspects]),
+                    predicted,
+                    true_label,
+                    count=None if images else len(suspects),
+                ),
             )
         except InputError as error:
             raise InputError(f"--suspect {' '.join(asked.suspect)}: {error}") from None
@@ -153,6 +164,10 @@ class Tracing:
             "suspect": self.words,
             "predicted": names[observation.answer],
             "true": None if truth is None else names[truth],
-            "examples": len(self.training_set),
-            "fingerprint": self.training_set.fingerprint,
+            **told_of(self.training_set),
         }
+
+
+def _shape(inputs: Inputs) -> tuple[int, ...]:
+    """The shape of a tensor; () of a mapping."""
+    return tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else ()
