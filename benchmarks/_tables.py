@@ -5,7 +5,6 @@ A benchmark declares a `Section`: its docstring says what was measured, its rows
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,12 +192,14 @@ def points(what: str) -> Callable[[Record], Iterator[str]]:
     """The tables of a record whose points are processes of their own: seconds and memory, then rates."""
 
     def tables(record: Record) -> Iterator[str]:
-        rows = [
-            [name, *map(seconds, taken.values()), *map(size, record["peak_bytes"][name].values())]
-            for name, taken in record["seconds"].items()
-        ]
-        columns = (next(iter(record[part].values())) for part in ("seconds", "peak_bytes"))
-        yield table((what, *itertools.chain(*columns)), rows)
+        memory = record["peak_bytes"]
+        for columns in dict.fromkeys(map(tuple, record["seconds"].values())):
+            taken = {name: one for name, one in record["seconds"].items() if tuple(one) == columns}
+            rows = [
+                [name, *map(seconds, taken[name].values()), *map(size, memory[name].values())]
+                for name in taken
+            ]
+            yield table((what, *columns, *memory[next(iter(taken))]), rows)
         yield table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
 
     return tables

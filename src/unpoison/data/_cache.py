@@ -17,7 +17,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast, final
+from typing import Any, Final, cast, final
 
 import numpy as np
 import torch
@@ -131,7 +131,6 @@ class CachedFetch:
         self.place, self.layout, self.fetch = place, layout, fetch
         self.source = fetch.source
         self._sums = np.fromfile(place / _SUMS, np.uint32)
-        self._open: list[BinaryIO] | None = None
 
     @property
     def shape(self) -> Shape:
@@ -139,12 +138,9 @@ class CachedFetch:
         return self.fetch.shape
 
     def __getitem__(self, rows: list[int]) -> Fetched:
-        if self._open is None:
-            self._open = [file.open("rb", buffering=0) for file in self.layout.files(self.place)]
         found = Fetched()
-        columns = [
-            _read(file, rows, width) for file, width in zip(self._open, self.layout.widths, strict=True)
-        ]
+        files = zip(self.layout.files(self.place), self.layout.widths, strict=True)
+        columns = [_read(file, rows, width) for file, width in files]
         found.inputs = self.layout.inputs_of(columns)
         found.sums = np.array([checksum(found.inputs, place) for place in range(len(rows))], np.uint32)
         damaged = (found.sums != self._sums[rows]).nonzero()[0].tolist()
@@ -172,23 +168,21 @@ class CachedFetch:
                         opened.seek(row * width)
                         opened.write(content.tobytes())
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
 
-
-def _read(file: BinaryIO, rows: list[int], width: int) -> Bytes:
-    """UInt8[rows width]; zeros where the file ends before."""
+def _read(file: Path, rows: list[int], width: int) -> Bytes:
+    """UInt8[rows width]; zeros for what is not there."""
     found = np.zeros((len(rows), width), np.uint8)
     start = 0
-    while start < len(rows):
-        stop = start + 1
-        while stop < len(rows) and rows[stop] == rows[stop - 1] + 1:
-            stop += 1
-        file.seek(rows[start] * width)
-        left = memoryview(cast("Any", found[start:stop].reshape(-1)))
-        while len(left) and (count := file.readinto(left)):  # type: ignore[attr-defined]
-            left = left[count:]
-        start = stop
+    with contextlib.suppress(OSError), file.open("rb", buffering=0) as opened:
+        while start < len(rows):
+            stop = start + 1
+            while stop < len(rows) and rows[stop] == rows[stop - 1] + 1:
+                stop += 1
+            opened.seek(rows[start] * width)
+            left = memoryview(cast("Any", found[start:stop].reshape(-1)))
+            while len(left) and (count := opened.readinto(left)):
+                left = left[count:]
+            start = stop
     return found
 
 
