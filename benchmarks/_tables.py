@@ -192,14 +192,13 @@ def points(what: str) -> Callable[[Record], Iterator[str]]:
     """The tables of a record whose points are processes of their own: seconds and memory, then rates."""
 
     def tables(record: Record) -> Iterator[str]:
-        memory = record["peak_bytes"]
-        for columns in dict.fromkeys(map(tuple, record["seconds"].values())):
-            taken = {name: one for name, one in record["seconds"].items() if tuple(one) == columns}
-            rows = [
-                [name, *map(seconds, taken[name].values()), *map(size, memory[name].values())]
-                for name in taken
-            ]
-            yield table((what, *columns, *memory[next(iter(taken))]), rows)
+        kinds: dict[tuple[str, ...], list[list[str]]] = {}
+        for name, taken in record["seconds"].items():
+            held = record["peak_bytes"][name]
+            row = [name, *map(seconds, taken.values()), *map(size, held.values())]
+            kinds.setdefault((*taken, *held), []).append(row)
+        for columns, rows in kinds.items():
+            yield table((what, *columns), rows)
         yield table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
 
     return tables

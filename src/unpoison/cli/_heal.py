@@ -26,9 +26,11 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     _check_used(options)
     unlearner = unlearners.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
-        with run.stage("data"):
+        with run.stage("data"), run.reading() as reading:
             findings = load_findings(options.findings)
-            splits, training_set, poison = load_set(options, run.device, like=findings.fingerprint)
+            splits, training_set, poison = load_set(
+                options, run.device, like=findings.fingerprint, progress=reading
+            )
             run.note(splits)
             try:
                 workflow.check_findings(findings, training_set)

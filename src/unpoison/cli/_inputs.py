@@ -87,9 +87,8 @@ def read_data(options: Craft | Train | OfModel) -> Splits[TrainingSet]:
     def read(spec: str) -> Splits[TrainingSet]:
         if not names_function(spec):
             return data.load(spec, size=images.size, orient=images.orient)
-        own = [None if one is None else data.as_training_set(one) for one in _own_sets(spec)]
-        assert own[0] is not None
-        return Splits(own[0], own[1])
+        train, *more = map(data.as_training_set, _own_sets(spec))
+        return Splits(train, more[0] if more else None)
 
     splits = read(options.data)
     return splits if options.test_data is None else Splits(splits.train, read(options.test_data).train)
@@ -139,19 +138,18 @@ def read_examples(
         return Splits(splits.train, more.train, (*splits.notes, *more.notes))
     held_bytes = {"held_bytes": 0} if share == 0 or reading.cache is not None else {}
     given["identity"] = None if reading.fingerprint == "files" else "content"
-    train, own_test = (
-        None if one is None else data.as_examples(one, **held_bytes, **given) for one in _own_sets(spec)
-    )
-    assert train is not None
-    return Splits(train, own_test)
+    own, *others = (data.as_examples(one, **held_bytes, **given) for one in _own_sets(spec))
+    return Splits(own, others[0] if others else None)
 
 
-def _own_sets(spec: str) -> tuple[Any, Any]:
-    """The dataset that `package.module:function` gives, and the second where it gives two, else None."""
+def _own_sets(spec: str) -> list[Any]:
+    """The dataset that `package.module:function` gives, or the two."""
     function = imported("--data", spec, known="expected package.module:function", makes="a dataset")
     found = made("--data", spec, function)
+    if found is None:
+        raise InputError(f"--data {spec}: the function gives nothing; let it return a map-style dataset")
     arrays = isinstance(found, tuple) and any(isinstance(one, Tensor | np.ndarray) for one in found)
-    return found if isinstance(found, tuple) and len(found) == 2 and not arrays else (found, None)
+    return list(found) if isinstance(found, tuple) and len(found) == 2 and not arrays else [found]
 
 
 def transform_of(options: OfModel) -> Callable[[Any], Any] | None:

@@ -43,8 +43,8 @@ def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
     """Search the training set of `--model` for poison."""
     detector = detectors.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
-        with run.stage("data"):
-            splits, training_set, poison = load_set(options, run.device)
+        with run.stage("data"), run.reading() as reading:
+            splits, training_set, poison = load_set(options, run.device, progress=reading)
             run.note(splits)
             reference = reference_of(options.reference, options, run.device)
             subject = load_model(options.model, options.architecture, training_set, run.device)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from unpoison._artefacts import atomic_directory
+from unpoison._progress import Progress
 from unpoison.cli._console import Console, per_cent
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Verb, configuration
@@ -70,6 +71,19 @@ class Session:
         """Where to write the artefact `name`; noted in run.json with its place in the run directory."""
         self.recorder.artefacts[name] = place
         return self.directory / place
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Progress]:
+        """Yield a `Progress` for what is read before the work, of which nothing is shown where nothing is."""
+        with contextlib.ExitStack() as stack:
+            shown: list[Progress] = []
+
+            def report(stage: str, done: int, total: int, /, **metrics: float) -> None:
+                if not shown:
+                    shown.append(stack.enter_context(self.console.progress("data")))
+                shown[0](stage, done, total, **metrics)
+
+            yield report
 
     def note(self, splits: Splits[Any]) -> None:
         """Say and take down what was done in reading the data: files passed over, images resized."""

@@ -70,7 +70,8 @@ class Tracing:
         for name in ("groups", "calibration"):
             if getattr(asked, name) is not None and not calibrates:
                 raise InputError(f"--{name}: {asked.method} makes no use of it; it calibrates nothing")
-        splits, training_set, poison = load_set(options, run.device)
+        with run.reading() as progress:
+            splits, training_set, poison = load_set(options, run.device, progress=progress)
         run.note(splits)
         reference = splits.test if calibrates else None
         if asked.reference is not None:
