@@ -159,7 +159,7 @@ def test_a_set_that_is_not_held_gives_the_scores_of_one_that_is(here: Path) -> N
     held = run("trace", "held", *sized, *TRACED)
     read = run("trace", "read", *sized, *TRACED, "--held-share", "0")
     assert (held["reading"], held["fingerprint_of"]) == (None, "content")
-    assert any("more than 0 of what is free" in note for note in read["notes"])
+    assert any("more than 0 of what may be taken" in note for note in read["notes"])
     one, other = (Findings.load(Path(name, "findings")) for name in ("held", "read"))
     assert torch.equal(one.scores, other.scores)
     assert one.ids == other.ids

@@ -11,12 +11,13 @@ from unpoison.cli._inputs import load_model, load_set, options_of, reference_of,
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Scan, Trace
 from unpoison.cli._session import Session, session
+from unpoison.cli._status import status_of
 from unpoison.cli._tracing import Tracing
 from unpoison.data import Examples, TrainingSet
 from unpoison.detectors import Findings, Observation
+from unpoison.errors import printable
 from unpoison.threats import PoisonSet
 
-DONE, FOUND = 0, 1
 _KEPT_IMAGES = 64
 
 
@@ -36,7 +37,7 @@ def trace(options: Trace, console: Console, interrupts: Interrupts) -> int:
     missed = "a trace may miss some of it: unpoison repair removes what it finds and traces the healed model"
     console.show(*told(run, findings), *case.told(), *([missed] if findings.poison_found else []))
     console.show(f"the findings are {options.out / 'findings'}")
-    return FOUND if options.fail_on_findings and findings.poison_found else DONE
+    return status_of(options, findings)
 
 
 def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
@@ -54,6 +55,7 @@ def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
                 training_set,
                 method=detector,
                 reference=reference,
+                task=subject.task,
                 seed=options.run.seed,
                 progress=progress,
             )
@@ -61,7 +63,7 @@ def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
             keep_findings(run, findings, training_set, poison)
         run.results.update(method=findings.method, **told_of(training_set))
     console.show(*told(run, findings), f"the findings are {options.out / 'findings'}")
-    return FOUND if options.fail_on_findings and findings.poison_found else DONE
+    return status_of(options, findings)
 
 
 def told(run: Session, findings: Findings) -> list[str]:
@@ -71,7 +73,7 @@ def told(run: Session, findings: Findings) -> list[str]:
     if findings.p_value is not None and level is not None:
         lines.append(f"p = {findings.p_value:.3g} at a false-alarm level of {level:g}")
     if len(findings.flagged):
-        shown = ", ".join(map(findings.name_of, findings.flagged[:10].tolist()))
+        shown = ", ".join(printable(findings.name_of(index)) for index in findings.flagged[:10].tolist())
         lines.append(f"most blamed: {shown}{', ...' if len(findings.flagged) > 10 else ''}")
     if results["precision"] is not None or results["recall"] is not None:
         lines.append(
@@ -97,6 +99,8 @@ def keep_findings(run: Session, findings: Findings, training_set: Examples, pois
         cause=None if findings.cause is None else findings.cause.to_dict(),
         false_alarm_level=findings.threshold.false_alarm_level,
         threshold=findings.threshold.value,
+        tracked_share=findings.tracked_share,
+        untracked=list(findings.untracked),
         summary=findings.summary,
         detector_seconds=dict(findings.seconds),
     )

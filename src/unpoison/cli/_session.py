@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from unpoison._artefacts import atomic_directory
+from unpoison._memory import as_bytes, explained, limited
 from unpoison._progress import Progress
 from unpoison.cli._console import Console, per_cent
 from unpoison.cli._interrupts import Interrupts
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from unpoison._statistics import Proportion
     from unpoison.data import Examples, Splits
+    from unpoison.tasks import ClassificationTask
     from unpoison.threats import PoisonSet
     from unpoison.workflow import Model
 
@@ -104,7 +106,13 @@ class Session:
             self.results.setdefault("measured", {})[name] = proportion.to_dict()
 
     def measure(
-        self, model: Model, test_set: Examples | None, poison: PoisonSet | None, *, when: str = ""
+        self,
+        model: Model,
+        test_set: Examples | None,
+        poison: PoisonSet | None,
+        *,
+        when: str = "",
+        task: ClassificationTask | None = None,
     ) -> None:
         """Note accuracy, and attack success where the poison is known; null without a test set.
 
@@ -113,12 +121,14 @@ class Session:
             test_set: clean test images.
             poison: what was put into the training set.
             when: "before" or "after" healing, to tell the numbers apart.
+            task: how the model's logits are read.
         """
         from unpoison import workflow
 
         measured = None
         if test_set is not None:
-            measured = workflow.measure(model, test_set, None if poison is None else poison.goal)
+            goal = None if poison is None else poison.goal
+            measured = workflow.measure(model, test_set, goal, task=task)
         suffix = f"_{when}" if when else ""
         self.rate(f"clean_accuracy{suffix}", None if measured is None else measured.clean_accuracy)
         self.rate(f"attack_success{suffix}", None if measured is None else measured.attack_success)
@@ -141,11 +151,17 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
         InputError: `out` may not be written, or the device or number of threads is impossible.
     """
     run = options.run
+    given = getattr(options, "data", None)
+    if given is not None and not given.strip():
+        raise InputError("--data: is empty; name a data set")
     target = None if out is None else check_out(out, run.overwrite)
     recorder = Recorder(type(options).__name__.lower(), configuration(options), run.seed, console.since)
     if run.threads is not None and run.threads < 1:
         raise InputError(f"--threads {run.threads}: must be at least 1")
+    memory = None if run.memory is None else as_bytes(run.memory, called="--memory")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(limited(memory))
+        stack.enter_context(explained(recorder.verb, "give smaller settings, or a part of the data"))
         import torch
 
         device = device_named(run.device)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unpoison._memory import free_memory
+from unpoison._memory import allowed_memory
 from unpoison._progress import Progress
 from unpoison.data._cifar import find_cifar, read_cifar
 from unpoison.data._dataset_examples import DatasetExamples, Identity
@@ -30,7 +30,7 @@ from unpoison.data._training_set import TrainingSet
 from unpoison.errors import InputError
 
 HELD_SHARE = 0.25
-"""The share of the free memory that the images of files may take by default."""
+"""The share of the memory that may be taken which the images of files may take by default."""
 
 _KNOWN = (
     "'sample', a folder of class folders, an .npz, a .parquet file, folder or pattern, a .csv of paths and "
@@ -89,7 +89,7 @@ def load_examples(
     """Read a data set into memory where it fits, and otherwise batch by batch as it is needed.
 
     Image files (folders, tables of paths, tar shards) are decoded batch by batch if together they take more
-    than `held_share` of the free memory. With a transform every set is read so, of any format.
+    than `held_share` of the memory that may be taken. With a transform every set is read so, of any format.
 
     Arguments:
         spec: as for `load`.
@@ -98,7 +98,8 @@ def load_examples(
         orient: as for `load`; before the transform.
         transform: from a picture of Pillow in RGB, as torchvision and timm load it, to what the network was
             trained on; the same at every call.
-        held_share: hold 8-bit images that take no more than this share of the free memory; 0 holds none.
+        held_share: hold 8-bit images that take no more than this share of the memory that may be taken (nine
+            tenths of what is free, unless a limit is set); 0 holds none.
         workers: processes that decode ahead, as for `DatasetExamples`.
         identity: what the fingerprint of a set that is not held is made of, as for `DatasetExamples`.
         cache: a folder for what was decoded, as for `DatasetExamples`.
@@ -143,8 +144,7 @@ def load_examples(
 
 def _allowed_bytes(share: float) -> int:
     """How much memory a set may take."""
-    free = free_memory()
-    return int(share * (1 << 60 if free is None else free))
+    return int(share * allowed_memory())
 
 
 def _too_much(listed: Sequence[Files | None], share: float, allowed: int) -> str:
@@ -154,7 +154,7 @@ def _too_much(listed: Sequence[Files | None], share: float, allowed: int) -> str
         return ""
     return (
         f"images are decoded as they are read, batch by batch: in memory they take {takes / 1e6:,.1f} MB, "
-        f"more than {share:g} of what is free"
+        f"more than {share:g} of what may be taken"
     )
 
 
