@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from photographs import trace
 from safetensors.torch import load_file, save_file
 from torchvision_shim import without_cuda_operators
 
@@ -24,6 +25,14 @@ if find_spec("timm"):
         found = network_of_library("timm:vit_tiny_patch16_224", num_classes=3, shape=(3, 32, 32))
         assert found is not None
         assert found[0]()(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+
+    def test_photographs_of_many_sizes_are_traced_from_the_command() -> None:
+        _, results, _, named = trace("timm:test_vit", 20, "small", "--option", "threshold=0")
+        assert named
+        assert all(named)
+        assert results["reading"]["rows"] >= 3 * 20
+        assert results["fingerprint_of"] == "files"
+        assert set(results["detector_seconds"]) == {"factors", "queries", "scores"}
 
 
 if find_spec("transformers"):

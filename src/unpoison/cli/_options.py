@@ -25,6 +25,7 @@ MaybeDirectory = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=""
 MaybeCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 MaybeNumber = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 MaybeText = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+MaybeFunction = Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="")]
 Directory = Annotated[Path, arg(metavar="DIR")]
 Data = Annotated[str, arg(metavar="DATA")]
 MaybeData = Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")]
@@ -109,6 +110,26 @@ class ImageOptions:
     what the images are without it must be of one size."""
     orient: bool = False
     """Turn photographs as their EXIF orientation says."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How a set is read that is not held in memory."""
+
+    transform: MaybeFunction = None
+    """What makes inputs of pictures, as package.module:function: from a picture of Pillow in RGB to the
+    tensor that the network was trained on, the same at every call. The set is then read batch by batch."""
+    held_share: Annotated[float, arg(metavar="X")] = 0.25
+    """Hold image files in memory where they take no more than this share of what may be taken, and else
+    decode them batch by batch in every pass; 0 never holds any."""
+    workers: MaybeCount = None
+    """Processes that decode ahead; half as many as there are cores, 8 at most, when not given."""
+    cache: MaybeDirectory = None
+    """Keep what was decoded here; further passes and runs read it from there."""
+    fingerprint: Literal["files", "content"] = "files"
+    """What ties findings to a set that is not held: names, sizes and times of files, or the whole content,
+    which takes a pass."""
 
 
 @final
@@ -241,11 +262,12 @@ class OfModel:
     """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
     --weights), or transformers:FOLDER."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
-    archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, an extracted CIFAR
+    archive, or package.module:function, which gives a dataset or a pair of them, for training and test."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
     images: ImageOptions
+    reading: ReadingOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known; results are held against it."""
 

@@ -45,6 +45,7 @@ def repair(options: Repair, console: Console, interrupts: Interrupts) -> int:
                 rounds=options.rounds,
                 recipe=recipe,
                 start=start,
+                device=run.device,
                 progress=progress,
                 **case.given,
             )
