@@ -86,7 +86,10 @@ def test_natural_errors_are_found_exactly_as_often_as_the_level_says(natural: An
             assert found.cause.kind in ("near-duplicates", "label noise", "hard region")
     # Of 40 at a level of .1, ten or more less than once in 300 tries.
     assert sum(value <= 0.1 for value in p_values) <= 9
-    assert sum(p_values) / 40 == pytest.approx(0.5, abs=0.17)
+    # Uniform as far as anything stands out, and 1 where nothing does.
+    some = float((calibration.statistics > 0).double().mean()) / 2
+    assert some > 0.1
+    assert sum(value <= some for value in p_values) / 40 == pytest.approx(some, abs=0.17)
 
 
 def test_a_calibration_is_kept_and_reused(scene: Any, calibration: Calibration, tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def cause_of(
     examples: Examples = TensorExamples(torch.zeros(len(logits), 3), labels)
     if images is not None:
         examples = TrainingSet(images, labels, NAMES)
-    return _cause.cause_of(members, alike_among(examples, members, groups), logits, label, found=found)
+    return _cause.cause_of(
+        members, alike_among(examples, members, torch.ones(len(logits)), groups), logits, label, found=found
+    )
 
 
 def logits_of(count: int, *, badly_fitted: list[int]) -> Tensor:

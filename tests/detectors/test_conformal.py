@@ -59,17 +59,17 @@ def test_without_a_baseline_the_excess_is_in_the_label_s_own_units(count: int) -
 
 def test_the_statistic_counts_unrelated_examples() -> None:
     excess = torch.full((40,), -1.0)
-    excess[:10] = 2 + 1
+    excess[:10] = 3 + 1
     alone = torch.ones(40)
     assert float(statistic(excess, alone)) == pytest.approx(10)
-    # Ten near-duplicates count once, whatever the others are.
+    # Ten near-duplicates count less than one, whatever the others are.
     series = alone.clone()
     series[:10] = 10
-    assert float(statistic(excess, series)) == pytest.approx(1)
-    # An excess of 2 or less does not count, and a larger one by its root.
-    excess[10:] = 2
+    assert float(statistic(excess, series)) == pytest.approx(1 / 10)
+    # An excess of 3 or less does not count, and a larger one by its root.
+    excess[10:] = 3
     assert float(statistic(excess, alone)) == pytest.approx(10)
-    excess[:10] = 2 + 9
+    excess[:10] = 3 + 9
     assert float(statistic(excess, alone)) == pytest.approx(30)
     assert statistic(excess.expand(3, 40), alone).shape == (3,)
 

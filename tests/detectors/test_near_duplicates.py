@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from unpoison.data import TrainingSet
 from unpoison.detectors import _near_duplicates
-from unpoison.detectors._near_duplicates import group_numbers, multiplicities
+from unpoison.detectors._near_duplicates import alike_among, group_numbers, multiplicities
 from unpoison.errors import InputError
 
 
@@ -26,7 +28,7 @@ def test_groups_count_within_the_label() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 0])
     numbers = group_numbers(["x", "x", "y", "x", "x", "z"], 6)
     assert numbers.tolist() == [0, 0, 1, 0, 0, 2]
-    found = multiplicities(make_set(noise(6, 0), labels), numbers)
+    found, _ = multiplicities(make_set(noise(6, 0), labels), numbers)
     assert found.tolist() == [2, 2, 1, 2, 2, 1]
     assert group_numbers(torch.tensor([7, 7, 3]), 3).tolist() == [0, 0, 1]
     with pytest.raises(InputError, match=r"groups: needs one for each of the 6 training examples, found 2"):
@@ -34,43 +36,76 @@ def test_groups_count_within_the_label() -> None:
 
 
 def test_series_of_similar_images_count_once_and_others_each() -> None:
-    images = noise(60, 1)
+    images = noise(400, 1)
     wobble = torch.randint(-6, 7, (20, 1, 20, 20), generator=torch.Generator().manual_seed(2))
     images[:20] = (images[:1].int() + wobble).clamp(0, 255).byte()
-    labels = torch.zeros(60, dtype=torch.int64)
-    found = multiplicities(make_set(images, labels))
+    labels = torch.zeros(400, dtype=torch.int64)
+    labels[200:] = 1
+    found, spacings = multiplicities(make_set(images, labels))
     assert float(found[:20].min()) > 15
-    assert float(found[20:].max()) < 1.5
-    assert float((1 / found).sum()) == pytest.approx(41, abs=3)
-    # Brightness and the other label do not matter.
+    assert float(found[20:].max()) < 12
+    assert float(found[20:].median()) < 6
+    # Brightness does not matter, and a near-duplicate with the other label does not count.
     darker = make_set((images.float() * 0.5).byte(), labels)
-    assert torch.allclose(multiplicities(darker)[:20], found[:20], rtol=0.1)
+    assert torch.allclose(multiplicities(darker)[0][:20], found[:20], rtol=0.1)
     labels[10:20] = 1
-    assert float(multiplicities(make_set(images, labels))[:10].max()) < 11
+    assert float(multiplicities(make_set(images, labels))[0][:10].max()) < 12
+    alike = alike_among(make_set(images, labels), torch.arange(5), spacings)
+    assert alike.tolist() == pytest.approx([5] * 5, rel=0.1)
+    assert alike_among(make_set(images, labels), torch.arange(30, 35), spacings).tolist() == pytest.approx(
+        [1] * 5, rel=0.2
+    )
+
+
+def test_a_common_kind_of_object_is_no_series() -> None:
+    """Images that are as close to each other as to many more, whatever their labels."""
+    randomness = torch.Generator().manual_seed(4)
+    change = torch.randint(-40, 41, (300, 1, 20, 20), generator=randomness)
+    images = noise(400, 5)
+    images[:300] = (images[:1].int().clamp(60, 190) + change).byte()
+    labels = torch.zeros(400, dtype=torch.int64)
+    labels[25:300] = 1
+    found, _ = multiplicities(make_set(images, labels))
+    assert float(found[:25].max()) < 2.5
+
+
+def test_measured_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    training_set = make_set(noise(50, 4), torch.arange(50) % 2)
+    pixels = _near_duplicates.thumbnails(training_set.images).double()
+    distances = [[float((j - k).norm()) for k in pixels] for j in pixels]
+    spacings = [sorted(row)[6] for row in distances]
+    expected = [
+        sum(
+            math.exp(-(distances[j][k] ** 2) / (0.25 * spacings[j] * spacings[k]))
+            for k in range(j % 2, 50, 2)
+        )
+        for j in range(50)
+    ]
+    for _ in range(2):
+        found = multiplicities(training_set)
+        assert found[0].tolist() == pytest.approx(expected, rel=1e-4)
+        assert found[1].tolist() == pytest.approx(spacings, rel=1e-4)
+        monkeypatch.setattr(_near_duplicates, "_CHUNK", 7)
 
 
 def test_many_examples_are_compared_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(400, 3)
-    images[:200] = images[:1]
+    images[:100] = images[:1]
     training_set = make_set(images, torch.zeros(400, dtype=torch.int64))
-    exact = multiplicities(training_set)
+    exact, spacings = multiplicities(training_set)
     monkeypatch.setattr(_near_duplicates, "_MOST", 100)
-    some = multiplicities(training_set)
-    assert torch.allclose(some[:200], exact[:200], rtol=0.3)
-    assert float(some[200:].max()) < 6
-
-
-def test_likeness_is_summed_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = _near_duplicates.thumbnails(noise(50, 4))
-    unit = _near_duplicates.median_distance(pixels)
-    expected = torch.exp(-((torch.cdist(pixels.double(), pixels.double()) / (0.35 * unit)) ** 2)).sum(1)
-    assert torch.allclose(_near_duplicates.similar_to(pixels, unit), expected, rtol=1e-5)
-    monkeypatch.setattr(_near_duplicates, "_CHUNK", 7)
-    assert torch.allclose(_near_duplicates.similar_to(pixels, unit), expected, rtol=1e-5)
+    some, _ = multiplicities(training_set)
+    assert torch.allclose(some[:100], exact[:100], rtol=0.4)
+    assert float((some[100:] / exact[100:]).log().abs().mean()) < 0.7
+    monkeypatch.setattr(_near_duplicates, "_MOST", 4096)
+    monkeypatch.setattr(_near_duplicates, "_COMPARED", 200)
+    some, close = multiplicities(training_set)
+    assert torch.allclose(close[100:], spacings[100:], rtol=0.1)
+    assert float((some / exact).log().abs().mean()) < 0.1
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_few_and_equal_images(count: int) -> None:
     images = torch.full((count, 3, 4, 4), 90, dtype=torch.uint8)
-    found = multiplicities(make_set(images, torch.zeros(count, dtype=torch.int64)))
+    found, _ = multiplicities(make_set(images, torch.zeros(count, dtype=torch.int64)))
     assert found.tolist() == pytest.approx([count] * count)

@@ -8,6 +8,7 @@ from unpoison.cli._inputs import given_of, healing_recipe, load_findings, load_m
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
+from unpoison.cli._status import DONE
 from unpoison.cli._train_command import training_by
 from unpoison.errors import InputError
 from unpoison.training import Trained
@@ -69,7 +70,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
         + ("" if trained is None else f"; training the model took {trained.seconds:.1f} s"),
         f"the healed model is {options.out / 'model'}",
     )
-    return 0
+    return DONE
 
 
 def _tuned(healed: Trained) -> list[str]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from unpoison import data, workflow
 from unpoison._artefacts import read_json
+from unpoison._memory import is_allocation_failure
 from unpoison.cli._networks import network_of_library
 from unpoison.cli._options import (
     Craft,
@@ -220,7 +221,9 @@ def _part(directory: Path, name: str, file: str, option: str) -> Path:
             return folder
     if not directory.is_dir():
         raise InputError(f"{option} {directory}: no such directory")
-    raise InputError(f"{option} {directory}: holds neither {name}/{file} nor {file}")
+    raise InputError(
+        f"{option} {directory}: holds neither {name}/{file} nor {file}; give a run directory that has them"
+    )
 
 
 @final
@@ -387,7 +390,7 @@ def _check_fit(spec: str, module: nn.Module, training_set: TrainingSet) -> None:
     try:
         logits = predict(module, training_set.images[:2])
     except (RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_allocation_failure(error):
             raise
         raise InputError(
             f"--model {spec}: does not take images of shape {training_set.image_shape} ({error})"

@@ -15,8 +15,9 @@ from unpoison.cli._console import Console
 from unpoison.cli._inputs import healing_recipe
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Repair
-from unpoison.cli._search import DONE, FOUND, keep_findings
+from unpoison.cli._search import keep_findings
 from unpoison.cli._session import Session, session
+from unpoison.cli._status import DONE, FOUND
 from unpoison.cli._tracing import Tracing
 from unpoison.threats import PoisonSet
 from unpoison.training import Trained

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from unpoison._artefacts import atomic_directory
+from unpoison._memory import as_bytes, explained, limited
 from unpoison.cli._console import Console, per_cent
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Verb, configuration
@@ -124,11 +125,17 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
         InputError: `out` may not be written, or the device or number of threads is impossible.
     """
     run = options.run
+    given = getattr(options, "data", None)
+    if given is not None and not given.strip():
+        raise InputError("--data: is empty; name a data set")
     target = None if out is None else check_out(out, run.overwrite)
     recorder = Recorder(type(options).__name__.lower(), configuration(options), run.seed, console.since)
     if run.threads is not None and run.threads < 1:
         raise InputError(f"--threads {run.threads}: must be at least 1")
+    memory = None if run.memory is None else as_bytes(run.memory, called="--memory")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(limited(memory))
+        stack.enter_context(explained(recorder.verb, "give smaller settings, or a part of the data"))
         import torch
 
         device = device_named(run.device)

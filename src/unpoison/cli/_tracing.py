@@ -24,6 +24,7 @@ from unpoison.cli._session import Session
 from unpoison.data import Splits, TrainingSet
 from unpoison.detectors import Calibrated, Calibration, Observation
 from unpoison.errors import InputError
+from unpoison.influence import InfluenceIndex
 from unpoison.threats import PoisonSet, find_class
 
 KEPT = "calibration"
@@ -74,6 +75,8 @@ class Tracing:
             reference = reference_of(asked.reference, options, run.device)
         subject = load_model(options.model, options.architecture, training_set)
         suspects = [suspect_of(text, splits, poison, options.images) for text in asked.suspect]
+        if not suspects:
+            raise InputError("--suspect: name at least one input, an image file or test:INDEX")
         if len({one.image.shape for one in suspects}) != 1:
             raise InputError("--suspect: the images are of different sizes")
         truths = {one.true_label for one in suspects}
@@ -98,9 +101,17 @@ class Tracing:
             "seed": options.run.seed,
             "task": subject.task,
         }
+        index = None
+        if isinstance(options, Trace):
+            if options.index is not None:
+                index = given["index"] = InfluenceIndex.open(options.index)
+            if options.refine is not None:
+                given["refine"] = options.refine
         if asked.groups is not None:
             given["groups"] = groups_of(asked.groups, len(training_set))
         place = asked.calibration
+        if place is None and index is not None:
+            place = index.calibration
         if place is None and calibrates and Path(options.model).is_dir():
             place = Path(options.model) / KEPT
         if place is not None and place.exists() and not (place / f"{KEPT}.json").is_file():
@@ -115,7 +126,7 @@ class Tracing:
         detector = self.given["method"]
         if not isinstance(detector, Calibrated):
             return
-        options = {key: value for key, value in self.given.items() if key in ("groups", "seed")}
+        options = {key: value for key, value in self.given.items() if key in ("groups", "seed", "index")}
         reference = self.given["reference"]
         calibration: Calibration | None = None
         if self.place is not None:

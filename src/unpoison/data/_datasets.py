@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unpoison._memory import check_memory
 from unpoison.data._classes import as_class_names, class_names_or_numbers
 from unpoison.data._dataset_examples import DatasetExamples
 from unpoison.data._examples import Examples, is_examples
@@ -180,12 +181,12 @@ def _memory() -> int:
 
 
 def _check_memory(called: str, count: int, size: int) -> None:
-    if count * size > _memory():
-        raise InputError(
-            f"{called}: {count:,} images take {count * size / 1e9:,.0f} GB of memory, there are "
-            f"{_memory() / 1e9:,.0f} GB; trace and scan read data.DatasetExamples(dataset) in batches, what "
-            "changes or trains on 8-bit images needs a Subset"
-        )
+    check_memory(
+        called,
+        {f"{count:,} images": count * size},
+        advice="trace and scan read data.DatasetExamples(dataset) in batches, what changes or trains on "
+        "8-bit images needs a Subset",
+    )
 
 
 _Normalisation = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]

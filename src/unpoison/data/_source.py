@@ -326,7 +326,7 @@ class _Arrays:
 def _length(name: str, dataset: Any) -> int:
     try:
         count = len(dataset) if isinstance(dataset, MapStyle) else None
-    except TypeError:
+    except (TypeError, ValueError, NotImplementedError):
         count = None
     if count is None:
         raise InputError(f"{name}: is not a map-style dataset; give one with len() and [index]")

@@ -15,10 +15,10 @@ Without labelled held-out examples the training set stands in for them: its erro
 baseline inputs those of other classes only, because correct answers of a label may be poison themselves.
 
 Cost: a forward pass over the labelled examples, one gradient for each error and baseline input, one reading
-of the training images for near-duplicates (none where groups are known), and one pass over the training set
-with per-example gradients, each multiplied with the queries of its own label; over a label whose queries take
-more than 1 GiB, a pass for each GiB. Memory: 4 numbers a training example, the thumbnails of a label, and
-those queries.
+of the training images for near-duplicates (none where groups are known; at most 8,192 are read twice), and
+one pass over the training set with per-example gradients, each multiplied with the queries of its own label;
+over a label whose queries take more than 1 GiB, a pass for each GiB. Memory: 5 numbers a training example,
+the thumbnails of a label, and those queries.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from unpoison.detectors._search import Search
 from unpoison.errors import InputError
 from unpoison.influence import Factors, model_fingerprint
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _ERRORS: Final = 300
 _BASELINE: Final = 8
 # A reserve beyond what the level takes, as errors with a shared cause are left out.
@@ -75,7 +75,9 @@ class Calibration:
         centre: Float64[n], the baseline of every training example.
         spread: Float64[n], its spread.
         multiplicities: Float64[n], see `_near_duplicates`.
+        spacings: Float32[n], likewise.
         groups: Int64[n], where they are known.
+        index: the digest of the index that the influences were read from; None where they are exact.
     """
 
     key: str
@@ -91,7 +93,9 @@ class Calibration:
     centre: Tensor
     spread: Tensor
     multiplicities: Tensor
+    spacings: Tensor
     groups: Tensor | None = None
+    index: str | None = None
 
     def __len__(self) -> int:
         """How many calibration errors there are."""
@@ -168,14 +172,24 @@ class Calibration:
                 errors=record["errors"],
                 images=tuple(record["images"]),
                 groups=tensors.get("groups"),
+                index=record.get("index"),
                 **{name: tensors[name] for name in _TENSORS},
             )
         except (OSError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(f"{path}: damaged calibration ({error}); calibrate anew") from None
 
 
-_RECORD: Final = ("key", "damping", "held_out", "errors", "images")
-_TENSORS: Final = ("answers", "statistics", "responsible", "weights", "centre", "spread", "multiplicities")
+_RECORD: Final = ("key", "damping", "held_out", "errors", "images", "index")
+_TENSORS: Final = (
+    "answers",
+    "statistics",
+    "responsible",
+    "weights",
+    "centre",
+    "spread",
+    "multiplicities",
+    "spacings",
+)
 
 
 @final
@@ -245,7 +259,7 @@ def calibrate(
     """Stage 3; `inputs` are rows of `source`, key and groups those of `key_of`."""
     training_set = search.training_set
     labels, count = training_set.labels.cpu(), len(inputs.rows)
-    copies = multiplicities(training_set, groups)
+    copies, spacings = multiplicities(training_set, groups)
     centre, spread = torch.zeros(2, len(labels), dtype=torch.float64)
     spread += 1
     statistics = torch.zeros(count, dtype=torch.float64)
@@ -260,7 +274,7 @@ def calibrate(
         asked = (inputs.answers == label).nonzero()[:, 0]
         first = inputs.baseline[label]
         given = source.at(torch.cat([first, inputs.rows[asked]]))[0]
-        collapses = in_label(search, given, label, training_set.subset(rows))
+        collapses = in_label(search, given, label, rows)
         baseline = Baseline.of(collapses[: len(first)])
         centre[rows], spread[rows] = baseline.centre, baseline.spread
         excess = baseline.excess(collapses[len(first) :])
@@ -285,7 +299,9 @@ def calibrate(
         centre=centre,
         spread=spread,
         multiplicities=copies,
+        spacings=spacings,
         groups=groups,
+        index=None if search.index is None else search.index.digest,
     )
 
 
@@ -294,6 +310,8 @@ def key_of(search: Search, groups: Sequence[Hashable] | Tensor | None) -> tuple[
     count, reference = len(search.training_set), search.reference
     numbers = None if groups is None else group_numbers(groups, count)
     settings = {**search.settings, "seed": search.seed}
+    if search.index is not None:
+        settings["index"] = search.index.digest
     settings.pop("false_alarm_level")
     key = digest(
         model_fingerprint(search.model),
@@ -305,17 +323,22 @@ def key_of(search: Search, groups: Sequence[Hashable] | Tensor | None) -> tuple[
     return key, numbers
 
 
-def in_label(search: Search, inputs: Given, label: int, examples: Examples) -> Tensor:
-    """Float64[q n]: the normalised collapses of the examples for each of q inputs."""
+def in_label(search: Search, inputs: Given, label: int, rows: Tensor) -> Tensor:
+    """Float64[q k]: the normalised collapses of the training examples at Int64[k] for each of q inputs."""
     if not count_of(inputs):
-        return torch.zeros(0, len(examples), dtype=torch.float64)
+        return torch.zeros(0, len(rows), dtype=torch.float64)
     task = LabelCollapse()
     return torch.cat(
         [
-            normalised(search, queries_of(search, part, label, task), examples)
+            normalised(search, queries_of(search, part, label, task), rows)
             for part in _parts(inputs, queries_at_a_time(search))
         ]
     )
+
+
+def queries_of_a_label(classes: int) -> int:
+    """How many inputs are asked about a label, where errors are spread evenly."""
+    return 2 * _BASELINE + -(-_ERRORS // max(classes, 1))
 
 
 def labelled_examples(search: Search) -> Examples:

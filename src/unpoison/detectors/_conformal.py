@@ -7,9 +7,10 @@ Given are the normalised collapses x_j (`_collapse`) of the n_y training example
                inputs with that label: correct answers and inputs nearest to them. Examples near a class
                border react to every query; the constant keeps those that hardly ever react from looking
                extreme (Tusher, Tibshirani and Chu, 2001). z is brought to robust deviations again.
-2. statistic   T = sum over j of sqrt((z_j - 2)+) / m_j with the multiplicities m_j of `_near_duplicates`:
-               how many unrelated examples stand out, and, by the root, how far. A natural error goes
-               back to few examples, to one series of near-duplicates, or a little to all of its class.
+2. statistic   T = sum over j of sqrt((z_j - 3)+) / m_j^2 with the multiplicities m_j of
+               `_near_duplicates`: how many unrelated examples stand out, and, by the root, how far. A
+               natural error goes back to few examples, to one series of near-duplicates, or a little to all
+               of its class; the square makes a series count the less the longer it is.
 3. p-value     the rank of T among calibration errors: inputs that the model classifies wrongly, each asked
                about its own wrong answer. For a natural error, which is one more of them, it is uniform
                (a conformal p-value; Vovk, Gammerman and Shafer, 2005), whatever the statistic. It is one
@@ -35,7 +36,6 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-_FROM: Final = 2.0
 _RESPONSIBLE: Final = 3.0
 _SHARED: Final = 0.6
 _MOST_SHARED: Final = 0.02
@@ -91,10 +91,10 @@ def statistic(excess: Tensor, multiplicities: Tensor) -> Tensor:
     """Float64[...] of Float64[... n] excess, stage 2.
 
     >>> twice = torch.tensor([1.0, 1.0, 2.0, 2.0])
-    >>> float(statistic(torch.tensor([3.0, 0.0, 3.0, 3.0]), twice))
-    2.0
+    >>> float(statistic(torch.tensor([4.0, 0.0, 4.0, 4.0]), twice))
+    1.5
     """
-    return ((excess.double() - _FROM).clamp(min=0).sqrt() / multiplicities).sum(-1)
+    return ((excess.double() - _RESPONSIBLE).clamp(min=0).sqrt() / multiplicities.square()).sum(-1)
 
 
 def responsible(excess: Tensor, count: int) -> tuple[Tensor, Tensor]:

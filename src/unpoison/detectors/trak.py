@@ -33,11 +33,12 @@ from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison.data import Examples, TensorExamples
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
-from unpoison.influence import Projected, coverage, project
+from unpoison.influence import Parts, Projected, coverage, project, projection_bytes
 from unpoison.registry import Presets
 from unpoison.tasks import ClassificationTask
 
@@ -78,6 +79,20 @@ class TRAK(Searcher):
         check_options(
             self.method.name, self, dimensions="[1, inf)", batch_size="[1, inf)", workspace_bytes="[1, inf)"
         )
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        dimensions = min(self.dimensions, max(1, measured.examples // 4))
+        projected = projection_bytes(
+            measured.model,
+            measured.activations,
+            modules=self.modules,
+            batch_size=min(self.batch_size, measured.examples),
+            dimensions=dimensions,
+            examples=measured.examples,
+            workspace_bytes=self.workspace_bytes,
+        )
+        return {**projected, "products": 8 * 4 * dimensions**2}
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

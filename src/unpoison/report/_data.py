@@ -188,8 +188,10 @@ class ReportData:
             raise InputError("report: give at least one run directory")
         folders = [Path(path) for path in paths]
         for folder in folders:
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such run directory")
+            if not (folder / "run.json").is_file():
+                told = "is no directory" if folder.exists() else "no such directory"
+                told = "has no run.json" if folder.is_dir() else told
+                raise InputError(f"{folder}: {told}; give run directories that verbs of unpoison wrote")
         runs = tuple((folder.resolve().name, RunRecord.load(folder)) for folder in folders)
         found = [folder for folder in folders if (folder / "findings").is_dir()]
         if not found:
@@ -276,7 +278,7 @@ def _top_examples(folder: Path, ranking: Integers) -> tuple[Integers, Bytes | No
         raise InputError(f"{file}: damaged ({type(error).__name__}: {str(error).splitlines()[0]})") from None
 
 
-def _rate(results: Mapping[str, Any], name: str) -> Rate | None:
+def rate_of(results: Mapping[str, Any], name: str) -> Rate | None:
     """A result by name: with its n from `measured` where a run recorded it there, else the bare number."""
     measured = results.get("measured")
     for value in (measured.get(name) if isinstance(measured, Mapping) else None, results.get(name)):
@@ -311,7 +313,7 @@ def _outcomes(records: Sequence[RunRecord]) -> tuple[Outcome, ...]:
             bare = {"before": "train", "after": "heal"}.get(suffix)
             keys += [(record, quantity) for record in records if record.verb == bare]
             rates[quantity] = next(
-                (rate for record, key in keys if (rate := _rate(record.results, key)) is not None), None
+                (rate for record, key in keys if (rate := rate_of(record.results, key)) is not None), None
             )
         if any(rate is not None for rate in rates.values()):
             outcomes.append(Outcome(name, **rates))

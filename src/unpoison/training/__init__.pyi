@@ -9,6 +9,8 @@ from ._defense import Batch as Batch
 from ._defense import Defense as Defense
 from ._defense import Step as Step
 from ._epoch_record import EpochRecord as EpochRecord
+from ._estimate import check_training as check_training
+from ._estimate import training_bytes as training_bytes
 from ._external import ExternalTrainer as ExternalTrainer
 from ._external import run_command as run_command
 from ._predict import accuracy as accuracy

@@ -27,11 +27,26 @@ from torch import Tensor, nn
 
 from unpoison._checkpoints import TRAINING, Checkpoint, Checkpoints, digest_of
 from unpoison._global_randomness import own_randomness, seed_global_generators
+from unpoison._memory import explained, is_allocation_failure
 from unpoison._progress import Progress
 from unpoison._seeds import as_seed, derive_seed, generator
 from unpoison.data import TrainingSet
-from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
-from unpoison.models import check_network, fastest_layout, laid_out, logits_of, preserved, usual_mode
+from unpoison.errors import (
+    InputError,
+    InsufficientMemoryError,
+    MismatchError,
+    TrainingDivergedError,
+    UnpoisonError,
+)
+from unpoison.models import (
+    activations_of,
+    check_network,
+    fastest_layout,
+    laid_out,
+    logits_of,
+    preserved,
+    usual_mode,
+)
 from unpoison.training._batches import (
     augmented,
     batch_bounds,
@@ -43,6 +58,7 @@ from unpoison.training._batches import (
 )
 from unpoison.training._defense import Batch, Defense, Step
 from unpoison.training._epoch_record import EpochRecord
+from unpoison.training._estimate import check_training
 from unpoison.training._recipe import Recipe
 from unpoison.training._trained import Trained
 
@@ -86,7 +102,8 @@ def train(
             checkpoint.
         MismatchError: the checkpoints belong to another run.
         TrainingDivergedError: the loss is no longer finite; names step, epoch and learning rate.
-        UnpoisonError: out of memory; names a batch size that would probably fit.
+        InsufficientMemoryError: it takes more memory than may be taken, or an allocation failed; names a
+            batch size that would probably fit.
     """
     seed = as_seed(seed)
     target = training_set.device if device is None else torch.device(device)
@@ -162,8 +179,19 @@ class _Run:
         self.included = included
         self.alive = included
         self.history: list[EpochRecord] = []
+        model = model.to(self.device)
         self.modes = own_modes(model)
-        self.model = laid_out(model.to(self.device), torch.channels_last)
+        held = 0 if defense is None else training_set.images.nbytes
+        with explained("train", "two images do not fit; take a narrower network"):
+            activations = activations_of(model, training_set.images[:2].float() / 255)
+        check_training(
+            "train",
+            model,
+            activations,
+            batch_size=min(recipe.batch_size, int(included.sum())),
+            more={"the set of the defense": held},
+        )
+        self.model = laid_out(model, torch.channels_last)
         self.layout = fastest_layout(self.model, training_set.images)
         self.model = laid_out(self.model, self.layout)
         self.optimizer = recipe_optimizer(_trainable(self.model), recipe)
@@ -441,9 +469,9 @@ def _explained(error: Exception, batch_size: int, examples: int) -> UnpoisonErro
             "batch norm needs more than one example a batch, "
             f"found {examples} in all and batch_size {batch_size}"
         )
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+    if is_allocation_failure(error):
         smaller = max(1, min(batch_size, examples) // 2)
-        return UnpoisonError(
+        return InsufficientMemoryError(
             f"out of memory in a training step of batch_size {batch_size}; "
             f"batch_size {smaller} would probably fit"
         )

@@ -23,9 +23,9 @@ from unpoison._seeds import as_seed
 from unpoison._stable import cross_entropy
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
-from unpoison.models import check_network, check_outputs, device_of, usual_mode
+from unpoison.models import Activations, activations_of, check_network, check_outputs, device_of, usual_mode
 from unpoison.registry import Method
-from unpoison.training import EpochRecord, Recipe, Trained, predict_examples
+from unpoison.training import EpochRecord, Recipe, Trained, check_training, predict_examples
 from unpoison.unlearners._own_loop import kept_indices
 
 BATCH_SIZE = 128
@@ -247,6 +247,7 @@ class Unlearner(CheckedOptions, ABC):
         # The caller may have turned gradients off, or lower precision on.
         with usual_mode(request.device), torch.enable_grad():
             check_outputs(network, training_set.batch(0, _CHECKED)[0], classes=training_set.num_classes)
+            self._check_memory(request, activations_of(network, training_set.batch(0, 2)[0]))
             healed = self._heal(request)
         return Trained(
             model=healed.network.eval(),
@@ -259,6 +260,19 @@ class Unlearner(CheckedOptions, ABC):
             seconds=time.perf_counter() - started,
             own_model=healed.own_model,
             tuning=healed.tuning,
+        )
+
+    def _check_memory(self, request: Request, activations: Activations) -> None:
+        """Refuse what takes more memory than may be taken; methods that take something else override it."""
+        own = getattr(self, "batch_size", None)
+        size = own or (BATCH_SIZE if request.recipe is None else request.recipe.batch_size)
+        copies = 2 * sum(one.nbytes for one in (*request.network.parameters(), *request.network.buffers()))
+        check_training(
+            f"heal by {request.method}",
+            request.network,
+            activations,
+            batch_size=min(size, len(request.rest)),
+            more={"copies of the network": copies},
         )
 
     @abstractmethod
