@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from unpoison.detectors import Calibration, Findings, Observation
+from unpoison.detectors import Findings, Observation
 from unpoison.errors import InputError
 from unpoison.tasks import Task
 from unpoison.threats import Budget, Goal, PoisonSet
@@ -100,7 +100,6 @@ _EXPECTED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "surrogates": (_are_surrogates, "networks, or how many to train"),
     "observation": (_are_observations, "an Observation, or a list of them"),
     "findings": (_are_indices, "Findings, or a list of indices"),
-    "calibration": (_of(Calibration), "a Calibration, as calibrate returns it"),
     "groups": (lambda value: hasattr(value, "__len__"), "a name or number for each training example"),
     "task": (_of(Task), "a tasks.ClassificationTask"),
     "include": (_of(Tensor), "a bool tensor"),

@@ -341,6 +341,8 @@ def trace(
     given = {name: value for name, value in given.items() if value is not None}
     if given:
         _check_calibrates("trace", declared, detector)
+    if not isinstance(calibration, Calibration | None):
+        raise InputError(f"trace: calibration must be a Calibration, found {calibration!r:.60}")
     findings: Findings = _run(
         "find",
         detector,
