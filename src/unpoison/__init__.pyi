@@ -30,6 +30,7 @@ from .workflow import Measurement as Measurement
 from .workflow import calibrate as calibrate
 from .workflow import craft as craft
 from .workflow import heal as heal
+from .workflow import index as index
 from .workflow import measure as measure
 from .workflow import observe as observe
 from .workflow import scan as scan

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unpoison.detectors import Findings, Observation
 from unpoison.errors import InputError
+from unpoison.influence import InfluenceIndex
 from unpoison.tasks import Task
 from unpoison.threats import Budget, Goal, PoisonSet
 from unpoison.training import Recipe, Trained
@@ -101,6 +102,7 @@ _EXPECTED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "observation": (_are_observations, "an Observation, or a list of them"),
     "findings": (_are_indices, "Findings, or a list of indices"),
     "groups": (lambda value: hasattr(value, "__len__"), "a name or number for each training example"),
+    "index": (_of(InfluenceIndex), "an InfluenceIndex, as index returns it"),
     "task": (_of(Task), "a tasks.ClassificationTask"),
     "include": (_of(Tensor), "a bool tensor"),
     "normalization": (_is_normalization, "the means and the deviations of the channels"),

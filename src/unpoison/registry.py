@@ -78,6 +78,7 @@ class Method:
         uses_reference: of a detector: whether it makes use of held-out examples that are known to be clean.
         calibrates: of a detector: whether what it learns of the model before the first answer is a
             `Calibration`, which can be kept for further ones.
+        uses_index: of a detector: whether it can read influences from an `InfluenceIndex`.
         drops_examples: of a defense: whether it drops examples in rounds, which a control can copy.
         copies_drops: of a defense: whether it is such a control.
         reads_forget_set: of an unlearner: whether it looks at the examples to forget, or at the rest alone.
@@ -102,6 +103,7 @@ class Method:
     can_find_nothing: bool = False
     uses_reference: bool = False
     calibrates: bool = False
+    uses_index: bool = False
     drops_examples: bool = False
     copies_drops: bool = False
     reads_forget_set: bool = False

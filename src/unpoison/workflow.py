@@ -42,6 +42,7 @@ from unpoison.attacks import Attack
 from unpoison.data import Examples, MapStyle, TrainingSet, as_examples, as_training_set, from_dataset
 from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
+from unpoison.influence import Damping, InfluenceIndex
 from unpoison.models import (
     Normalized,
     OutputLogits,
@@ -234,6 +235,7 @@ def calibrate(
     *,
     method: str | Detector = "calibrated",
     groups: Groups | None = None,
+    index: InfluenceIndex | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -248,6 +250,7 @@ def calibrate(
         reference: as for `trace`.
         method: the name of a detector that calibrates, or an instance with its own options.
         groups: as for `trace`.
+        index: as for `trace`.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
@@ -276,6 +279,7 @@ def calibrate(
         seed,
         progress,
         groups=groups,
+        **({} if index is None else {"index": index}),
     )
     return calibration
 
@@ -290,6 +294,8 @@ def trace(
     reference: Dataset | None = None,
     calibration: Calibration | None = None,
     groups: Groups | None = None,
+    index: InfluenceIndex | None = None,
+    refine: int | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -311,6 +317,10 @@ def trace(
             so for this answer alone when None.
         groups: n names or numbers, equal for training examples that are near-duplicates (the frames of a
             film, the pictures of a patient), for detectors that calibrate; measured on the images when None.
+        index: of this model and training set, by `index`, for detectors that can read influences from one:
+            further answers then cost their own gradients alone. What a detector calibrates is kept in it.
+        refine: with an index, how many of the examples that it ranks first are scored again exactly; 1,000
+            when None, 0 for none.
         normalization: mean and standard deviation of each channel that the network expects its input to be
             standardised with, unless it is a `Normalized`, as those that `train` builds are. A dataset that
             gives float images is then taken to be standardised so as well, and is read back to 8 bits.
@@ -343,6 +353,13 @@ def trace(
         _check_calibrates("trace", declared, detector)
     if not isinstance(calibration, Calibration | None):
         raise InputError(f"trace: calibration must be a Calibration, found {calibration!r:.60}")
+    if refine is not None and index is None:
+        raise InputError("trace: refine is for an index alone; without one every score is exact")
+    if index is not None:
+        if declared is None or not declared.uses_index:
+            name = type(detector).__name__ if declared is None else declared.name
+            raise InputError(f"trace: {name} reads no index; {_detectors(uses_index=True)} do")
+        given |= {"index": index} if refine is None else {"index": index, "refine": refine}
     findings: Findings = _run(
         "find",
         detector,
@@ -357,6 +374,73 @@ def trace(
         **given,
     )
     return findings
+
+
+@bounded("give fewer numbers, fewer modules or a smaller memory")
+def index(
+    path: str | os.PathLike[str],
+    model: Model,
+    training_set: Dataset,
+    *,
+    append: bool = False,
+    damping: Damping | None = None,
+    modules: Sequence[str] | None = None,
+    covariance_examples: int | None = None,
+    numbers: int | None = None,
+    processes: int = 1,
+    normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
+    seed: int = 0,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> InfluenceIndex:
+    """Read the training set once, for any number of answers to trace: see `influence.InfluenceIndex`.
+
+    Arguments:
+        path: a directory. An unfinished index is gone on with, a damaged file is made again; a finished and
+            sound one is opened.
+        model: as for `trace`.
+        training_set: as for `trace`; with `append`, examples that come after those of the index.
+        append: add examples to the index, without reading those that it has.
+        damping: of the curvature; that of "calibrated" by default.
+        modules: whose parameters to track; all linear and convolution layers by default.
+        covariance_examples: fit the covariances to this many examples only.
+        numbers: kept of each example; 2,048 by default, fewer where memory is short.
+        processes: how many make shards at a time.
+        normalization: as for `trace`.
+        task: as for `trace`.
+        seed: of everything random.
+        memory: as for `trace`; it decides how many numbers are kept, and how they are sketched.
+        progress: as for `trace`.
+
+    Returns:
+        What `trace` takes as `index`, also for its similar examples and self-influences.
+
+    Raises:
+        InputError: an option is out of range, or the memory does not suffice.
+        MismatchError: the directory holds the index of something else.
+
+    Cost: two passes over the training set for the factors, one for the index.
+    """
+    check_network(network_of(model), gradients=True)
+    network = network_of(giving_logits(model, normalization, task))
+    examples = examples_of(training_set, normalization)
+    with usual_mode(device_of(network)):
+        if append:
+            known = InfluenceIndex.open(path)
+            return known.append(network, examples, processes=processes, progress=progress)
+        return InfluenceIndex.build(
+            path,
+            network,
+            examples,
+            seed=seed,
+            damping=damping,
+            modules=modules,
+            covariance_examples=covariance_examples,
+            numbers=numbers,
+            processes=processes,
+            progress=progress,
+        )
 
 
 @bounded(_LESS)
@@ -432,9 +516,11 @@ def heal(
         findings: from `trace` or `scan`, or loaded with `Findings.load`; or the indices of the examples to
             forget.
         method: the name of an unlearner, or an instance with its own options.
-        recipe: how to train; a `Trained` brings its own, for another network most methods need one.
+        recipe: how to train; a `Trained` brings its own. For another network "retrain" needs one, while
+            "fine-tune" and "relabel" find an optimiser and a learning rate on held-out clean examples
+            (`Trained.tuning`).
         start: a freshly built network, or the pretrained one that training began with, for "retrain" where
-            the network is not built by a recipe.
+            the network is not built by a recipe, and for the teacher of "bad-teaching".
         retrain: a training function of your own, in place of a method of ours: called once as
             `retrain(kept, subset)` with the ascending indices of the examples to keep (a list of int) and the
             `torch.utils.data.Subset` of the very dataset that was given at these indices, with its
@@ -475,14 +561,9 @@ def heal(
             seed=seed,
             adapted=lambda network: network_of(giving_logits(network, normalization, task)),
         )
-    try:
-        examples = as_training_set(examples)
-    except InputError:
-        if not unlearner.any_examples:
-            raise
     healed = unlearner.heal(
         giving_logits(model, normalization, task),
-        examples,
+        examples if unlearner.any_examples else as_training_set(examples),
         forget,
         recipe=recipe,
         start=None if start is None else network_of(giving_logits(start, normalization, task)),
@@ -678,7 +759,7 @@ def _run(
     with usual_mode(device_of(network)):
         if traces and len(examples):
             check_outputs(network, examples.batch(0, 64)[0], classes=examples.num_classes)
-        if len(examples):
+        if len(examples) and "index" not in given:  # which has its own account, and needs no large queries
             observation = given.get("observation")
             verb = step if step == "calibrate" else "scan" if observation is None else "trace"
             observed = 0 if observation is None else len(observation)

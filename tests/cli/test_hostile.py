@@ -48,7 +48,7 @@ def test_control_characters_of_names_do_not_reach_the_terminal(
         assert all(line.isprintable() for line in text.split("\n"))
     assert "cat\\nx/" in output.out
     told = refused(capsys, "export", tmp_path / "found", "--as", "list", "--out", tmp_path / "list.txt")
-    assert "has several lines; give --as csv" in told
+    assert "cannot stand in a list; write json or parquet" in told
     assert not (tmp_path / "list.txt").exists()
     assert main(["export", str(tmp_path / "found"), "--out", str(tmp_path / "rows.csv")]) == 0
 

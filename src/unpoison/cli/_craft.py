@@ -12,6 +12,7 @@ from unpoison.cli._inputs import given_of, indices_of, load_model, options_of, r
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Craft, ModelOptions
 from unpoison.cli._session import session
+from unpoison.cli._status import DONE
 from unpoison.data import Splits
 from unpoison.errors import InputError
 from unpoison.registry import Method
@@ -81,7 +82,7 @@ def craft(options: Craft, console: Console, interrupts: Interrupts) -> int:
         f"{images}{source or 'any other class'} -> {target or 'any other class'}",
         f"the poison set is {options.out / 'poison'}",
     )
-    return 0
+    return DONE
 
 
 def _budget(options: Craft) -> Budget:

@@ -8,6 +8,7 @@ from unpoison.cli._inputs import given_of, healing_recipe, load_findings, load_m
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
+from unpoison.cli._status import DONE
 from unpoison.cli._train_command import training_by
 from unpoison.errors import InputError
 from unpoison.training import Trained
@@ -41,20 +42,22 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
                 findings,
                 method=unlearner,
                 recipe=recipe,
-                start=None if retrain is not None else subject.fresh(options.method),
+                start=None if retrain is not None else subject.fresh(unlearner),
                 retrain=retrain,
+                task=subject.task,
                 seed=options.run.seed,
                 progress=progress,
             )
             healed.save(run.artefact("model", "model"))
         with run.stage("measure"):
-            run.measure(subject.model, splits.test, poison, when="before")
-            run.measure(healed, splits.test, poison, when="after")
+            run.measure(subject.model, splits.test, poison, when="before", task=subject.task)
+            run.measure(healed, splits.test, poison, when="after", task=subject.task)
         run.results.update(
             method=method,
             removed=len(findings.flagged),
             examples=len(training_set),
             recipe=None if healed.recipe is None else healed.recipe.to_dict(),
+            tuning=None if healed.tuning is None else dict(healed.tuning),
             fingerprint=training_set.fingerprint,
             healing_seconds=healed.seconds,
             training_seconds=None if trained is None else trained.seconds,
@@ -62,11 +65,22 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     console.show(
         f"healed by {method}: {len(findings.flagged)} of {len(training_set)} examples forgotten",
         *run.compared(),
+        *_tuned(healed),
         f"healing took {healed.seconds:.1f} s"
         + ("" if trained is None else f"; training the model took {trained.seconds:.1f} s"),
         f"the healed model is {options.out / 'model'}",
     )
-    return 0
+    return DONE
+
+
+def _tuned(healed: Trained) -> list[str]:
+    """How an optimiser and a learning rate were found, in a line."""
+    if healed.tuning is None:
+        return []
+    return [
+        "no recipe was given, so {optimizer} at a learning rate of {learning_rate:g} was found on {held_out} "
+        "clean examples in {seconds:.1f} s".format(**healed.tuning)
+    ]
 
 
 def _check_used(options: Heal) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
-from unpoison import data
+from unpoison import data, workflow
 from unpoison._artefacts import read_json
 from unpoison._memory import is_allocation_failure
 from unpoison.cli._networks import network_of_library
@@ -34,11 +34,13 @@ from unpoison.cli._options import (
 from unpoison.detectors import Findings
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.models import Normalized, load_weights
+from unpoison.tasks import ClassificationTask
 from unpoison.threats import Backdoor, PoisonSet
 from unpoison.training import Recipe, Trained, predict
 
 if TYPE_CHECKING:
     from unpoison.data import Splits, TrainingSet
+    from unpoison.unlearners import Unlearner
 
 # Tables of image files and tar shards; their images are prepared as those of folders are.
 _OF_FILES = (".csv", ".tsv", ".tar")
@@ -91,6 +93,27 @@ def options_of(texts: Sequence[str], option: str = "--option") -> dict[str, Any]
         except tomllib.TOMLDecodeError:
             changes[key] = float(value) if _POINTED.fullmatch(value) else value
     return changes
+
+
+def task_of(texts: Sequence[str]) -> ClassificationTask | None:
+    """How the logits are read, as `--task` says; None where it says nothing.
+
+    Raises:
+        InputError: it says something else than output= and values=.
+
+    >>> task_of(["output=1", "values=probabilities"])
+    ClassificationTask(output=1, values='probabilities')
+    """
+    given = options_of(texts, "--task")
+    for key, value in given.items():
+        if key not in ("output", "values"):
+            raise InputError(f"--task {key}=: expected output=KEY or values=probabilities (or logits)")
+        if key == "output" and (isinstance(value, bool) or not isinstance(value, str | int)):
+            raise InputError(f"--task output={value}: expected a key, an attribute or a place such as 0")
+    try:
+        return ClassificationTask(**given) if given else None
+    except InputError as error:
+        raise InputError(f"--task: {error}") from None
 
 
 def indices_of(texts: Sequence[str], splits: Splits, option: str) -> list[int]:
@@ -211,14 +234,21 @@ class Subject:
     Arguments:
         model: as trained.
         build: makes it anew, untrained, where it is not built by a recipe.
+        task: how its logits are read, where `--task` says so.
     """
 
     model: Trained | nn.Module
     build: Callable[[], nn.Module] | None = None
+    task: ClassificationTask | None = None
 
-    def fresh(self, unlearner: str) -> nn.Module | None:
-        """The untrained network for an unlearner that starts from it."""
-        return self.build() if self.build is not None and unlearner == "retrain" else None
+    def fresh(self, unlearner: Unlearner) -> nn.Module | None:
+        """The untrained network for an unlearner that makes use of it."""
+        return self.build() if self.build is not None and unlearner.uses_start else None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as it returns logits."""
+        return workflow.network_of(workflow.giving_logits(self.model, None, self.task))
 
 
 def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> Subject:
@@ -227,7 +257,8 @@ def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> S
     Arguments:
         spec: a directory of ours, `timm:NAME`, `torchvision:NAME`, `transformers:FOLDER`, or
             `package.module:factory`, found from the current directory too.
-        options: the weights of a factory's network and the normalisation that it expects.
+        options: the weights of a factory's network, the normalisation that it expects, and where its logits
+            are.
         training_set: what it was trained on.
 
     Raises:
@@ -235,8 +266,10 @@ def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> S
     """
     folder = Path(spec)
     if folder.is_dir():
-        if options.weights is not None or options.normalization is not None:
-            raise InputError(f"--model {spec}: a directory of ours brings its own weights and normalization")
+        if options.weights is not None or options.normalization is not None or options.task:
+            raise InputError(
+                f"--model {spec}: a directory of ours brings its own weights, normalization and task"
+            )
         trained = _load_trained(_part(folder, "model", "trained.json", "--model"), training_set.device)
         _check_fit(spec, trained.model.eval(), training_set)
         return Subject(trained)
@@ -248,13 +281,15 @@ def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> S
     whole = module if normalization is None else Normalized(module, *normalization)
     if options.weights is not None:
         _load_weights(module, whole, options.weights)
-    _check_fit(spec, whole.to(training_set.device).eval(), training_set)
+    task = task_of(options.task)
+    whole = whole.to(training_set.device).eval()
+    _check_fit(spec, whole if task is None else task.adapted(whole), training_set)
 
     def build() -> nn.Module:
         fresh = _made(spec, factory)
         return fresh if normalization is None else Normalized(fresh, *normalization)
 
-    return Subject(whole, build)
+    return Subject(whole, build, task)
 
 
 def _load_trained(folder: Path, device: torch.device) -> Trained:

@@ -13,13 +13,13 @@ from unpoison.cli._inputs import load_model, load_set, options_of, reference_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Scan, Trace
 from unpoison.cli._session import Session, session
+from unpoison.cli._status import status_of
 from unpoison.cli._tracing import Tracing
 from unpoison.data import TrainingSet
 from unpoison.detectors import Findings
 from unpoison.errors import printable
 from unpoison.threats import PoisonSet
 
-DONE, FOUND = 0, 1
 _KEPT_IMAGES = 64
 
 
@@ -39,7 +39,7 @@ def trace(options: Trace, console: Console, interrupts: Interrupts) -> int:
     missed = "a trace may miss some of it: unpoison repair removes what it finds and traces the healed model"
     console.show(*told(run, findings), *case.told(), *([missed] if findings.poison_found else []))
     console.show(f"the findings are {options.out / 'findings'}")
-    return FOUND if options.fail_on_findings and findings.poison_found else DONE
+    return status_of(options, findings)
 
 
 def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
@@ -57,6 +57,7 @@ def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
                 training_set,
                 method=detector,
                 reference=reference,
+                task=subject.task,
                 seed=options.run.seed,
                 progress=progress,
             )
@@ -66,7 +67,7 @@ def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
             method=findings.method, examples=len(training_set), fingerprint=training_set.fingerprint
         )
     console.show(*told(run, findings), f"the findings are {options.out / 'findings'}")
-    return FOUND if options.fail_on_findings and findings.poison_found else DONE
+    return status_of(options, findings)
 
 
 def told(run: Session, findings: Findings) -> list[str]:
@@ -104,6 +105,8 @@ def keep_findings(
         cause=None if findings.cause is None else findings.cause.to_dict(),
         false_alarm_level=findings.threshold.false_alarm_level,
         threshold=findings.threshold.value,
+        tracked_share=findings.tracked_share,
+        untracked=list(findings.untracked),
         summary=findings.summary,
         detector_seconds=dict(findings.seconds),
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from unpoison._statistics import Proportion
     from unpoison.data import Splits, TrainingSet
+    from unpoison.tasks import ClassificationTask
     from unpoison.threats import PoisonSet
     from unpoison.workflow import Model
 
@@ -79,7 +80,13 @@ class Session:
             self.results.setdefault("measured", {})[name] = proportion.to_dict()
 
     def measure(
-        self, model: Model, test_set: TrainingSet | None, poison: PoisonSet | None, *, when: str = ""
+        self,
+        model: Model,
+        test_set: TrainingSet | None,
+        poison: PoisonSet | None,
+        *,
+        when: str = "",
+        task: ClassificationTask | None = None,
     ) -> None:
         """Note accuracy, and attack success where the poison is known; null without a test set.
 
@@ -88,12 +95,14 @@ class Session:
             test_set: clean test images.
             poison: what was put into the training set.
             when: "before" or "after" healing, to tell the numbers apart.
+            task: how the model's logits are read.
         """
         from unpoison import workflow
 
         measured = None
         if test_set is not None:
-            measured = workflow.measure(model, test_set, None if poison is None else poison.goal)
+            goal = None if poison is None else poison.goal
+            measured = workflow.measure(model, test_set, goal, task=task)
         suffix = f"_{when}" if when else ""
         self.rate(f"clean_accuracy{suffix}", None if measured is None else measured.clean_accuracy)
         self.rate(f"attack_success{suffix}", None if measured is None else measured.attack_success)

@@ -24,6 +24,7 @@ from unpoison.cli._session import Session
 from unpoison.data import Splits, TrainingSet
 from unpoison.detectors import Calibrated, Calibration, Observation
 from unpoison.errors import InputError
+from unpoison.influence import InfluenceIndex
 from unpoison.threats import PoisonSet, find_class
 
 KEPT = "calibration"
@@ -88,16 +89,29 @@ class Tracing:
             predicted = find_class(asked.predicted, names, option="--predicted")
         try:
             observation = detectors.check_observation(
-                workflow.network_of(subject.model),
+                subject.network,
                 training_set,
                 Observation(torch.stack([one.image for one in suspects]), predicted, true_label),
             )
         except InputError as error:
             raise InputError(f"--suspect {' '.join(asked.suspect)}: {error}") from None
-        given: dict[str, Any] = {"method": detector, "reference": reference, "seed": options.run.seed}
+        given: dict[str, Any] = {
+            "method": detector,
+            "reference": reference,
+            "seed": options.run.seed,
+            "task": subject.task,
+        }
+        index = None
+        if isinstance(options, Trace):
+            if options.index is not None:
+                index = given["index"] = InfluenceIndex.open(options.index)
+            if options.refine is not None:
+                given["refine"] = options.refine
         if asked.groups is not None:
             given["groups"] = groups_of(asked.groups, len(training_set))
         place = asked.calibration
+        if place is None and index is not None:
+            place = index.calibration
         if place is None and calibrates and Path(options.model).is_dir():
             place = Path(options.model) / KEPT
         if place is not None and place.exists() and not (place / f"{KEPT}.json").is_file():
@@ -112,16 +126,24 @@ class Tracing:
         detector = self.given["method"]
         if not isinstance(detector, Calibrated):
             return
-        options = {key: value for key, value in self.given.items() if key in ("groups", "seed")}
-        network, reference = workflow.network_of(self.subject.model), self.given["reference"]
+        options = {key: value for key, value in self.given.items() if key in ("groups", "seed", "index")}
+        reference = self.given["reference"]
         calibration: Calibration | None = None
         if self.place is not None:
-            calibration = detector.kept(self.place, network, self.training_set, reference, **options)
+            calibration = detector.kept(
+                self.place, self.subject.network, self.training_set, reference, **options
+            )
         if calibration is not None:
             run.console.say(f"the calibration in {self.place} is of this model and is used again")
         else:
             calibration = workflow.calibrate(
-                network, self.training_set, reference, method=detector, progress=progress, **options
+                self.subject.model,
+                self.training_set,
+                reference,
+                method=detector,
+                task=self.subject.task,
+                progress=progress,
+                **options,
             )
             self._keep(calibration, run)
         self.given["calibration"] = calibration

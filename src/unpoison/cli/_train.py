@@ -10,6 +10,7 @@ from unpoison.cli._inputs import load_set, options_of, recipe_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Train
 from unpoison.cli._session import session
+from unpoison.cli._status import DONE
 from unpoison.errors import InputError
 from unpoison.threats import PoisonSet
 from unpoison.training import Defense, Recipe, Trained
@@ -53,7 +54,7 @@ def train(options: Train, console: Console, interrupts: Interrupts) -> int:
         *([] if success is None else [f"attack success {per_cent(success)}"]),
         f"the model is {options.out / 'model'}",
     )
-    return 0
+    return DONE
 
 
 def _augmentation(recipe: Recipe) -> str:

@@ -55,6 +55,7 @@ _DAMPING = AbsoluteDamping(1e-8)
     cost="three passes with per-example gradients",
     presets=("published", "published-smooth", "published-matching"),
     needs_observation=True,
+    uses_index=True,
 )
 @dataclass(frozen=True, kw_only=True)
 class DeltaInfluence(Searcher):
@@ -128,7 +129,9 @@ class DeltaInfluence(Searcher):
         queries = self._drawing.queries(
             search.observation.inputs, search.answer, search.training_set, randomness
         )
-        scores = search.influence(queries.inputs, queries.labels, combine=queries.every_difference())
+        scores = search.influence(
+            queries.inputs, queries.labels, combine=queries.every_difference(), ranking=_mean_collapse
+        )
         before, differences = scores.values[0].cpu(), scores.values[1:].cpu()
         findings = self._vote(search, before, differences)
         return replace(findings, draws=queries.draws, draw_images=queries.draw_images())
@@ -152,3 +155,8 @@ class DeltaInfluence(Searcher):
                 "collapses": votes.float(),
             },
         )
+
+
+def _mean_collapse(values: Tensor) -> Tensor:
+    """Float[n] of Float[1 + draws, n]."""
+    return -values[1:].mean(0)

@@ -34,6 +34,7 @@ _DAMPING = RelativeDamping(0.1)
     cost="three passes with per-example gradients",
     presets=("default", "published"),
     needs_observation=True,
+    uses_index=True,
 )
 @dataclass(frozen=True, kw_only=True)
 class EKFACThreshold(Searcher):

@@ -1,9 +1,17 @@
+from ._cyclonedx import findings_cyclonedx as findings_cyclonedx
 from ._data import Outcome as Outcome
 from ._data import ReportData as ReportData
+from ._export import write_findings as write_findings
+from ._forms import Form as Form
+from ._identifiers import Identifier as Identifier
+from ._identifiers import identifiers_of as identifiers_of
 from ._leaderboard import leaderboard_html as leaderboard_html
 from ._leaderboard import write_leaderboard as write_leaderboard
 from ._page import render as render
 from ._page import write_report as write_report
+from ._provenance import Provenance as Provenance
+from ._sarif import findings_sarif as findings_sarif
+from ._summary import findings_markdown as findings_markdown
 from ._table import leaderboard_latex as leaderboard_latex
 from ._table import leaderboard_markdown as leaderboard_markdown
 from ._table import table_of as table_of
