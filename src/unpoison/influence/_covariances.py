@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.errors import InputError
+from unpoison.influence._diagonal_layers import TableRows
 from unpoison.influence._layers import ConvLayer, Layer, Scratch
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Sweeper, Visitor
@@ -72,6 +73,10 @@ class Covariances(Visitor):
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         pass
+
+    def table_rows(self, index: int, start: int, rows: TableRows) -> bool:
+        """Nothing is needed of a diagonal layer."""
+        return True
 
     def finish(self) -> None:
         """Put together what is kept by differences of positions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -143,8 +144,27 @@ class BiasLayer(DiagonalLayer):
 
 
 @final
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of a table that have a gradient, each once an example.
+
+    Arguments:
+        owners: Int64[u], the example.
+        places: Int64[u], the row of the table.
+        gradients: Float[u d].
+    """
+
+    owners: Tensor
+    places: Tensor
+    gradients: Tensor
+
+
+@final
 class EmbeddingLayer(DiagonalLayer):
-    """`nn.Embedding` as Float[b 1 v d]. Dense: an example costs as much memory as the table."""
+    """`nn.Embedding` as Float[b 1 v d].
+
+    `rows` has an example's tokens alone, where `gradient` costs as much memory as the table for each example.
+    """
 
     def __init__(self, name: str, module: nn.Embedding, parameter: str) -> None:
         if module.max_norm is not None:
@@ -154,15 +174,22 @@ class EmbeddingLayer(DiagonalLayer):
         self.name, self.modules, self.parameters = name, (module,), (parameter,)
         self.embedding, self.shape = module, (1, module.num_embeddings, module.embedding_dim)
 
+    def rows(self, inputs: Tensor, output_gradient: Tensor) -> TableRows:
+        """The gradients of b examples, from their tokens Int64[b ...] and Float[b ... d]."""
+        b, table = len(inputs), self.shape[1]
+        keys = inputs.reshape(b, -1) + table * torch.arange(b, device=inputs.device)[:, None]
+        keys, inverse = torch.unique(keys, return_inverse=True)
+        flat = output_gradient.reshape(-1, self.shape[2])
+        sums = flat.new_zeros(len(keys), self.shape[2]).index_add_(0, inverse.flatten(), flat)
+        if self.embedding.padding_idx is not None:
+            sums[keys % table == self.embedding.padding_idx] = 0
+        return TableRows(keys // table, keys % table, sums)
+
     def gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
         """Float[b 1 v d]."""
-        b, (_, rows, width) = len(inputs), self.shape
-        flat = output_gradient.reshape(b, -1, width)
-        index = inputs.reshape(b, -1) + rows * torch.arange(b, device=inputs.device)[:, None]
-        result = flat.new_zeros(b * rows, width).index_add_(0, index.flatten(), flat.flatten(0, 1))
-        result = result.view(b, 1, rows, width)
-        if self.embedding.padding_idx is not None:
-            result[:, :, self.embedding.padding_idx] = 0
+        found = self.rows(inputs, output_gradient)
+        result = found.gradients.new_zeros(len(inputs), *self.shape)
+        result[found.owners, 0, found.places] = found.gradients
         return result
 
     def by_parameter(self, gradient: Tensor) -> dict[str, Tensor]:

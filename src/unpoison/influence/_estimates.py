@@ -13,8 +13,8 @@ from torch import nn
 
 from unpoison._memory import allowed_memory
 from unpoison.influence._layers import Layer
-from unpoison.influence._queries import QUERY_SHARE
-from unpoison.influence._sweep import FIRST, activation_bytes, default_workspace, where
+from unpoison.influence._queries import QUERY_SHARE, QUERY_SLICE
+from unpoison.influence._sweep import AT_ONCE, CHUNK, FIRST, activation_bytes, default_workspace, where
 from unpoison.influence._tracked import tracked_layers
 from unpoison.models import Activations
 
@@ -53,7 +53,7 @@ def influence_bytes(
     squares = size * sum(map(_squares, layers))
     values = size * sum(math.prod(layer.shape) for layer in layers)
     largest = size * max(math.prod(layer.shape) for layer in layers)
-    workspace = default_workspace(device) + 2 * largest
+    workspace = default_workspace(device) + min(CHUNK, 2 * AT_ONCE * largest)
     most = max(activation_bytes(device), activations.training(FIRST))
     sweep = min(activations.training(batch_size), most)
     # The matrix, its eigenvectors and twice as much work space, in float64.
@@ -65,7 +65,7 @@ def influence_bytes(
     stages: list[Parts] = [
         {
             "factors": factors,
-            "queries": held + 3 * largest,
+            "queries": held + 3 * min(held, max(largest, QUERY_SLICE)),
             "activations": min(activations.training(min(asked, batch_size)), most),
         },
         {

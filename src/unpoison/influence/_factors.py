@@ -45,6 +45,7 @@ from unpoison._seeds import generator
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence._covariances import Covariances, eigenbases_
+from unpoison.influence._diagonal_layers import TableRows
 from unpoison.influence._layers import Layer, Scratch, outer
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Sweeper, Visitor, where
@@ -417,6 +418,11 @@ class _Eigenvalues(Visitor):
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         self.sums[index] += gradient.square().sum(0)
+
+    def table_rows(self, index: int, start: int, rows: TableRows) -> bool:
+        """Squares of the rows that the examples use."""
+        self.sums[index][0].index_add_(0, rows.places, rows.gradients.square())
+        return True
 
 
 _UNCHANGED: ContextVar[tuple[nn.Module, str] | None] = ContextVar("unchanged", default=None)

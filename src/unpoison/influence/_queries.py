@@ -27,6 +27,7 @@ from unpoison._inputs import count_of, rows_of
 from unpoison._memory import check_memory
 from unpoison._progress import Progress
 from unpoison.errors import InputError
+from unpoison.influence._diagonal_layers import TableRows
 from unpoison.influence._factors import Factors, LayerFactors, model_fingerprint, rotated_matrix
 from unpoison.influence._layers import Layer, outer
 from unpoison.influence._sweep import Sweeper, Visitor, where
@@ -36,7 +37,7 @@ from unpoison.tasks import Batch, Task
 
 QUERY_SHARE: Final = 0.5
 """The share of the memory that queries in blocks may take; the rest is for activations and gradients."""
-_SLICE: Final = 64 << 20
+QUERY_SLICE: Final = 64 << 20
 """Bytes of queries that are preconditioned at a time."""
 
 
@@ -222,7 +223,7 @@ def precondition(
             if own.input_basis is None or own.output_basis is None:
                 values[layer.name] = total.mul_(inverse(own, damping))
             else:
-                step, damped = max(1, _SLICE // total[0].nbytes), inverse(own, damping)
+                step, damped = max(1, QUERY_SLICE // total[0].nbytes), inverse(own, damping)
                 for start in range(0, len(total), step):  # in place, since most of the memory is here
                     rows = total[start : start + step]
                     rows.copy_(_preconditioned(rows, own.input_basis, own.output_basis, damped))
@@ -255,3 +256,11 @@ class _Combined(Visitor):
         # Of many combinations of a few queries each, only those of these queries change.
         rows = part.any(1).nonzero()[:, 0]
         self.totals[index].flatten(1).index_add_(0, rows, part[rows] @ gradient.flatten(1))
+
+    def table_rows(self, index: int, start: int, rows: TableRows) -> bool:
+        """Combinations of the rows that the examples use."""
+        shares = self.combine[:, self.first + start + rows.owners]
+        for total, share in zip(self.totals[index][:, 0], shares, strict=True):
+            used = share.nonzero()[:, 0]
+            total.index_add_(0, rows.places[used], share[used, None] * rows.gradients[used])
+        return True

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from unpoison._progress import Progress
 from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
+from unpoison.influence._diagonal_layers import TableRows
 from unpoison.influence._factors import model_fingerprint, rotated
 from unpoison.influence._layers import Layer, outer
 from unpoison.influence._products import products
@@ -216,6 +217,20 @@ class _Products(Visitor):
         if self.self_influence is not None:
             self._add_self_influence(rows, gradient.clone(), self.factors[index][1], scale)
         self._dot(index, rows, gradient, scale)
+
+    def table_rows(self, index: int, start: int, rows: TableRows) -> bool:
+        """Products with the rows of the queries' tables that the examples use."""
+        queries = self.queries[index]
+        assert queries is not None
+        owners, squares = self.first + start + rows.owners, rows.gradients.double().square()
+        for place, table in enumerate(queries[:, 0]):
+            self.products[:, place].index_add_(0, owners, (table[rows.places] * rows.gradients).sum(1))
+        if self.squares is not None:
+            self.squares.index_add_(0, owners, squares.sum(1))
+        if self.self_influence is not None:
+            own = (squares * self.factors[index][1][0, rows.places]).sum(1)
+            self.self_influence.index_add_(0, owners, own)
+        return True
 
     def _add_self_influence(self, rows: slice, turned: Tensor, reciprocal: Tensor, scale: Tensor) -> None:
         assert self.self_influence is not None

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from unpoison._inputs import count_of, differentiable, placed, rows_of
 from unpoison._memory import allowed_memory
 from unpoison.errors import InputError
-from unpoison.influence._diagonal_layers import OF_MAPS, DiagonalLayer
+from unpoison.influence._diagonal_layers import OF_MAPS, DiagonalLayer, EmbeddingLayer, TableRows
 from unpoison.influence._layers import CONVOLUTIONS, TRANSPOSED, KroneckerLayer, Layer, Scratch
 from unpoison.influence._steps import in_steps
 from unpoison.models import fastest_layout, preserved, usual_mode
@@ -49,6 +49,14 @@ class Visitor(ABC):
 
         Returns:
             Whether that was all the visitor needs; it is given chunks of the batch otherwise.
+        """
+        return False
+
+    def table_rows(self, index: int, start: int, rows: TableRows) -> bool:
+        """Examples `start`... of the batch, in layer `index`, an Embedding: all of a forward pass.
+
+        Returns:
+            Whether that was all the visitor needs; it is given dense gradients otherwise.
         """
         return False
 
@@ -82,7 +90,9 @@ def activation_bytes(device: torch.device) -> int:
 
 FIRST = 5
 """Examples of the first forward pass, which tells how many fit; few dimensions have this length by chance."""
-_AT_ONCE = 16
+CHUNK = 256 << 20
+"""Bytes of such a chunk at most."""
+AT_ONCE = 16
 """Examples of a chunk at least, where they fit: a layer's factors and queries are read once a chunk."""
 
 
@@ -134,7 +144,7 @@ class Sweeper:
             raise InputError(f"workspace_bytes must be positive, found {workspace_bytes}")
         # Layers with large gradients get more than the cache holds, since their products read still more.
         self._chunk = (
-            max(self.workspace, min(256 << 20, allowed_memory(self.device) // 16))
+            max(self.workspace, min(CHUNK, allowed_memory(self.device) // 16))
             if workspace_bytes is None
             else self.workspace
         )
@@ -380,9 +390,14 @@ class Sweeper:
         once = len(received) == 1 and fold == 1
         if once and isinstance(layer, KroneckerLayer) and visitor.whole(index, *received[0][:2]):
             return
+        if isinstance(layer, EmbeddingLayer):
+            tokens = torch.cat([x.reshape(self._batch, -1) for x, _, _ in received], 1)
+            gradients = torch.cat([g.reshape(self._batch, -1, inputs) for _, g, _ in received], 1)
+            if visitor.table_rows(index, self._offset, layer.rows(tokens, gradients)):
+                return
         an_example = groups * (positions * (inputs + outputs) + 2 * outputs * inputs) * self.dtype.itemsize
         fitting = self.workspace // max(an_example, 1)
-        step = max(1, fitting, min(_AT_ONCE, self._chunk // max(an_example, 1)))
+        step = max(1, fitting, min(AT_ONCE, self._chunk // max(an_example, 1)))
         for start in range(0, self._batch, step):
             rows = slice(start * fold, (start + step) * fold)
             if isinstance(layer, KroneckerLayer):
