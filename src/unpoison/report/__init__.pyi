@@ -1,5 +1,9 @@
 from ._data import Outcome as Outcome
 from ._data import ReportData as ReportData
+from ._decisions import VERDICTS as VERDICTS
+from ._decisions import Decisions as Decisions
+from ._decisions import Entry as Entry
+from ._decisions import Verdict as Verdict
 from ._leaderboard import leaderboard_html as leaderboard_html
 from ._leaderboard import write_leaderboard as write_leaderboard
 from ._page import render as render
