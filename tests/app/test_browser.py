@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,16 @@ BROWSER = next(
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path"),
+]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
 ]
 OWNED = "document.title='owned'"
 CLASSES = (f"<img src=stolen onerror={OWNED}>", f'"><svg onload={OWNED}>', "שלום")
@@ -147,25 +158,24 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     network = ("--model", "resnet9", "--width", "4", "--epochs", "4", "--poison", str(folder / "poison"))
     assert main(["train", *data, *network, "--out", str(folder / "model")]) == 0
     paths = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unpoison", "app", str(folder / "model"), "--threads", "1"],
-        env={**os.environ, "PYTHONPATH": paths, "UNPOISON_PLUGINS": "corner_plugin"},
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = folder / "server.log"
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unpoison", "app", str(folder / "model"), "--threads", "1"],
+            env={**os.environ, "PYTHONPATH": paths, "UNPOISON_PLUGINS": "corner_plugin"},
+            cwd=folder,
+            stderr=said,
+        )
     try:
-        assert process.stderr is not None
-        told = process.stderr.readline()
-        while told and "http" not in told:
-            told = process.stderr.readline()
-        address = re.search(r"http\S+", told)
-        assert address, process.stderr.read()
+        address = None
+        while address is None and process.poll() is None:
+            time.sleep(0.05)
+            address = re.search(r"http\S+(?=\n)", log.read_text())
+        assert address, log.read_text()
         with playwright.sync_playwright() as driver:
             browser = driver.chromium.launch(
                 executable_path=BROWSER,
-                args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"]
-                + ["--no-first-run", "--disable-background-networking", "--disable-component-update"],
+                args=FLAGS,
             )
             context = browser.new_context(viewport={"width": 1280, "height": 900})
             page = Page(context.new_page(), address.group(0).partition("/?")[0])
@@ -182,8 +192,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 def test_from_a_wrong_answer_to_the_healed_model_by_the_keyboard(story: Story) -> None:
     page = story.page
-    page.sees("main", "wrong answers, the traced")
-    page.tab_to(".choice:has-text('Trace by') select")
+    page.sees("#content", "wrong answers, the traced")
+    page.tab_to("select[name='Trace by']")
     page.press("c", "o", "r")
     page.tab_to("button[aria-label^='Trace triggered:']")
     page.press("Enter")
@@ -226,11 +236,11 @@ def test_from_a_wrong_answer_to_the_healed_model_by_the_keyboard(story: Story) -
     assert healed["removed"] == 20
 
     page.view("4", "Before and after healing")
-    page.sees("main", "Attack success, before → after")
-    page.sees("main", "answers have changed")
+    page.sees("#content", "Attack success, before → after")
+    page.sees("#content", "answers have changed")
     page.view("5", "Runs and log")
-    page.sees("main", "unpoison heal --model")
-    page.sees("main", "blame: ")
+    page.sees("#content", "unpoison heal --model")
+    page.sees("#content", "blame: ")
     second.window.close()
     assert not page.errors + second.errors
 
@@ -268,7 +278,7 @@ def test_a_lasso_is_undone(story: Story) -> None:
 def test_a_trace_is_cancelled(story: Story) -> None:
     page = story.page
     page.view("1", "Overview")
-    page.tab_to(".choice:has-text('Trace by') select")
+    page.tab_to("select[name='Trace by']")
     page.press("c", "o", "r")
     page.tab_to("button[aria-label^='Trace triggered:']")
     page.press("Enter")
@@ -290,12 +300,12 @@ def test_names_from_data_are_text_and_nothing_is_asked_of_others(story: Story) -
     ):
         page.view(key, heading)
         assert "owned" not in page.window.title()
-        assert page.window.locator("main img[src='stolen'], main svg[onload], main b").count() == 0
-        narrow = page.window.evaluate(
-            "() => { document.body.style.width = '400px';"
-            " return [...document.querySelectorAll('main > *, header > *')].every(e => e.scrollWidth <= 420) }"
+        assert (
+            page.window.locator("#content img[src='stolen'], #content svg[onload], #content b").count() == 0
         )
-        assert narrow, heading
+        width = page.window.evaluate("() => document.documentElement.scrollWidth")
+        assert width <= 400, heading
+    page.window.set_viewport_size({"width": 1280, "height": 900})
     page.view("2", "Poison found")
     page.sees("#current", re.escape(f"<img src=stolen onerror={OWNED}>"))
     hosts = {

@@ -18,9 +18,9 @@ class Tag(TextElement):
         super().__init__(tag=tag, text=text)
 
 
-def tag(name: str, text: str = "", classes: str = "", **attributes: Any) -> Any:
+def tag(kind: str, /, text: str = "", classes: str = "", **attributes: Any) -> Any:
     """An element; underscores in the names of attributes become hyphens, and None leaves one out."""
-    made = Tag(name, text)
+    made = Tag(kind, text)
     if classes:
         made.classes(classes)
     for key, value in attributes.items():
@@ -101,7 +101,7 @@ def select(
     """A labelled list to choose one of (value, text) from."""
     with tag("label", classes="choice"):
         tag("span", label)
-        with tag("select") as made:
+        with tag("select", name=label) as made:
             for key, text in options:
                 tag("option", text, value=key, selected=True if key == value else None)
     made.on("change", lambda event: on_change(str(event.args)), js_handler="(e) => emit(e.target.value)")

@@ -94,17 +94,16 @@ class Guard:
         }
         if not self._same_site(scope, headers):
             await _refuse(scope, receive, send)
-        elif self._has_cookie(headers):
-            if int(headers.get("content-length") or 0) > LARGEST_BODY:
-                await _answer(send, 413, b"413: too large\n", {"content-type": "text/plain"})
-            else:
-                await self.application(scope, _limited(receive), _with_headers(send))
         elif scope["type"] == "http" and scope["method"] == "GET" and self._has_token(scope):
             cookie = f"{self.cookie}={self._session}; Path=/; HttpOnly; SameSite=Strict"
             more = {"content-type": "text/html; charset=utf-8", "set-cookie": cookie}
             await _answer(send, 200, _ENTER, {**_HEADERS, **more, "cache-control": "no-store"})
-        else:
+        elif not self._has_cookie(headers):
             await _refuse(scope, receive, send)
+        elif int(headers.get("content-length") or 0) > LARGEST_BODY:
+            await _answer(send, 413, b"413: too large\n", {"content-type": "text/plain"})
+        else:
+            await self.application(scope, _limited(receive), _with_headers(send))
 
     def _same_site(self, scope: Scope, headers: dict[str, str]) -> bool:
         host = headers.get("host", "")

@@ -72,6 +72,7 @@ class Investigation:
             tag("p", "There are no findings yet. Start a trace from a wrong answer.")
             tag("a", "Wrong answers", "button", href="/")
             return
+        self._flagged = frozenset(self.search.data.flagged.tolist())
         self._head(self.search)
         with tag("section", aria_labelledby="compare", classes="bench"):
             tag("h2", "Example by example", id="compare")
@@ -326,11 +327,6 @@ class Investigation:
                         tag("a", "Compare before and after", href="/compare")
                     elif job.message:
                         tag("span", plain(job.message, limit=300), "quiet")
-
-    @property
-    def _flagged(self) -> set[int]:
-        assert self.search is not None
-        return set(self.search.data.flagged.tolist())
 
     # --- what is done
 

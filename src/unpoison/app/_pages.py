@@ -81,7 +81,7 @@ class Pages:
                         tag("span", name)
                         tag("kbd", key, aria_hidden="true")
             _Status(self.work, self.changed)
-        with tag("main", id="content", tabindex="-1"):
+        with tag("div", classes="view", id="content", tabindex="-1"):
             try:
                 yield
             except UnpoisonError as error:

@@ -113,7 +113,7 @@ async def _lifespan(work: Work, changed: Event[[]], _: FastAPI) -> AsyncIterator
 
 
 def _add_endpoints(application: FastAPI, work: Work) -> None:
-    @lru_cache(maxsize=4096)
+    @lru_cache(maxsize=512)
     def encoded(kind: str, number: int, search: str) -> bytes | None:
         image = work.picture(kind, number, search)
         if image is None:

@@ -138,8 +138,9 @@ export default {
         this.image = context.createImageData(w, h);
         this.pixels = new Uint32Array(this.image.data.buffer);
       }
-      const { pixels, colours, chosen, count } = this;
+      const { pixels, colours, chosen } = this;
       const p = this.columns.plane;
+      const count = p.length >> 1;
       const { x, y, scale } = this.view;
       pixels.fill(0xffffffff);
       const size = count > 200000 ? 1 : count > 20000 ? 2 : 3;
