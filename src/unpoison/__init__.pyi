@@ -1,3 +1,4 @@
+from . import app as app
 from . import attacks as attacks
 from . import data as data
 from . import defenses as defenses

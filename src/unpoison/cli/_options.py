@@ -98,6 +98,9 @@ class RunOptions:
     """Print the content of run.json on standard output, and nothing else there."""
     overwrite: bool = False
     """Replace --out if it is a run directory already."""
+    progress: Literal["auto", "json"] = "auto"
+    """How to tell on standard error how far it is: a bar on a terminal and lines elsewhere, or JSON lines for
+    a program to read."""
 
 
 @final
@@ -478,7 +481,35 @@ class Export:
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Index | Trace | Similar | Scan | Heal | Repair | Bench | Report | Export
+@final
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """Open a page on this machine to work through findings in: look, decide, trace, heal, export."""
+
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
+    """The run directories to work on: of trace, scan, heal, repair, train or demo."""
+    model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
+    """The model; what the run directories name when not given, as for the options of data below."""
+    data: MaybeData = None
+    """The training set of the model."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data."""
+    images: ImageOptions
+    poison: MaybeDirectory = None
+    """The poison that was put into the training set, where that is known."""
+    architecture: ModelOptions
+    host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
+    """The address to listen on; one that other machines reach needs a --token."""
+    port: Annotated[int, arg(metavar="N")] = 0
+    """The port to listen on; a free one when 0."""
+    token: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None
+    """What the address of the page must hold, 16 characters or more; a random one when not given."""
+    out: MaybeDirectory = None
+    """Where decisions, traces and healed models are kept; DIR-investigation when not given."""
+    run: RunOptions
+
+
+Verb = Demo | Craft | Train | Index | Trace | Similar | Scan | Heal | Repair | Bench | Report | Export | App
 VERBS: tuple[type[Verb], ...] = (
     Demo,
     Craft,
@@ -492,6 +523,7 @@ VERBS: tuple[type[Verb], ...] = (
     Bench,
     Report,
     Export,
+    App,
 )
 
 CommandLine: Any = reduce(
