@@ -161,6 +161,21 @@ def test_batch_norm_that_is_given_in_eval_mode_stays_so(name: str) -> None:
     assert not torch.equal(usual.model[1].running_mean, norm.running_mean)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("name", ["fine-tune", "relabel"])
+def test_so_it_does_where_our_trainer_trains(name: str) -> None:
+    draw = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (60, 1, 6, 6), dtype=torch.uint8, generator=draw)
+    held = TrainingSet(images, LABELS, ("a", "b", "c"), "drawn")
+    network = made(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    recipe = Recipe(epochs=4, batch_size=20, learning_rate=0.05)
+    norm = network.train()[1].eval()  # type: ignore[index]
+    healed = METHODS[name].heal(network, held, FORGET, recipe=recipe).model
+    assert torch.equal(healed[1].running_mean, norm.running_mean)  # type: ignore[index]
+    assert not torch.equal(healed[0].weight, network[0].weight)  # type: ignore[index]
+    usual = METHODS[name].heal(network.eval(), held, FORGET, recipe=recipe).model
+    assert not torch.equal(usual[1].running_mean, norm.running_mean)  # type: ignore[index]
+
+
 def test_by_a_recipe_other_inputs_are_trained_on_as_it_says() -> None:
     """The groups of a recipe's optimiser, and its schedule within an epoch."""
     network, examples, _ = cases()["vectors"]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._inputs import Inputs, count_of
+from unpoison._memory import is_allocation_failure
 
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
 
@@ -168,7 +169,7 @@ class _Exchange:
         try:
             return [one for one in _tensors(self.model(*two[0], **two[1])) if len(one) == 2]
         except _FAILURES as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_allocation_failure(error):
                 raise
             return []
         finally:

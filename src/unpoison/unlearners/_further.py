@@ -9,8 +9,8 @@ and wins it back, and by two points on sets of which an epoch is shorter than a 
 rate that leaves what the network knows, since forgetting depends most on the learning rate. Of the two
 optimisers that one is taken whose loss on the held-out examples is then lower.
 
-Cost: at most 14 trials, mostly three or four, of `STEPS` steps of `BATCH_SIZE` examples, each with a forward
-pass over the held-out examples. Memory: one more copy of the network, and its optimiser's state.
+Cost: two to 14 trials of `STEPS` steps of `BATCH_SIZE` examples, each with a forward pass over the held-out
+examples. Memory: one more copy of the network, and its optimiser's state.
 
 Limit: the network was trained on the held-out examples, so that the accuracy on them shows what training
 destroys, and not how well the network does on new data.
