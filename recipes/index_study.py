@@ -1,7 +1,7 @@
 """How faithful an index of influences is: scores, verdicts and flags with one beside those without.
 
     unpoison bench recipes/verdict-sample.toml --out STORE
-    python -m recipes.index_study STORE [--suspects 5] [--threads 1] [--most 20]
+    python -m recipes.index_study STORE [--suspects 5] [--sizes 512 1024 2048] [--most 20]
 
 For every poisoned network of the store: an index of each size and the exact engine, with the same factors.
 
@@ -36,7 +36,6 @@ from unpoison.tasks import ClassificationTask
 from unpoison.threats import PoisonSet
 from unpoison.training import Trained, predict
 
-SIZES: Final = (512, 1024, 2048)
 TASK: Final = ClassificationTask()
 
 
@@ -82,7 +81,7 @@ def verdict(found: Findings, poison: PoisonSet) -> dict[str, Any]:
     }
 
 
-def study(model: torch.nn.Module, poison: PoisonSet, suspects: int) -> dict[str, Any]:
+def study(model: torch.nn.Module, poison: PoisonSet, suspects: int, numbers: list[int]) -> dict[str, Any]:
     """All of it for one network."""
     sample = data.sample()
     assert sample.test is not None
@@ -137,17 +136,15 @@ def study(model: torch.nn.Module, poison: PoisonSet, suspects: int) -> dict[str,
     )
     assert scores.gradient_norms is not None
     norms, sizes = scores.gradient_norms.double(), {}
-    for numbers in SIZES:
+    for kept in numbers:
         with tempfile.TemporaryDirectory() as folder:
             reset_peak()
             clock = time.process_time()
-            index = InfluenceIndex.build(
-                Path(folder, "index"), model, train, factors=factors, numbers=numbers
-            )
+            index = InfluenceIndex.build(Path(folder, "index"), model, train, factors=factors, numbers=kept)
             lap("index")
             peak["index"] = peak_bytes()
             found = index.influence(index.queries(model, batch))
-            sizes[str(numbers)] = row = compared(scores.values.double() / norms, found / norms)
+            sizes[str(kept)] = row = compared(scores.values.double() / norms, found / norms)
             clock = time.process_time()
             calibration = detector.calibrate(model, train, reference, index=index)
             lap("calibration through the index")
@@ -179,11 +176,29 @@ def study(model: torch.nn.Module, poison: PoisonSet, suspects: int) -> dict[str,
     }
 
 
+def ratios_of(seconds: dict[str, float], count: float) -> dict[str, float]:
+    """Ten traces without an index over ten with one, and a first trace over a further one.
+
+    Arguments:
+        seconds: of one network; those of traces are of `count` inputs.
+        count: how many inputs were traced.
+    """
+    first = sum(seconds[name] for name in ("factors", "index", "calibration through the index"))
+    further = seconds["traces through the index"] / count
+    today = seconds["factors"] + seconds["calibration"] + seconds["traces"] / count
+    return {
+        "ten suspects": 10 * today / (first + 10 * further),
+        "further suspect": (first + further) / further,
+    }
+
+
 def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """Means, and rates over all inputs, by size; ratios of the largest."""
+    sizes = sorted(map(int, trials[0]["sizes"]))
+    largest = str(sizes[-1])
     agreement: dict[str, Any] = {}
     rates: dict[str, Any] = {}
-    for numbers in map(str, SIZES):
+    for numbers in map(str, sizes):
         rows = [trial["sizes"][numbers] for trial in trials]
         for name in ("spearman", "first_100", "captured"):
             agreement[f"{name}, {numbers}"] = sum(row[name] for row in rows) / len(rows)
@@ -194,21 +209,15 @@ def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
             rates[f"{name}, {numbers}"] = {
                 part: sum(row[name][part] for row in rows) for part in ("successes", "trials")
             }
-    last = [row["seconds"] for trial in trials if "seconds" in (row := trial["sizes"][str(SIZES[-1])])]
-    seconds = {name: sum(one[name] for one in last) / len(last) for name in last[0]}
+    last = [row["seconds"] for trial in trials if "seconds" in (row := trial["sizes"][largest])]
+    seconds = {name: sum(one[name] for one in last) / len(last) for name in (last[0] if last else ())}
     count = sum(trial["triggered"] + trial["errors"] for trial in trials) / len(trials)
-    first = sum(seconds[name] for name in ("factors", "index", "calibration through the index"))
-    further = seconds["traces through the index"] / count
-    today = seconds["factors"] + seconds["calibration"]
     for name in ("spearman", "first_100"):
-        agreement[name] = agreement[f"{name}, {SIZES[-1]}"]
-    of_verdicts = rates[f"verdicts, {SIZES[-1]}"]
+        agreement[name] = agreement[f"{name}, {largest}"]
+    of_verdicts = rates[f"verdicts, {largest}"]
     agreement["verdicts"] = of_verdicts["successes"] / of_verdicts["trials"]
     return {
-        "ratios": {
-            "ten suspects": 10 * (today + seconds["traces"] / count) / (first + 10 * further),
-            "further suspect": (first + further) / further,
-        },
+        "ratios": ratios_of(seconds, count) if last else {},
         "agreement": agreement,
         "seconds": seconds,
         "peak_bytes": {
@@ -223,6 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("--suspects", type=int, default=5, help="of either kind, of each network")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--most", type=int, default=20, help="networks")
     parser.add_argument("--out", type=Path, default=RESULTS / "index.json")
@@ -238,7 +248,7 @@ def main() -> None:
             {
                 "network": key,
                 "attack": crafted.attack,
-                **study(Trained.load(model).model, crafted, arguments.suspects),
+                **study(Trained.load(model).model, crafted, arguments.suspects, arguments.sizes),
             }
         )
         say(json.dumps(trials[-1]))

@@ -27,6 +27,7 @@ from unpoison.influence import (
 )
 from unpoison.influence import _index_build as building
 from unpoison.influence._index_files import IndexFiles, read_tensors, spans, write_tensors
+from unpoison.influence._index_space import span_of
 from unpoison.influence._queries import inverse
 from unpoison.influence._sketch import Sketcher, widths
 from unpoison.tasks import ClassificationTask
@@ -343,6 +344,7 @@ def test_what_does_not_belong_together_is_refused(
         ({"seed": 4}, "seed"),
         ({"damping": AbsoluteDamping(1.0)}, "damping"),
         ({"shard_examples": 5}, "shard_examples"),
+        ({"numbers": 6}, "numbers 5, not 6"),
     ):
         with pytest.raises(MismatchError, match=said):
             make(tmp_path, model, train, **{"numbers": 5, "seed": 3, **given})
@@ -419,7 +421,7 @@ def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_a_basis_is_orthonormal() -> None:
     rows = torch.nn.functional.normalize(torch.randn(70, 900, generator=torch.Generator().manual_seed(0)))
     rows[4] = rows[3]
-    made = building.span_of(rows)
+    made = span_of(rows)
     basis = torch.cat([made["leading"], made["basis"][len(made["leading"]) :].float()])
     assert torch.allclose(basis @ basis.t(), torch.diag((torch.arange(70) < 69).float()), atol=0.02)
     assert torch.allclose(rows @ basis.t() @ basis, rows, atol=0.01)

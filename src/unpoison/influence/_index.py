@@ -36,20 +36,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, cast, final
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison._artefacts import canonical_json, digest
-from unpoison._code import Source
 from unpoison._inputs import count_of, rows_of
 from unpoison._memory import limited
 from unpoison._progress import Progress
-from unpoison._seeds import derive_seed, generator
 from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence._factors import Factors, examples_fingerprint, model_fingerprint
@@ -60,8 +57,8 @@ from unpoison.influence._index_files import (
     read_tensors,
     spans,
 )
-from unpoison.influence._projection import count_sketch
-from unpoison.influence._queries import AbsoluteDamping, Damping, RelativeDamping
+from unpoison.influence._index_space import Space, code, coordinates_of, damping_of
+from unpoison.influence._queries import Damping, RelativeDamping
 from unpoison.influence._sketch import Sketcher
 from unpoison.tasks import Batch, ClassificationTask, Task
 
@@ -69,22 +66,8 @@ if TYPE_CHECKING:
     from unpoison.influence._index_estimate import IndexEstimate
 
 Gradient = Literal["measurement", "loss"]
-#: r
-RESIDUAL: Final = 512
 # The probability of more by chance is 6e-5.
 _BEYOND: Final = 4.0
-_AT_A_TIME: Final = 128
-_DAMPINGS: Final = {"AbsoluteDamping": AbsoluteDamping, "RelativeDamping": RelativeDamping}
-_CODE: Final = (
-    "_sketch",
-    "_index",
-    "_index_build",
-    "_factors",
-    "_sweep",
-    "_layers",
-    "_diagonal_layers",
-    "_queries",
-)
 
 
 @final
@@ -408,13 +391,13 @@ class InfluenceIndex:
                 rows = slice(start, min(start + batch_size, count))
                 found = sketcher.batch(tuple(rows_of(part, rows) for part in queries), rows.stop - rows.start)
                 if total is None or combine is None:
-                    parts.append(_coordinates(space, found.rows))
+                    parts.append(coordinates_of(space, found.rows))
                 else:  # differences of much alike gradients are formed before anything is rounded
                     total += combine[:, rows].to(total) @ found.rows.to(total)
                 if progress is not None:
                     progress("queries", rows.stop, count)
             if total is not None:
-                parts.append(_coordinates(space, total))
+                parts.append(coordinates_of(space, total))
         values, residuals = (torch.cat(both) for both in zip(*parts, strict=True))
         return IndexQueries(values, residuals, self._record["basis"])
 
@@ -555,93 +538,3 @@ class InfluenceIndex:
                 raise InputError(f"{self._files.shard(span)}: of another index; unpoison index makes it anew")
             self._shards[span] = known = tensors
         return known
-
-
-def _coordinates(space: Space, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Float64[q m] and Float64[q r] of Float[q D], on the CPU."""
-    # Of unit length, so that the few digits of bfloat16 are those of the direction.
-    scale = rows.double().norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    values, residuals = space.of((rows / scale).float())
-    scale = scale.cpu()
-    return scale * values.double().cpu(), scale * residuals.double().cpu()
-
-
-@final
-class Space:
-    """The space of an index: its basis, and the sketch of what lies outside of it to r numbers.
-
-    Arguments:
-        basis: Float[m D], rows in the order of the eigenvalues, in the type of `quick_type`.
-        leading: Float32[l D], the first of them, which matter most, more precisely.
-        seed: of the sketch.
-    """
-
-    def __init__(self, basis: Tensor, leading: Tensor, seed: int) -> None:
-        self._basis, self._leading, self.width = basis, leading, basis.shape[1]
-        self._residual = min(RESIDUAL, self.width)
-        places, signs = count_sketch(self.width, self._residual, generator(seed))
-        self._places, self._signs = places.to(basis.device), signs.to(leading)
-        parts = [self._outside(leading), self._outside(basis[len(leading) :].to(leading))]
-        self._of_basis = torch.cat(parts)
-
-    @classmethod
-    def of_record(
-        cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], device: torch.device
-    ) -> Space:
-        """The space that is kept, on a device."""
-        basis = tensors["basis"].to(device, quick_type(device))
-        return cls(basis, tensors["leading"].to(device), derive_seed(record["seed"], "residual"))
-
-    def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Float32[b m] and Float32[b r]: c and z of Float[b D]."""
-        rows = rows.to(self._leading)
-        rest = torch.mm(rows.to(self._basis), self._basis[len(self._leading) :].t())
-        values = torch.cat([rows @ self._leading.t(), rest.to(rows)], 1)
-        return values, self._outside(rows) - values @ self._of_basis
-
-    def _outside(self, rows: Tensor) -> Tensor:
-        parts = [rows.new_zeros(0, self._residual)]
-        for start in range(0, len(rows), _AT_A_TIME):
-            ordered = rows[start : start + _AT_A_TIME].index_select(1, self._places).mul_(self._signs)
-            parts.append(ordered.view(len(ordered), -1, self._residual).sum(1))
-        return torch.cat(parts)
-
-
-def quick_type(device: torch.device) -> torch.dtype:
-    """The type of the large products: bfloat16 where the processor has instructions for matrices of it."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # not in every version of torch
-    return torch.bfloat16 if tiles() else torch.float32
-
-
-@cache
-def code() -> str:
-    """A digest of the code that makes the rows."""
-    return Source().digest(f"unpoison.influence.{name}" for name in _CODE)
-
-
-def task_text(task: Task) -> str:
-    """A task as text, for a record."""
-    kind, own = type(task), cast("Any", task)
-    settings: Mapping[str, Any] = asdict(own) if is_dataclass(kind) else {}
-    return f"{kind.__module__}.{kind.__qualname__} {canonical_json(dict(settings))}"
-
-
-def damping_record(damping: Damping) -> dict[str, Any]:
-    """A damping as JSON values.
-
-    Raises:
-        InputError: it is of a class that cannot be read back.
-    """
-    name = type(damping).__name__
-    if not isinstance(damping, AbsoluteDamping | RelativeDamping):
-        raise InputError(f"damping: an index takes {' or '.join(_DAMPINGS)}, found {name}")
-    return {"name": name, **asdict(damping)}
-
-
-def damping_of(record: Mapping[str, Any]) -> Damping:
-    """The damping of a record."""
-    values = {key: value for key, value in record.items() if key != "name"}
-    damping: Damping = _DAMPINGS[record["name"]](**values)
-    return damping

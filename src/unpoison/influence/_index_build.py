@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unpoison._memory import allowed_memory, in_words
 from unpoison._progress import Progress
@@ -32,7 +32,7 @@ from unpoison.influence._factors import (
     model_fingerprint,
     unchanged,
 )
-from unpoison.influence._index import Gradient, Space, code, damping_of, damping_record, quick_type, task_text
+from unpoison.influence._index import Gradient
 from unpoison.influence._index_files import (
     IndexFiles,
     Span,
@@ -40,6 +40,15 @@ from unpoison.influence._index_files import (
     read_tensors,
     spans,
     write_tensors,
+)
+from unpoison.influence._index_space import (
+    Space,
+    code,
+    damping_of,
+    damping_record,
+    span_of,
+    task_text,
+    unit_rows,
 )
 from unpoison.influence._queries import Damping
 from unpoison.influence._sketch import Sketcher
@@ -50,10 +59,6 @@ _NUMBERS: Final = 2048
 _SKETCH: Final = 1 << 18
 _LEAST: Final = 64
 _ROUNDS: Final = 3
-# The share of the largest eigenvalue of the Gram matrix below which a direction is rounding.
-_RANK: Final = 1e-6
-_COLUMNS: Final = 4096
-_LEADING: Final = 64
 
 
 @final
@@ -117,6 +122,7 @@ def build(
             record = {
                 **wanted,
                 "parts": [part],
+                "asked": {"numbers": plan.numbers, "sketch": plan.sketch},
                 "numbers": None,
                 "sketch": None,
                 "factors": None,
@@ -229,12 +235,12 @@ def _check_same(
             raise MismatchError(f"{files.directory}: holds an index of {said}; name another directory")
     if record["parts"][0] != part:
         raise MismatchError(f"{files.directory}: holds an index of other examples; name another directory")
-    for name in ("numbers", "sketch"):
+    for name, before in record["asked"].items():
         asked = getattr(plan, name)
-        if asked is not None and record[name] is not None and asked < record[name]:
+        if asked not in (None, before, record[name]):
             raise MismatchError(
-                f"{files.directory}: holds an index with {name} {record[name]}, not {asked}; name another "
-                "directory"
+                f"{files.directory}: holds an index with {name} {before or record[name]}, not {asked}; name "
+                "another directory"
             )
     if factors is not None and record["factors"] not in (None, factors_digest(factors)):
         raise MismatchError(f"{files.directory}: holds an index with other factors; name another directory")
@@ -327,33 +333,6 @@ class _Maker:
         rows = {name: torch.cat([one[name] for one in columns]) for name in columns[0]}
         rows["labels"] = examples.labels[span.start - span.first : span.stop - span.first]
         self.files.write_shard(span, rows, self.record["basis"])
-
-
-def unit_rows(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Float[b D] rows over Float64[b] lengths; 0 where the length is."""
-    inverse = torch.where(lengths > 0, 1 / lengths, torch.zeros_like(lengths))
-    return rows * inverse.to(rows)[:, None]
-
-
-def span_of(rows: Tensor) -> dict[str, Tensor]:
-    """An orthonormal basis of the span of Float[m D] rows: `basis` and `leading`, see `Space`.
-
-    Rows beyond the rank are 0.
-    """
-    quick = quick_type(rows.device)
-    gram = torch.zeros(len(rows), len(rows), device=rows.device, dtype=torch.float64)
-    # In parts, as a sum in bfloat16 has its few digits.
-    columns = [slice(start, start + _COLUMNS) for start in range(0, rows.shape[1], _COLUMNS)]
-    for own in columns:
-        some = rows[:, own].to(quick)
-        gram += torch.mm(some, some.t())
-    values, vectors = torch.linalg.eigh((gram + gram.t()) / 2)
-    values, vectors = values.flip(0), vectors.flip(1)
-    kept = values > _RANK * values[0]
-    scaled = torch.where(kept, vectors / values.clamp(min=_RANK * float(values[0]) or 1.0).sqrt(), 0)
-    turned = scaled.t().to(rows)
-    basis = torch.cat([torch.mm(turned.to(quick), rows[:, own].to(quick)) for own in columns], 1)
-    return {"basis": basis, "leading": turned[:_LEADING] @ rows}
 
 
 def _make_shards(

@@ -18,8 +18,8 @@ from unpoison._memory import peak_bytes
 from unpoison._seeds import derive_seed
 from unpoison.data import Examples
 from unpoison.influence._factors import fit_factors
-from unpoison.influence._index import RESIDUAL, Space, quick_type
-from unpoison.influence._index_build import Plan, bytes_needed, size_of, span_of, unit_rows
+from unpoison.influence._index_build import Plan, bytes_needed, size_of
+from unpoison.influence._index_space import RESIDUAL, Space, quick_type, span_of, unit_rows
 from unpoison.influence._sketch import Sketcher
 from unpoison.influence._sweep import where
 from unpoison.tasks import Task
