@@ -34,6 +34,7 @@ BROWSER = next(
     None,
 )
 pytestmark = [
+    pytest.mark.timeout(900),  # a few seconds where the cores are free
     pytest.mark.browser,
     pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path"),
 ]
@@ -110,7 +111,7 @@ class Page:
                 return
         raise AssertionError(f"the tabulator does not reach {selector}")
 
-    def sees(self, selector: str, text: str, timeout: float = 60) -> None:
+    def sees(self, selector: str, text: str, timeout: float = 150) -> None:
         playwright.expect(self.window.locator(selector)).to_contain_text(
             re.compile(text), timeout=1000 * timeout
         )
@@ -121,7 +122,7 @@ class Page:
         self.connected()
 
     def connected(self) -> None:
-        self.window.wait_for_function("() => window.socket && window.socket.connected", timeout=30_000)
+        self.window.wait_for_function("() => window.socket && window.socket.connected", timeout=150_000)
 
 
 @dataclass
@@ -178,6 +179,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
                 args=FLAGS,
             )
             context = browser.new_context(viewport={"width": 1280, "height": 900})
+            context.set_default_timeout(150_000)
             page = Page(context.new_page(), address.group(0).partition("/?")[0])
             page.window.goto(address.group(0))
             page.sees("h1", "Overview")
