@@ -30,6 +30,7 @@ SUBPACKAGES = [
     "detectors",
     "evaluation",
     "influence",
+    "integrations",
     "models",
     "report",
     "tasks",
@@ -145,6 +146,10 @@ def test_extras_are_not_imported() -> None:
         "nicegui",
         "fastapi",
         "uvicorn",
+        "transformers",
+        "lightning",
+        "mlflow",
+        "wandb",
     ]
     every = "\n".join(f"import {package}; {package}.__all__" for package in PACKAGES)
     names = "\n".join(f"from {package} import {name}" for package in PACKAGES for name in declared(package))

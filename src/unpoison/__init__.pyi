@@ -6,6 +6,7 @@ from . import detectors as detectors
 from . import errors as errors
 from . import evaluation as evaluation
 from . import influence as influence
+from . import integrations as integrations
 from . import models as models
 from . import registry as registry
 from . import report as report
@@ -31,6 +32,7 @@ from .workflow import Measurement as Measurement
 from .workflow import calibrate as calibrate
 from .workflow import craft as craft
 from .workflow import heal as heal
+from .workflow import index as index
 from .workflow import measure as measure
 from .workflow import observe as observe
 from .workflow import scan as scan

@@ -8,9 +8,9 @@ from typing import Any
 
 from unpoison.app import Case, serve
 from unpoison.cli._console import Console
-from unpoison.cli._inputs import load_model, load_set
+from unpoison.cli._inputs import load_model, load_training_set
 from unpoison.cli._interrupts import Interrupts, Terminated
-from unpoison.cli._options import App, ImageOptions, ModelOptions, OfModel
+from unpoison.cli._options import App, ImageOptions, ModelOptions, OfModel, ReadingOptions
 from unpoison.cli._session import session
 from unpoison.errors import InputError
 from unpoison.runs import RunRecord
@@ -24,7 +24,7 @@ def app(options: App, console: Console, interrupts: Interrupts) -> int:
     first = options.runs[0]
     out = options.out or first.with_name(f"{first.resolve().name}-investigation")
     with session(options, None, console, interrupts) as run:
-        splits, training_set, poison = load_set(given, run.device)
+        splits, training_set, poison = load_training_set(given, run.device)
         for line in splits.notes:
             console.say(line)
         subject = load_model(given.model, architecture, training_set)
@@ -76,6 +76,7 @@ def _named(options: App) -> tuple[OfModel, ModelOptions]:
         data=str(found["data"]),
         test_data=found.get("test_data"),
         images=images,
+        reading=ReadingOptions(),
         poison=None if poison is None else Path(poison),
     )
     return given, architecture

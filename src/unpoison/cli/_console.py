@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 from unpoison._progress import Progress
+from unpoison.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -41,7 +42,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line for the person who waits, on standard error."""
-        self._error.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._error.print(_lines_of(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, *renderables: object) -> None:
         """A summary, on standard output."""
@@ -50,7 +51,8 @@ class Console:
 
             # Tables keep their width in a file or a pipe; on a terminal they take what there is.
             output = RichConsole(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
-            output.print(*renderables, sep="\n", markup=False, highlight=False, soft_wrap=False)
+            shown = [_lines_of(one) if isinstance(one, str) else one for one in renderables]
+            output.print(*shown, sep="\n", markup=False, highlight=False, soft_wrap=False)
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
@@ -118,6 +120,11 @@ class Console:
             self._cache.update(file=sys.stderr, console=RichConsole(file=sys.stderr))
         console: RichConsole = self._cache["console"]
         return console
+
+
+def _lines_of(text: str) -> str:
+    """Text without control and format characters but ends of lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _json_lines(what: str) -> Progress:

@@ -3,6 +3,8 @@ from ._answers import answers_to as answers_to
 from ._calibration import Calibration as Calibration
 from ._cause import Cause as Cause
 from ._detector import Detector as Detector
+from ._estimates import Measured as Measured
+from ._estimates import check_search as check_search
 from ._findings import Draw as Draw
 from ._findings import Findings as Findings
 from ._findings import Judgement as Judgement
