@@ -53,6 +53,7 @@ def window(address: str, width: int = 1280, height: int = 900) -> Iterator[Any]:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(300_000)
         page.goto(address)
         page.wait_for_selector("h1")
         yield page

@@ -1,7 +1,7 @@
 """The page in Chromium, by the keyboard: from a wrong answer to the quarantine and the healed model.
 
 One server and one story for all tests, on a tiny data set whose names are hostile, with a detector from a
-plug-in that takes its time, so that a page can be loaded again in the middle of a trace.
+plug-in that waits for the test, so that a page can be loaded again in the middle of a trace.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ BROWSER = next(
     None,
 )
 pytestmark = [
+    pytest.mark.timeout(900),  # a few seconds where the cores are free
     pytest.mark.browser,
     pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path"),
 ]
@@ -51,6 +52,7 @@ OWNED = "document.title='owned'"
 CLASSES = (f"<img src=stolen onerror={OWNED}>", f'"><svg onload={OWNED}>', "שלום")
 PLUGIN = """
 import dataclasses, time
+from pathlib import Path
 from unpoison.detectors import Detector, Findings, Threshold, register
 
 @register(name="corner", title="White corners", summary="White corners.", paper="ours", cost="none",
@@ -58,9 +60,9 @@ from unpoison.detectors import Detector, Findings, Threshold, register
 @dataclasses.dataclass(frozen=True)
 class CornerDetector(Detector):
     def find(self, model, training_set, observation=None, *, reference=None, seed=0, progress=None):
-        for done in range(20):
-            progress("scores", done, 20)
-            time.sleep(0.1)
+        while not Path("go").exists():  # the test lets it go on when it has seen what it wants to see
+            progress("scores", 1, 20)
+            time.sleep(0.05)
         images = training_set.images.cpu()
         white = (images[:, :, -3:, -3:] == 255).flatten(1).all(1)
         scores = (white & (training_set.labels.cpu() == observation.predicted)).double()
@@ -110,7 +112,7 @@ class Page:
                 return
         raise AssertionError(f"the tabulator does not reach {selector}")
 
-    def sees(self, selector: str, text: str, timeout: float = 60) -> None:
+    def sees(self, selector: str, text: str, timeout: float = 150) -> None:
         playwright.expect(self.window.locator(selector)).to_contain_text(
             re.compile(text), timeout=1000 * timeout
         )
@@ -121,7 +123,7 @@ class Page:
         self.connected()
 
     def connected(self) -> None:
-        self.window.wait_for_function("() => window.socket && window.socket.connected", timeout=30_000)
+        self.window.wait_for_function("() => window.socket && window.socket.connected", timeout=150_000)
 
 
 @dataclass
@@ -178,6 +180,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
                 args=FLAGS,
             )
             context = browser.new_context(viewport={"width": 1280, "height": 900})
+            context.set_default_timeout(150_000)
             page = Page(context.new_page(), address.group(0).partition("/?")[0])
             page.window.goto(address.group(0))
             page.sees("h1", "Overview")
@@ -199,7 +202,8 @@ def test_from_a_wrong_answer_to_the_healed_model_by_the_keyboard(story: Story) -
     page.press("Enter")
     page.sees(".status", "Trace of triggered:.*scores")
     page.window.reload()  # in the middle of the trace
-    page.sees(".status", "Trace of triggered:")
+    page.sees(".status", "Trace of triggered:.*scores, 1 of 20")
+    (story.folder / "go").touch()
     page.sees(".tile .said.found", "poison found: p = 0.01 ≤ level 0.05")
 
     page.view("2", "Poison found: 20 of 180 training examples")
@@ -277,6 +281,7 @@ def test_a_lasso_is_undone(story: Story) -> None:
 
 def test_a_trace_is_cancelled(story: Story) -> None:
     page = story.page
+    (story.folder / "go").unlink(missing_ok=True)
     page.view("1", "Overview")
     page.tab_to("select[name='Trace by']")
     page.press("c", "o", "r")

@@ -97,8 +97,9 @@ async def _lifespan(work: Work, changed: Event[[]], _: FastAPI) -> AsyncIterator
     async def tell() -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), 2.0)
-            if news.is_set() or work.decisions.refresh():
+                await asyncio.wait_for(news.wait(), 1.0)
+            # While a job runs, its seconds are shown.
+            if news.is_set() or work.decisions.refresh() or work.jobs.current:
                 news.clear()
                 changed.emit()
                 await asyncio.sleep(_TICK if work.jobs.current else 0.02)
