@@ -47,9 +47,8 @@ def measure(bench: Bench) -> None:
                 row["verbs"][verb] |= {name: value for name, value in told.items() if value}
             row["as wanted"] = all(one["as wanted"] for one in row["verbs"].values())
             bench.trials.append(row)
-            say(
-                f"{kind.name}: " + ", ".join(f"{verb} {one['outcome']}" for verb, one in row["verbs"].items())
-            )
+            outcomes = (f"{verb} {one['outcome']}" for verb, one in row["verbs"].items())
+            say(f"{kind.name}: {', '.join(outcomes)}")
         rows = [row for row in bench.trials if row["side"] == side]
         bench.rates[f"kinds of {side} as wanted"] = tally(row["as wanted"] for row in rows)
         every = [one for row in rows for one in row["verbs"].values()]
