@@ -194,9 +194,9 @@ def test_a_set_that_does_not_fit_is_refused_after_a_few_rows(verb: str) -> None:
 
 
 _PEAKS = """
-import ctypes, json, re, torch
+import ctypes, json, torch
 from torch import nn
-import unpoison
+import unpoison, unpoison.detectors._estimates, unpoison.training._estimate
 from unpoison import TrainingSet, Observation, Recipe, detectors
 from unpoison.errors import InsufficientMemoryError
 
@@ -209,18 +209,20 @@ def made(count, side, channels=3):
     images = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
     return TrainingSet(images, torch.arange(count) % 3, ("a", "b", "c"), "drawn")
 
+estimates = []
+def record(what, parts, **more):
+    estimates.append(sum(parts.values()))
+unpoison.detectors._estimates.check_memory = record
+unpoison.training._estimate.check_memory = record
+
 def measured(verb):
-    try:
-        verb(1)
-    except InsufficientMemoryError as error:
-        number, unit = re.search(r"would take ([0-9.,]+) (GB|MB|KB)", str(error)).groups()
-        estimated = float(number.replace(",", "")) * {"GB": 1e9, "MB": 1e6, "KB": 1e3}[unit]
+    estimates.clear()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     before = status("VmRSS")
     verb(None)
-    return [estimated, status("VmHWM") - before]
+    return [max(estimates), status("VmHWM") - before]
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -352,18 +354,25 @@ def test_the_command_refuses_what_does_not_fit(tmp_path: Path, capsys: pytest.Ca
     capsys.readouterr()
     verbs = {
         "train": settings,
-        "craft": ["label-flip"],
+        "craft": ["label-flip", "--source", "a", "--budget", ".3"],
         "trace": [*model, "--suspect", "test:0"],
         "scan": model,
         "repair": [*model, "--suspect", "test:0"],
     }
     for verb, options in verbs.items():
         out = tmp_path / f"out-{verb}"
-        assert main([verb, *options, *data, "--memory", "1kB", "--out", str(out)]) == 2
+        assert main([verb, *options, *data, "--memory", "20kB", "--out", str(out)]) == 2
         said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert "would take" in said
+        last = said.splitlines()[-1]
+        begun = "calibrate" if verb in ("trace", "repair") else verb
+        assert last.startswith(f"unpoison: error: {begun}")
+        assert "would take" in last
+        assert "memory is set to 20 KB" in last
         assert not out.exists()
+    assert main(["scan", *model, *data, "--memory", "1kB", "--out", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "set.npz: images: would take 12 KB of memory" in said
     assert main(["scan", *model, *data, "--memory", "lots", "--out", str(tmp_path / "x")]) == 2
     assert "--memory: expected bytes such as" in capsys.readouterr().err
     assert {one.name for one in tmp_path.iterdir()} == {"set.npz", "run"}

@@ -69,6 +69,7 @@ class Method:
         surrogates: of an attack: on how many networks of the adversary's own it crafts by default; they are
             trained when none are given.
         accepts_surrogates: of an attack: whether it makes use of networks that it is given.
+        resumes: of an attack: whether a craft that was stopped goes on from its `checkpoints`.
         makes_trigger: of an attack: whether it makes its trigger itself, whatever the goal has.
         needs_observation: of a detector: whether it starts from a wrong prediction (`trace`) or from the
             training set alone (`scan`).
@@ -96,6 +97,7 @@ class Method:
     knowledge: str = ""
     surrogates: int = 0
     accepts_surrogates: bool = False
+    resumes: bool = False
     makes_trigger: bool = False
     needs_observation: bool = False
     can_find_nothing: bool = False

@@ -22,6 +22,7 @@ what reads inputs and labels alone takes any. Neither model nor set is ever chan
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from unpoison import attacks, defenses, detectors, unlearners
 from unpoison import training as trainer
+from unpoison._arguments import check_arguments
 from unpoison._memory import explained, limited
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
@@ -66,15 +68,19 @@ P = ParamSpec("P")
 
 
 def bounded(advice: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Let a verb take no more than its argument `memory`, and say in one line where that is not enough.
+    """Check the arguments of a verb, let it take no more than its argument `memory`, and say in one line
+    where that is not enough.
 
     Arguments:
         advice: what takes less, for an allocation that fails although the estimate says that it fits.
     """
 
     def bound(verb: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(verb)
+
         @functools.wraps(verb)
         def call(*given: P.args, **options: P.kwargs) -> T:
+            check_arguments(verb.__name__, signature, signature.bind(*given, **options).arguments)
             memory: Any = options.get("memory")
             with limited(memory), explained(verb.__name__, advice):
                 return verb(*given, **options)
@@ -186,7 +192,8 @@ def train(
     )
 
 
-def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) -> Observation | None:
+@bounded(_LESS)
+def observe(model: Model, goal: Goal, test_set: Dataset, *, count: int = 1) -> Observation | None:
     """The first of the adversary's inputs that are answered as the adversary wants; None if there are none.
 
     Of a backdoor's inputs only those count that are answered rightly without the trigger.
@@ -197,13 +204,13 @@ def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) 
         test_set: clean images.
         count: how many inputs to observe, at most; all get the label that the first one gets.
     """
-    network = network_of(model)
-    images, indices = goal.victims(test_set)
+    network, clean = network_of(model), as_training_set(test_set)
+    images, indices = goal.victims(clean)
     images, indices = images.cpu(), indices.cpu()
     answers = predict(network, images).argmax(1).cpu()
     hits = goal.achieved(answers)
     known = indices >= 0
-    own = test_set.to("cpu").subset(indices.clamp(min=0))
+    own = clean.to("cpu").subset(indices.clamp(min=0))
     if isinstance(goal, Backdoor):
         hits = hits & (predict(network, own.images).argmax(1).cpu() == own.labels)
     chosen = hits.nonzero().reshape(-1)
@@ -344,6 +351,8 @@ def trace(
     given = {name: value for name, value in given.items() if value is not None}
     if given:
         _check_calibrates("trace", declared, detector)
+    if not isinstance(calibration, Calibration | None):
+        raise InputError(f"trace: calibration must be a Calibration, found {calibration!r:.60}")
     if refine is not None and index is None:
         raise InputError("trace: refine is for an index alone; without one every score is exact")
     if index is not None:
@@ -507,9 +516,11 @@ def heal(
         findings: from `trace` or `scan`, or loaded with `Findings.load`; or the indices of the examples to
             forget.
         method: the name of an unlearner, or an instance with its own options.
-        recipe: how to train; a `Trained` brings its own, for another network most methods need one.
+        recipe: how to train; a `Trained` brings its own. For another network "retrain" needs one, while
+            "fine-tune" and "relabel" find an optimiser and a learning rate on held-out clean examples
+            (`Trained.tuning`).
         start: a freshly built network, or the pretrained one that training began with, for "retrain" where
-            the network is not built by a recipe.
+            the network is not built by a recipe, and for the teacher of "bad-teaching".
         retrain: a training function of your own, in place of a method of ours: called once as
             `retrain(kept, subset)` with the ascending indices of the examples to keep (a list of int) and the
             `torch.utils.data.Subset` of the very dataset that was given at these indices, with its
@@ -550,14 +561,9 @@ def heal(
             seed=seed,
             adapted=lambda network: network_of(giving_logits(network, normalization, task)),
         )
-    try:
-        examples = as_training_set(examples)
-    except InputError:
-        if not unlearner.any_examples:
-            raise
     healed = unlearner.heal(
         giving_logits(model, normalization, task),
-        examples,
+        examples if unlearner.any_examples else as_training_set(examples),
         forget,
         recipe=recipe,
         start=None if start is None else network_of(giving_logits(start, normalization, task)),
@@ -672,12 +678,20 @@ def network_of(model: Model) -> nn.Module:
     return model.model if isinstance(model, Trained) else model
 
 
+_DOES = {"attack": "craft", "defense": "begin", "detector": "find", "unlearner": "heal"}
+
+
 def _chosen(registry: Registry[T], method: str | T) -> tuple[Method | None, T]:
     """What is declared of the method (nothing where its class is not registered), and the method."""
     if isinstance(method, str):
         return registry.describe(method), registry.get(method)
     declared: Method | None = getattr(method, "method", None)
-    if isinstance(method, type) or (declared is not None and declared.kind != registry.kind):
+    does = _DOES[registry.kind]
+    if (
+        isinstance(method, type)
+        or not hasattr(method, does)
+        or (declared is not None and declared.kind != registry.kind)
+    ):
         raise InputError(
             f"expected the name or an instance of one {registry.kind}, found {method!r}; there are "
             f"{', '.join(registry.names())}"

@@ -21,6 +21,7 @@ from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._options import Bench, configuration
 from unpoison.cli._session import device_named
+from unpoison.cli._status import INTERRUPTED, TERMINATED
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.evaluation import (
     Executor,
@@ -62,7 +63,7 @@ def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
         return FAILED
     except (KeyboardInterrupt, Terminated) as end:
         console.say(f"unpoison: stopped; {out} keeps what is done, and the same command goes on from there")
-        return 143 if isinstance(end, Terminated) else 130
+        return TERMINATED if isinstance(end, Terminated) else INTERRUPTED
     with recorder.stage("leaderboard"):
         _write(results, recorder, out)
     missing = results.planned - len(results.table)

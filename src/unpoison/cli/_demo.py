@@ -18,6 +18,7 @@ from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Demo
 from unpoison.cli._search import keep_findings
 from unpoison.cli._session import Session, session
+from unpoison.cli._status import DONE
 from unpoison.data import TrainingSet
 from unpoison.detectors import Detector
 from unpoison.errors import UnpoisonError
@@ -36,7 +37,7 @@ def demo(options: Demo, console: Console, interrupts: Interrupts) -> int:
         with run.stage("report"):
             _write_page(run)
     _show(run, console, options.out)
-    return 0
+    return DONE
 
 
 def play(
@@ -44,7 +45,7 @@ def play(
     *,
     seed: int,
     recipe: Recipe | None = None,
-    splits: data.Splits | None = None,
+    splits: data.Splits[data.TrainingSet] | None = None,
     budget: Budget = _BUDGET,
     method: str | Detector = "calibrated",
 ) -> None:

@@ -1,13 +1,4 @@
-"""`main`: parse, call the verb, turn what happens into an exit status.
-
-| status | meaning |
-|---|---|
-| 0 | done |
-| 1 | `trace` or `scan` with `--fail-on-findings` found poison; `bench` could not do all trials |
-| 2 | bad input: one line on standard error says what, where and what to do |
-| 70 | a bug in unpoison, with the traceback that we need to mend it |
-| 130, 143 | stopped by Ctrl-C, by SIGTERM; nothing was written |
-"""
+"""`main`: parse, call the verb, turn what happens into one of the exit statuses of `_status`."""
 
 from __future__ import annotations
 
@@ -25,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
+from unpoison.cli._status import BAD_INPUT, BUG, DONE, INTERRUPTED, TERMINATED
 from unpoison.errors import InputError, MissingExtraError, UnpoisonError, printable
 
 if TYPE_CHECKING:
@@ -38,8 +30,6 @@ _ADVICE = {
     errno.EROFS: "cannot be written, its file system is read-only; name another place",
     errno.ENOSPC: "there is no space left on the device; free some, or name another place",
 }
-
-DONE, FOUND, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 
 
 class _Body(Protocol):
@@ -97,7 +87,8 @@ def _run(arguments: Sequence[str], interrupts: Interrupts) -> int:
     # The verb's body is what imports torch; until here nothing has.
     module = {"trace": "search", "scan": "search", "similar": "index"}.get(verb, verb)
     body = cast("_Body", getattr(importlib.import_module(f"unpoison.cli._{module}"), verb))
-    return body(options, Console(results=not options.run.json, since=began), interrupts)
+    console = Console(results=not options.run.json, since=began, as_json=options.run.progress == "json")
+    return body(options, console, interrupts)
 
 
 def _list_of_attacks() -> str:

@@ -9,6 +9,7 @@ from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Report
 from unpoison.cli._session import session
+from unpoison.cli._status import DONE
 from unpoison.errors import InputError
 from unpoison.evaluation import Results, recipes_in
 
@@ -34,7 +35,7 @@ def report(options: Report, console: Console, interrupts: Interrupts) -> int:
         if alone:
             run.recorder.artefacts["report"] = options.out.name
     console.show(f"the report is {options.out if alone else options.out / Path(PAGE)}")
-    return 0
+    return DONE
 
 
 def _results(places: tuple[Path, ...]) -> Results | None:

@@ -74,7 +74,9 @@ class Measured:
         shape = self.training_set.input_shape
         return sum(map(math.prod, shape.values() if isinstance(shape, Mapping) else [shape]))
 
-    def influence(self, detector: Any, *, queries: int, asked: int, examples: int | None = None) -> Parts:
+    def influence(
+        self, detector: Any, *, queries: int, asked: int, examples: int | None = None, in_blocks: bool = True
+    ) -> Parts:
         """Bytes of a detector by influence; see `influence_bytes`."""
         return influence_bytes(
             self.model,
@@ -84,6 +86,7 @@ class Measured:
             queries=queries,
             asked=asked,
             examples=self.examples if examples is None else examples,
+            in_blocks=in_blocks,
         )
 
     def width(self, module: str | None) -> int:

@@ -36,8 +36,7 @@ from unpoison.influence import (
     Scores,
     coverage,
     fit_factors,
-    precondition,
-    score,
+    influence_scores,
 )
 from unpoison.tasks import ClassificationTask
 
@@ -237,22 +236,14 @@ class Search:
         detector, task = self._detector, ClassificationTask()
         if self.index is not None and examples is None:
             return self._indexed(self.index, inputs, labels, combine, gradient, self_influence, ranking)
-        queries = precondition(
+        scores = influence_scores(
             self.model,
             self.factors,
             (inputs, labels),
+            self.training_set if examples is None else examples,
             task,
             combine=combine,
             damping=detector.damping,
-            batch_size=detector.batch_size,
-            progress=self.progress,
-        )
-        self.lap("queries")
-        scores = score(
-            self.model,
-            queries,
-            self.training_set if examples is None else examples,
-            task,
             gradient=gradient,
             self_influence=self_influence,
             batch_size=detector.batch_size,

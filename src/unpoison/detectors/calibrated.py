@@ -277,7 +277,9 @@ class Calibrated(Detector):
         """See `Detector.memory_needed`."""
         parameters = sum(math.prod(one.shape) for one in tracked_layers(measured.model, self.modules))
         queries = min(queries_of_a_label(measured.training_set.num_classes), most_queries(parameters))
-        return measured.influence(self, queries=queries, asked=queries, examples=measured.largest_class)
+        return measured.influence(
+            self, queries=queries, asked=queries, examples=measured.largest_class, in_blocks=False
+        )
 
     def _calibrated(self, search: Search, groups: Groups | None) -> Calibration:
         """Stage 2. What can be wrong is found before the first pass."""

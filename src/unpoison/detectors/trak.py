@@ -24,7 +24,7 @@ Memory: n d numbers, and what `unpoison.influence.project` states.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
-from unpoison.influence import Parts, project, projection_bytes
+from unpoison.influence import Parts, Projected, coverage, project, projection_bytes
 from unpoison.registry import Presets
 from unpoison.tasks import ClassificationTask
 
@@ -97,7 +97,7 @@ class TRAK(Searcher):
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
         training_set, count = search.training_set, len(search.observation)
-        attributions = trak_scores(
+        train, queries = _projected(
             search.model,
             training_set,
             TensorExamples(search.observation.inputs, torch.full((count,), search.answer)),
@@ -108,6 +108,8 @@ class TRAK(Searcher):
             workspace_bytes=self.workspace_bytes,
             progress=search.progress,
         )
+        search.coverage = coverage(search.model, train.layers)
+        attributions = _attributed(train, queries, training_set.name)
         raw = attributions.mean(0).double()
         centre = raw.median()
         spread = 1.4826 * (raw - centre).abs().median()
@@ -151,27 +153,41 @@ def trak_scores(
     Raises:
         InputError: a gradient is not finite.
     """
-    task = ClassificationTask()
-    projected = [
-        # The measurement is minus the margin; the two signs cancel in the product.
-        project(
-            model,
-            examples,
-            task.measurement,
-            dimensions=dimensions,
-            seed=seed,
-            modules=modules,
-            batch_size=batch_size,
-            workspace_bytes=workspace_bytes,
-            progress=reported,
-        )
-        for examples, reported in ((training_set, progress), (observed, None))
-    ]
-    train, queries = projected
-    if not bool(torch.stack([part.gradients.isfinite().all() for part in projected]).all()):
-        raise InputError(
-            f"{training_set.name}: the gradients of the model are not finite numbers; train it anew"
-        )
+    train, queries = _projected(
+        model,
+        training_set,
+        observed,
+        dimensions=dimensions,
+        seed=seed,
+        modules=modules,
+        batch_size=batch_size,
+        workspace_bytes=workspace_bytes,
+        progress=progress,
+    )
+    return _attributed(train, queries, training_set.name)
+
+
+def _projected(
+    model: nn.Module,
+    training_set: Examples,
+    observed: TensorExamples,
+    *,
+    progress: Progress | None,
+    **options: Any,
+) -> tuple[Projected, Projected]:
+    """The projected gradients of the training examples, and those of the observed margins."""
+    # The measurement is minus the margin; the two signs cancel in the product.
+    measured = ClassificationTask().measurement
+    return (
+        project(model, training_set, measured, progress=progress, **options),
+        project(model, observed, measured, **options),
+    )
+
+
+def _attributed(train: Projected, queries: Projected, name: str) -> Tensor:
+    """Float[m n]."""
+    if not all(bool(part.gradients.isfinite().all()) for part in (train, queries)):
+        raise InputError(f"{name}: the gradients of the model are not finite numbers; train it anew")
     doubt = train.values.sigmoid()  # 1 - p, without cancellation
     solved = _solve(train.gradients, queries.gradients)
     return (solved @ train.gradients.t()) * doubt

@@ -114,6 +114,12 @@ class Experiment:
             raise InputError("attacks and targets: give both, or neither for a recipe of clean victims")
         if self.unlearners and not self.detectors:
             raise InputError("unlearners: heal what detectors flag, so the recipe needs one of those")
+        scanning = [one.label for one in self.detectors if not one.method.needs_observation]
+        if scanning and any(one.rounds for one in self.unlearners):
+            raise InputError(
+                f"unlearners: rounds: {scanning[0]} scans the training set, and there is no answer to trace "
+                "again; leave out 'rounds'"
+            )
         if not self.attacks:
             self._check_clean()
         # Each of these raises for what makes no recipe.

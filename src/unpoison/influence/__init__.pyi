@@ -1,3 +1,4 @@
+from ._bounded import influence_scores as influence_scores
 from ._estimates import Parts as Parts
 from ._estimates import influence_bytes as influence_bytes
 from ._estimates import projection_bytes as projection_bytes

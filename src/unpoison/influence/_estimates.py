@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from unpoison._memory import allowed_memory
 from unpoison.influence._layers import Layer
-from unpoison.influence._sweep import default_workspace, where
+from unpoison.influence._queries import QUERY_SHARE, QUERY_SLICE
+from unpoison.influence._sweep import AT_ONCE, CHUNK, FIRST, activation_bytes, default_workspace, where
 from unpoison.influence._tracked import tracked_layers
 from unpoison.models import Activations
 
@@ -30,6 +32,7 @@ def influence_bytes(
     asked: int,
     examples: int,
     fit: bool = True,
+    in_blocks: bool = False,
 ) -> Parts:
     """Bytes of factors, queries and scores, in the stage that takes most.
 
@@ -42,6 +45,7 @@ def influence_bytes(
         asked: q, how many inputs they are combined from.
         examples: how many are scored at a time.
         fit: whether factors are fitted.
+        in_blocks: whether `influence_scores` takes the queries in blocks, where they do not fit at once.
     """
     layers = tracked_layers(model, modules)
     device, dtype = where(model)
@@ -49,27 +53,31 @@ def influence_bytes(
     squares = size * sum(map(_squares, layers))
     values = size * sum(math.prod(layer.shape) for layer in layers)
     largest = size * max(math.prod(layer.shape) for layer in layers)
-    workspace = default_workspace(device) + 2 * largest
-    sweep = activations.training(batch_size)
-    # The matrix, its eigenvectors and as much work space, in float64.
-    eigen = 8 * 3 * max((_largest_square(layer) for layer in layers), default=0)
+    workspace = default_workspace(device) + min(CHUNK, 2 * AT_ONCE * largest)
+    most = max(activation_bytes(device), activations.training(FIRST))
+    sweep = min(activations.training(batch_size), most)
+    # The matrix, its eigenvectors and twice as much work space, in float64.
+    eigen = 8 * 4 * max((_largest_square(layer) for layer in layers), default=0)
     factors = squares + values
+    held = float(queries * values)
+    if in_blocks:
+        held = min(held, max(QUERY_SHARE * allowed_memory(device), largest))
     stages: list[Parts] = [
         {
             "factors": factors,
-            "queries": queries * (values + 3 * largest),
-            "activations": activations.training(min(asked, batch_size)),
+            "queries": held + 3 * min(held, max(largest, QUERY_SLICE)),
+            "activations": min(activations.training(min(asked, batch_size)), most),
         },
         {
             "factors": factors,
-            "queries": queries * values,
+            "queries": held,
             "activations": sweep + workspace,
             "scores": 2 * 8 * queries * examples,
         },
     ]
     if fit:
         stages += [
-            {"factors": 2 * squares + eigen},
+            {"factors": squares + eigen},
             {"factors": factors, "activations": sweep + workspace},
         ]
     return max(stages, key=lambda parts: sum(parts.values()))
@@ -93,7 +101,10 @@ def projection_bytes(
     return {
         "projections": dtype.itemsize * examples * dimensions,
         "sketches": (8 + dtype.itemsize) * sum(math.prod(layer.shape) for layer in layers),
-        "activations": activations.training(batch_size) + max(workspace, 2 * largest),
+        "activations": min(
+            activations.training(batch_size), max(activation_bytes(device), activations.training(FIRST))
+        )
+        + max(workspace, 2 * largest),
     }
 
 

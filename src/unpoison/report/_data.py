@@ -55,6 +55,8 @@ class ReportData:
         flagged: Int64[k], the highest scores first.
         threshold: in the unit of the scores; infinite when nothing could be flagged.
         threshold_how: how it was chosen, in words.
+        tracked_share: the share of the model's parameters that was measured, for detectors by influence.
+        untracked: the names of the other parameters.
         false_alarm_level: as stated by the method, if it states one.
         p_value: the probability of such findings for an ordinary error, if the method gives one.
         cause: what the responsible examples have in common, if the method tells.
@@ -92,6 +94,8 @@ class ReportData:
     flagged: Integers
     threshold: float
     threshold_how: str
+    tracked_share: float | None = None
+    untracked: tuple[str, ...] = ()
     false_alarm_level: float | None = None
     p_value: float | None = None
     cause: Cause | None = None
@@ -185,7 +189,8 @@ class ReportData:
         folders = [Path(path) for path in paths]
         for folder in folders:
             if not (folder / "run.json").is_file():
-                told = "has no run.json" if folder.is_dir() else "is no directory"
+                told = "is no directory" if folder.exists() else "no such directory"
+                told = "has no run.json" if folder.is_dir() else told
                 raise InputError(f"{folder}: {told}; give run directories that verbs of unpoison wrote")
         runs = tuple((folder.resolve().name, RunRecord.load(folder)) for folder in folders)
         found = [folder for folder in folders if (folder / "findings").is_dir()]
@@ -227,6 +232,8 @@ class ReportData:
             flagged=findings.flagged.numpy(),
             threshold=findings.threshold.value,
             threshold_how=findings.threshold.how,
+            tracked_share=findings.tracked_share,
+            untracked=findings.untracked,
             false_alarm_level=findings.threshold.false_alarm_level,
             p_value=findings.p_value,
             cause=findings.cause,
@@ -271,7 +278,7 @@ def _top_examples(folder: Path, ranking: Integers) -> tuple[Integers, Bytes | No
         raise InputError(f"{file}: damaged ({type(error).__name__}: {str(error).splitlines()[0]})") from None
 
 
-def _rate(results: Mapping[str, Any], name: str) -> Rate | None:
+def rate_of(results: Mapping[str, Any], name: str) -> Rate | None:
     """A result by name: with its n from `measured` where a run recorded it there, else the bare number."""
     measured = results.get("measured")
     for value in (measured.get(name) if isinstance(measured, Mapping) else None, results.get(name)):
@@ -306,7 +313,7 @@ def _outcomes(records: Sequence[RunRecord]) -> tuple[Outcome, ...]:
             bare = {"before": "train", "after": "heal"}.get(suffix)
             keys += [(record, quantity) for record in records if record.verb == bare]
             rates[quantity] = next(
-                (rate for record, key in keys if (rate := _rate(record.results, key)) is not None), None
+                (rate for record, key in keys if (rate := rate_of(record.results, key)) is not None), None
             )
         if any(rate is not None for rate in rates.values()):
             outcomes.append(Outcome(name, **rates))

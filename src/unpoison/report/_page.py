@@ -26,6 +26,7 @@ from unpoison._artefacts import atomic_file
 from unpoison._statistics import Proportion
 from unpoison.report import _figures as figures
 from unpoison.report._data import Rate, ReportData
+from unpoison.report._identifiers import identifiers_of
 from unpoison.report._pictures import OBSERVATION_SIDE, data_uri
 from unpoison.report._svg import hatch, number, plain
 from unpoison.report._templates import environment, policy, resource
@@ -79,6 +80,7 @@ def render(data: ReportData) -> str:
             timings=_timings(data),
             versions=_versions(data),
             configurations=_configurations(data),
+            identifiers=identifiers_of(traced=data.predicted is not None),
         )
     )
 

@@ -3,6 +3,7 @@ from ._batches import batch_bounds as batch_bounds
 from ._batches import diverged_step as diverged_step
 from ._batches import in_training_mode as in_training_mode
 from ._batches import initial_network as initial_network
+from ._batches import own_modes as own_modes
 from ._batches import whitened as whitened
 from ._defense import Batch as Batch
 from ._defense import Defense as Defense
@@ -17,4 +18,6 @@ from ._predict import predict as predict
 from ._predict import predict_examples as predict_examples
 from ._recipe import Recipe as Recipe
 from ._trained import Trained as Trained
+from ._trainer import recipe_optimizer as recipe_optimizer
+from ._trainer import set_learning_rate as set_learning_rate
 from ._trainer import train as train
