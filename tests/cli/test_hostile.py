@@ -90,7 +90,7 @@ def test_what_is_not_there_or_of_another_kind_says_what_to_give(
         ("bench", "nosuch.toml"): "nosuch.toml: no such file; give a recipe",
         ("bench", "set"): "set: Is a directory; give a recipe",
         ("bench", "text.txt"): "give a recipe as docs/benchmarking.md describes it",
-        ("report", "nosuch"): "nosuch: is no directory; give run directories",
+        ("report", "nosuch"): "nosuch: no such directory; give run directories",
         ("report", "text.txt"): "text.txt: is no directory; give run directories",
         ("report", "set"): "set: has no run.json; give run directories",
         ("export", "set", "--out", "rows.csv"): "give a run directory that has them",

@@ -89,7 +89,7 @@ def test_what_is_wrong_is_said(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "exists and holds no index" in fails(build(story, tmp_path / "full"))
-    assert "1 KB may be taken" in fails(build(story, tmp_path / "new", "--memory", "1kB"))
+    assert "100 KB" in fails(build(story, tmp_path / "new", "--memory", "100kB"))
     assert "seed 0, not 9; name another directory" in fails(build(story, made, "--seed", "9"))
     assert "no index of influences" in fails(["similar", "--index", str(tmp_path), "--examples", "1"])
     assert "no training example has this name" in fails(

@@ -6,6 +6,7 @@ All of it goes to standard error; standard output carries results alone, so that
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import sys
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_OBJECTS = 0.1
 
 
 @final
@@ -30,10 +32,12 @@ class Console:
     Arguments:
         results: print summaries on standard output; False under `--json`, where it carries the record alone.
         since: when the command began, by `time.perf_counter`.
+        as_json: tell progress as JSON lines, for a program that reads them.
     """
 
     results: bool = True
     since: float = field(default_factory=time.perf_counter)
+    as_json: bool = False
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def say(self, text: str) -> None:
@@ -54,8 +58,11 @@ class Console:
     def progress(self, what: str) -> Iterator[Progress]:
         """Yield a `Progress` that shows how far `what` has come.
 
-        A bar on a terminal, a line now and then elsewhere.
+        A bar on a terminal, a line now and then elsewhere; or JSON lines.
         """
+        if self.as_json:
+            yield _json_lines(what)
+            return
         with self._bar(what) if self._error.is_terminal else self._lines(what) as report:
             yield report
 
@@ -118,6 +125,22 @@ class Console:
 def _lines_of(text: str) -> str:
     """Text without control and format characters but ends of lines."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def _json_lines(what: str) -> Progress:
+    """Writes {"what", "stage", "done", "total"} and the metrics, at most ten times a second and stage."""
+    last, told = 0.0, ""
+
+    def report(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        nonlocal last, told
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_OBJECTS or stage != told or done >= total:
+            last, told = now, stage
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            line = json.dumps({"what": what, "stage": stage, "done": done, "total": total, **finite})
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    return report
 
 
 def _shown(metrics: Mapping[str, float]) -> str:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from unpoison import unlearners, workflow
 from unpoison.cli._console import Console
-from unpoison.cli._inputs import given_of, healing_recipe, load_findings, load_model, load_set, options_of
+from unpoison.cli._inputs import (
+    given_of,
+    healing_recipe,
+    load_findings,
+    load_model,
+    load_set,
+    options_of,
+    told_of,
+)
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
@@ -19,15 +27,17 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     _check_used(options)
     unlearner = unlearners.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
-        with run.stage("data"):
-            splits, training_set, poison = load_set(options, run.device)
-            run.note(splits)
+        with run.stage("data"), run.reading() as reading:
             findings = load_findings(options.findings)
+            splits, training_set, poison = load_set(
+                options, run.device, like=findings.fingerprint, progress=reading
+            )
+            run.note(splits)
             try:
                 workflow.check_findings(findings, training_set)
             except InputError as error:
                 raise type(error)(f"--findings {options.findings}: {error}") from None
-            subject = load_model(options.model, options.architecture, training_set)
+            subject = load_model(options.model, options.architecture, training_set, run.device)
             trained = subject.model if isinstance(subject.model, Trained) else None
             command = options.train_command
             retrain = None
@@ -46,6 +56,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
                 retrain=retrain,
                 task=subject.task,
                 seed=options.run.seed,
+                device=run.device,
                 progress=progress,
             )
             healed.save(run.artefact("model", "model"))
@@ -55,10 +66,9 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
         run.results.update(
             method=method,
             removed=len(findings.flagged),
-            examples=len(training_set),
             recipe=None if healed.recipe is None else healed.recipe.to_dict(),
             tuning=None if healed.tuning is None else dict(healed.tuning),
-            fingerprint=training_set.fingerprint,
+            **told_of(training_set),
             healing_seconds=healed.seconds,
             training_seconds=None if trained is None else trained.seconds,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from unpoison import detectors, workflow
 from unpoison.cli._console import Console
-from unpoison.cli._inputs import load_model, load_set, reference_of
+from unpoison.cli._inputs import load_model, load_set, reference_of, told_of
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._options import Index, Similar
 from unpoison.cli._session import Session, session
@@ -26,12 +26,14 @@ def index(options: Index, console: Console, interrupts: Interrupts) -> int:
         _check_place(place, overwrite=options.run.overwrite)
     with session(options, None, console, interrupts) as run:
         with run.stage("data"):
-            splits, training_set, _ = load_set(options, run.device)
+            with run.reading() as progress:
+                splits, training_set, _ = load_set(options, run.device, progress=progress)
             run.note(splits)
             reference = splits.test
             if options.reference is not None:
                 reference = reference_of(options.reference, options, run.device)
-            network = workflow.network_of(load_model(options.model, options.architecture, training_set).model)
+            subject = load_model(options.model, options.architecture, training_set, run.device)
+            network = workflow.network_of(subject.model)
         shared: dict[str, Any] = {
             "modules": list(options.module) or None,
             "covariance_examples": options.covariance_examples,
@@ -61,7 +63,7 @@ def index(options: Index, console: Console, interrupts: Interrupts) -> int:
             console.say(f"what is done stays in {place}; the same command goes on from it")
             raise
         run.results.update(
-            examples=len(made), fingerprint=training_set.fingerprint, directory=str(place), **made.settings
+            **{**told_of(training_set), "examples": len(made)}, directory=str(place), **made.settings
         )
         run.recorder.record().save(place)
     console.show(

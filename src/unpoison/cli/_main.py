@@ -87,7 +87,8 @@ def _run(arguments: Sequence[str], interrupts: Interrupts) -> int:
     # The verb's body is what imports torch; until here nothing has.
     module = {"trace": "search", "scan": "search", "similar": "index"}.get(verb, verb)
     body = cast("_Body", getattr(importlib.import_module(f"unpoison.cli._{module}"), verb))
-    return body(options, Console(results=not options.run.json, since=began), interrupts)
+    console = Console(results=not options.run.json, since=began, as_json=options.run.progress == "json")
+    return body(options, console, interrupts)
 
 
 def _list_of_attacks() -> str:

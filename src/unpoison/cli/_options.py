@@ -25,6 +25,7 @@ MaybeDirectory = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=""
 MaybeCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 MaybeNumber = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 MaybeText = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+MaybeFunction = Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="")]
 Directory = Annotated[Path, arg(metavar="DIR")]
 Data = Annotated[str, arg(metavar="DATA")]
 MaybeData = Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")]
@@ -97,6 +98,9 @@ class RunOptions:
     """Print the content of run.json on standard output, and nothing else there."""
     overwrite: bool = False
     """Replace --out if it is a run directory already."""
+    progress: Literal["auto", "json"] = "auto"
+    """How to tell on standard error how far it is: a bar on a terminal and lines elsewhere, or JSON lines for
+    a program to read."""
 
 
 @final
@@ -109,6 +113,26 @@ class ImageOptions:
     what the images are without it must be of one size."""
     orient: bool = False
     """Turn photographs as their EXIF orientation says."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How a set is read that is not held in memory."""
+
+    transform: MaybeFunction = None
+    """What makes inputs of pictures, as package.module:function: from a picture of Pillow in RGB to the
+    tensor that the network was trained on, the same at every call. The set is then read batch by batch."""
+    held_share: Annotated[float, arg(metavar="X")] = 0.25
+    """Hold image files in memory where they take no more than this share of what may be taken, and else
+    decode them batch by batch in every pass; 0 never holds any."""
+    workers: MaybeCount = None
+    """Processes that decode ahead; half as many as there are cores, 8 at most, when not given."""
+    cache: MaybeDirectory = None
+    """Keep what was decoded here; further passes and runs read it from there."""
+    fingerprint: Literal["files", "content"] = "files"
+    """What ties findings to a set that is not held: names, sizes and times of files, or the whole content,
+    which takes a pass."""
 
 
 @final
@@ -241,11 +265,12 @@ class OfModel:
     """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
     --weights), or transformers:FOLDER."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
-    archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, an extracted CIFAR
+    archive, or package.module:function, which gives a dataset or a pair of them, for training and test."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
     images: ImageOptions
+    reading: ReadingOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known; results are held against it."""
 
@@ -456,7 +481,35 @@ class Export:
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Index | Trace | Similar | Scan | Heal | Repair | Bench | Report | Export
+@final
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """Open a page on this machine to work through findings in: look, decide, trace, heal, export."""
+
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
+    """The run directories to work on: of trace, scan, heal, repair, train or demo."""
+    model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
+    """The model; what the run directories name when not given, as for the options of data below."""
+    data: MaybeData = None
+    """The training set of the model."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data."""
+    images: ImageOptions
+    poison: MaybeDirectory = None
+    """The poison that was put into the training set, where that is known."""
+    architecture: ModelOptions
+    host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
+    """The address to listen on; one that other machines reach needs a --token."""
+    port: Annotated[int, arg(metavar="N")] = 0
+    """The port to listen on; a free one when 0."""
+    token: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None
+    """What the address of the page must hold, 16 characters or more; a random one when not given."""
+    out: MaybeDirectory = None
+    """Where decisions, traces and healed models are kept; DIR-investigation when not given."""
+    run: RunOptions
+
+
+Verb = Demo | Craft | Train | Index | Trace | Similar | Scan | Heal | Repair | Bench | Report | Export | App
 VERBS: tuple[type[Verb], ...] = (
     Demo,
     Craft,
@@ -470,6 +523,7 @@ VERBS: tuple[type[Verb], ...] = (
     Bench,
     Report,
     Export,
+    App,
 )
 
 CommandLine: Any = reduce(

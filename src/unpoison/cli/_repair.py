@@ -45,6 +45,7 @@ def repair(options: Repair, console: Console, interrupts: Interrupts) -> int:
                 rounds=options.rounds,
                 recipe=recipe,
                 start=start,
+                device=run.device,
                 progress=progress,
                 **case.given,
             )
@@ -73,10 +74,12 @@ def _keep(run: Session, done: Done, case: Tracing) -> None:
     if isinstance(done.model, Trained) and len(done.removed):
         done.model.save(run.artefact("model", "model"))
         save_file({"removed": done.removed.contiguous()}, run.artefact("removed", "removed.safetensors"))
+    tuning = done.model.tuning if isinstance(done.model, Trained) else None
     run.results.update(
         outcome=done.outcome,
         repair=done.summary,
         removed=len(done.removed),
+        tuning=dict(tuning) if tuning is not None else None,
         removed_indices=done.removed.tolist(),
         removed_poison=None if case.poison is None else _poison_in(done.removed, case.poison),
         rounds=[_row(one, case) for one in done.rounds],

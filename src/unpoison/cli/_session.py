@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from unpoison._artefacts import atomic_directory
 from unpoison._memory import as_bytes, explained, limited
+from unpoison._progress import Progress
 from unpoison.cli._console import Console, per_cent
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Verb, configuration
@@ -27,10 +28,17 @@ if TYPE_CHECKING:
     import torch
 
     from unpoison._statistics import Proportion
-    from unpoison.data import Splits, TrainingSet
+    from unpoison.data import Examples, Splits
     from unpoison.tasks import ClassificationTask
     from unpoison.threats import PoisonSet
     from unpoison.workflow import Model
+
+# What a fingerprint that begins with such a word is made of.
+_IDENTITIES: Final = {
+    "files": "the names, sizes and times of the training set's files, its labels and 64 of its images",
+    "source": "what the training set says of itself, its labels and 64 of its inputs",
+    "rows": "the training set's labels and 64 of its inputs",
+}
 
 
 @final
@@ -66,12 +74,30 @@ class Session:
         self.recorder.artefacts[name] = place
         return self.directory / place
 
-    def note(self, splits: Splits) -> None:
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Progress]:
+        """Yield a `Progress` for what is read before the work, of which nothing is shown where nothing is."""
+        with contextlib.ExitStack() as stack:
+            shown: list[Progress] = []
+
+            def report(stage: str, done: int, total: int, /, **metrics: float) -> None:
+                if not shown:
+                    shown.append(stack.enter_context(self.console.progress("data")))
+                shown[0](stage, done, total, **metrics)
+
+            yield report
+
+    def note(self, splits: Splits[Any]) -> None:
         """Say and take down what was done in reading the data: files passed over, images resized."""
         if splits.notes:
             self.results["notes"] = list(splits.notes)
         for line in splits.notes:
             self.console.say(line)
+        kind, colon, _ = splits.train.fingerprint.partition(":")
+        if colon and kind != "content":
+            self.console.say(
+                f"findings are tied to {_IDENTITIES[kind]}, not to its whole content (--fingerprint content)"
+            )
 
     def rate(self, name: str, proportion: Proportion | None) -> None:
         """Note a rate as the number `name`, and with its n and interval under `measured`."""
@@ -82,7 +108,7 @@ class Session:
     def measure(
         self,
         model: Model,
-        test_set: TrainingSet | None,
+        test_set: Examples | None,
         poison: PoisonSet | None,
         *,
         when: str = "",

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 
 from unpoison import detectors, workflow
+from unpoison._inputs import Inputs, joined
 from unpoison._progress import Progress
 from unpoison.cli._inputs import (
     Subject,
@@ -17,11 +18,13 @@ from unpoison.cli._inputs import (
     load_set,
     options_of,
     reference_of,
-    suspect_of,
+    told_of,
+    transform_of,
 )
 from unpoison.cli._options import Repair, Trace
 from unpoison.cli._session import Session
-from unpoison.data import Splits, TrainingSet
+from unpoison.cli._suspects import suspect_of
+from unpoison.data import Examples, Splits
 from unpoison.detectors import Calibrated, Calibration, Observation
 from unpoison.errors import InputError
 from unpoison.influence import InfluenceIndex
@@ -46,8 +49,8 @@ class Tracing:
         place: where the calibration is kept; None where the detector makes none, or there is no place.
     """
 
-    splits: Splits
-    training_set: TrainingSet
+    splits: Splits[Examples]
+    training_set: Examples
     poison: PoisonSet | None
     subject: Subject
     observation: Observation
@@ -68,17 +71,21 @@ class Tracing:
         for name in ("groups", "calibration"):
             if getattr(asked, name) is not None and not calibrates:
                 raise InputError(f"--{name}: {asked.method} makes no use of it; it calibrates nothing")
-        splits, training_set, poison = load_set(options, run.device)
+        with run.reading() as progress:
+            splits, training_set, poison = load_set(options, run.device, progress=progress)
         run.note(splits)
         reference = splits.test if calibrates else None
         if asked.reference is not None:
             reference = reference_of(asked.reference, options, run.device)
-        subject = load_model(options.model, options.architecture, training_set)
-        suspects = [suspect_of(text, splits, poison, options.images) for text in asked.suspect]
+        subject = load_model(options.model, options.architecture, training_set, run.device)
+        transform = transform_of(options)
+        suspects = [suspect_of(text, splits, poison, options.images, transform) for text in asked.suspect]
         if not suspects:
             raise InputError("--suspect: name at least one input, an image file or test:INDEX")
-        if len({one.image.shape for one in suspects}) != 1:
-            raise InputError("--suspect: the images are of different sizes")
+        shapes = {_shape(one.inputs) for one in suspects}
+        if len(shapes) != 1:
+            raise InputError("--suspect: the inputs are of different sizes")
+        images = len(shapes.pop()) == 4
         truths = {one.true_label for one in suspects}
         names = training_set.class_names
         true_label = truths.pop() if len(truths) == 1 else None
@@ -91,7 +98,12 @@ class Tracing:
             observation = detectors.check_observation(
                 subject.network,
                 training_set,
-                Observation(torch.stack([one.image for one in suspects]), predicted, true_label),
+                Observation(
+                    joined([one.inputs for one in suspects]),
+                    predicted,
+                    true_label,
+                    count=None if images else len(suspects),
+                ),
             )
         except InputError as error:
             raise InputError(f"--suspect {' '.join(asked.suspect)}: {error}") from None
@@ -177,6 +189,10 @@ class Tracing:
             "suspect": self.words,
             "predicted": names[observation.answer],
             "true": None if truth is None else names[truth],
-            "examples": len(self.training_set),
-            "fingerprint": self.training_set.fingerprint,
+            **told_of(self.training_set),
         }
+
+
+def _shape(inputs: Inputs) -> tuple[int, ...]:
+    """The shape of a tensor; () of a mapping."""
+    return tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else ()

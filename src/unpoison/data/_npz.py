@@ -87,7 +87,7 @@ def write_npz(
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
-def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Splits:
+def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Splits[TrainingSet]:
     """Read a NumPy archive of images and labels.
 
     The arrays are `images` and `labels` (or `x_train` and `y_train`, `train_images` and `train_labels`, `x`
@@ -120,7 +120,7 @@ def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Split
         ) from None
 
 
-def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits:
+def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits[TrainingSet]:
     present = {name.removesuffix(".npy") for name in archive.namelist()}
     for names in _NAMES:
         if present >= {*names[:2]}:

@@ -162,10 +162,9 @@ class Source:
         found = _through(self.dataset, _files_of)
         return None if found is None else tuple(name for name, _ in found)
 
-    def files(self) -> list[Path] | None:
-        """The file of every row, where the dataset has files."""
-        found = _through(self.dataset, _files_of)
-        return None if found is None else [path for _, path in found]
+    def files(self) -> Sequence[tuple[str, Path]] | None:
+        """The name and the path of the file of every row, where the dataset has files."""
+        return _through(self.dataset, _files_of)
 
     def identity(self) -> str | None:
         """What a dataset of Hugging Face says of its content."""

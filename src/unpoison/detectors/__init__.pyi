@@ -18,6 +18,7 @@ from ._methods import register as register
 from ._observation import Observation as Observation
 from ._observation import check_observation as check_observation
 from ._observation import joined_observations as joined_observations
+from ._representations import principal_plane as principal_plane
 from ._search import Search as Search
 from ._search import Searcher as Searcher
 from ._transforms import similar_copies as similar_copies

@@ -61,7 +61,8 @@ class Coverage:
 
     Arguments:
         share: of the numbers in its parameters, in [0, 1].
-        untracked: the names of the parameters that are not, in the order of the model.
+        untracked: the names of the parameters that are not, in the order of the model; as its own network
+            calls them where the model only reads their logits.
     """
 
     share: float
@@ -80,7 +81,10 @@ def coverage(model: nn.Module, names: Sequence[str]) -> Coverage:
     own = dict(model.named_parameters())
     total = sum(one.numel() for one in own.values())
     inside = sum(one.numel() for one in own.values() if id(one) in tracked)
-    return Coverage(inside / total, tuple(name for name, one in own.items() if id(one) not in tracked))
+    outside = [name for name, one in own.items() if id(one) not in tracked]
+    if isinstance(model, OutputLogits):
+        outside = [name.removeprefix("network.") for name in outside]
+    return Coverage(inside / total, tuple(outside))
 
 
 def _stored(name: str, parameters: dict[str, nn.Parameter]) -> list[str]:

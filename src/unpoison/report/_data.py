@@ -189,7 +189,8 @@ class ReportData:
         folders = [Path(path) for path in paths]
         for folder in folders:
             if not (folder / "run.json").is_file():
-                told = "has no run.json" if folder.is_dir() else "is no directory"
+                told = "is no directory" if folder.exists() else "no such directory"
+                told = "has no run.json" if folder.is_dir() else told
                 raise InputError(f"{folder}: {told}; give run directories that verbs of unpoison wrote")
         runs = tuple((folder.resolve().name, RunRecord.load(folder)) for folder in folders)
         found = [folder for folder in folders if (folder / "findings").is_dir()]
