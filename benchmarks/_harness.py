@@ -178,7 +178,8 @@ def main(measure: Callable[[Bench], None], *, threads: int = 2, **own: Any) -> N
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # of the peers
-    path, writes = RESULTS / f"{name}.json", not (options.no_write or options.quick)
+    stem, writes = getattr(options, "store", "") or name, not (options.no_write or options.quick)
+    path = RESULTS / f"{stem}.json"
 
     def record(bench: Bench) -> dict[str, Any]:
         return {**bench.record(), **provenance(name, options.threads)}

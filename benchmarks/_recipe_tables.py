@@ -65,6 +65,8 @@ def ranking(attack: str) -> Callable[[Record], str]:
             and not line["control"]
             and line["average_precision"]["mean"] is not None
         }
+        if CALIBRATED not in found:
+            return ""
         mine, others = found.pop(CALIBRATED), {name: one["mean"] for name, one in found.items()}
         best = max(others, key=lambda name: others[name]) if others else ""
         return f"{mine['mean']:.3f} (n = {mine['n']})" + (f"; {best}: {others[best]:.3f}" if best else "")
@@ -193,8 +195,9 @@ DETECTORS: Final = (
             "null-cifar10": "a clean network of CIFAR-10",
             "null-cifar100": "a clean network of CIFAR-100",
             "sample": "poisoned networks of the sample",
-            "sample-healed": "the sample healed",
+            "sample-power": "further poisoned networks of the sample",
             "signs": "poisoned networks of traffic signs",
+            "signs-power": "further poisoned networks of traffic signs",
             "cifar10": "poisoned networks of CIFAR-10",
             "cifar100": "poisoned networks of CIFAR-100",
         }.items()

@@ -5,7 +5,6 @@ A benchmark declares a `Section`: its docstring says what was measured, its rows
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,12 +192,13 @@ def points(what: str) -> Callable[[Record], Iterator[str]]:
     """The tables of a record whose points are processes of their own: seconds and memory, then rates."""
 
     def tables(record: Record) -> Iterator[str]:
-        rows = [
-            [name, *map(seconds, taken.values()), *map(size, record["peak_bytes"][name].values())]
-            for name, taken in record["seconds"].items()
-        ]
-        columns = (next(iter(record[part].values())) for part in ("seconds", "peak_bytes"))
-        yield table((what, *itertools.chain(*columns)), rows)
+        kinds: dict[tuple[str, ...], list[list[str]]] = {}
+        for name, taken in record["seconds"].items():
+            held = record["peak_bytes"][name]
+            row = [name, *map(seconds, taken.values()), *map(size, held.values())]
+            kinds.setdefault((*taken, *held), []).append(row)
+        for columns, rows in kinds.items():
+            yield table((what, *columns), rows)
         yield table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
 
     return tables

@@ -1,7 +1,7 @@
 """What people bring: kinds of dataset and of network.
 
     make compat
-    python -m benchmarks.compatibility [--only WORDS] [--json]
+    python -m benchmarks.compatibility [--only WORDS] [--store NAME] [--json]
 
 Each kind in tests/compatibility is built at a tiny size, and each verb is tried with it. A verb works if its
 result agrees with that of the plain form (the same inputs in memory, the same network with tensor logits); it
@@ -37,20 +37,14 @@ def measure(bench: Bench) -> None:
         SIDES, (DATASETS, NETWORKS), (harness.DATASET_VERBS, harness.NETWORK_VERBS), strict=True
     ):
         for kind in kinds:
-            if bench.options.only not in kind.name or kind.absent() is not None:
+            if bench.options.only not in " needs ".join((kind.name, *kind.needs)) or kind.absent():
                 continue
             row: dict[str, Any] = {"side": side, "kind": kind.name, "verbs": {}}
             for verb in verbs:
                 outcome, expected = harness.run(kind, verb), kind.expected.get(verb, harness.WORKS)
-                row["verbs"][verb] = {
-                    "outcome": outcome.outcome,
-                    "as wanted": outcome.meets(expected),
-                    **{
-                        name: value
-                        for name, value in (("words", outcome.words), ("where", outcome.where))
-                        if value
-                    },
-                }
+                told = {"words": outcome.words, "where": outcome.where}
+                row["verbs"][verb] = {"outcome": outcome.outcome, "as wanted": outcome.meets(expected)}
+                row["verbs"][verb] |= {name: value for name, value in told.items() if value}
             row["as wanted"] = all(one["as wanted"] for one in row["verbs"].values())
             bench.trials.append(row)
             say(
@@ -58,14 +52,15 @@ def measure(bench: Bench) -> None:
             )
         rows = [row for row in bench.trials if row["side"] == side]
         bench.rates[f"kinds of {side} as wanted"] = tally(row["as wanted"] for row in rows)
-        told = [one for row in rows for one in row["verbs"].values()]
-        bench.rates[f"verbs on kinds of {side} as wanted"] = tally(one["as wanted"] for one in told)
-    bench.work = {"verbs": dict(harness.VERBS)}
+        every = [one for row in rows for one in row["verbs"].values()]
+        bench.rates[f"verbs on kinds of {side} as wanted"] = tally(one["as wanted"] for one in every)
+    bench.work = {"verbs": dict(harness.VERBS), "packages": harness.packages()}
 
 
 def tables(record: Record) -> Iterator[str]:
     """What each verb is, a table of datasets and one of networks, the words of what is not as wanted."""
     yield table(("verb", "what was tried"), [list(one) for one in record["work"]["verbs"].items()])
+    yield ", ".join(" ".join(one) for one in record["work"].get("packages", {}).items())
     for side in SIDES:
         rows = [row for row in record["trials"] if row["side"] == side]
         if not rows:
@@ -102,7 +97,8 @@ ROWS = [
     for side in SIDES
 ]
 SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
+REAL = Section("compatibility_real", "Other people's packages, as pip installs them", tables=tables)
 
 
 if __name__ == "__main__":
-    main(measure, threads=1, only="")
+    main(measure, threads=1, only="", store="")

@@ -1,55 +1,78 @@
-"""How time and memory of influence scoring grow.
+"""How time and memory of influence grow with images, queries and networks.
 
-    python -m benchmarks.growth [--json]
+    python -m benchmarks.growth [--memory 2GB] [--json]
 
-ResNet-9 of width 8 on random images of CIFAR's shape: 1,250 to 10,000 images with 50 queries, and 1 to 200
-queries with 5,000 images. Each point is a process of its own, so that its peak memory is its own; memory
-before the work is that of Python, torch and the images.
+ResNet-9 of width 8 on CIFAR's shape, and networks of timm with random weights at 224 pixels; each
+point in a process of its own. Seconds are processor time: of a forward pass of all images, of the passes
+of `fit_factors`, of the eigenvectors, and of `influence_scores` within `--memory`. "Forward passes" are the
+three passes in units of the first, "of a tenth" with `*_examples` of a tenth of the images, by these times.
 """
 
 from __future__ import annotations
 
 import json
+import time
+from functools import partial
+from importlib import import_module
 
 import torch
 
-from benchmarks._harness import Bench, main, peak_bytes, random_images, say, timed
-from benchmarks._tables import Section, points
-from unpoison.influence import fit_factors, precondition, score
+from benchmarks._harness import Bench, main, peak_bytes, random_images, timed
+from benchmarks._tables import Section, generic
+from unpoison.data import Examples, TensorExamples
+from unpoison.influence import fit_factors, influence_scores
 from unpoison.models import build
 from unpoison.tasks import ClassificationTask
 
-SIZES = [(images, 50) for images in (1250, 2500, 5000, 10000)] + [(5000, count) for count in (1, 10, 200)]
-STAGES, MEMORY = ("factors", "queries made", "scores"), ("peak memory", "of it before the work")
+SMALL = [(images, 50) for images in (1250, 2500, 5000, 10000)] + [(5000, count) for count in (1, 10, 200)]
+NETWORKS = ("resnet18", "vit_tiny_patch16_224", "resnet50", "vit_base_patch16_224")
+LARGE = [(name, *one) for name in NETWORKS for one in ((16, 5), (32, 5), (16, 50))]
 TASK = ClassificationTask()
 
 
-def point(images: int, queries: int) -> None:
-    """Print time and peak memory of one size, measured in this process."""
-    generator = torch.Generator().manual_seed(0)
-    training_set = random_images(images, generator)
-    batch = random_images(queries, generator).batch(0, queries)
+def point(network: str, images: int, queries: int, memory: str) -> None:
+    """Print time and memory of one size, measured in this process."""
+    train: Examples = random_images(images, torch.Generator().manual_seed(0))
     model = build("resnet9", num_classes=10, width=8, seed=0).eval()
-    score(model, precondition(model, None, batch, TASK), training_set, TASK, stop=128)  # warm-up
-    before = peak_bytes()
-    fitting, factors = timed(lambda: fit_factors(model, training_set, TASK, seed=0))
-    preparing, prepared = timed(lambda: precondition(model, factors, batch, TASK))
-    scoring, _ = timed(lambda: score(model, prepared, training_set, TASK))
-    print(json.dumps([[fitting, preparing, scoring], [peak_bytes(), before]]))
+    if network != "resnet9":
+        model = import_module("timm").create_model(network, num_classes=10).eval()
+        train = TensorExamples(torch.randn(images, 3, 224, 224), torch.arange(images) % 10)
+    clock, forward, batch = time.process_time, list[float](), min(128, images // 4)
+    some = train.batch(0, batch)[0].float().contiguous(memory_format=torch.channels_last)
+    asked = train.at(torch.arange(queries) % images)
+    stamps = {"covariance": list[float](), "eigenvalues": list[float]()}
+
+    def told(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        stamps[stage].append(clock())
+
+    def between() -> float:
+        with torch.no_grad():
+            forward.extend(timed(lambda: model(some), clock)[0] * images / batch for _ in range(3))
+        return clock()
+
+    begun, before = between(), peak_bytes() / 1e9
+    factors = fit_factors(model, train, TASK, seed=0, progress=told, batch_size=batch)
+    between()
+    scores, _ = timed(lambda: influence_scores(model, factors, asked, train, TASK, memory=memory), clock)
+    between()
+    count, (first, *_, last) = len(stamps["eigenvalues"]), stamps["eigenvalues"]
+    once, one, two = min(forward), stamps["covariance"][-1] - begun, (last - first) * count / (count - 1)
+    found = {"forward": once, "covariances": one, "eigenvectors": first - two / count - begun - one}
+    found |= {"eigenvalues": two, "scores": scores, "forward passes": (one + two + scores) / once}
+    found |= {"of a tenth": (0.1 * (one + two) + scores) / once, "peak GB": peak_bytes() / 1e9}
+    print(json.dumps({name: round(value, 3) for name, value in found.items()} | {"GB before": before}))
 
 
 def measure(bench: Bench) -> None:
-    """Every point in a process of its own."""
-    for images, queries in SIZES[:2] if bench.options.quick else SIZES:
-        taken, held = bench.apart(f"benchmarks.growth.point({images}, {queries})")
-        name = f"{images:,} images, {queries} queries"
-        bench.seconds[name] = dict(zip(STAGES, taken, strict=True))
-        bench.peak_bytes[name] = dict(zip(MEMORY, held, strict=True))
-        say(f"{name}: {bench.seconds[name]}")
+    """Every point in a process of its own; those that are stored stay."""
+    points = [*[("resnet9", *one) for one in SMALL], *LARGE]
+    for key in points[:2] if bench.options.quick else points:
+        call = f"benchmarks.growth.point(*{key}, {bench.options.memory!r})"
+        named = dict(zip(("network", "images", "queries"), key, strict=True))
+        bench.trial(named, partial(bench.apart, call))
 
 
-SECTION = Section.of(__name__, __doc__, tables=points("size"))
-
+SECTION = Section.of(__name__, __doc__, tables=generic)
 
 if __name__ == "__main__":
-    main(measure)
+    main(measure, memory="2GB")

@@ -69,7 +69,10 @@ PAGES: Final[Mapping[str, tuple[str, tuple[Section, ...]]]] = {
     "unlearning": ("Unlearners", (unlearning.SECTION,)),
     "attacks": ("Attacks", (triggers.SECTION, TRANSFER)),
     "metapoison": ("MetaPoison", METAPOISON),
-    "own_data": ("Data and networks as people have them", (compatibility.SECTION, own_data.SECTION)),
+    "own_data": (
+        "Data and networks as people have them",
+        (compatibility.SECTION, compatibility.REAL, own_data.SECTION),
+    ),
 }
 
 

@@ -7,8 +7,8 @@ Pools the trials of the recipes `verdict-*` that lie in the folder of stores. Fa
 and right answers whose truth is not given, whose p-value is at most the level; networks are clean unless the
 row says otherwise. Power is of victims whose trigger works on more than half of the adversary's test inputs;
 one input of a victim is traced. Nothing was chosen on these networks and pairs; the ledger says what had been
-looked at. Healed: at most 2 % of the inputs are still answered as the adversary wants, and accuracy is within
-one point of that after the perfect filter.
+looked at. Healed: after `repair` at most 2 % of the inputs are still answered as the adversary wants, and
+accuracy is within one point of that after the perfect filter.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ LEVELS: Final = {"01": 0.01, "05": 0.05}
 ANSWERS: Final = ("errors", "right")
 SETS: Final = ("sample", "signs", "cifar10", "cifar100")
 PLACE: Final = ("attack", "budget", "source", "target", "victim", "seed", "number")
+KEPT: Final = (
+    *("observation", "p_value", "found", "cause", "poisons", "flagged", "true_positives"),
+    *("seconds_calibrate", "seconds_find", "average_precision"),
+)
+REPAIR: Final = ("rounds", "outcome", "removed", "removed_poisons")
 PICTURE: Final = RESULTS.parents[1] / "docs" / "images" / "verdict-p-values.svg"
 ROUNDING: Final = 1e-9
 
@@ -58,18 +63,13 @@ def trials(stores: Path) -> Iterator[dict[str, Any]]:
                 "set": next(name for name in reversed(SETS) if name in results.name),
                 "asked": asked,
                 "success": before.get(place(row)),
-                **{name: row[name] for name in (*PLACE, "observation", "p_value", "found", "cause")},
-                **{name: row[name] for name in ("poisons", "flagged", "true_positives")},
-                **{name: row[name] for name in ("seconds_calibrate", "seconds_find", "average_precision")},
+                **{name: row[name] for name in (*PLACE, *KEPT)},
             }
-            if row["unlearner"] != "none" and place(row) in perfect:
-                other = perfect[place(row)]
-                trial |= {
-                    "success_after": success(row),
-                    "accuracy_after": row["clean_correct"] / row["clean_total"],
-                    "success_perfect": success(other),
-                    "accuracy_perfect": other["clean_correct"] / other["clean_total"],
-                }
+            if row["unlearner"] != "none" and asked == "attack" and place(row) in perfect:
+                for name, one in (("after", row), ("perfect", perfect[place(row)])):
+                    trial[f"success_{name}"] = success(one)
+                    trial[f"accuracy_{name}"] = one["clean_correct"] / one["clean_total"]
+                trial |= {name: row[name] for name in REPAIR}
             yield trial
 
 
@@ -105,6 +105,8 @@ def summarise(bench: Bench) -> None:
     for budget in sorted({one["budget"] for one in working}):
         own = (one["found"] for one in working if one["budget"] == budget)
         bench.rates[f"found, {100 * budget:g} %"] = tally(own)
+    for name in SETS:
+        bench.rates[f"found, {name}"] = tally(one["found"] for one in working if one["set"] == name)
     bench.rates["p at most .05"] = alarms(working, 0.05)
     bench.rates["recall of those found"] = pooled([counted(one, "poisons") for one in found])
     bench.rates["precision"] = pooled([counted(one, "flagged") for one in found])
@@ -113,11 +115,14 @@ def summarise(bench: Bench) -> None:
         whole = bench.rates[name]
         key = name.partition(" ")[0]
         bench.agreement[key] = whole["successes"] / whole["trials"] if whole["trials"] else None
+    repaired = [one for one in found if one.get("rounds") is not None]
     bench.rates["healed"] = tally(
         one["success_after"] <= 0.02 and one["accuracy_after"] >= one["accuracy_perfect"] - 0.01
-        for one in found
-        if "success_after" in one
+        for one in repaired
     )
+    bench.rates["last trace empty"] = tally(one["outcome"] != "poison remains" for one in repaired)
+    for rounds in sorted({one["rounds"] for one in repaired}):
+        bench.rates[f"rounds, {rounds}"] = tally(one["rounds"] == rounds for one in repaired)
 
 
 def counted(trial: Mapping[str, Any], whole: str) -> dict[str, int]:
@@ -127,26 +132,14 @@ def counted(trial: Mapping[str, Any], whole: str) -> dict[str, int]:
 
 def draw(found: Sequence[Mapping[str, Any]]) -> None:
     """The p-values of natural errors and of triggered inputs beside the uniform distribution."""
-    from matplotlib import pyplot as plt
-    from recipes.plots import DOTTED, STYLES
+    from recipes.plots import uniform
 
-    figure, axes = plt.subplots(figsize=(5, 4.5), layout="constrained")
     errors = [one for one in found if one["asked"] == "errors"]
-    curves = {
-        name: [one for one in errors if one["set"] == name and one["attack"] == "none"] for name in SETS
-    }
+    curves = {name: [one for one in errors if (one["set"], one["attack"]) == (name, "none")] for name in SETS}
     curves["errors of poisoned networks"] = [one for one in errors if one["attack"] != "none"]
-    for (name, chosen), style in zip(curves.items(), STYLES, strict=False):
-        values = sorted(one["p_value"] for one in chosen)
-        if values:
-            shares = [(rank + 1) / len(values) for rank in range(len(values))]
-            axes.step(values, shares, label=f"{name} (n = {len(values)})", **{**style, "marker": None})
-    axes.plot([0, 1], [0, 1], label="uniform", **DOTTED)
-    axes.set(xlabel="p-value", ylabel="share of the natural errors at or below it", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(frameon=False, fontsize="small")
+    known = {f"{name} (n = {len(chosen)})": chosen for name, chosen in curves.items() if chosen}
     PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE)
-    plt.close(figure)
+    uniform({name: [one["p_value"] for one in chosen] for name, chosen in known.items()}).savefig(PICTURE)
 
 
 def tables(record: Record) -> Iterator[str]:
@@ -166,12 +159,13 @@ def tables(record: Record) -> Iterator[str]:
             str(one["flagged"] - one["true_positives"]) if one["found"] else "",
             f"{one['average_precision']:.3f}",
             percent(one["success_after"]) if "success_after" in one else "",
+            f"{one['rounds']}, {one['outcome']}" if one.get("outcome") else "",
         ]
         for one in record["trials"]
         if one["asked"] == "attack"
     ]
     header = ("set", "attack", "budget", "classes", "trigger works", "p", "found", "poison flagged")
-    yield table((*header, "false positives", "average precision", "works after retraining"), rows)
+    yield table((*header, "false positives", "average precision", "works after", "rounds"), rows)
 
 
 TITLE: Final = "false alarms of `calibrated` on natural errors of clean networks"
@@ -192,7 +186,7 @@ ROWS: Final = [
     Row("victims whose trigger works: found at level .01", "≥ 95 %", rate("found", interval=True)),
     Row("their poison flagged, of those found", "≥ 95 %", rate("recall of those found")),
     Row("of the flagged, poison", "≥ 90 %", rate("precision")),
-    Row("healed by retraining, of those found", "≥ 95 %", rate("healed", interval=True)),
+    Row("healed by `repair`, of those found", "≥ 95 %", rate("healed", interval=True)),
 ]
 SECTION: Final = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 

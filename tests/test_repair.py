@@ -11,7 +11,7 @@ import torch
 import unpoison
 from unpoison.data import DatasetExamples, TrainingSet
 from unpoison.detectors import Calibrated, Detector, Findings, Observation, Threshold, similar_copies
-from unpoison.errors import InputError
+from unpoison.errors import InputError, MismatchError
 from unpoison.tasks import ClassificationTask
 from unpoison.training import predict
 
@@ -274,6 +274,28 @@ def test_what_healing_needs_is_asked_for_before_a_trace(story: Story) -> None:
     floats = DatasetExamples([(torch.randn(3, 12, 12), row % 3) for row in range(9)])
     with pytest.raises(InputError, match="8-bit"):
         unpoison.repair(story.trained, floats, story.observation, method=Never(1))
+
+
+def test_a_trace_that_was_made_before_is_the_first_round(story: Story) -> None:
+    first = unpoison.trace(story.trained, story.poisoned, story.observation, method=Partial(20))
+    traced: list[str] = []
+    done = unpoison.repair(
+        story.trained,
+        story.poisoned,
+        story.observation,
+        method=Partial(20),
+        findings=first,
+        progress=lambda stage, *_, **__: traced.append(stage),
+    )
+    assert done.rounds[0].findings is first
+    assert [len(one.flagged) for one in done.rounds] == [20, 16, 0]
+    assert "round 1, scores" not in traced
+    assert "round 2, scores" in traced
+    with pytest.raises(MismatchError, match="repair: the findings are of another training set than"):
+        unpoison.repair(story.trained, story.held_out, story.observation, findings=first)
+    other = replace(first, observation=None)
+    with pytest.raises(MismatchError, match="repair: the findings are not of a trace of this answer"):
+        unpoison.repair(story.trained, story.poisoned, story.observation, findings=other)
 
 
 def test_what_repair_refuses(story: Story) -> None:

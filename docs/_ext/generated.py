@@ -5,6 +5,7 @@
     {shared-options}                        the options of all verbs
     {recipes}                               the presets of `Recipe`
     {memory}                                what the methods state of their memory
+    {app-speed}                             how fast the page of the app was when it was measured
 
 The functions give Markdown and need no Sphinx, so that tests can call them.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import typing
 from collections.abc import Callable, Sequence
@@ -157,12 +159,26 @@ def memory() -> list[str]:
     return table(("Method", "Kind", "Memory"), rows)
 
 
+def app_speed() -> list[str]:
+    """The table of what `docs/app_screens.py speed` has measured."""
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "app.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    names = {
+        "lasso_10k": "lasso of 10,000 points, until it is drawn",
+        "first_view": "the slowest of these first views",
+    }
+    rows = [(names.get(name, name), f"{1000 * value:.0f} ms") for name, value in found["seconds"].items()]
+    rows += [(name, f"{value:.0f}") for name, value in found["frames"].items()]
+    return [*table(("What", "Best of its repeats"), rows), "", f"Measured on {found['date']}."]
+
+
 DIRECTIVES: dict[str, Callable[..., list[str]]] = {
     "methods": methods,
     "options": options,
     "shared-options": shared_options,
     "recipes": recipes,
     "memory": memory,
+    "app-speed": app_speed,
 }
 
 

@@ -1,3 +1,4 @@
+from . import app as app
 from . import attacks as attacks
 from . import data as data
 from . import defenses as defenses
@@ -31,6 +32,7 @@ from .workflow import Measurement as Measurement
 from .workflow import calibrate as calibrate
 from .workflow import craft as craft
 from .workflow import heal as heal
+from .workflow import index as index
 from .workflow import measure as measure
 from .workflow import observe as observe
 from .workflow import scan as scan

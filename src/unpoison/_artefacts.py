@@ -102,7 +102,7 @@ def read_bytes(path: str | os.PathLike[str], where: str | None = None) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{where or path}: no such file") from None
+        raise InputError(f"{where or path}: no such file; check the path") from None
     except OSError as error:
         raise InputError(f"{where or path}: cannot be read ({error.strerror or error})") from None
 

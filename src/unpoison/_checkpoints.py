@@ -90,12 +90,22 @@ class Checkpoints:
         identity: everything that decides the result (plain values); a checkpoint with another identity is
             refused.
         kind: `TRAINING` or `CRAFTING`.
+
+    Raises:
+        InputError: the directory is a file, or holds something else.
     """
 
     def __init__(self, directory: str | os.PathLike[str], identity: Mapping[str, Any], *, kind: Kind) -> None:
         self.directory = Path(directory)
         self.identity = dict(identity)
         self.kind = kind
+        if self.directory.exists() and not self.directory.is_dir():
+            raise InputError(f"{self.directory}: is a file; name a directory for checkpoints")
+        if not self._found() and any(not path.name.startswith(".") for path in self._entries()):
+            raise InputError(
+                f"{self.directory}: holds other things than checkpoints of a {kind.work}; name an empty "
+                "directory, or a new one"
+            )
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, or None where there is none.
@@ -143,8 +153,9 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def _found(self) -> list[tuple[int, Path]]:
-        if not self.directory.is_dir():
-            return []
         name = re.compile(rf"{self.kind.unit}-(\d+)")
-        matches = ((name.fullmatch(path.name), path) for path in self.directory.iterdir())
+        matches = ((name.fullmatch(path.name), path) for path in self._entries())
         return [(int(match[1]), path) for match, path in matches if match]
+
+    def _entries(self) -> list[Path]:
+        return list(self.directory.iterdir()) if self.directory.is_dir() else []

@@ -31,7 +31,7 @@ from unpoison.detectors import (
     check_observation,
     similar_copies,
 )
-from unpoison.errors import InputError
+from unpoison.errors import InputError, MismatchError
 from unpoison.tasks import ClassificationTask
 from unpoison.training import Recipe, Trained, predict
 from unpoison.unlearners import OwnTraining, Unlearner
@@ -95,6 +95,7 @@ class Repair:
     summary: str
 
 
+@workflow.bounded("give a smaller batch_size, fewer modules= or a subset of the training set")
 def repair(
     model: Model,
     training_set: Dataset,
@@ -108,11 +109,13 @@ def repair(
     retrain: OwnTraining | None = None,
     reference: Dataset | None = None,
     calibration: Calibration | None = None,
+    findings: Findings | None = None,
     groups: Groups | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Repair:
     """Find the poison behind a wrong answer and make a model without it, in as many rounds as it takes.
@@ -130,16 +133,19 @@ def repair(
         retrain: as for `heal`, called once a round.
         reference: as for `trace`.
         calibration: of the given model, as for `trace`; healed models are calibrated anew.
+        findings: of a trace of the given model from this observation, which is then not traced again.
         groups: as for `trace`.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random; every step gets it.
         device: as for `heal`.
+        memory: as for `craft`.
         progress: told the round with every stage.
 
     Raises:
         InputError: `rounds` is not positive, or as `trace` and `heal`; what healing needs is asked for
             before anything is traced.
+        MismatchError: the findings are of another training set or another answer.
 
     Cost: a `trace` of every model, and a `heal` a round.
     """
@@ -150,6 +156,8 @@ def repair(
     held_out = None if reference is None else workflow.examples_of(reference, normalization)
     network = workflow.network_of(workflow.giving_logits(model, normalization, task))
     asked = check_observation(network, examples, workflow.combined(observation))
+    if findings is not None:
+        _check_first(findings, examples, asked)
     copies = _copies(asked, examples, generator(seed, "copies"))
 
     current, past = model, list[Round]()
@@ -160,29 +168,33 @@ def repair(
         told = _numbered(progress, len(past))
         if names is not None:
             first["groups"] = [names[row] for row in kept.tolist()]
-        findings = workflow.trace(
-            current,
-            examples.subset(kept) if past else examples,
-            replace(asked, answered=False) if past else asked,
-            method=method,
-            reference=held_out,
-            normalization=normalization,
-            task=task,
-            seed=seed,
-            progress=told,
-            **first,
+        found = (
+            findings
+            if findings is not None
+            else workflow.trace(
+                current,
+                examples.subset(kept) if past else examples,
+                replace(asked, answered=False) if past else asked,
+                method=method,
+                reference=held_out,
+                normalization=normalization,
+                task=task,
+                seed=seed,
+                progress=told,
+                **first,
+            )
         )
         network = workflow.network_of(workflow.giving_logits(current, normalization, task))
         answers = answers_of(network, asked.inputs).argmax(1).tolist()
         wrong = torch.zeros(0, dtype=torch.bool)
         if copies is not None:
             wrong = (predict(network, copies).argmax(1) == asked.answer).cpu()
-        past.append(Round(findings=findings, examples=kept, answers=tuple(answers), wrong=wrong))
-        if not findings.poison_found or len(past) > rounds or _implausible(past):
+        past.append(Round(findings=found, examples=kept, answers=tuple(answers), wrong=wrong))
+        if not found.poison_found or len(past) > rounds or _implausible(past):
             break
         left = torch.ones(len(kept), dtype=torch.bool)
-        left[findings.flagged] = False
-        kept, first = kept[left], {}
+        left[found.flagged] = False
+        kept, first, findings = kept[left], {}, None
         current = workflow.heal(
             model,
             examples if retrain is None else training_set,
@@ -226,9 +238,21 @@ def unlearner_for(
     if trains_anew and start is None and not (ours and not model.own_model):
         raise InputError(
             "repair: this network is not built by a recipe; give start=, the network before training "
-            "(freshly built, or the pretrained one), or another unlearner"
+            "(freshly built, or the pretrained one), retrain=, a training function of your own, or another "
+            "unlearner, such as relabel, which goes on from its weights"
         )
     return chosen
+
+
+def _check_first(findings: Findings, examples: Examples, asked: Observation) -> None:
+    """Raise a `MismatchError` unless the findings are of this training set and this answer."""
+    if findings.fingerprint != examples.fingerprint:
+        raise MismatchError(
+            f"repair: the findings are of another training set than {examples.name}; give the very set that "
+            "was searched"
+        )
+    if findings.observation is None or findings.observation.answer != asked.answer:
+        raise MismatchError("repair: the findings are not of a trace of this answer; trace it first")
 
 
 def _copies(observation: Observation, examples: Examples, randomness: torch.Generator) -> Tensor | None:

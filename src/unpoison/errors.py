@@ -13,6 +13,10 @@ from collections.abc import Iterable
 class UnpoisonError(Exception):
     """Base class of every error that unpoison raises on purpose."""
 
+    def __str__(self) -> str:
+        """The message on one line, whatever names of files and classes it holds."""
+        return printable(super().__str__())
+
 
 class InputError(UnpoisonError, ValueError):
     """An input cannot be used: a file, a row, an argument, a model."""
@@ -20,6 +24,10 @@ class InputError(UnpoisonError, ValueError):
 
 class MismatchError(InputError):
     """Two things that belong together do not match, e.g. a `PoisonSet` and another training set."""
+
+
+class InsufficientMemoryError(InputError, MemoryError):
+    """What was asked for takes more memory than may be taken; the message says what would fit."""
 
 
 class TrainingDivergedError(UnpoisonError, ArithmeticError):
@@ -48,3 +56,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def one_line(error: BaseException) -> str:
     """The message of another library's error on one line; the name of its type where it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text on one line, with control and format characters as escapes.
+
+    They come in names of files and classes, and could move the cursor or turn the direction of a line.
+
+    >>> printable("a\\nb\\u202ec")
+    'a\\\\nb\\\\u202ec'
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

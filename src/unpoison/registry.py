@@ -69,6 +69,7 @@ class Method:
         surrogates: of an attack: on how many networks of the adversary's own it crafts by default; they are
             trained when none are given.
         accepts_surrogates: of an attack: whether it makes use of networks that it is given.
+        resumes: of an attack: whether a craft that was stopped goes on from its `checkpoints`.
         makes_trigger: of an attack: whether it makes its trigger itself, whatever the goal has.
         needs_observation: of a detector: whether it starts from a wrong prediction (`trace`) or from the
             training set alone (`scan`).
@@ -77,6 +78,7 @@ class Method:
         uses_reference: of a detector: whether it makes use of held-out examples that are known to be clean.
         calibrates: of a detector: whether what it learns of the model before the first answer is a
             `Calibration`, which can be kept for further ones.
+        uses_index: of a detector: whether it can read influences from an `InfluenceIndex`.
         drops_examples: of a defense: whether it drops examples in rounds, which a control can copy.
         copies_drops: of a defense: whether it is such a control.
         reads_forget_set: of an unlearner: whether it looks at the examples to forget, or at the rest alone.
@@ -95,11 +97,13 @@ class Method:
     knowledge: str = ""
     surrogates: int = 0
     accepts_surrogates: bool = False
+    resumes: bool = False
     makes_trigger: bool = False
     needs_observation: bool = False
     can_find_nothing: bool = False
     uses_reference: bool = False
     calibrates: bool = False
+    uses_index: bool = False
     drops_examples: bool = False
     copies_drops: bool = False
     reads_forget_set: bool = False

@@ -21,16 +21,20 @@ what reads inputs and labels alone takes any. Neither model nor set is ever chan
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, final
+from typing import Any, Literal, ParamSpec, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison import attacks, defenses, detectors, unlearners
 from unpoison import training as trainer
+from unpoison._arguments import check_arguments
+from unpoison._memory import explained, limited
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
@@ -38,6 +42,7 @@ from unpoison.attacks import Attack
 from unpoison.data import Examples, MapStyle, TrainingSet, as_examples, as_training_set, from_dataset
 from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
+from unpoison.influence import Damping, InfluenceIndex
 from unpoison.models import (
     Normalized,
     OutputLogits,
@@ -59,8 +64,38 @@ Normalization = tuple[Sequence[float], Sequence[float]]
 Groups = Sequence[Hashable] | Tensor
 """A name or number for each training example, equal for near-duplicates."""
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
+def bounded(advice: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Check the arguments of a verb, let it take no more than its argument `memory`, and say in one line
+    where that is not enough.
+
+    Arguments:
+        advice: what takes less, for an allocation that fails although the estimate says that it fits.
+    """
+
+    def bound(verb: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(verb)
+
+        @functools.wraps(verb)
+        def call(*given: P.args, **options: P.kwargs) -> T:
+            check_arguments(verb.__name__, signature, signature.bind(*given, **options).arguments)
+            memory: Any = options.get("memory")
+            with limited(memory), explained(verb.__name__, advice):
+                return verb(*given, **options)
+
+        return call
+
+    return bound
+
+
+_LESS = "give a smaller batch_size, fewer modules= or a subset of the training set"
+_LESS_POISON = "poison fewer examples, or give narrower surrogates or a subset of the training set"
+_LESS_TRAINING = "give a recipe with a smaller batch_size or width, or a subset of the training set"
+
+
+@bounded(_LESS_POISON)
 def craft(
     attack: str | Attack,
     goal: Goal,
@@ -71,6 +106,7 @@ def craft(
     recipe: Recipe | None = None,
     seed: int = 0,
     checkpoints: str | os.PathLike[str] | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> PoisonSet:
     """Poison a training set.
@@ -85,6 +121,8 @@ def craft(
         recipe: how to train surrogates.
         seed: of everything random.
         checkpoints: a directory, in which an attack that can resume keeps its state.
+        memory: bytes that may be taken beyond what is taken already, or text such as "8GB"; nine tenths of
+            what is free when None. What takes more is refused before it starts, with what would fit.
         progress: told of the training of surrogates, and of the steps of attacks that take long.
 
     Raises:
@@ -105,6 +143,7 @@ def craft(
     )
 
 
+@bounded(_LESS_TRAINING)
 def train(
     training_set: Dataset,
     recipe: Recipe,
@@ -116,6 +155,7 @@ def train(
     seed: int = 0,
     device: torch.device | str | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a network, on a clean or a poisoned set, with or without a defense.
@@ -130,6 +170,7 @@ def train(
         seed: of everything random.
         device: where to train; where the training set lies when None.
         checkpoints: a directory; the state is kept there after each epoch, and the same call goes on from it.
+        memory: as for `craft`.
         progress: told of every epoch, with its loss.
 
     Raises:
@@ -151,7 +192,8 @@ def train(
     )
 
 
-def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) -> Observation | None:
+@bounded(_LESS)
+def observe(model: Model, goal: Goal, test_set: Dataset, *, count: int = 1) -> Observation | None:
     """The first of the adversary's inputs that are answered as the adversary wants; None if there are none.
 
     Of a backdoor's inputs only those count that are answered rightly without the trigger.
@@ -162,13 +204,13 @@ def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) 
         test_set: clean images.
         count: how many inputs to observe, at most; all get the label that the first one gets.
     """
-    network = network_of(model)
-    images, indices = goal.victims(test_set)
+    network, clean = network_of(model), as_training_set(test_set)
+    images, indices = goal.victims(clean)
     images, indices = images.cpu(), indices.cpu()
     answers = predict(network, images).argmax(1).cpu()
     hits = goal.achieved(answers)
     known = indices >= 0
-    own = test_set.to("cpu").subset(indices.clamp(min=0))
+    own = clean.to("cpu").subset(indices.clamp(min=0))
     if isinstance(goal, Backdoor):
         hits = hits & (predict(network, own.images).argmax(1).cpu() == own.labels)
     chosen = hits.nonzero().reshape(-1)
@@ -185,6 +227,7 @@ def observe(model: Model, goal: Goal, test_set: TrainingSet, *, count: int = 1) 
     )
 
 
+@bounded(_LESS)
 def calibrate(
     model: Model,
     training_set: Dataset,
@@ -192,9 +235,11 @@ def calibrate(
     *,
     method: str | Detector = "calibrated",
     groups: Groups | None = None,
+    index: InfluenceIndex | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """What the model's own errors look like: one calibration for all answers that will be traced.
@@ -205,9 +250,11 @@ def calibrate(
         reference: as for `trace`.
         method: the name of a detector that calibrates, or an instance with its own options.
         groups: as for `trace`.
+        index: as for `trace`.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
+        memory: as for `craft`.
         progress: as for `trace`.
 
     Returns:
@@ -232,10 +279,12 @@ def calibrate(
         seed,
         progress,
         groups=groups,
+        **({} if index is None else {"index": index}),
     )
     return calibration
 
 
+@bounded(_LESS)
 def trace(
     model: Model,
     training_set: Dataset,
@@ -245,9 +294,12 @@ def trace(
     reference: Dataset | None = None,
     calibration: Calibration | None = None,
     groups: Groups | None = None,
+    index: InfluenceIndex | None = None,
+    refine: int | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Findings:
     """Find the training examples that a wrong prediction goes back to.
@@ -265,12 +317,17 @@ def trace(
             so for this answer alone when None.
         groups: n names or numbers, equal for training examples that are near-duplicates (the frames of a
             film, the pictures of a patient), for detectors that calibrate; measured on the images when None.
+        index: of this model and training set, by `index`, for detectors that can read influences from one:
+            further answers then cost their own gradients alone. What a detector calibrates is kept in it.
+        refine: with an index, how many of the examples that it ranks first are scored again exactly; 1,000
+            when None, 0 for none.
         normalization: mean and standard deviation of each channel that the network expects its input to be
             standardised with, unless it is a `Normalized`, as those that `train` builds are. A dataset that
             gives float images is then taken to be standardised so as well, and is read back to 8 bits.
         task: where the logits are in what the network returns, and whether they are probabilities, where that
             is not clear: see `tasks.ClassificationTask`.
         seed: of everything random.
+        memory: as for `craft`.
         progress: told the stage, the examples done and the examples to do.
 
     Returns:
@@ -294,6 +351,15 @@ def trace(
     given = {name: value for name, value in given.items() if value is not None}
     if given:
         _check_calibrates("trace", declared, detector)
+    if not isinstance(calibration, Calibration | None):
+        raise InputError(f"trace: calibration must be a Calibration, found {calibration!r:.60}")
+    if refine is not None and index is None:
+        raise InputError("trace: refine is for an index alone; without one every score is exact")
+    if index is not None:
+        if declared is None or not declared.uses_index:
+            name = type(detector).__name__ if declared is None else declared.name
+            raise InputError(f"trace: {name} reads no index; {_detectors(uses_index=True)} do")
+        given |= {"index": index} if refine is None else {"index": index, "refine": refine}
     findings: Findings = _run(
         "find",
         detector,
@@ -310,6 +376,74 @@ def trace(
     return findings
 
 
+@bounded("give fewer numbers, fewer modules or a smaller memory")
+def index(
+    path: str | os.PathLike[str],
+    model: Model,
+    training_set: Dataset,
+    *,
+    append: bool = False,
+    damping: Damping | None = None,
+    modules: Sequence[str] | None = None,
+    covariance_examples: int | None = None,
+    numbers: int | None = None,
+    processes: int = 1,
+    normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
+    seed: int = 0,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> InfluenceIndex:
+    """Read the training set once, for any number of answers to trace: see `influence.InfluenceIndex`.
+
+    Arguments:
+        path: a directory. An unfinished index is gone on with, a damaged file is made again; a finished and
+            sound one is opened.
+        model: as for `trace`.
+        training_set: as for `trace`; with `append`, examples that come after those of the index.
+        append: add examples to the index, without reading those that it has.
+        damping: of the curvature; that of "calibrated" by default.
+        modules: whose parameters to track; all linear and convolution layers by default.
+        covariance_examples: fit the covariances to this many examples only.
+        numbers: kept of each example; 2,048 by default, fewer where memory is short.
+        processes: how many make shards at a time.
+        normalization: as for `trace`.
+        task: as for `trace`.
+        seed: of everything random.
+        memory: as for `trace`; it decides how many numbers are kept, and how they are sketched.
+        progress: as for `trace`.
+
+    Returns:
+        What `trace` takes as `index`, also for its similar examples and self-influences.
+
+    Raises:
+        InputError: an option is out of range, or the memory does not suffice.
+        MismatchError: the directory holds the index of something else.
+
+    Cost: two passes over the training set for the factors, one for the index.
+    """
+    check_network(network_of(model), gradients=True)
+    network = network_of(giving_logits(model, normalization, task))
+    examples = examples_of(training_set, normalization)
+    with usual_mode(device_of(network)):
+        if append:
+            known = InfluenceIndex.open(path)
+            return known.append(network, examples, processes=processes, progress=progress)
+        return InfluenceIndex.build(
+            path,
+            network,
+            examples,
+            seed=seed,
+            damping=damping,
+            modules=modules,
+            covariance_examples=covariance_examples,
+            numbers=numbers,
+            processes=processes,
+            progress=progress,
+        )
+
+
+@bounded(_LESS)
 def scan(
     model: Model,
     training_set: Dataset,
@@ -319,6 +453,7 @@ def scan(
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Findings:
     """Find training examples that look like poison, without a wrong prediction to start from.
@@ -332,6 +467,7 @@ def scan(
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
+        memory: as for `craft`.
         progress: as for `trace`.
 
     Returns:
@@ -355,6 +491,7 @@ def scan(
     return findings
 
 
+@bounded(_LESS_TRAINING)
 def heal(
     model: Model,
     training_set: Dataset,
@@ -368,6 +505,7 @@ def heal(
     task: ClassificationTask | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Make a model that has forgotten what the findings flagged.
@@ -378,9 +516,11 @@ def heal(
         findings: from `trace` or `scan`, or loaded with `Findings.load`; or the indices of the examples to
             forget.
         method: the name of an unlearner, or an instance with its own options.
-        recipe: how to train; a `Trained` brings its own, for another network most methods need one.
+        recipe: how to train; a `Trained` brings its own. For another network "retrain" needs one, while
+            "fine-tune" and "relabel" find an optimiser and a learning rate on held-out clean examples
+            (`Trained.tuning`).
         start: a freshly built network, or the pretrained one that training began with, for "retrain" where
-            the network is not built by a recipe.
+            the network is not built by a recipe, and for the teacher of "bad-teaching".
         retrain: a training function of your own, in place of a method of ours: called once as
             `retrain(kept, subset)` with the ascending indices of the examples to keep (a list of int) and the
             `torch.utils.data.Subset` of the very dataset that was given at these indices, with its
@@ -390,6 +530,7 @@ def heal(
         task: as for `trace`.
         seed: of everything random.
         device: where to train; where the training set lies when None.
+        memory: as for `craft`.
         progress: told of every epoch, with its loss.
 
     Returns:
@@ -420,14 +561,9 @@ def heal(
             seed=seed,
             adapted=lambda network: network_of(giving_logits(network, normalization, task)),
         )
-    try:
-        examples = as_training_set(examples)
-    except InputError:
-        if not unlearner.any_examples:
-            raise
     healed = unlearner.heal(
         giving_logits(model, normalization, task),
-        examples,
+        examples if unlearner.any_examples else as_training_set(examples),
         forget,
         recipe=recipe,
         start=None if start is None else network_of(giving_logits(start, normalization, task)),
@@ -488,6 +624,7 @@ class Measurement:
         }
 
 
+@bounded(_LESS)
 def measure(
     model: Model,
     test_set: Dataset,
@@ -496,6 +633,7 @@ def measure(
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     batch_size: int = 512,
+    memory: int | str | None = None,
 ) -> Measurement:
     """Accuracy and attack success, with the model in eval mode; attack success on 8-bit images alone.
 
@@ -506,6 +644,7 @@ def measure(
         normalization: as for `trace`.
         task: as for `trace`.
         batch_size: examples of a forward pass, which bounds memory.
+        memory: as for `craft`.
 
     Raises:
         InputError: the test set is empty, the model has fewer outputs than the set has classes, or the goal
@@ -539,12 +678,20 @@ def network_of(model: Model) -> nn.Module:
     return model.model if isinstance(model, Trained) else model
 
 
+_DOES = {"attack": "craft", "defense": "begin", "detector": "find", "unlearner": "heal"}
+
+
 def _chosen(registry: Registry[T], method: str | T) -> tuple[Method | None, T]:
     """What is declared of the method (nothing where its class is not registered), and the method."""
     if isinstance(method, str):
         return registry.describe(method), registry.get(method)
     declared: Method | None = getattr(method, "method", None)
-    if isinstance(method, type) or (declared is not None and declared.kind != registry.kind):
+    does = _DOES[registry.kind]
+    if (
+        isinstance(method, type)
+        or not hasattr(method, does)
+        or (declared is not None and declared.kind != registry.kind)
+    ):
         raise InputError(
             f"expected the name or an instance of one {registry.kind}, found {method!r}; there are "
             f"{', '.join(registry.names())}"
@@ -612,6 +759,11 @@ def _run(
     with usual_mode(device_of(network)):
         if traces and len(examples):
             check_outputs(network, examples.batch(0, 64)[0], classes=examples.num_classes)
+        if len(examples) and "index" not in given:  # which has its own account, and needs no large queries
+            observation = given.get("observation")
+            verb = step if step == "calibrate" else "scan" if observation is None else "trace"
+            observed = 0 if observation is None else len(observation)
+            detectors.check_search(verb, detector, network, examples, observed=observed)
         return getattr(detector, step)(
             network,
             examples,

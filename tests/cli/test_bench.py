@@ -115,7 +115,7 @@ def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, fails: Any) -> None
     assert fails(["bench", recipe, "--seed", "1"]) == "--seed: the seeds of a sweep stand in its recipe"
     assert "is gone on with" in fails(["bench", recipe, "--overwrite"])
     assert "are for --executor ray" in fails(["bench", recipe, "--gpu-share", "0.5"])
-    assert "No such file" in fails(["bench", tmp_path / "missing.toml"])
+    assert "no such file; give a recipe" in fails(["bench", tmp_path / "missing.toml"])
     assert "neither empty nor a store" in fails(["bench", recipe, "--out", tmp_path])
     assert "needs at least 1" in fails(["bench", recipe, "--out", tmp_path / "new", "--workers", "0"])
     recipe.write_text(recipe.read_text().replace("budget", "bugdet"))

@@ -54,7 +54,10 @@ def test_a_missing_parser_is_one_line(monkeypatch: pytest.MonkeyPatch, fails: Ca
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "expected one of {demo, craft, train, trace, scan, heal, repair, bench, report, export}"),
+        (
+            [],
+            "expected one of {demo, craft, train, index, trace, similar, scan, heal, repair, bench, report,",
+        ),
         (["craft"], "missing from unpoison craft: ATTACK, --data DATA, --out DIR"),
         (["train", "--data", "d", "--out", "o", "--epochs", "1.5"], "--epochs"),
         (["demo", "--sed", "3"], "--sed"),

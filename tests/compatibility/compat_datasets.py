@@ -24,6 +24,7 @@ DATASETS: Final[list[Kind]] = []
 kind = table(DATASETS)
 COUNT, CLASSES, SIZE = 48, 3, 8
 NAMES: Final = ("cat", "dog", "fox")
+LAZILY: Final = {"held_share": 0.0}
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 NOT_MAP_STYLE: Final = Refused("map-style")
 
@@ -823,8 +824,8 @@ def _class_folders(
         shown.save(path) if save is None else save(shown, path)
 
 
-def _read(folder: Path, **options: Any) -> Any:
-    return data.load(folder, **options).train
+def _read(where: Path, **options: Any) -> Any:
+    return (data.load_examples if options.keys() & LAZILY.keys() else data.load)(where, **options).train
 
 
 def of_folder(
@@ -935,6 +936,34 @@ def folder_resized(folder: Path) -> Case:
     return of_folder(folder, lambda x: _class_folders(folder, x, save=save), load={"size": 8})
 
 
+@kind("folder of class folders, decoded as it is read")
+def folder_lazily(folder: Path) -> Case:
+    return of_folder(folder, lambda x: _class_folders(folder, x), load=LAZILY)
+
+
+@kind("folder of class folders, decoded once into a cache")
+def folder_cached(folder: Path) -> Case:
+    place = folder / "photos"
+    load = {**LAZILY, "cache": folder / "cache"}
+    return of_folder(folder, lambda x: _class_folders(place, x), where="photos", load=load)
+
+
+@kind("folder with a transform", retrain=EIGHT_BITS, variations=(Works(), EIGHT_BITS))
+def folder_transformed(folder: Path) -> Case:
+    def standardised(picture: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return (pixels.float() / 255 - 0.5) / 0.25
+
+    images = pictures()
+    _class_folders(folder, images)
+    order = torch.cat([torch.arange(label, COUNT, CLASSES) for label in range(CLASSES)])
+    inputs = (images[order].float() / 255 - 0.5) / 0.25
+    case = of_values(inputs, convolution(), lambda x, y: _read(folder, **LAZILY, transform=standardised))
+    case.labels, case.class_names = order % CLASSES, NAMES
+    case.ids = [f"{NAMES[int(row) % CLASSES]}/{int(row):02d}.png" for row in order]
+    return case
+
+
 @kind("folder of CMYK TIFF")
 def folder_cmyk(folder: Path) -> Case:
     def save(image: Image.Image, path: Path) -> None:
@@ -1018,7 +1047,7 @@ def broken(folder: Path) -> Case:
 
 
 @kind("CSV manifest: path,label")
-def csv_manifest(folder: Path) -> Case:
+def csv_manifest(folder: Path, **load: Any) -> Case:
     def write(x: Tensor) -> None:
         _class_folders(folder, x)
         with (folder / "train.csv").open("w", newline="", encoding="utf-8") as file:
@@ -1027,7 +1056,12 @@ def csv_manifest(folder: Path) -> Case:
             for label, name in enumerate(NAMES):
                 writer.writerows([f"{name}/{row:02d}.png", name] for row in range(label, COUNT, CLASSES))
 
-    return of_folder(folder, write, where="train.csv")
+    return of_folder(folder, write, where="train.csv", load=load)
+
+
+@kind("CSV manifest: path,label, decoded as it is read")
+def csv_lazily(folder: Path) -> Case:
+    return csv_manifest(folder, **LAZILY)
 
 
 @kind("parquet manifest: path, label")
@@ -1057,7 +1091,7 @@ def parquet_images(folder: Path) -> Case:
 
 
 @kind("tar shards in WebDataset's layout")
-def tar_shards(folder: Path) -> Case:
+def tar_shards(folder: Path, **load: Any) -> Case:
     def open(x: Tensor, y: Tensor) -> Any:
         for shard in range(2):
             with tarfile.open(folder / f"train-{shard:04d}.tar", "w") as archive:
@@ -1068,9 +1102,14 @@ def tar_shards(folder: Path) -> Case:
                         entry = tarfile.TarInfo(f"{row:06d}.{ending}")
                         entry.size = len(content)
                         archive.addfile(entry, io.BytesIO(content))
-        return _read(folder)
+        return _read(folder, **load)
 
     return of_pictures(open, ids=[f"{row:06d}" for row in range(COUNT)])
+
+
+@kind("tar shards in WebDataset's layout, decoded as they are read")
+def tar_lazily(folder: Path) -> Case:
+    return tar_shards(folder, **LAZILY)
 
 
 @kind("npz of arrays")

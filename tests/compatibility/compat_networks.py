@@ -24,7 +24,7 @@ CLASSES: Final = 3
 PROBABILITIES: Final = Refused("probabilit")
 ALL_AT_ONCE: Final = (Works(), Refused("example by example.*per_example"))
 """Where torch cannot differentiate example by example, the message says what to set."""
-SEEN_BY_ALL: Final = ("trace", "variations", "retrain", "fine_tune", "ssd")
+SEEN_BY_ALL: Final = ("trace", "variations", "retrain", "fine_tune", "relabel", "scrub", "ssd")
 """The verbs that look at outputs; `scan` looks at features alone."""
 
 
@@ -256,15 +256,13 @@ def double(folder: Path) -> Case:
 
 @kind(
     "bfloat16",
-    **{verb: Works(0.3) for verb in ("trace", "variations", "scan", "retrain", "fine_tune", "ssd")},
+    **{verb: Works(0.3) for verb in (*SEEN_BY_ALL, "scan")},
 )
 def brain(folder: Path) -> Case:
     return of_network(lambda: convolution().bfloat16(), plain=lambda net: copy.deepcopy(net).float())
 
 
-@kind(
-    "float16", **{verb: Works(0.3) for verb in ("trace", "variations", "scan", "retrain", "fine_tune", "ssd")}
-)
+@kind("float16", **{verb: Works(0.3) for verb in (*SEEN_BY_ALL, "scan")})
 def half(folder: Path) -> Case:
     return of_network(lambda: convolution().half(), plain=lambda net: copy.deepcopy(net).float())
 
@@ -388,6 +386,8 @@ def frozen(folder: Path) -> Case:
 @kind(
     "everything frozen",
     fine_tune=Refused("frozen|requires a gradient"),
+    relabel=Refused("frozen"),
+    scrub=Refused("frozen"),
     retrain=(Works(), Refused("frozen|requires a gradient")),
     ssd=Refused("frozen|requires a gradient"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -360,6 +361,36 @@ def test_progress_is_told_in_order_and_may_end_the_work(name: str, kind: str, wh
         with pytest.raises(KeyboardInterrupt):
             quick(name).craft(goal, clean, budget=Budget(count=3), surrogate=network, seed=5, progress=end)
         assert network.training  # as it was
+
+
+@pytest.mark.parametrize(("name", "kind", "which"), [case for case in CASES if case.values[2] == "colour"])
+def test_surrogates_are_left_as_they_were_also_after_an_error(name: str, kind: str, which: str) -> None:
+    clean, network = SETS[which], surrogate(SETS[which])
+    network[1].eval()  # type: ignore[index]
+    next(network.parameters()).requires_grad_(False)
+    nn.functional.cross_entropy(network(clean.images[:9] / 255), clean.labels[:9]).backward()
+    network.register_forward_hook(lambda *_: None)
+
+    def end(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        raise KeyboardInterrupt
+
+    def state() -> list[Any]:
+        return [
+            [part.training for part in network.modules()],
+            [(one.requires_grad, id(one.grad)) for one in network.parameters()],
+            [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in network.modules()],
+            [value.tolist() for value in copy.deepcopy(network.state_dict()).values()],
+            [None if one.grad is None else one.grad.tolist() for one in network.parameters()],
+        ]
+
+    before, goal, fingerprint = state(), GOALS[kind](clean), clean.fingerprint
+    for progress in (None, end):
+        with contextlib.suppress(KeyboardInterrupt):
+            quick(name).craft(
+                goal, clean, budget=Budget(count=3), surrogate=network, seed=5, progress=progress
+            )
+        assert state() == before
+    assert clean.fingerprint == fingerprint == make_set(n=60, channels=3, classes=3, side=8).fingerprint
 
 
 @pytest.mark.parametrize("name", attacks.names())

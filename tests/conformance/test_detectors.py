@@ -283,3 +283,92 @@ def test_tracing_without_an_observation_is_an_input_error_of_one_line(case: str)
     with pytest.raises(InputError) as error:
         make(case).find(MODELS["grey"], SETS["grey"])
     assert "\n" not in str(error.value)
+
+
+class State:
+    """What a search must leave of a model: values, modes, flags, gradients and hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.values = copy.deepcopy(model.state_dict())
+        self.modes = [module.training for module in model.modules()]
+        self.flags = [parameter.requires_grad for parameter in model.parameters()]
+        self.gradients = [parameter.grad for parameter in model.parameters()]
+        self.contents = copy.deepcopy(self.gradients)
+        self.hooks = [
+            [list(getattr(module, name)) for name in vars(module) if name.endswith("_hooks")]
+            for module in model.modules()
+        ]
+
+    def check(self, model: nn.Module) -> None:
+        """That it is so still."""
+        now = State(model)
+        assert all(torch.equal(value, self.values[key]) for key, value in now.values.items())
+        assert (now.modes, now.flags, now.hooks) == (self.modes, self.flags, self.hooks)
+        for gradient, before, content in zip(now.gradients, self.gradients, self.contents, strict=True):
+            assert gradient is before
+            assert gradient is None or torch.equal(gradient, content)
+
+
+@EACH
+def test_a_model_in_training_is_left_as_it_was_also_after_an_error(case: str) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        raise Stop
+
+    model = copy.deepcopy(MODELS["colour"]).train()
+    model[1].eval()  # type: ignore[index, operator, union-attr]
+    inputs, labels = SETS["colour"].batch(0, 6)
+    functional.cross_entropy(model(inputs), labels).backward()
+    next(model.parameters()).requires_grad_(False)
+    seen: list[int] = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    model[0].register_forward_pre_hook(lambda *_: None)  # type: ignore[index, operator, union-attr]
+    before = State(model)
+    make(case).find(model, SETS["colour"], observe("colour"), seed=SEED)
+    before.check(model)
+    with pytest.raises(Stop):
+        make(case).find(model, SETS["colour"], observe("colour"), seed=SEED, progress=stop)
+    before.check(model)
+    if not case.startswith("frequency"):  # which makes no use of the model
+        with pytest.raises(InputError):
+            make(case).find(model, make_set(counts=(9, 9, 9), channels=1), observe("colour"), seed=SEED)
+        before.check(model)
+
+
+@pytest.mark.parametrize("case", TRACING)
+def test_an_answer_that_the_model_does_not_give_is_refused_in_one_line(case: str) -> None:
+    seen = observe("grey")
+    wrong = Observation(seen.images, (int(seen.predicted or 0) + 1) % 3)
+    with pytest.raises(InputError) as error:
+        make(case).find(MODELS["grey"], SETS["grey"], wrong)
+    assert "\n" not in str(error.value)
+
+
+class Poles(nn.Module):
+    """Gives NaN where the first pixel of an image is white."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        white = images[:, :1, :1, :1] == 1
+        return torch.where(white, torch.nan, images)
+
+
+@pytest.mark.parametrize("case", sorted(set(CASES) - set(TRACING)))
+def test_a_feature_that_is_not_a_number_is_an_error_that_names_the_example(case: str) -> None:
+    if case.startswith("frequency"):  # which makes no use of the model
+        return
+    images = SETS["grey"].images.clamp(max=250)
+    images[17, 0, 0, 0] = 255
+    training_set = dataclasses.replace(SETS["grey"], images=images)
+    with pytest.raises(InputError, match=r"the features of example 17 .* are not finite"):
+        make(case).find(nn.Sequential(Poles(), MODELS["grey"]).eval(), training_set)
+
+
+@EACH
+def test_names_of_classes_with_control_characters_stay_on_one_line(case: str) -> None:
+    names = ("a\nb", "\u202ec", "<b>d")
+    training_set = dataclasses.replace(SETS["grey"], class_names=names)
+    found = make(case).find(MODELS["grey"], training_set, observe("grey"), seed=SEED)
+    assert found.class_names == names
+    assert found.summary.isprintable()

@@ -197,7 +197,9 @@ def test_frozen_parts_and_precision_stay_as_they_are(unlearner: Unlearner, dtype
     for part in list(network.children())[:2]:  # a convolution and its batch norm
         part.requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
-    healed = unlearner.heal(network, make_set(), FORGET, recipe=RECIPE, start=copy.deepcopy(network)).model
+    # An incompetent teacher that is the model itself teaches nothing.
+    start = copy.deepcopy(network) if unlearner.needs_recipe else None
+    healed = unlearner.heal(network, make_set(), FORGET, recipe=RECIPE, start=start).model
     after = healed.state_dict()
     assert [name for name in after if name[0] in "01" and not torch.equal(after[name], before[name])] == []
     # At its own learning rate SCRUB's steps are below the precision of bfloat16.
@@ -241,9 +243,14 @@ def test_the_recipe_of_the_sample_is_not_assumed_for_another_network(
         with pytest.raises(InputError, match="how this network was trained is not known; give recipe="):
             unlearner.heal(network, make_set(), FORGET, start=start)
         return
+    if getattr(unlearner, "schedule", "") == "recipe":
+        with pytest.raises(InputError, match="schedule 'recipe' needs the recipe of the training"):
+            unlearner.heal(network, make_set(), FORGET, start=start)
+        return
     healed = unlearner.heal(network, make_set(), FORGET, start=start)
     assert healed.recipe is None
     assert not torch.equal(weights(healed.model), weights(network))
+    assert (healed.tuning is not None) == (unlearner.method.name in ("fine-tune", "relabel"))
 
 
 @pytest.mark.parametrize("unlearner", [case for case in CASES if case.values[0].uses_start])  # type: ignore[union-attr]
@@ -359,3 +366,39 @@ def test_it_is_a_final_frozen_dataclass_that_declares_what_it_is(name: str) -> N
 def test_there_is_no_unlearner_of_an_unknown_name() -> None:
     with pytest.raises(InputError, match=r"no unlearner 'magic'; there are bad-teaching, .*, scrub, ssd"):
         unlearners.get("magic")
+
+
+@pytest.mark.parametrize("unlearner", CASES)
+def test_a_network_of_which_everything_is_frozen_is_refused_in_one_line(unlearner: Unlearner) -> None:
+    network = fresh().requires_grad_(False)
+    with pytest.raises(InputError, match="every parameter is frozen") as error:
+        unlearner.heal(network, make_set(), FORGET, recipe=RECIPE, start=copy.deepcopy(network))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("unlearner", CASES)
+def test_nothing_given_is_changed_by_a_work_that_is_ended(unlearner: Unlearner, network: nn.Module) -> None:
+    class Stop(Exception):
+        pass
+
+    def progress(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        raise Stop
+
+    network.train()[1].eval()  # type: ignore[index]
+    training_set, start = make_set(), fresh()
+    torch.nn.functional.cross_entropy(network(training_set.images / 255), training_set.labels).backward()
+    network.register_forward_hook(lambda *_: None)
+    state, modes = copy.deepcopy(network.state_dict()), [part.training for part in network.modules()]
+    gradients = [(one.grad, one.grad.clone()) for one in network.parameters() if one.grad is not None]
+    with pytest.raises(Stop):
+        unlearner.heal(network, training_set, FORGET, recipe=RECIPE, start=start, progress=progress)
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert [part.training for part in network.modules()] == modes
+    assert len(network._forward_hooks) == 1
+    assert not any(part._forward_pre_hooks for part in network.modules())
+    now = [one.grad for one in network.parameters()]
+    for (gradient, values), found in zip(gradients, now, strict=True):
+        assert found is gradient
+        assert torch.equal(gradient, values)
+    assert torch.equal(weights(start), weights(fresh()))
+    assert training_set.fingerprint == make_set().fingerprint

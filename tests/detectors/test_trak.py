@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import unpoison
+from unpoison import detectors
 from unpoison._seeds import generator
 from unpoison.data import TensorExamples, TrainingSet
 from unpoison.detectors import TRAK, average_precision
@@ -93,6 +95,25 @@ def test_projections_keep_inner_products() -> None:
     error = torch.stack(errors)
     assert float(error.mean().abs()) < 0.02
     assert float(error.std()) < 1.5 / math.sqrt(128)
+
+
+def test_what_is_not_tracked_is_named() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.shift, self.unused = small_net(), nn.Parameter(torch.zeros(3)), nn.Linear(2, 2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.network(inputs) + self.shift
+
+    model, examples = Net(), images(60, 3)
+    observation = unpoison.Observation(examples.images[0])
+    findings = unpoison.trace(model, examples, observation, method="trak")
+    assert findings.untracked == ("shift", "unused.weight", "unused.bias")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert findings.tracked_share == pytest.approx(1 - 9 / total)
+    every = unpoison.trace(model, examples, observation, method=detectors.get("trak", modules=("*",)))
+    assert every.untracked == ("unused.weight", "unused.bias")
 
 
 def test_attributions_are_the_papers_formula() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unpoison import attacks, defenses, detectors
 from unpoison.data import TrainingSet
-from unpoison.influence import fit_factors, precondition, project, score
+from unpoison.influence import InfluenceIndex, fit_factors, precondition, project, score
 from unpoison.models import names
 from unpoison.tasks import ClassificationTask
 from unpoison.threats import Budget
@@ -205,6 +205,25 @@ def test_the_influence_engine() -> None:
 
     for one, other in zip(*on_both(work), strict=True):
         assert one is other is None or torch.allclose(one, moved_to_cpu(other), rtol=1e-4, atol=1e-6)
+
+
+def test_an_index_of_influences(tmp_path: Path) -> None:
+    network = Layers().eval()
+
+    def work(device: Any) -> Any:
+        model, examples = network.to(device), make_set(24, side=6).to(device)
+        try:
+            folder = tmp_path / str(device)
+            index = InfluenceIndex.build(folder, model, examples, batch_size=10, shard_examples=16, seed=0)
+            queries = index.queries(model, examples.batch(0, 3), combine=torch.ones(2, 3, device=device))
+            rows = torch.tensor([3, 20])
+            found = [index.influence(queries), index.influence(queries, rows), index.cosines(rows)]
+            return [*found, index.self_influence, index.gradient_norms(), index.values()]
+        finally:
+            network.to("cpu")
+
+    for one, other in zip(*on_both(work), strict=True):
+        assert torch.allclose(one, moved_to_cpu(other), rtol=1e-2, atol=1e-3 * float(one.abs().max()))
 
 
 class Planted(Defense):

@@ -90,6 +90,75 @@ def test_controls_are_what_they_say(swept: tuple[Plan, Results]) -> None:
     assert all(line.n == 2 for line in lines.values())
 
 
+UNLEARNER = '[[unlearners]]\nname = "retrain"\noptions = { lose_classes = true }\n'
+
+
+def test_a_repair_is_a_stage_that_begins_with_the_findings(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text().replace("[0, 1]", "[0]").replace("epochs = 3", "epochs = 8")
+    text = text.replace("options = { threshold = 0.0 }", "options = { threshold = 5.0 }")
+    text = text[: text.index("[[unlearners]]")] + UNLEARNER + "rounds = 2\n" + UNLEARNER
+    path.write_text(text)
+    work = plan(Experiment.read(path))
+    stages = {stage.key: stage for stage in work.stages}
+    healing = Counter(stage.function.partition(":")[2] for stage in work.stages if stage.kind == "heal")
+    assert healing == {"repaired": 1, "heal": 3}  # both filters, and the findings once without rounds
+    results = sweep(work, tmp_path / "store", InlineExecutor())
+    assert results.failures == ()
+    rows = {(row["unlearner"], row["control"]): row for row in results.table.to_pylist()}
+    once, row = (rows[f"retrain (lose_classes True{rounds})", ""] for rounds in ("", ", rounds 2"))
+    assert once["outcome"] is None
+    assert once["rounds"] is None
+    places = {name: Store(results.store).place(key) for name, key in stages[row["key"]].inputs.items()}
+    poison = PoisonSet.load(places["poison"] / "poison")
+    record = json.loads((places["healed"] / "repair.json").read_text(encoding="utf-8"))
+    findings = Findings.load(places["findings"] / "findings")
+    assert record["traces"][0]["flagged"] == len(findings.flagged) == row["flagged"] > 0
+    assert row["removed"] == len(record["removed"]) >= row["flagged"]
+    assert row["removed_poisons"] == len({*record["removed"]} & {*poison.indices.tolist()})
+    assert row["rounds"] == len(record["traces"]) - 1 >= 1
+    assert row["outcome"] == record["outcome"] != "nothing found"
+    # The model is that of one retraining without all that was removed.
+    healed = Trained.load(places["healed"] / "model")
+    rest = poison.apply(load(str(tmp_path / "tiny.npz")).train).without(torch.tensor(record["removed"]))
+    assert healed.training_fingerprint == rest.fingerprint
+    [line] = [one for one in leaderboard(results) if (one.unlearner, one.control) == (row["unlearner"], "")]
+    assert (line.removed_recall.successes, line.removed_recall.trials) == (row["removed_poisons"], 30)
+    assert line.removed_precision.trials == row["removed"]
+    assert line.repaired.successes == (row["outcome"] == "repaired")
+    assert line.last_trace_empty.successes == (row["outcome"] != "poison remains")
+    assert line.to_dict()["rounds"]["mean"] == row["rounds"]
+    others = [one for one in leaderboard(results) if one.unlearner != "none" and one.rows != line.rows]
+    assert len(others) == 5
+    assert all("rounds" not in one.to_dict() for one in others)
+
+
+def test_without_an_answer_to_trace_a_repair_changes_nothing(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text().replace("[0, 1]", "[0]").replace("budget = 0.1", "budget_count = 1")
+    text = text[: text.index("[[unlearners]]")].replace("[[detectors]]", "[[detectors]]\ninputs = 21")
+    path.write_text(text + UNLEARNER + "rounds = 1\n")
+    results = sweep(plan(Experiment.read(path)), tmp_path / "store", InlineExecutor())
+    assert results.failures == ()
+    [row] = [row for row in results.table.to_pylist() if row["detector"].startswith("ek-fac")]
+    assert row["observed"] is False
+    assert (row["outcome"], row["rounds"], row["removed"]) == ("nothing found", 0, 0)
+    control = next(row for row in results.table.to_pylist() if row["control"] == "no defense")
+    assert row["clean_correct"] == control["clean_correct"]
+
+
+def test_rounds_need_a_detector_that_traces(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text()
+    text = text[: text.index("[[detectors]]")] + '[[detectors]]\nname = "deep-knn"\n'
+    path.write_text(text + '[[unlearners]]\nname = "retrain"\nrounds = 2\n')
+    with pytest.raises(InputError, match="rounds: deep-knn scans the training set, and there is no"):
+        Experiment.read(path)
+    path.write_text(write_recipe(tmp_path).read_text() + "rounds = 0\n")
+    with pytest.raises(InputError, match=r"rounds: 0 is outside 1\.\.100"):
+        Experiment.read(path)
+
+
 def test_workers_give_the_same_rows(swept: tuple[Plan, Results], tmp_path: Path) -> None:
     work, expected = swept
     with LocalExecutor(2, threads=work.threads) as executor:

@@ -124,6 +124,84 @@ class Tied(nn.Module):
         return self.head(hidden + more.repeat(1, 2))
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer on sequences of 4; the last states count as well."""
+
+    def __init__(self, kind: type[nn.Module], *, start: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.stem, self.start = nn.Linear(6, 5), start
+        self.layer: Any = kind(5, 4, **options)
+        wide = (options.get("proj_size") or 4) * (1 + bool(options.get("bidirectional")))
+        self.head, self.ends = nn.Linear(wide, CLASSES), nn.LazyLinear(CLASSES, dtype=torch.float64)
+        self.double()(torch.zeros(2, 24, dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.stem(inputs.reshape(len(inputs), 4, 6))
+        if not self.layer.batch_first:
+            hidden = hidden.transpose(0, 1)
+        state = None
+        if self.start:
+            sides = self.layer.num_layers * (1 + self.layer.bidirectional)
+            state = hidden.new_full((sides, len(inputs), 4), 0.3)
+        output, last = self.layer(hidden, state)
+        last = torch.cat(last, -1) if isinstance(last, tuple) else last
+        if not self.layer.batch_first:
+            output = output.transpose(0, 1)
+        return self.head(output.mean(1)) + self.ends(last.transpose(0, 1).flatten(1))
+
+
+class Celled(nn.Module):
+    def __init__(self, kind: type[nn.Module], **options: Any) -> None:
+        super().__init__()
+        self.cell, self.head = kind(6, 4, **options), nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        state: Any = None
+        for part in inputs.reshape(len(inputs), 4, 6).unbind(1):
+            state = self.cell(part, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
+class Crossed(nn.Module):
+    """Bilinear on positions and on vectors, with and without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at, self.of = nn.Bilinear(3, 4, 5), nn.Bilinear(5, 24, CLASSES, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        parts = inputs.reshape(len(inputs), 4, 6)
+        return self.of(self.at(parts[..., :3], parts[..., 2:]).tanh().sum(1), inputs)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.inner = nn.Parameter(torch.rand(5)), nn.Linear(5, 5)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.scale * self.inner(hidden)
+
+
+class Lone(nn.Module):
+    """As in vision transformers: a token that is expanded, positions that are added, scales of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.of_maps = nn.Conv1d(4, 4, 3, padding=1), nn.Parameter(torch.rand(4, 1))
+        self.stem, self.token = nn.Linear(6, 5), nn.Parameter(torch.randn(1, 1, 5))
+        self.places, self.more = nn.Parameter(torch.randn(1, 5, 5)), nn.Parameter(torch.randn(5, 5))
+        self.first = nn.Parameter(torch.randn(5, 1, 5))
+        self.blocks, self.head = nn.Sequential(Block(), Block()), nn.Linear(5, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        parts = inputs.reshape(len(inputs), 4, 6)
+        hidden = self.stem(parts + self.of_maps * self.conv(parts))
+        hidden = torch.cat([self.token.expand(len(inputs), -1, -1), hidden], 1) + self.places + self.more
+        hidden = (hidden.transpose(0, 1).tanh() * self.first).transpose(0, 1)
+        return self.head(self.blocks(hidden).mean(1))
+
+
 class Halved(nn.Linear):
     """Not what a Linear computes."""
 
@@ -168,6 +246,22 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "encoder, sequence first": lambda: Encoder(first=True),
     "windows": Windows,
     "tied": Tied,
+    "LSTM": lambda: Recurrent(nn.LSTM, batch_first=True),
+    "LSTM, sequence first, two layers, both directions": lambda: Recurrent(
+        nn.LSTM, num_layers=2, bidirectional=True
+    ),
+    "LSTM with a projection": lambda: Recurrent(nn.LSTM, num_layers=2, proj_size=3, bidirectional=True),
+    "GRU": lambda: Recurrent(nn.GRU, batch_first=True, num_layers=2, start=True),
+    "GRU, sequence first, without bias": lambda: Recurrent(nn.GRU, bidirectional=True, bias=False),
+    "RNN": lambda: Recurrent(nn.RNN, batch_first=True, nonlinearity="relu", start=True),
+    "RNN of tanh": lambda: Recurrent(nn.RNN),
+    "LSTMCell": lambda: Celled(nn.LSTMCell),
+    "GRUCell": lambda: Celled(nn.GRUCell, bias=False),
+    "RNNCell": lambda: Celled(nn.RNNCell, nonlinearity="relu"),
+    "Bilinear": Crossed,
+    "PReLU": lambda: Around((4, 6), nn.Sequential(nn.PReLU(), nn.PReLU(4)), 4),
+    "PReLU of vectors": lambda: Around((24,), nn.PReLU(24), 24, last=True),
+    "lone parameters": Lone,
     "a class of its own": lambda: Around((4, 6), Doubled(6, 5), 5, last=True),
 }
 
@@ -239,11 +333,95 @@ def test_by_default_matrix_products_are_tracked_and_the_rest_is_named() -> None:
     assert found.untracked == ("token", "norm.weight", "norm.bias")
     assert found.share == pytest.approx(1 - 18 / (18 + 24 * 6 + 6 + 6 * CLASSES + CLASSES))
     every = coverage(model, list(fit_factors(model, examples, TASK, seed=0, modules=["*"]).layers))
-    assert every.untracked == ("token",)
+    assert every.untracked == ()
     some = fit_factors(model, examples, TASK, seed=0, modules=["n*", "head"])
     assert list(some.layers) == ["norm", "head"]
     with pytest.raises(InputError, match=r"no module that can be tracked matches 'x\*'"):
         fit_factors(model, examples, TASK, seed=0, modules=["x*"])
+
+
+class Careless(nn.Module):
+    """Parameters in whose place no copies can be put."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.head = what, nn.Linear(6, CLASSES)
+        self.own = nn.Parameter(torch.rand({"matrix": (24, 6), "unused": (6,)}.get(what, (1, 6))))
+        self.stem = nn.Linear(24, 6)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.stem(inputs)
+        if self.what == "first row":
+            hidden = hidden * self.own[0]
+        elif self.what == "mean":
+            hidden = hidden + self.own.mean()
+        elif self.what == "matrix":
+            hidden = hidden + inputs @ self.own
+        elif self.what == "shape":
+            assert self.own.shape[0] == 1
+            hidden = hidden + self.own
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("what", ["first row", "mean", "matrix", "unused", "shape"])
+def test_a_parameter_whose_gradient_cannot_be_told_apart_is_not_tracked(what: str) -> None:
+    model, examples = seeded(lambda: Careless(what)), drawn()
+    outputs, names = model(examples.tensors[0]), list(model.state_dict())
+    factors = fit_factors(model, examples, TASK, seed=0, modules=["*"])
+    assert coverage(model, list(factors.layers)).untracked == ("own",)
+    assert factors.unreached == ("own",)
+    with pytest.raises(InputError, match="not reached by the forward pass, or not by gradients: own"):
+        fit_factors(model, examples, TASK, seed=0, modules=["own", "stem"])
+    assert torch.equal(model(examples.tensors[0]), outputs)
+    assert list(model.state_dict()) == names
+    assert all(isinstance(one, nn.Parameter) for one in model._parameters.values())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_network_that_fails_gets_its_parameters_back() -> None:
+    class Failing(Lone):
+        fails = False
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            output = super().forward(inputs)
+            if self.fails:
+                raise RuntimeError("out of order")
+            return output
+
+    model, examples = seeded(Failing), drawn()
+    own = {name: id(one) for name, one in model.named_parameters()}
+    model.fails = True
+    with pytest.raises(InputError, match="out of order"):
+        fit_factors(model, examples, TASK, seed=0, modules=["*"])
+    assert {name: id(one) for name, one in model.named_parameters()} == own
+
+
+def test_recurrent_layers_and_bilinear_are_tracked_by_default_and_by_their_names() -> None:
+    model, examples = seeded(lambda: Recurrent(nn.LSTM, bidirectional=True)), drawn()
+    factors = fit_factors(model, examples, TASK, seed=0)
+    assert coverage(model, list(factors.layers)).share == 1
+    some = fit_factors(model, examples, TASK, seed=0, modules=["layer"])
+    names = [f"layer.weight_{part}_l0{end}" for end in ("", "_reverse") for part in ("ih", "hh")]
+    assert list(some.layers) == names
+    crossed = seeded(Crossed)
+    assert coverage(crossed, list(fit_factors(crossed, examples, TASK, seed=0).layers)).share == 1
+
+
+def test_packed_sequences_are_not_tracked() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.GRU(6, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            lengths = torch.full((len(inputs),), 3)
+            packed = nn.utils.rnn.pack_padded_sequence(inputs.reshape(-1, 4, 6), lengths, batch_first=True)
+            return self.head(self.layer(packed)[1][0])
+
+    model = seeded(Packed)
+    factors = fit_factors(model, drawn(), TASK, seed=0)
+    assert list(factors.layers) == ["head"]
+    assert len(coverage(model, list(factors.layers)).untracked) == 4
 
 
 def test_a_class_that_computes_something_else_is_not_tracked() -> None:

@@ -138,6 +138,20 @@ def test_numbers_stand_beside_their_n() -> None:
     assert all(re.search(r"n = \d|\d of \d", cell) for cell in cells), cells
 
 
+def test_a_repair_is_judged_by_what_it_removed() -> None:
+    repair = {"rounds": 2, "outcome": "repaired", "removed": 12, "removed_poisons": 10}
+    left = {**repair, "seed": 1, "rounds": 3, "outcome": "poison remains", "removed": 8, "removed_poisons": 8}
+    text = leaderboard_markdown(make_results({}, {**FOUND, **repair}, {**FOUND, **left}))
+    heading = next(line for line in text.splitlines() if line.startswith("| Method"))
+    line = next(line for line in text.splitlines() if "corner → retrain" in line)
+    cells = dict(zip(heading.split(" | "), line.split(" | "), strict=True))
+    assert cells["Recall"].startswith("90.0 % (18 of 20;")
+    assert cells["Precision"].startswith("90.0 % (18 of 20;")
+    assert cells["False positives"].startswith("0.2 % (2 of 980;")
+    assert cells["Repaired"].startswith("50.0 % (1 of 2;")
+    assert cells["Rounds"] == "2.50 (1 of 2 end with an empty trace)"
+
+
 def test_empty_columns_are_left_out() -> None:
     assert "Filter bias" not in leaderboard_markdown(make_results({}))
     assert "Filter bias" in leaderboard_markdown(make_results({}, FOUND))

@@ -168,6 +168,15 @@ def test_the_numbers_a_reader_looks_for(make_data: Callable[..., ReportData]) ->
         assert wanted in text, wanted
 
 
+def test_what_was_not_measured_is_named(make_data: Callable[..., ReportData]) -> None:
+    names = tuple(f"part.{number}<b>" for number in range(8))
+    page = render(replace(make_data(), tracked_share=0.12345, untracked=names))
+    assert "12.35 % of the model" in page
+    assert "without part.0&lt;b&gt;" in page
+    assert "part.5&lt;b&gt; and 2 more" in page
+    assert "of the model's parameters" not in render(make_data())
+
+
 def test_without_findings_nothing_is_marked(make_data: Callable[..., ReportData]) -> None:
     page = render(make_data(300, poisons=10, truth=False, found=False))
     text = "".join(inventory(page).text)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison.data import TrainingSet
-from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
+from unpoison.errors import InputError, InsufficientMemoryError, MismatchError, TrainingDivergedError
 from unpoison.models import build
 from unpoison.training import Defense, Recipe, Trained, accuracy, predict, train
 
@@ -324,17 +324,26 @@ def test_what_cannot_be_trained_on() -> None:
 
 
 class Greedy(nn.Module):
-    def __init__(self) -> None:
+    """Fails for more images at a time than fit."""
+
+    def __init__(self, fits: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
+        self.fits, self.scale = fits, nn.Parameter(torch.ones(1))
 
     def forward(self, images: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        if len(images) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return images.flatten(1)[:, :2] * self.scale
 
 
 def test_out_of_memory_proposes_a_batch_size() -> None:
-    with pytest.raises(UnpoisonError, match="batch_size 16; batch_size 8 would probably fit"):
-        train(some_set(), RECIPE, seed=0, start=Greedy())
+    with pytest.raises(InsufficientMemoryError, match="batch_size 16; batch_size 8 would probably fit"):
+        train(some_set(), RECIPE, seed=0, start=Greedy(fits=9))
+
+
+def test_a_network_for_which_two_images_do_not_fit_is_refused() -> None:
+    with pytest.raises(InsufficientMemoryError, match="two images do not fit"):
+        train(some_set(), RECIPE, seed=0, start=Greedy(fits=1))
 
 
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:

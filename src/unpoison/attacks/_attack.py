@@ -7,20 +7,23 @@ set.
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor, nn
 
+from unpoison._memory import check_memory
 from unpoison._option_checks import CheckedOptions
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
+from unpoison.models import activations_of
 from unpoison.registry import Method
 from unpoison.threats import (
     Backdoor,
@@ -75,18 +78,46 @@ class Attack(CheckedOptions, ABC):
             MismatchError: the checkpoints belong to another call.
             TrainingDivergedError: the loss of a surrogate is no longer finite.
         """
-        return self.poison(
-            CraftRequest(
-                attack=self,
-                goal=goal,
-                training_set=training_set,
-                budget=budget,
-                surrogates=as_networks(surrogate),
-                seed=seed,
-                checkpoints=checkpoints,
-                progress=progress,
-            )
+        request = CraftRequest(
+            attack=self,
+            goal=goal,
+            training_set=training_set,
+            budget=budget,
+            surrogates=as_networks(surrogate),
+            seed=seed,
+            checkpoints=checkpoints,
+            progress=progress,
         )
+        check_memory(
+            f"craft by {request.name}",
+            self.memory_needed(request),
+            advice=f"poison fewer than {request.count:,} examples, or give a narrower surrogate",
+            device=training_set.device,
+        )
+        return self.poison(request)
+
+    def memory_needed(self, request: CraftRequest) -> Mapping[str, float]:
+        """Bytes by what takes them, beside the training set and the surrogates, when most is taken.
+
+        Here: the poisoned images, as bytes and as floats with two states of an optimiser, and the activations
+        of a batch of them; an attack that takes more says so.
+        """
+        pixels = request.count * math.prod(request.training_set.image_shape)
+        parts: dict[str, float] = {"poisoned images": pixels * (2 + 4 * 4)}
+        if request.surrogates:
+            batch = min(request.count, self._images_at_once())
+            first = request.training_set.images[:2].float() / 255
+            most = max(activations_of(one, first).training(batch) for one in request.surrogates)
+            parts["activations"] = self.graphs * most
+        return parts
+
+    graphs: ClassVar[int] = 1
+    """How many graphs of a batch are held at a time."""
+
+    def _images_at_once(self) -> int:
+        """How many poisons go through a surrogate at a time; all where the attack has no such option."""
+        known = (getattr(self, name, None) for name in ("micro_batch", "batch_size"))
+        return next((one for one in known if isinstance(one, int)), 1 << 62)
 
     @abstractmethod
     def poison(self, request: CraftRequest) -> PoisonSet:

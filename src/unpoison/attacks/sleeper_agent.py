@@ -108,6 +108,8 @@ class SleeperAgent(Attack):
         object.__setattr__(self, "recipe", recipe_of(self.recipe))
         super().__post_init__()
 
+    graphs: ClassVar[int] = 3  # gradients in the parameters are differentiated again
+
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Poisons crafted against one surrogate or several, on the device where they lie.
 

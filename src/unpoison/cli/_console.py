@@ -6,6 +6,7 @@ All of it goes to standard error; standard output carries results alone, so that
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import sys
 import time
@@ -14,11 +15,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 from unpoison._progress import Progress
+from unpoison.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_OBJECTS = 0.1
 
 
 @final
@@ -29,15 +32,17 @@ class Console:
     Arguments:
         results: print summaries on standard output; False under `--json`, where it carries the record alone.
         since: when the command began, by `time.perf_counter`.
+        as_json: tell progress as JSON lines, for a program that reads them.
     """
 
     results: bool = True
     since: float = field(default_factory=time.perf_counter)
+    as_json: bool = False
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def say(self, text: str) -> None:
         """One line for the person who waits, on standard error."""
-        self._error.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._error.print(_lines_of(text), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, *renderables: object) -> None:
         """A summary, on standard output."""
@@ -46,14 +51,18 @@ class Console:
 
             # Tables keep their width in a file or a pipe; on a terminal they take what there is.
             output = RichConsole(file=sys.stdout, width=None if sys.stdout.isatty() else 100)
-            output.print(*renderables, sep="\n", markup=False, highlight=False, soft_wrap=False)
+            shown = [_lines_of(one) if isinstance(one, str) else one for one in renderables]
+            output.print(*shown, sep="\n", markup=False, highlight=False, soft_wrap=False)
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
         """Yield a `Progress` that shows how far `what` has come.
 
-        A bar on a terminal, a line now and then elsewhere.
+        A bar on a terminal, a line now and then elsewhere; or JSON lines.
         """
+        if self.as_json:
+            yield _json_lines(what)
+            return
         with self._bar(what) if self._error.is_terminal else self._lines(what) as report:
             yield report
 
@@ -111,6 +120,27 @@ class Console:
             self._cache.update(file=sys.stderr, console=RichConsole(file=sys.stderr))
         console: RichConsole = self._cache["console"]
         return console
+
+
+def _lines_of(text: str) -> str:
+    """Text without control and format characters but ends of lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _json_lines(what: str) -> Progress:
+    """Writes {"what", "stage", "done", "total"} and the metrics, at most ten times a second and stage."""
+    last, told = 0.0, ""
+
+    def report(stage: str, done: int, total: int, /, **metrics: float) -> None:
+        nonlocal last, told
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_OBJECTS or stage != told or done >= total:
+            last, told = now, stage
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            line = json.dumps({"what": what, "stage": stage, "done": done, "total": total, **finite})
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    return report
 
 
 def _shown(metrics: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Craft, ModelOptions
 from unpoison.cli._session import session
 from unpoison.cli._status import DONE
-from unpoison.data import Splits
+from unpoison.data import Splits, TrainingSet
 from unpoison.errors import InputError
 from unpoison.registry import Method
 from unpoison.threats import Budget, Goal, make_goal
@@ -91,7 +91,7 @@ def _budget(options: Craft) -> Budget:
     return Budget(share=_DEFAULT_SHARE if options.budget is None else options.budget)
 
 
-def _goal(options: Craft, method: Method, splits: Splits) -> Goal:
+def _goal(options: Craft, method: Method, splits: Splits[TrainingSet]) -> Goal:
     return make_goal(
         method.goals,
         options.goal,
@@ -120,6 +120,8 @@ def _class_name(goal: Any, names: Sequence[str], *attributes: str) -> str | None
 
 def _check_surrogates(options: Craft, method: Method) -> None:
     """That no option is given of which this attack makes no use."""
+    if options.checkpoints is not None and not method.resumes:
+        raise InputError(f"--checkpoints: {method.name} keeps none; leave it out")
     if not method.accepts_surrogates and (options.surrogate or options.surrogates is not None):
         raise InputError(f"--surrogate and --surrogates: {method.name} crafts without a network")
     if options.surrogate and options.surrogates is not None:

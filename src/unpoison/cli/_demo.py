@@ -45,7 +45,7 @@ def play(
     *,
     seed: int,
     recipe: Recipe | None = None,
-    splits: data.Splits | None = None,
+    splits: data.Splits[data.TrainingSet] | None = None,
     budget: Budget = _BUDGET,
     method: str | Detector = "calibrated",
 ) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from unpoison import unlearners, workflow
 from unpoison.cli._console import Console
-from unpoison.cli._inputs import given_of, healing_recipe, load_findings, load_model, load_set, options_of
+from unpoison.cli._inputs import (
+    given_of,
+    healing_recipe,
+    load_findings,
+    load_model,
+    load_set,
+    options_of,
+    told_of,
+)
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Heal
 from unpoison.cli._session import session
@@ -19,15 +27,17 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     _check_used(options)
     unlearner = unlearners.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
-        with run.stage("data"):
-            splits, training_set, poison = load_set(options, run.device)
-            run.note(splits)
+        with run.stage("data"), run.reading() as reading:
             findings = load_findings(options.findings)
+            splits, training_set, poison = load_set(
+                options, run.device, like=findings.fingerprint, progress=reading
+            )
+            run.note(splits)
             try:
                 workflow.check_findings(findings, training_set)
             except InputError as error:
                 raise type(error)(f"--findings {options.findings}: {error}") from None
-            subject = load_model(options.model, options.architecture, training_set)
+            subject = load_model(options.model, options.architecture, training_set, run.device)
             trained = subject.model if isinstance(subject.model, Trained) else None
             command = options.train_command
             retrain = None
@@ -42,32 +52,45 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
                 findings,
                 method=unlearner,
                 recipe=recipe,
-                start=None if retrain is not None else subject.fresh(options.method),
+                start=None if retrain is not None else subject.fresh(unlearner),
                 retrain=retrain,
+                task=subject.task,
                 seed=options.run.seed,
+                device=run.device,
                 progress=progress,
             )
             healed.save(run.artefact("model", "model"))
         with run.stage("measure"):
-            run.measure(subject.model, splits.test, poison, when="before")
-            run.measure(healed, splits.test, poison, when="after")
+            run.measure(subject.model, splits.test, poison, when="before", task=subject.task)
+            run.measure(healed, splits.test, poison, when="after", task=subject.task)
         run.results.update(
             method=method,
             removed=len(findings.flagged),
-            examples=len(training_set),
             recipe=None if healed.recipe is None else healed.recipe.to_dict(),
-            fingerprint=training_set.fingerprint,
+            tuning=None if healed.tuning is None else dict(healed.tuning),
+            **told_of(training_set),
             healing_seconds=healed.seconds,
             training_seconds=None if trained is None else trained.seconds,
         )
     console.show(
         f"healed by {method}: {len(findings.flagged)} of {len(training_set)} examples forgotten",
         *run.compared(),
+        *_tuned(healed),
         f"healing took {healed.seconds:.1f} s"
         + ("" if trained is None else f"; training the model took {trained.seconds:.1f} s"),
         f"the healed model is {options.out / 'model'}",
     )
     return DONE
+
+
+def _tuned(healed: Trained) -> list[str]:
+    """How an optimiser and a learning rate were found, in a line."""
+    if healed.tuning is None:
+        return []
+    return [
+        "no recipe was given, so {optimizer} at a learning rate of {learning_rate:g} was found on {held_out} "
+        "clean examples in {seconds:.1f} s".format(**healed.tuning)
+    ]
 
 
 def _check_used(options: Heal) -> None:

@@ -1,51 +1,79 @@
-"""From the words on the command line to data, classes, triggers, models, poison and findings.
+"""From the words on the command line to data, models, recipes, poison and findings.
 
 Every error names the option or the file, what is wrong with it, and what to do.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
+import os
 import re
-import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, Final, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unpoison import data
+from unpoison import data, detectors, workflow
 from unpoison._artefacts import read_json
+from unpoison._memory import is_allocation_failure
+from unpoison._progress import Progress
+from unpoison.cli._imported import imported, made, names_function
 from unpoison.cli._networks import network_of_library
 from unpoison.cli._options import (
     Craft,
-    ImageOptions,
     ModelOptions,
     OfModel,
     RecipeOptions,
     Train,
 )
+from unpoison.data import Examples, Splits, TrainingSet
 from unpoison.detectors import Findings
-from unpoison.errors import InputError, UnpoisonError
+from unpoison.errors import InputError
 from unpoison.models import Normalized, load_weights
-from unpoison.threats import Backdoor, PoisonSet
-from unpoison.training import Recipe, Trained, predict
-
-if TYPE_CHECKING:
-    from unpoison.data import Splits, TrainingSet
+from unpoison.tasks import ClassificationTask
+from unpoison.threats import PoisonSet
+from unpoison.training import Recipe, Trained
+from unpoison.unlearners import Unlearner
 
 # Tables of image files and tar shards; their images are prepared as those of folders are.
 _OF_FILES = (".csv", ".tsv", ".tar")
+_MOST_WORKERS: Final = 8
 _POINTED = re.compile(r"[+-]?([0-9]+\.|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
-def load_set(options: Train | OfModel, device: torch.device) -> tuple[Splits, TrainingSet, PoisonSet | None]:
-    """The data that a verb names, the training set with the poison in it, and the poison if there is any."""
+def load_set(
+    options: OfModel, device: torch.device, *, like: str | None = None, progress: Progress | None = None
+) -> tuple[Splits[Examples], Examples, PoisonSet | None]:
+    """The data that a verb names, the training set with the poison in it, and the poison if there is any.
+
+    Arguments:
+        options: of the verb.
+        device: where images that are held in memory are to lie.
+        like: the fingerprint of findings; the set is then read as it was for them, in memory or not.
+        progress: told of what is read before anything else.
+    """
+    if options.poison is None:
+        splits = read_examples(options, options.data, options.test_data, like=like, progress=progress)
+        splits = splits.to(device)
+        return splits, splits.train, None
+    if options.reading.transform is not None:
+        raise InputError(
+            "--poison: is put into 8-bit images in memory, which --transform does not give; leave one out"
+        )
+    held, training_set, poison = load_training_set(options, device)
+    return held, training_set, poison
+
+
+def load_training_set(
+    options: Train | OfModel, device: torch.device
+) -> tuple[Splits[TrainingSet], TrainingSet, PoisonSet | None]:
+    """As `load_set`, in memory."""
     splits = read_data(options).to(device)
     poison = None
     if options.poison is not None:
@@ -53,20 +81,109 @@ def load_set(options: Train | OfModel, device: torch.device) -> tuple[Splits, Tr
     return splits, splits.train if poison is None else poison.apply(splits.train), poison
 
 
-def read_data(options: Craft | Train | OfModel) -> Splits:
-    """The data that a verb names, before any poison."""
-    images = options.images
-    return data.load(options.data, test=options.test_data, size=images.size, orient=images.orient)
+def read_data(options: Craft | Train | OfModel) -> Splits[TrainingSet]:
+    """The data that a verb names, in memory, before any poison."""
+    images, parts = options.images, [options.data, options.test_data]
+    if not any(part is not None and names_function(part) for part in parts):
+        return data.load(options.data, test=options.test_data, size=images.size, orient=images.orient)
+
+    def read(spec: str) -> Splits[TrainingSet]:
+        if not names_function(spec):
+            return data.load(spec, size=images.size, orient=images.orient)
+        train, *more = map(data.as_training_set, _own_sets(spec))
+        return Splits(train, more[0] if more else None)
+
+    splits = read(options.data)
+    return splits if options.test_data is None else Splits(splits.train, read(options.test_data).train)
 
 
-def reference_of(spec: str | None, options: OfModel, device: torch.device) -> TrainingSet | None:
+def read_examples(
+    options: OfModel,
+    spec: str,
+    test: str | None = None,
+    *,
+    like: str | None = None,
+    progress: Progress | None = None,
+) -> Splits[Examples]:
+    """A data set as the options say: in memory where it fits, and else batch by batch.
+
+    Arguments:
+        options: of the verb.
+        spec: the set: a path, or `package.module:function`, which gives a map-style dataset or two of them.
+        test: where the test set lies, if it does not come with it.
+        like: see `load_set`.
+        progress: told of what is read before anything else.
+    """
+    reading, images = options.reading, options.images
+    share = reading.held_share
+    if like is not None and reading.transform is None:
+        share = 0.0 if ":" in like else 1.0
+    workers = min(_MOST_WORKERS, max(1, (os.cpu_count() or 1) // 2))
+    given: dict[str, Any] = {
+        "workers": workers if reading.workers is None else reading.workers,
+        "identity": "cheap" if reading.fingerprint == "files" else "content",
+        "cache": reading.cache,
+        "progress": progress,
+    }
+    if not names_function(spec) and (test is None or not names_function(test)):
+        return data.load_examples(
+            spec,
+            test=test,
+            size=images.size,
+            orient=images.orient,
+            transform=transform_of(options),
+            held_share=share,
+            **given,
+        )
+    if test is not None:
+        splits = read_examples(options, spec, like=like, progress=progress)
+        more = read_examples(options, test, like=like, progress=progress)
+        return Splits(splits.train, more.train, (*splits.notes, *more.notes))
+    held_bytes = {"held_bytes": 0} if share == 0 or reading.cache is not None else {}
+    given["identity"] = None if reading.fingerprint == "files" else "content"
+    own, *others = (data.as_examples(one, **held_bytes, **given) for one in _own_sets(spec))
+    return Splits(own, others[0] if others else None)
+
+
+def _own_sets(spec: str) -> list[Any]:
+    """The dataset that `package.module:function` gives, or the two."""
+    function = imported("--data", spec, known="expected package.module:function", makes="a dataset")
+    found = made("--data", spec, function)
+    if found is None:
+        raise InputError(f"--data {spec}: the function gives nothing; let it return a map-style dataset")
+    arrays = isinstance(found, tuple) and any(isinstance(one, Tensor | np.ndarray) for one in found)
+    return list(found) if isinstance(found, tuple) and len(found) == 2 and not arrays else [found]
+
+
+def transform_of(options: OfModel) -> Callable[[Any], Any] | None:
+    """The function that `--transform` names."""
+    spec = options.reading.transform
+    if spec is None:
+        return None
+    return imported("--transform", spec, known="expected package.module:function", makes="inputs of pictures")
+
+
+def reference_of(spec: str | None, options: OfModel, device: torch.device) -> Examples | None:
     """The data that `--reference` names, read as the training set is."""
     if spec is None:
         return None
-    images, path = options.images, Path(spec)
-    if path.is_dir() or path.suffix.lower() in _OF_FILES:
-        return data.load(spec, size=images.size, orient=images.orient).train.to(device)
+    path = Path(spec)
+    if path.is_dir() or path.suffix.lower() in _OF_FILES or options.reading.transform or names_function(spec):
+        return read_examples(options, spec).to(device).train
     return data.load(spec).train.to(device)
+
+
+def told_of(examples: Examples) -> dict[str, Any]:
+    """What is noted of a training set: its size, its fingerprint and how it was read."""
+    fingerprint = examples.fingerprint
+    kind, colon, _ = fingerprint.partition(":")
+    reading = examples.reading if isinstance(examples, data.DatasetExamples) else None
+    return {
+        "examples": len(examples),
+        "fingerprint": fingerprint,
+        "fingerprint_of": kind if colon else "content",
+        "reading": None if reading is None else asdict(reading),
+    }
 
 
 def options_of(texts: Sequence[str], option: str = "--option") -> dict[str, Any]:
@@ -92,7 +209,28 @@ def options_of(texts: Sequence[str], option: str = "--option") -> dict[str, Any]
     return changes
 
 
-def indices_of(texts: Sequence[str], splits: Splits, option: str) -> list[int]:
+def task_of(texts: Sequence[str]) -> ClassificationTask | None:
+    """How the logits are read, as `--task` says; None where it says nothing.
+
+    Raises:
+        InputError: it says something else than output= and values=.
+
+    >>> task_of(["output=1", "values=probabilities"])
+    ClassificationTask(output=1, values='probabilities')
+    """
+    given = options_of(texts, "--task")
+    for key, value in given.items():
+        if key not in ("output", "values"):
+            raise InputError(f"--task {key}=: expected output=KEY or values=probabilities (or logits)")
+        if key == "output" and (isinstance(value, bool) or not isinstance(value, str | int)):
+            raise InputError(f"--task output={value}: expected a key, an attribute or a place such as 0")
+    try:
+        return ClassificationTask(**given) if given else None
+    except InputError as error:
+        raise InputError(f"--task: {error}") from None
+
+
+def indices_of(texts: Sequence[str], splits: Splits[TrainingSet], option: str) -> list[int]:
     """The INDEX of every test:INDEX.
 
     Raises:
@@ -197,7 +335,9 @@ def _part(directory: Path, name: str, file: str, option: str) -> Path:
             return folder
     if not directory.is_dir():
         raise InputError(f"{option} {directory}: no such directory")
-    raise InputError(f"{option} {directory}: holds neither {name}/{file} nor {file}")
+    raise InputError(
+        f"{option} {directory}: holds neither {name}/{file} nor {file}; give a run directory that has them"
+    )
 
 
 @final
@@ -208,36 +348,51 @@ class Subject:
     Arguments:
         model: as trained.
         build: makes it anew, untrained, where it is not built by a recipe.
+        task: how its logits are read, where `--task` says so.
     """
 
     model: Trained | nn.Module
     build: Callable[[], nn.Module] | None = None
+    task: ClassificationTask | None = None
 
-    def fresh(self, unlearner: str) -> nn.Module | None:
-        """The untrained network for an unlearner that starts from it."""
-        return self.build() if self.build is not None and unlearner == "retrain" else None
+    def fresh(self, unlearner: Unlearner) -> nn.Module | None:
+        """The untrained network for an unlearner that makes use of it."""
+        return self.build() if self.build is not None and unlearner.uses_start else None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as it returns logits."""
+        return workflow.network_of(workflow.giving_logits(self.model, None, self.task))
 
 
-def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> Subject:
-    """The model, in eval mode, on the device of the training set; it is checked to fit that set.
+def load_model(
+    spec: str, options: ModelOptions, training_set: Examples, device: torch.device | None = None
+) -> Subject:
+    """The model, in eval mode; it is checked to fit the training set.
 
     Arguments:
         spec: a directory of ours, `timm:NAME`, `torchvision:NAME`, `transformers:FOLDER`, or
             `package.module:factory`, found from the current directory too.
-        options: the weights of a factory's network and the normalisation that it expects.
+        options: the weights of a factory's network, the normalisation that it expects, and where its logits
+            are.
         training_set: what it was trained on.
+        device: where to put it; where the training set lies when None.
 
     Raises:
         InputError: there is no such model, or it does not fit its weights or the training set.
     """
-    folder = Path(spec)
+    folder, device = Path(spec), training_set.device if device is None else device
     if folder.is_dir():
-        if options.weights is not None or options.normalization is not None:
-            raise InputError(f"--model {spec}: a directory of ours brings its own weights and normalization")
-        trained = _load_trained(_part(folder, "model", "trained.json", "--model"), training_set.device)
+        if options.weights is not None or options.normalization is not None or options.task:
+            raise InputError(
+                f"--model {spec}: a directory of ours brings its own weights, normalization and task"
+            )
+        trained = _load_trained(_part(folder, "model", "trained.json", "--model"), device)
         _check_fit(spec, trained.model.eval(), training_set)
         return Subject(trained)
-    shape = training_set.image_shape
+    shape = training_set.input_shape
+    if isinstance(shape, Mapping):
+        shape = ()
     known = network_of_library(spec, num_classes=training_set.num_classes, shape=shape)
     factory, trained_network = (_factory(spec), None) if known is None else known
     normalization = None if options.normalization is None else _normalization(options.normalization)
@@ -245,13 +400,15 @@ def load_model(spec: str, options: ModelOptions, training_set: TrainingSet) -> S
     whole = module if normalization is None else Normalized(module, *normalization)
     if options.weights is not None:
         _load_weights(module, whole, options.weights)
-    _check_fit(spec, whole.to(training_set.device).eval(), training_set)
+    task = task_of(options.task)
+    whole = whole.to(device).eval()
+    _check_fit(spec, whole if task is None else task.adapted(whole), training_set)
 
     def build() -> nn.Module:
         fresh = _made(spec, factory)
         return fresh if normalization is None else Normalized(fresh, *normalization)
 
-    return Subject(whole, build)
+    return Subject(whole, build, task)
 
 
 def _load_trained(folder: Path, device: torch.device) -> Trained:
@@ -266,63 +423,19 @@ def _load_trained(folder: Path, device: torch.device) -> Trained:
 
 def _factory(spec: str) -> Callable[[], Any]:
     """The function that `package.module:factory` names."""
-    place, _, name = spec.partition(":")
-    if not name or not all(part.isidentifier() for part in place.split(".")):
-        raise InputError(
-            f"--model {spec}: neither a directory that is there nor timm:NAME, torchvision:NAME, "
-            "transformers:FOLDER or package.module:factory"
-        )
-    with _current_directory_importable():
-        try:
-            found: Any = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
-                raise InputError(
-                    f"--model {spec}: there is no module {error.name!r} in the current directory or installed"
-                ) from None
-            raise InputError(f"--model {spec}: importing {place} failed: {error}") from error
-        except UnpoisonError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"--model {spec}: importing {place} failed ({type(error).__name__}: {error})"
-            ) from error
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise InputError(f"--model {spec}: module {place} has no {name!r}") from None
-    if not callable(found):
-        raise InputError(
-            f"--model {spec}: {name} is {type(found).__name__}, not a function that makes a network"
-        )
-    factory: Callable[[], Any] = found
-    return factory
+    known = (
+        "neither a directory that is there nor timm:NAME, torchvision:NAME, transformers:FOLDER or "
+        "package.module:factory"
+    )
+    return imported("--model", spec, known=known, makes="a network")
 
 
 def _made(spec: str, factory: Callable[[], Any]) -> nn.Module:
     """The network that the factory makes; the global random state is left as it was."""
-    try:
-        with _current_directory_importable(), torch.random.fork_rng():
-            module = factory()
-    except UnpoisonError:
-        raise
-    except Exception as error:
-        raise InputError(f"--model {spec}: the factory failed ({type(error).__name__}: {error})") from error
+    module = made("--model", spec, factory, called="factory")
     if not isinstance(module, nn.Module):
         raise InputError(f"--model {spec}: the factory gives {type(module).__name__}, not a torch.nn.Module")
     return module
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _load_weights(module: nn.Module, whole: nn.Module, path: Path) -> None:
@@ -348,83 +461,17 @@ def _normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return mean, std
 
 
-def _check_fit(spec: str, module: nn.Module, training_set: TrainingSet) -> None:
+def _check_fit(spec: str, module: nn.Module, training_set: Examples) -> None:
     try:
-        logits = predict(module, training_set.images[:2])
+        logits = detectors.answers_of(module, training_set.batch(0, 2)[0])
     except (RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_allocation_failure(error):
             raise
         raise InputError(
-            f"--model {spec}: does not take images of shape {training_set.image_shape} ({error})"
+            f"--model {spec}: does not take inputs of shape {training_set.input_shape} ({error})"
         ) from error
     if logits.shape[1] < training_set.num_classes:
         raise InputError(
-            f"--model {spec}: gives {logits.shape[1]} logits for an image, but {training_set.name} has "
+            f"--model {spec}: gives {logits.shape[1]} logits for an input, but {training_set.name} has "
             f"{training_set.num_classes} classes"
         )
-
-
-@final
-@dataclass(frozen=True)
-class Suspect:
-    """An input that somebody doubts the answer to.
-
-    Arguments:
-        image: UInt8[c h w].
-        true_label: what it is, where that is known.
-        words: what to call it.
-    """
-
-    image: Tensor
-    true_label: int | None
-    words: str
-
-
-def suspect_of(text: str, splits: Splits, poison: PoisonSet | None, images: ImageOptions) -> Suspect:
-    """The input that `--suspect` names.
-
-    Raises:
-        InputError: there is no such image, or it does not fit the training set.
-    """
-    kind, colon, number = text.partition(":")
-    if not colon or kind not in ("test", "triggered"):
-        image = _fitting(
-            data.read_image(text, preparation=data.Preparation(images.size, images.orient)),
-            splits.train,
-            text,
-        )
-        return Suspect(image, None, Path(text).name)
-    if splits.test is None:
-        raise InputError(f"--suspect {text}: there is no test set; name one with --test-data")
-    if not (number.isascii() and number.isdigit()) or int(number) >= len(splits.test):
-        raise InputError(
-            f"--suspect {text}: expected {kind}:INDEX with an index 0..{len(splits.test) - 1} of the test set"
-        )
-    image, label = splits.test[int(number)]
-    if kind == "test":
-        return Suspect(image, label, f"test image {number}")
-    if poison is None or not isinstance(poison.goal, Backdoor):
-        raise InputError(
-            f"--suspect {text}: needs the trigger, so give --poison with the poison of a backdoor"
-        )
-    stamped = poison.goal.trigger.stamp(image[None])[0]
-    return Suspect(stamped, label, f"test image {number} with the trigger")
-
-
-def _fitting(image: Tensor, training_set: TrainingSet, text: str) -> Tensor:
-    channels, *size = training_set.image_shape
-    if list(image.shape[1:]) != size:
-        raise InputError(
-            f"--suspect {text}: is {image.shape[2]} pixels wide and {image.shape[1]} high, but the images of "
-            f"{training_set.name} are {size[1]} wide and {size[0]} high; "
-            f"resize it the way the model's inputs were"
-        )
-    if image.shape[0] == channels:
-        return image
-    if image.shape[0] == 1:
-        return image.expand(channels, -1, -1).contiguous()
-    if channels == 1 and bool((image == image[:1]).all()):
-        return image[:1]
-    raise InputError(
-        f"--suspect {text}: has {image.shape[0]} channels, the images of {training_set.name} have {channels}"
-    )

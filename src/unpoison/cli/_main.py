@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -16,10 +17,19 @@ from typing import TYPE_CHECKING, Protocol, cast
 from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._status import BAD_INPUT, BUG, DONE, INTERRUPTED, TERMINATED
-from unpoison.errors import InputError, MissingExtraError, UnpoisonError
+from unpoison.errors import InputError, MissingExtraError, UnpoisonError, printable
 
 if TYPE_CHECKING:
     from unpoison.cli._options import Verb
+
+_ADVICE = {
+    errno.ENOENT: "no such file or folder; check the path",
+    errno.EISDIR: "is a folder; give a file",
+    errno.ENOTDIR: "lies in a file, not in a folder; check the path",
+    errno.EACCES: "permission denied; check who may read or write it",
+    errno.EROFS: "cannot be written, its file system is read-only; name another place",
+    errno.ENOSPC: "there is no space left on the device; free some, or name another place",
+}
 
 
 class _Body(Protocol):
@@ -54,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None and error.strerror is None:
             return _bug()
         place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        return _complain(f"{place}{error.strerror or error}", BAD_INPUT)
+        told = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+        return _complain(f"{place}{told}", BAD_INPUT)
     except Exception:
         return _bug()
 
@@ -74,9 +85,10 @@ def _run(arguments: Sequence[str], interrupts: Interrupts) -> int:
         return DONE
     verb = type(options).__name__.lower()
     # The verb's body is what imports torch; until here nothing has.
-    module = "search" if verb in ("trace", "scan") else verb
+    module = {"trace": "search", "scan": "search", "similar": "index"}.get(verb, verb)
     body = cast("_Body", getattr(importlib.import_module(f"unpoison.cli._{module}"), verb))
-    return body(options, Console(results=not options.run.json, since=began), interrupts)
+    console = Console(results=not options.run.json, since=began, as_json=options.run.progress == "json")
+    return body(options, console, interrupts)
 
 
 def _list_of_attacks() -> str:
@@ -166,7 +178,7 @@ def one_line(box: str) -> str:
 
 
 def _complain(text: str, status: int) -> int:
-    print(f"unpoison: error: {' '.join(text.split())}", file=sys.stderr)  # noqa: T201
+    print(f"unpoison: error: {printable(' '.join(text.split()))}", file=sys.stderr)  # noqa: T201
     return status
 
 

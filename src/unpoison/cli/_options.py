@@ -25,6 +25,7 @@ MaybeDirectory = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=""
 MaybeCount = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 MaybeNumber = Annotated[float | None, arg(metavar="X", help_behavior_hint="")]
 MaybeText = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+MaybeFunction = Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="")]
 Directory = Annotated[Path, arg(metavar="DIR")]
 Data = Annotated[str, arg(metavar="DATA")]
 MaybeData = Annotated[str | None, arg(metavar="DATA", help_behavior_hint="")]
@@ -90,10 +91,16 @@ class RunOptions:
     """Where to compute; auto takes the GPU when there is one."""
     threads: MaybeCount = None
     """How many processor threads to use; as many as PyTorch likes when not given."""
+    memory: Annotated[str | None, arg(metavar="BYTES", help_behavior_hint="")] = None
+    """How much memory the verb may take, such as 8GB; nine tenths of what is free when not given. What takes
+    more is refused before it starts."""
     json: bool = False
     """Print the content of run.json on standard output, and nothing else there."""
     overwrite: bool = False
     """Replace --out if it is a run directory already."""
+    progress: Literal["auto", "json"] = "auto"
+    """How to tell on standard error how far it is: a bar on a terminal and lines elsewhere, or JSON lines for
+    a program to read."""
 
 
 @final
@@ -110,6 +117,26 @@ class ImageOptions:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How a set is read that is not held in memory."""
+
+    transform: MaybeFunction = None
+    """What makes inputs of pictures, as package.module:function: from a picture of Pillow in RGB to the
+    tensor that the network was trained on, the same at every call. The set is then read batch by batch."""
+    held_share: Annotated[float, arg(metavar="X")] = 0.25
+    """Hold image files in memory where they take no more than this share of what may be taken, and else
+    decode them batch by batch in every pass; 0 never holds any."""
+    workers: MaybeCount = None
+    """Processes that decode ahead; half as many as there are cores, 8 at most, when not given."""
+    cache: MaybeDirectory = None
+    """Keep what was decoded here; further passes and runs read it from there."""
+    fingerprint: Literal["files", "content"] = "files"
+    """What ties findings to a set that is not held: names, sizes and times of files, or the whole content,
+    which takes a pass."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """A model that unpoison did not train."""
 
@@ -118,6 +145,9 @@ class ModelOptions:
     prefix, such as module. or model."""
     normalization: Annotated[str | None, arg(metavar="MEANS;STDS", help_behavior_hint="")] = None
     """What such a model expects its input to be normalised with, e.g. ".49,.48,.45;.25,.24,.26"."""
+    task: Options = ()
+    """How its logits are read: output=KEY, the key, attribute or place of the logits in what it returns;
+    values=probabilities, if it returns those in place of logits."""
 
 
 @final
@@ -235,11 +265,12 @@ class OfModel:
     """A run directory of train or heal; or timm:NAME, torchvision:NAME or package.module:factory (with
     --weights), or transformers:FOLDER."""
     data: Data
-    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, or an extracted CIFAR
-    archive."""
+    """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, an extracted CIFAR
+    archive, or package.module:function, which gives a dataset or a pair of them, for training and test."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
     images: ImageOptions
+    reading: ReadingOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known; results are held against it."""
 
@@ -276,11 +307,62 @@ class Trace(OfModel):
     """Find the training examples that a wrong prediction goes back to. Writes DIR/findings."""
 
     tracing: TraceOptions
+    index: MaybeDirectory = None
+    """An index of the model and its training set, by unpoison index: the trace then takes the gradients of
+    the suspect alone. What calibrated learns of the model is kept in it."""
+    refine: MaybeCount = None
+    """With an index, score so many of the examples that it ranks first again, exactly; 1000 when not
+    given."""
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
     architecture: ModelOptions
     out: Directory
     """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Index(OfModel):
+    """Read the training set of a model once, so that trace --index and similar answer from what is kept.
+    Given again after Ctrl-C or a crash, it goes on; a damaged file is made again."""
+
+    numbers: MaybeCount = None
+    """How many numbers to keep of each example; 2048 when not given, fewer where memory is short."""
+    processes: Annotated[int, arg(metavar="N")] = 1
+    """How many processes read training examples at a time."""
+    module: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
+    """Modules whose parameters to track, or patterns; all linear and convolution layers when not given."""
+    covariance_examples: MaybeCount = None
+    """Fit the covariances to this many examples only."""
+    append: bool = False
+    """Add the examples of --data to the index, after those that it has, which are not read again."""
+    estimate: bool = False
+    """Time some hundred examples, say what the index will take, and make none."""
+    price: MaybeNumber = None
+    """With --estimate, what a machine costs an hour, to say what the index will cost."""
+    reference: MaybeData = None
+    """Labelled examples that were not trained on, on which calibrated is calibrated at once, so that the
+    first trace is as fast as the others; the test set when not given."""
+    architecture: ModelOptions
+    out: Directory
+    """The directory of the index."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Similar:
+    """Show the training examples whose gradients resemble those of given ones, from an index."""
+
+    index: Directory
+    """A directory that unpoison index wrote."""
+    examples: Annotated[str, arg(metavar="N,N...")]
+    """The examples, by index or by name."""
+    count: Annotated[int, arg(metavar="N")] = 10
+    """How many similar ones to show of each."""
+    out: MaybeDirectory = None
+    """A run directory to write run.json to."""
     run: RunOptions
 
 
@@ -399,8 +481,50 @@ class Export:
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Trace | Scan | Heal | Repair | Bench | Report | Export
-VERBS: tuple[type[Verb], ...] = (Demo, Craft, Train, Trace, Scan, Heal, Repair, Bench, Report, Export)
+@final
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """Open a page on this machine to work through findings in: look, decide, trace, heal, export."""
+
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
+    """The run directories to work on: of trace, scan, heal, repair, train or demo."""
+    model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
+    """The model; what the run directories name when not given, as for the options of data below."""
+    data: MaybeData = None
+    """The training set of the model."""
+    test_data: MaybeData = None
+    """The test set, where it does not come with --data."""
+    images: ImageOptions
+    poison: MaybeDirectory = None
+    """The poison that was put into the training set, where that is known."""
+    architecture: ModelOptions
+    host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
+    """The address to listen on; one that other machines reach needs a --token."""
+    port: Annotated[int, arg(metavar="N")] = 0
+    """The port to listen on; a free one when 0."""
+    token: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None
+    """What the address of the page must hold, 16 characters or more; a random one when not given."""
+    out: MaybeDirectory = None
+    """Where decisions, traces and healed models are kept; DIR-investigation when not given."""
+    run: RunOptions
+
+
+Verb = Demo | Craft | Train | Index | Trace | Similar | Scan | Heal | Repair | Bench | Report | Export | App
+VERBS: tuple[type[Verb], ...] = (
+    Demo,
+    Craft,
+    Train,
+    Index,
+    Trace,
+    Similar,
+    Scan,
+    Heal,
+    Repair,
+    Bench,
+    Report,
+    Export,
+    App,
+)
 
 CommandLine: Any = reduce(
     operator.or_, (Annotated[verb, subcommand(name=verb.__name__.lower())] for verb in VERBS)

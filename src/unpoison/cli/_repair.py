@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from unpoison import repair as repair_model
+from unpoison import unlearners
 from unpoison._repair import Repair as Done
 from unpoison._repair import Round, unlearner_for
 from unpoison.cli._console import Console
@@ -28,9 +29,11 @@ def repair(options: Repair, console: Console, interrupts: Interrupts) -> int:
         with run.stage("data"):
             case = Tracing.of(options, run)
             subject = case.subject
-            recipe, start = healing_recipe(options.training, subject.model), subject.fresh(options.unlearner)
+            recipe = healing_recipe(options.training, subject.model)
+            method = unlearners.get(options.unlearner)
+            start = subject.fresh(method)
             unlearner = unlearner_for(
-                subject.model, options.unlearner, rounds=options.rounds, recipe=recipe, start=start
+                subject.model, method, rounds=options.rounds, recipe=recipe, start=start
             )
         with run.stage("repair"), console.progress("repair") as progress:
             case.calibrate(run, progress)
@@ -42,14 +45,15 @@ def repair(options: Repair, console: Console, interrupts: Interrupts) -> int:
                 rounds=options.rounds,
                 recipe=recipe,
                 start=start,
+                device=run.device,
                 progress=progress,
                 **case.given,
             )
         with run.stage("save"):
             _keep(run, done, case)
         with run.stage("measure"):
-            run.measure(subject.model, case.splits.test, case.poison, when="before")
-            run.measure(done.model, case.splits.test, case.poison, when="after")
+            run.measure(subject.model, case.splits.test, case.poison, when="before", task=subject.task)
+            run.measure(done.model, case.splits.test, case.poison, when="after", task=subject.task)
         run.results.update(method=done.rounds[0].findings.method, unlearner=options.unlearner, **case.asked())
     console.show(
         done.summary,
@@ -70,10 +74,12 @@ def _keep(run: Session, done: Done, case: Tracing) -> None:
     if isinstance(done.model, Trained) and len(done.removed):
         done.model.save(run.artefact("model", "model"))
         save_file({"removed": done.removed.contiguous()}, run.artefact("removed", "removed.safetensors"))
+    tuning = done.model.tuning if isinstance(done.model, Trained) else None
     run.results.update(
         outcome=done.outcome,
         repair=done.summary,
         removed=len(done.removed),
+        tuning=dict(tuning) if tuning is not None else None,
         removed_indices=done.removed.tolist(),
         removed_poison=None if case.poison is None else _poison_in(done.removed, case.poison),
         rounds=[_row(one, case) for one in done.rounds],

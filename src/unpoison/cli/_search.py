@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from safetensors.torch import save_file
 
 from unpoison import detectors, workflow
 from unpoison.cli._console import Console, per_cent
-from unpoison.cli._inputs import load_model, load_set, options_of, reference_of
+from unpoison.cli._inputs import load_model, load_set, options_of, reference_of, told_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Scan, Trace
 from unpoison.cli._session import Session, session
 from unpoison.cli._status import status_of
 from unpoison.cli._tracing import Tracing
-from unpoison.data import TrainingSet
-from unpoison.detectors import Findings
+from unpoison.data import Examples, TrainingSet
+from unpoison.detectors import Findings, Observation
+from unpoison.errors import printable
 from unpoison.threats import PoisonSet
 
 _KEPT_IMAGES = 64
@@ -45,25 +44,24 @@ def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
     """Search the training set of `--model` for poison."""
     detector = detectors.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
-        with run.stage("data"):
-            splits, training_set, poison = load_set(options, run.device)
+        with run.stage("data"), run.reading() as reading:
+            splits, training_set, poison = load_set(options, run.device, progress=reading)
             run.note(splits)
             reference = reference_of(options.reference, options, run.device)
-            subject = load_model(options.model, options.architecture, training_set)
+            subject = load_model(options.model, options.architecture, training_set, run.device)
         with run.stage("scan"), console.progress(f"scan by {options.method}") as progress:
             findings = workflow.scan(
                 subject.model,
                 training_set,
                 method=detector,
                 reference=reference,
+                task=subject.task,
                 seed=options.run.seed,
                 progress=progress,
             )
         with run.stage("save"):
             keep_findings(run, findings, training_set, poison)
-        run.results.update(
-            method=findings.method, examples=len(training_set), fingerprint=training_set.fingerprint
-        )
+        run.results.update(method=findings.method, **told_of(training_set))
     console.show(*told(run, findings), f"the findings are {options.out / 'findings'}")
     return status_of(options, findings)
 
@@ -75,7 +73,7 @@ def told(run: Session, findings: Findings) -> list[str]:
     if findings.p_value is not None and level is not None:
         lines.append(f"p = {findings.p_value:.3g} at a false-alarm level of {level:g}")
     if len(findings.flagged):
-        shown = ", ".join(map(findings.name_of, findings.flagged[:10].tolist()))
+        shown = ", ".join(printable(findings.name_of(index)) for index in findings.flagged[:10].tolist())
         lines.append(f"most blamed: {shown}{', ...' if len(findings.flagged) > 10 else ''}")
     if results["precision"] is not None or results["recall"] is not None:
         lines.append(
@@ -85,13 +83,11 @@ def told(run: Session, findings: Findings) -> list[str]:
     return lines
 
 
-def keep_findings(
-    run: Session, findings: Findings, training_set: TrainingSet, poison: PoisonSet | None
-) -> None:
+def keep_findings(run: Session, findings: Findings, training_set: Examples, poison: PoisonSet | None) -> None:
     """Write findings/ and blamed.safetensors, and record what was found; against the truth where it is
     known."""
     findings.save(run.artefact("findings", "findings"))
-    _save_blamed(run.artefact("blamed", "blamed.safetensors"), findings, training_set)
+    _save_blamed(run, findings, training_set)
     run.results.update(
         poison_found=findings.poison_found,
         flagged=len(findings.flagged),
@@ -103,6 +99,8 @@ def keep_findings(
         cause=None if findings.cause is None else findings.cause.to_dict(),
         false_alarm_level=findings.threshold.false_alarm_level,
         threshold=findings.threshold.value,
+        tracked_share=findings.tracked_share,
+        untracked=list(findings.untracked),
         summary=findings.summary,
         detector_seconds=dict(findings.seconds),
     )
@@ -114,13 +112,24 @@ def keep_findings(
         run.rate("false_positives", judgement.false_positives)
 
 
-def _save_blamed(path: Path, findings: Findings, training_set: TrainingSet) -> None:
-    """Write the images of the most blamed examples, flagged ones first, for a report without the data set."""
+def _save_blamed(run: Session, findings: Findings, training_set: Examples) -> None:
+    """Write the images of the most blamed examples, flagged ones first, for a report without the data set.
+
+    What is shown of a set that is not held is `Observation.pictures`; nothing of inputs that are no images.
+    """
     rest = findings.ranking().cpu()
     rest = rest[~torch.isin(rest, findings.flagged.cpu())]
     chosen = torch.cat([findings.flagged.cpu(), rest])[:_KEPT_IMAGES].contiguous()
-    examples = training_set.subset(chosen).to("cpu")
+    if isinstance(training_set, TrainingSet):
+        examples = training_set.subset(chosen).to("cpu")
+        images, labels = examples.images, examples.labels
+    else:
+        inputs, labels, *_ = training_set.at(chosen)
+        shown = Observation(inputs, count=len(chosen)).pictures
+        if shown is None or shown.ndim != 4 or shown.shape[1] not in (1, 3):
+            return
+        images = shown
     save_file(
-        {"indices": chosen, "images": examples.images.contiguous(), "labels": examples.labels.contiguous()},
-        path,
+        {"indices": chosen, "images": images.contiguous(), "labels": labels.contiguous()},
+        run.artefact("blamed", "blamed.safetensors"),
     )

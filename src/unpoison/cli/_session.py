@@ -13,9 +13,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from unpoison._artefacts import atomic_directory
+from unpoison._memory import as_bytes, explained, limited
+from unpoison._progress import Progress
 from unpoison.cli._console import Console, per_cent
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Verb, configuration
@@ -26,9 +28,17 @@ if TYPE_CHECKING:
     import torch
 
     from unpoison._statistics import Proportion
-    from unpoison.data import Splits, TrainingSet
+    from unpoison.data import Examples, Splits
+    from unpoison.tasks import ClassificationTask
     from unpoison.threats import PoisonSet
     from unpoison.workflow import Model
+
+# What a fingerprint that begins with such a word is made of.
+_IDENTITIES: Final = {
+    "files": "the names, sizes and times of the training set's files, its labels and 64 of its images",
+    "source": "what the training set says of itself, its labels and 64 of its inputs",
+    "rows": "the training set's labels and 64 of its inputs",
+}
 
 
 @final
@@ -64,12 +74,30 @@ class Session:
         self.recorder.artefacts[name] = place
         return self.directory / place
 
-    def note(self, splits: Splits) -> None:
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Progress]:
+        """Yield a `Progress` for what is read before the work, of which nothing is shown where nothing is."""
+        with contextlib.ExitStack() as stack:
+            shown: list[Progress] = []
+
+            def report(stage: str, done: int, total: int, /, **metrics: float) -> None:
+                if not shown:
+                    shown.append(stack.enter_context(self.console.progress("data")))
+                shown[0](stage, done, total, **metrics)
+
+            yield report
+
+    def note(self, splits: Splits[Any]) -> None:
         """Say and take down what was done in reading the data: files passed over, images resized."""
         if splits.notes:
             self.results["notes"] = list(splits.notes)
         for line in splits.notes:
             self.console.say(line)
+        kind, colon, _ = splits.train.fingerprint.partition(":")
+        if colon and kind != "content":
+            self.console.say(
+                f"findings are tied to {_IDENTITIES[kind]}, not to its whole content (--fingerprint content)"
+            )
 
     def rate(self, name: str, proportion: Proportion | None) -> None:
         """Note a rate as the number `name`, and with its n and interval under `measured`."""
@@ -78,7 +106,13 @@ class Session:
             self.results.setdefault("measured", {})[name] = proportion.to_dict()
 
     def measure(
-        self, model: Model, test_set: TrainingSet | None, poison: PoisonSet | None, *, when: str = ""
+        self,
+        model: Model,
+        test_set: Examples | None,
+        poison: PoisonSet | None,
+        *,
+        when: str = "",
+        task: ClassificationTask | None = None,
     ) -> None:
         """Note accuracy, and attack success where the poison is known; null without a test set.
 
@@ -87,12 +121,14 @@ class Session:
             test_set: clean test images.
             poison: what was put into the training set.
             when: "before" or "after" healing, to tell the numbers apart.
+            task: how the model's logits are read.
         """
         from unpoison import workflow
 
         measured = None
         if test_set is not None:
-            measured = workflow.measure(model, test_set, None if poison is None else poison.goal)
+            goal = None if poison is None else poison.goal
+            measured = workflow.measure(model, test_set, goal, task=task)
         suffix = f"_{when}" if when else ""
         self.rate(f"clean_accuracy{suffix}", None if measured is None else measured.clean_accuracy)
         self.rate(f"attack_success{suffix}", None if measured is None else measured.attack_success)
@@ -115,11 +151,17 @@ def session(options: Verb, out: Path | None, console: Console, interrupts: Inter
         InputError: `out` may not be written, or the device or number of threads is impossible.
     """
     run = options.run
+    given = getattr(options, "data", None)
+    if given is not None and not given.strip():
+        raise InputError("--data: is empty; name a data set")
     target = None if out is None else check_out(out, run.overwrite)
     recorder = Recorder(type(options).__name__.lower(), configuration(options), run.seed, console.since)
     if run.threads is not None and run.threads < 1:
         raise InputError(f"--threads {run.threads}: must be at least 1")
+    memory = None if run.memory is None else as_bytes(run.memory, called="--memory")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(limited(memory))
+        stack.enter_context(explained(recorder.verb, "give smaller settings, or a part of the data"))
         import torch
 
         device = device_named(run.device)

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 
 from unpoison import detectors, workflow
+from unpoison._inputs import Inputs, joined
 from unpoison._progress import Progress
 from unpoison.cli._inputs import (
     Subject,
@@ -17,13 +18,16 @@ from unpoison.cli._inputs import (
     load_set,
     options_of,
     reference_of,
-    suspect_of,
+    told_of,
+    transform_of,
 )
 from unpoison.cli._options import Repair, Trace
 from unpoison.cli._session import Session
-from unpoison.data import Splits, TrainingSet
+from unpoison.cli._suspects import suspect_of
+from unpoison.data import Examples, Splits
 from unpoison.detectors import Calibrated, Calibration, Observation
 from unpoison.errors import InputError
+from unpoison.influence import InfluenceIndex
 from unpoison.threats import PoisonSet, find_class
 
 KEPT = "calibration"
@@ -45,8 +49,8 @@ class Tracing:
         place: where the calibration is kept; None where the detector makes none, or there is no place.
     """
 
-    splits: Splits
-    training_set: TrainingSet
+    splits: Splits[Examples]
+    training_set: Examples
     poison: PoisonSet | None
     subject: Subject
     observation: Observation
@@ -67,15 +71,21 @@ class Tracing:
         for name in ("groups", "calibration"):
             if getattr(asked, name) is not None and not calibrates:
                 raise InputError(f"--{name}: {asked.method} makes no use of it; it calibrates nothing")
-        splits, training_set, poison = load_set(options, run.device)
+        with run.reading() as progress:
+            splits, training_set, poison = load_set(options, run.device, progress=progress)
         run.note(splits)
         reference = splits.test if calibrates else None
         if asked.reference is not None:
             reference = reference_of(asked.reference, options, run.device)
-        subject = load_model(options.model, options.architecture, training_set)
-        suspects = [suspect_of(text, splits, poison, options.images) for text in asked.suspect]
-        if len({one.image.shape for one in suspects}) != 1:
-            raise InputError("--suspect: the images are of different sizes")
+        subject = load_model(options.model, options.architecture, training_set, run.device)
+        transform = transform_of(options)
+        suspects = [suspect_of(text, splits, poison, options.images, transform) for text in asked.suspect]
+        if not suspects:
+            raise InputError("--suspect: name at least one input, an image file or test:INDEX")
+        shapes = {_shape(one.inputs) for one in suspects}
+        if len(shapes) != 1:
+            raise InputError("--suspect: the inputs are of different sizes")
+        images = len(shapes.pop()) == 4
         truths = {one.true_label for one in suspects}
         names = training_set.class_names
         true_label = truths.pop() if len(truths) == 1 else None
@@ -86,16 +96,34 @@ class Tracing:
             predicted = find_class(asked.predicted, names, option="--predicted")
         try:
             observation = detectors.check_observation(
-                workflow.network_of(subject.model),
+                subject.network,
                 training_set,
-                Observation(torch.stack([one.image for one in suspects]), predicted, true_label),
+                Observation(
+                    joined([one.inputs for one in suspects]),
+                    predicted,
+                    true_label,
+                    count=None if images else len(suspects),
+                ),
             )
         except InputError as error:
             raise InputError(f"--suspect {' '.join(asked.suspect)}: {error}") from None
-        given: dict[str, Any] = {"method": detector, "reference": reference, "seed": options.run.seed}
+        given: dict[str, Any] = {
+            "method": detector,
+            "reference": reference,
+            "seed": options.run.seed,
+            "task": subject.task,
+        }
+        index = None
+        if isinstance(options, Trace):
+            if options.index is not None:
+                index = given["index"] = InfluenceIndex.open(options.index)
+            if options.refine is not None:
+                given["refine"] = options.refine
         if asked.groups is not None:
             given["groups"] = groups_of(asked.groups, len(training_set))
         place = asked.calibration
+        if place is None and index is not None:
+            place = index.calibration
         if place is None and calibrates and Path(options.model).is_dir():
             place = Path(options.model) / KEPT
         if place is not None and place.exists() and not (place / f"{KEPT}.json").is_file():
@@ -110,16 +138,24 @@ class Tracing:
         detector = self.given["method"]
         if not isinstance(detector, Calibrated):
             return
-        options = {key: value for key, value in self.given.items() if key in ("groups", "seed")}
-        network, reference = workflow.network_of(self.subject.model), self.given["reference"]
+        options = {key: value for key, value in self.given.items() if key in ("groups", "seed", "index")}
+        reference = self.given["reference"]
         calibration: Calibration | None = None
         if self.place is not None:
-            calibration = detector.kept(self.place, network, self.training_set, reference, **options)
+            calibration = detector.kept(
+                self.place, self.subject.network, self.training_set, reference, **options
+            )
         if calibration is not None:
             run.console.say(f"the calibration in {self.place} is of this model and is used again")
         else:
             calibration = workflow.calibrate(
-                network, self.training_set, reference, method=detector, progress=progress, **options
+                self.subject.model,
+                self.training_set,
+                reference,
+                method=detector,
+                task=self.subject.task,
+                progress=progress,
+                **options,
             )
             self._keep(calibration, run)
         self.given["calibration"] = calibration
@@ -153,6 +189,10 @@ class Tracing:
             "suspect": self.words,
             "predicted": names[observation.answer],
             "true": None if truth is None else names[truth],
-            "examples": len(self.training_set),
-            "fingerprint": self.training_set.fingerprint,
+            **told_of(self.training_set),
         }
+
+
+def _shape(inputs: Inputs) -> tuple[int, ...]:
+    """The shape of a tensor; () of a mapping."""
+    return tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else ()

@@ -6,7 +6,7 @@ from typing import Any
 
 from unpoison import defenses, workflow
 from unpoison.cli._console import Console, per_cent
-from unpoison.cli._inputs import load_set, options_of, recipe_of
+from unpoison.cli._inputs import load_training_set, options_of, recipe_of
 from unpoison.cli._interrupts import Interrupts
 from unpoison.cli._options import Train
 from unpoison.cli._session import session
@@ -22,7 +22,7 @@ def train(options: Train, console: Console, interrupts: Interrupts) -> int:
     recipe = recipe_of(options.training, model=options.model, width=options.width)
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"):
-            splits, training_set, poison = load_set(options, run.device)
+            splits, training_set, poison = load_training_set(options, run.device)
             run.note(splits)
         with run.stage("train"), console.progress(f"training {recipe.model}") as progress:
             trained = workflow.train(

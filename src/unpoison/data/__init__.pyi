@@ -9,11 +9,15 @@ from ._examples import Examples as Examples
 from ._examples import Inputs as Inputs
 from ._examples import TensorExamples as TensorExamples
 from ._folder import read_folder as read_folder
+from ._image_files import ImageFiles as ImageFiles
+from ._image_files import Pictures as Pictures
+from ._image_files import read_transformed as read_transformed
 from ._images import Preparation as Preparation
 from ._images import check_eight_bits as check_eight_bits
 from ._images import encode_png as encode_png
 from ._images import read_image as read_image
 from ._load import load as load
+from ._load import load_examples as load_examples
 from ._manifest import read_manifest as read_manifest
 from ._manifest import read_shards as read_shards
 from ._npz import read_npz as read_npz

@@ -30,7 +30,7 @@ def find_cifar(folder: Path) -> Path | None:
     return next((one for one in candidates if _is_ten(one) or _is_hundred(one)), None)
 
 
-def read_cifar(path: str | os.PathLike[str]) -> Splits:
+def read_cifar(path: str | os.PathLike[str]) -> Splits[TrainingSet]:
     """Read an extracted CIFAR-10 or CIFAR-100 archive ("python version").
 
     CIFAR-10 is five files `data_batch_1` to `data_batch_5`, `test_batch` and `batches.meta`; CIFAR-100 is

@@ -12,16 +12,20 @@ so, by the second pass at the latest; 64 rows are read twice before anything els
 The fingerprint is a digest of all labels, of 64 rows spread over the set, and of what the source says of its
 content at no cost: names, sizes and times of files, or the fingerprint of a dataset of Hugging Face. It then
 begins with "files:", "source:" or "rows:". A set that is kept in memory has a digest of its whole content, as
-`content_fingerprint` gives for any.
+`content_fingerprint` gives for any. `identity` asks for one of the two.
+
+With a `cache`, every row is decoded once and written to disk; see `_cache`.
 """
 
 from __future__ import annotations
 
 import copy
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, cast, final
+from typing import Any, Final, Literal, cast, final
 
 import numpy as np
 import torch
@@ -31,15 +35,29 @@ from torch.utils.data import DataLoader
 from unpoison._artefacts import canonical_json, digest
 from unpoison._inputs import Inputs, joined, rows_of
 from unpoison._progress import Progress
+from unpoison.data._cache import CachedFetch, cached
 from unpoison.data._classes import as_class_names, class_names_or_numbers
 from unpoison.data._examples import Indices, content_of, ids_at
-from unpoison.data._fetch import Fetched, Sampled, Shape, changes, content
+from unpoison.data._fetch import (
+    Fetch,
+    Fetched,
+    Reading,
+    Sampled,
+    Shape,
+    as_input,
+    changes,
+    check_finite,
+    content,
+)
 from unpoison.data._source import Part, Source, as_numbers
 from unpoison.errors import InputError
 
 KEPT_BYTES: Final = 1 << 28
 """The default of `memory_bytes`: 256 MiB."""
+Identity = Literal["cheap", "content"]
+"""What a fingerprint is made of."""
 _CHUNK: Final = 128
+_CHUNK_BYTES: Final = 1 << 24
 _STATISTICS: Final = 1024
 
 
@@ -60,14 +78,20 @@ class DatasetExamples:
         collate_fn: makes a batch of a list of rows, as for `torch.utils.data.DataLoader`; `inputs` and
             `labels` are then parts of a batch.
         workers: processes that read ahead; 0 reads in this one. They are started anew in every pass.
-        memory_bytes: keep the inputs in memory where they take no more than this.
+        memory_bytes: keep the inputs in memory where they take no more than this, and there is no cache.
+        identity: what the fingerprint is made of: "cheap" of names, sizes and times of files or what else the
+            dataset says, with 64 rows; "content" of everything, which costs a pass. None takes the second for
+            a set that is kept in memory, and the first for others.
+        cache: a folder in which the inputs are kept as they were decoded; further passes, and other
+            processes, then read them from there.
         name: what to call the set in messages; by default the name of the dataset's type.
-        progress: called with "reading", rows done and rows to do, while labels are collected.
+        progress: called with "reading", rows done and rows to do, while labels are collected; with "caching"
+            while the cache is filled.
 
     Raises:
         InputError: it is no map-style dataset, it is empty, a row cannot be read or split, a label is no
-            class, rows have different shapes without a `collate_fn`, an input is NaN or infinite, or rows
-            change when they are read again.
+            class, rows have different shapes without a `collate_fn`, an input is NaN or infinite, rows change
+            when they are read again, or there is a cache for a dataset that says nothing of its content.
 
     >>> examples = DatasetExamples([(torch.randn(5), row % 2) for row in range(6)])
     >>> inputs, labels = examples.batch(0, 4)
@@ -86,6 +110,8 @@ class DatasetExamples:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         workers: int = 0,
         memory_bytes: int = KEPT_BYTES,
+        identity: Identity | None = None,
+        cache: str | os.PathLike[str] | None = None,
         name: str | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -101,7 +127,10 @@ class DatasetExamples:
             )
         self.source = source = sampled.source
         self.name, self.workers = source.name, workers
-        self._sampled, self._fetch = sampled, sampled.fetch
+        self.reading = Reading()
+        """What has been read until now, and how long it took; of subsets, too."""
+        self._sampled, self._identity = sampled, identity
+        self._fetch: Fetch | CachedFetch = sampled.fetch
         self._rows = torch.arange(len(source))
         self._kept: Inputs | None = None
         self._ahead: _Ahead | None = None
@@ -109,7 +138,11 @@ class DatasetExamples:
         known = source.class_names() if class_names is None else as_class_names(self.name, class_names)
         self.ids: Sequence[str] | None = source.ids()
         found = source.labels()
-        keep = source.collate_fn is None and sampled.bytes_of_a_row * len(source) <= memory_bytes
+        keep = (
+            source.collate_fn is None
+            and cache is None
+            and sampled.bytes_of_a_row * len(source) <= memory_bytes
+        )
         if keep or found is None or source.id_part is not None:
             read = self._read(keep, progress)
             found, self._kept = read.labels if found is None else found, read.inputs
@@ -117,6 +150,11 @@ class DatasetExamples:
         self.labels, known = as_numbers(self.name, found, known)
         self._all_labels = self.labels
         self.class_names = class_names_or_numbers(self.name, known, {self.name: self.labels})
+        if cache is not None:
+            if source.collate_fn is not None:
+                raise InputError(f"{self.name}: batches of a collate_fn cannot be cached (--cache)")
+            self._fetch = cached(Path(cache), self._cheap_identity, sampled.fetch, self._in_order, progress)
+            self.workers = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -152,7 +190,7 @@ class DatasetExamples:
     def content_fingerprint(self) -> str:
         """A digest of all inputs, labels and class names. Cost: a pass over the set."""
         parts = []
-        for inputs, labels in self.in_batches(_CHUNK):
+        for inputs, labels in self.in_batches(self._chunk):
             parts += [content(inputs), content_of(labels)]
         return digest(canonical_json(list(self.class_names)), *parts)
 
@@ -179,7 +217,8 @@ class DatasetExamples:
         rows = self._rows[places]
         if self._kept is not None:
             return _as_given(rows_of(self._kept, rows)), self.labels[places]
-        return self._checked(rows, self._fetch[rows.tolist()]), self.labels[places]
+        [one] = self._fetched([rows.tolist()])
+        return self._checked(rows, one), self.labels[places]
 
     def in_batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Inputs, Tensor]]:
         """Batches of at most `size` examples, of those at Int64[k] `order` or of all; see `batch`."""
@@ -205,6 +244,27 @@ class DatasetExamples:
         part._rows, part.labels = self._rows[places], self.labels[places]
         part.ids = ids_at(self.ids, places)
         return part
+
+    def given(self, where: str, value: Any) -> Inputs:
+        """Another input as rows of this set are given to the network, with a first dimension of 1.
+
+        Arguments:
+            where: what to call it in messages.
+            value: as the rows of the dataset have it: a picture, an array, a tensor, a mapping of tensors.
+
+        Raises:
+            InputError: it is no input, of another shape than the first row, or not finite.
+        """
+        one = self._sampled.fetch.like_the_first(where, as_input(where, value))
+        check_finite(one, lambda _: where, rows=False)
+        rows = one[None] if isinstance(one, Tensor) else {name: part[None] for name, part in one.items()}
+        return _as_given(rows)
+
+    def renamed(self, name: str) -> DatasetExamples:
+        """The same examples under another name."""
+        other = copy.copy(self)
+        other.name, other._ahead = name, None
+        return other
 
     @cached_property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -249,35 +309,51 @@ class DatasetExamples:
 
     def _read(self, keep: bool, progress: Progress | None) -> _Read:
         """All labels and ids, and the inputs if they are to be kept."""
-        count = len(self.source)
+        count, done = len(self.source), 0
         inputs: list[Inputs] = []
         labels: list[Any] = []
         ids: list[str] = []
-        chunks = [list(range(start, min(start + _CHUNK, count))) for start in range(0, count, _CHUNK)]
-        for rows, one in zip(chunks, self._fetched(chunks), strict=True):
-            self._checked(torch.tensor(rows), one, given=True)
+        for one, size in self._in_order():
             if keep:
                 inputs.append(one.inputs)
             labels += one.labels
             ids += one.ids
+            done += size
             if progress is not None:
-                progress("reading", rows[-1] + 1, count)
+                progress("reading", done, count)
         return _Read(joined(inputs) if keep else None, labels, ids)
+
+    def _in_order(self) -> Iterator[tuple[Fetched, int]]:
+        """All rows of the source, in batches, and how many each has."""
+        batches = [rows.tolist() for rows in torch.split(torch.arange(len(self.source)), self._chunk)]
+        for rows, one in zip(batches, self._fetched(batches), strict=True):
+            self._checked(torch.tensor(rows), one, given=True)
+            yield one, len(rows)
+
+    @property
+    def _chunk(self) -> int:
+        """How many rows to read at a time where that is free to choose."""
+        return max(1, min(_CHUNK, _CHUNK_BYTES // max(int(self._sampled.bytes_of_a_row), 1)))
 
     def _fetched(self, batches: Sequence[list[int]]) -> Iterator[Fetched]:
         """What is read of each list of rows, by the workers where there are some."""
-        if not self.workers or len(batches) < 2:
-            yield from (self._fetch[rows] for rows in batches)
-            return
-        loader: Iterable[Fetched] = DataLoader(
-            cast("Any", self._fetch),
-            sampler=cast("Any", batches),
-            batch_size=None,
-            num_workers=min(self.workers, len(batches)),
-            collate_fn=_as_it_is,
-            generator=torch.Generator().manual_seed(0),  # the global random state is left alone
-        )
-        yield from loader
+        fetched: Iterable[Fetched] = (self._fetch[rows] for rows in batches)
+        if self.workers and len(batches) > 1:
+            fetched = DataLoader(
+                cast("Any", self._fetch),
+                sampler=cast("Any", batches),
+                batch_size=None,
+                num_workers=min(self.workers, len(batches)),
+                collate_fn=_as_it_is,
+                generator=torch.Generator().manual_seed(0),  # the global random state is left alone
+            )
+        started = time.perf_counter()
+        for rows, one in zip(batches, fetched, strict=True):
+            self.reading.rows += len(rows)
+            self.reading.seconds += one.seconds
+            self.reading.waited += time.perf_counter() - started
+            yield one
+            started = time.perf_counter()
 
     def _checked(self, rows: Tensor, one: Fetched, *, given: bool = False) -> Inputs:
         """The inputs of a batch, after comparison with their last reading."""
@@ -293,15 +369,25 @@ class DatasetExamples:
 
     @cached_property
     def _fingerprint(self) -> str:
-        own: list[str | bytes] = [canonical_json(list(self.class_names)), content_of(self._all_labels)]
-        if self._kept is not None:
-            return digest(*own, content(self._kept))
+        if self._identity == "content":
+            return f"content:{self.content_fingerprint()}"
+        if self._kept is not None and self._identity is None:
+            return digest(*self._labelling, content(self._kept))
+        return self._cheap_identity
+
+    @property
+    def _labelling(self) -> tuple[str, bytes]:
+        return canonical_json(list(self.class_names)), content_of(self._all_labels)
+
+    @cached_property
+    def _cheap_identity(self) -> str:
+        own = (*self._labelling, self._sampled.digest)
         identity, files = self.source.identity(), self.source.files()
         if files is not None:
-            return "files:" + digest(*own, self._sampled.digest, _stated(files))
+            return "files:" + digest(*own, _stated(files))
         if identity is not None:
-            return "source:" + digest(*own, self._sampled.digest, identity)
-        return "rows:" + digest(*own, self._sampled.digest, str(len(self.source)))
+            return "source:" + digest(*own, identity)
+        return "rows:" + digest(*own, str(len(self.source)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ahead": None}
@@ -347,13 +433,15 @@ def _as_given(inputs: Inputs) -> Inputs:
     return {name: cast("Tensor", _as_given(part)) for name, part in inputs.items()}
 
 
-def _stated(files: Sequence[Path]) -> str:
+def _stated(files: Sequence[tuple[str, Path]]) -> str:
     """Names, sizes and times of files."""
-    lines = []
-    for path in files:
+    known: dict[Path, str] = {}
+    for name, path in files:
+        if path in known:
+            continue
         try:
             told = path.stat()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-        lines.append(f"{path}\t{told.st_size}\t{told.st_mtime_ns}")
-    return "\n".join(lines)
+        known[path] = f"{name}\t{told.st_size}\t{told.st_mtime_ns}"
+    return "\n".join(known[path] for _, path in files)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unpoison._memory import check_memory
 from unpoison.data._classes import as_class_names, class_names_or_numbers
 from unpoison.data._dataset_examples import DatasetExamples
 from unpoison.data._examples import Examples, is_examples
@@ -25,22 +26,28 @@ HELD_BYTES: Final = 1 << 29
 """A dataset of 8-bit images that takes no more than 512 MiB is held in memory; a larger one is read anew."""
 
 
-def as_examples(dataset: Examples | MapStyle, *, held_bytes: int = HELD_BYTES) -> Examples:
+def as_examples(dataset: Examples | MapStyle, *, held_bytes: int = HELD_BYTES, **reading: Any) -> Examples:
     """Examples as they are, any other dataset as a `TrainingSet` or else as `DatasetExamples`.
 
     A dataset of 8-bit images (uint8, PIL, or floats that are multiples of 1/255) that takes at most
     `held_bytes` becomes a `TrainingSet`; anything else is read in batches, and gives the network what the
     dataset gives.
 
+    Arguments:
+        dataset: the examples, or anything with `len()` and `[index]`.
+        held_bytes: how much memory a `TrainingSet` may take.
+        **reading: options of `DatasetExamples`, such as `workers`.
+
     Raises:
-        InputError: as `DatasetExamples`; or all inputs take more than the memory of this machine, in which
-            case the dataset must be given as `DatasetExamples`, since a pass over it takes long.
+        InputError: as `DatasetExamples`; or all inputs take more than the memory of this machine and no
+            options say how to read them, in which case the dataset must be given as `DatasetExamples`, since
+            a pass over it takes long.
     """
     if is_examples(dataset):
         return dataset
     sampled = Sampled(Source(dataset))
     total = sampled.bytes_of_a_row * len(sampled.source)
-    if total > _memory():
+    if total > _memory() and not reading:
         raise InputError(
             f"{sampled.source.name}: its {len(sampled.source):,} inputs take {total / 1e9:,.0f} GB, more "
             f"than the memory here ({_memory() / 1e9:,.0f} GB); give "
@@ -51,7 +58,7 @@ def as_examples(dataset: Examples | MapStyle, *, held_bytes: int = HELD_BYTES) -
             return _held(sampled.source, None, None)
         except OffGridError:
             pass  # a later row
-    return DatasetExamples(sampled)
+    return DatasetExamples(sampled, **reading)
 
 
 def as_training_set(examples: Examples | MapStyle) -> TrainingSet:
@@ -180,12 +187,12 @@ def _memory() -> int:
 
 
 def _check_memory(called: str, count: int, size: int) -> None:
-    if count * size > _memory():
-        raise InputError(
-            f"{called}: {count:,} images take {count * size / 1e9:,.0f} GB of memory, there are "
-            f"{_memory() / 1e9:,.0f} GB; trace and scan read data.DatasetExamples(dataset) in batches, what "
-            "changes or trains on 8-bit images needs a Subset"
-        )
+    check_memory(
+        called,
+        {f"{count:,} images": count * size},
+        advice="trace and scan read data.DatasetExamples(dataset) in batches, what changes or trains on "
+        "8-bit images needs a Subset",
+    )
 
 
 _Normalisation = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast, final
 
 import numpy as np
@@ -68,7 +70,7 @@ class Sampled:
 
 @final
 class Fetched:
-    """Several rows: inputs as they are kept, labels, ids, and a checksum of each; or what was wrong.
+    """Several rows: inputs as they are kept, labels, ids, checksums and the seconds taken; or what was wrong.
 
     An error is carried as text, because a worker process would add its traceback to the message.
     """
@@ -79,11 +81,28 @@ class Fetched:
         self.labels: list[Any] = []
         self.ids: list[str] = []
         self.sums: np.ndarray[Any, np.dtype[np.uint32]] | None = None
+        self.seconds = 0.0
 
     def check(self) -> None:
         """Raise the error, if there was one."""
         if self.error is not None:
             raise InputError(self.error)
+
+
+@final
+@dataclass
+class Reading:
+    """What has been read of a set until now, except for what is kept in memory.
+
+    Arguments:
+        rows: how many rows, each as often as it was read.
+        seconds: what reading and decoding took, of all processes together.
+        waited: how long this process waited for it, in seconds.
+    """
+
+    rows: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
 
 
 @final
@@ -96,10 +115,13 @@ class Fetch:
         self.colour = False
 
     def __getitem__(self, rows: list[int]) -> Fetched:
+        started = time.perf_counter()
         try:
-            return self._rows(rows) if self.source.collate_fn is None else self._batch(rows)
+            found = self._rows(rows) if self.source.collate_fn is None else self._batch(rows)
         except InputError as error:
             return Fetched(str(error))
+        found.seconds = time.perf_counter() - started
+        return found
 
     def _rows(self, rows: list[int]) -> Fetched:
         source, found = self.source, Fetched()
@@ -126,7 +148,7 @@ class Fetch:
             named = cast("list[Mapping[str, Tensor]]", parts)
             found.inputs = {key: torch.stack([one[key] for one in named]) for key in named[0]}
         check_finite(found.inputs, lambda place: f"{source.name}: row {rows[place]}")
-        found.sums = np.array([_checksum(found.inputs, place) for place in range(len(rows))], np.uint32)
+        found.sums = np.array([checksum(found.inputs, place) for place in range(len(rows))], np.uint32)
         return found
 
     def _batch(self, rows: list[int]) -> Fetched:
@@ -224,8 +246,8 @@ def _refuse_whole_pixels(where: str, one: Inputs) -> None:
         )
 
 
-def _checksum(inputs: Inputs, place: int) -> int:
-    """Of one row, and never 0."""
+def checksum(inputs: Inputs, place: int) -> int:
+    """The checksum of one row, which is never 0."""
     found = 0
     for part in [inputs] if isinstance(inputs, Tensor) else inputs.values():
         found = zlib.crc32(np.ascontiguousarray(part[place].numpy()).data, found)

@@ -10,8 +10,9 @@ from typing import final
 
 import torch
 
-from unpoison.data._images import SUFFIXES, Preparation, decode_all, is_hidden
-from unpoison.data._splits import Splits, with_equal_channels
+from unpoison.data._image_files import Files, ImageFiles
+from unpoison.data._images import SUFFIXES, Preparation, is_hidden
+from unpoison.data._splits import Splits
 from unpoison.data._training_set import TrainingSet
 from unpoison.errors import InputError
 
@@ -21,7 +22,9 @@ _SPLIT_NAMES = (*_TRAIN_NAMES, *_TEST_NAMES)
 _NUMBER = re.compile("[0-9]")
 
 
-def read_folder(path: str | os.PathLike[str], *, size: int | None = None, orient: bool = False) -> Splits:
+def read_folder(
+    path: str | os.PathLike[str], *, size: int | None = None, orient: bool = False
+) -> Splits[TrainingSet]:
     """Read a folder that holds one folder of images for each class.
 
     The names of the folders, sorted by their characters, are the classes 0, 1, ..., as in torchvision's
@@ -43,14 +46,19 @@ def read_folder(path: str | os.PathLike[str], *, size: int | None = None, orient
             the folders look like parts of the set rather than classes, an image does not decode, two images
             differ in size, or an image cannot become 8-bit grey or colour without loss.
     """
-    root, reader = Path(path), _Reader(Preparation(size, orient))
+    return list_folder(Path(path), Preparation(size, orient)).held()
+
+
+def list_folder(root: Path, preparation: Preparation) -> Files:
+    """The image files of a folder, of which none is read; see `read_folder`."""
+    reader = _Reader(preparation)
     folders = _folders(root)
     by_name = {folder.name.lower(): folder for folder in folders}
     train_name = next((name for name in _TRAIN_NAMES if name in by_name), None)
     if train_name is None:
         _refuse_parts(root, folders)
         train = reader.read(root, [folder.name for folder in folders])
-        return Splits(train, notes=reader.notes)
+        return Files(train, notes=reader.notes)
     test_name = next((name for name in _TEST_NAMES if name in by_name), None)
     others = sorted(folder.name for name, folder in by_name.items() if name not in _SPLIT_NAMES)
     if others:
@@ -62,7 +70,7 @@ def read_folder(path: str | os.PathLike[str], *, size: int | None = None, orient
     class_names = [folder.name for folder in _folders(train_root)]
     train = reader.read(train_root, class_names)
     if test_name is None:
-        return Splits(train, notes=reader.notes)
+        return Files(train, notes=reader.notes)
     test_root = by_name[test_name]
     unknown = sorted({folder.name for folder in _folders(test_root)} - set(class_names))
     if unknown:
@@ -70,7 +78,7 @@ def read_folder(path: str | os.PathLike[str], *, size: int | None = None, orient
             f"{test_root / unknown[0]}: no such class in {train_root}; remove or rename the folder"
         )
     test = reader.read(test_root, class_names, may_lack_classes=True)
-    return Splits(*with_equal_channels(train, test), reader.notes)
+    return Files(train, test, reader.notes)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -115,14 +123,14 @@ def _has_images(folder: Path) -> bool:
 
 @final
 class _Reader:
-    """Reads class folders, and notes what was done."""
+    """Lists class folders, and notes what was done."""
 
     def __init__(self, preparation: Preparation) -> None:
         self.preparation = preparation
         self.notes: tuple[str, ...] = (str(preparation),) if str(preparation) else ()
 
-    def read(self, root: Path, class_names: Sequence[str], *, may_lack_classes: bool = False) -> TrainingSet:
-        """The images in the class folders of a folder."""
+    def read(self, root: Path, class_names: Sequence[str], *, may_lack_classes: bool = False) -> ImageFiles:
+        """The image files in the class folders of a folder."""
         if len(class_names) < 2:
             _refuse_parquet(root / class_names[0])
             raise InputError(
@@ -142,11 +150,9 @@ class _Reader:
             labels += [label] * len(found)
         if not files:
             raise InputError(f"{root}: holds no images; put the images of each class into its folder")
-        images = decode_all([(str(file), file) for file in files], self.preparation)
         ids = tuple(file.relative_to(root).as_posix() for file in files)
-        return TrainingSet(
-            images, torch.tensor(labels, dtype=torch.int64), tuple(class_names), str(root), ids
-        )
+        targets = torch.tensor(labels, dtype=torch.int64)
+        return ImageFiles(str(root), root, files, ids, targets, tuple(class_names), self.preparation)
 
     def _images_in(self, folder: Path) -> list[Path]:
         """The image files in a folder, at any depth, in the order of their names."""

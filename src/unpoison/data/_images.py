@@ -8,10 +8,11 @@ images becomes coloured: a grey pixel is repeated in three channels, which loses
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,29 @@ _BEGINNINGS = (
     (b"MM", "TIFF"),
     *((b"P%d" % number, "PPM") for number in range(1, 7)),
 )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An encoded image that is a part of a file, such as of a tar file: `size` bytes from `offset`."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self, where: str) -> bytes:
+        """The bytes, of an image that is called `where` in messages."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(self.size)
+        except OSError as error:
+            raise InputError(f"{where}: cannot be read ({error.strerror or error})") from None
+
+
+Encoded = Path | Part
+"""Where the bytes of an image file lie."""
 
 
 @final
@@ -129,7 +153,7 @@ def read_image(
         return torch.from_numpy(pillow_pixels(name, source))
     encoded = source if isinstance(source, bytes) else Path(source)
     name = where or ("the image" if isinstance(encoded, bytes) else str(encoded))
-    return torch.from_numpy(_channels_first(decode(name, encoded, preparation)))
+    return torch.from_numpy(pixels_channels_first(decode(name, encoded, preparation)))
 
 
 def encode_png(image: Tensor, *, compress_level: int = 6) -> bytes:
@@ -148,21 +172,43 @@ def encode_png(image: Tensor, *, compress_level: int = 6) -> bytes:
     """
     if len(image) not in (1, 3):
         raise InputError(f"images of {len(image)} channels cannot be written as PNG; 1 and 3 can")
-    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0).contiguous()
     buffer = io.BytesIO()
-    Image.fromarray(pixels.cpu().numpy()).save(buffer, "PNG", compress_level=compress_level)
+    pillow_picture(image).save(buffer, "PNG", compress_level=compress_level)
     return buffer.getvalue()
 
 
 def decode(
-    where: str, encoded: bytes | Path, preparation: Preparation = AS_THEY_ARE
+    where: str, encoded: bytes | Encoded, preparation: Preparation = AS_THEY_ARE
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode one image to UInt8[h w] if it is grey and UInt8[h w 3] if it is coloured.
 
     Arguments:
         where: what to call the image in messages, e.g. its file name or its file and row.
-        encoded: the bytes of the file, or its path.
+        encoded: the bytes of the file, or where they lie.
     """
+    with _open(where, encoded) as image:
+        return _pixels(where, image, preparation)
+
+
+def opened(where: str, encoded: bytes | Encoded, preparation: Preparation) -> Image.Image:
+    """The picture in RGB, prepared, as torchvision and timm load it: an alpha channel is dropped."""
+    with _open(where, encoded) as image:
+        _check(where, image)
+        # A picture that is RGB already is not copied.
+        return preparation.apply(image).convert("RGB")
+
+
+def is_coloured(where: str, encoded: Encoded) -> bool:
+    """Whether an image decodes to three channels; only its head is decoded."""
+    with _open(where, encoded) as image:
+        return image.mode not in ("1", "L", "LA", "La")
+
+
+@contextlib.contextmanager
+def _open(where: str, encoded: bytes | Encoded) -> Iterator[Image.Image]:
+    """A picture of Pillow, whose errors in the block become ours."""
+    if isinstance(encoded, Part):
+        encoded = encoded.read(where)
     content = encoded if isinstance(encoded, bytes) else read_bytes(encoded, where)
     kind = next((kind for beginning, kind in _BEGINNINGS if content.startswith(beginning)), None)
     if kind is None:
@@ -170,7 +216,7 @@ def decode(
         raise InputError(f"{where}: {found} (PNG, JPEG, WebP, BMP, GIF, TIFF, PPM); replace or remove it")
     try:
         with Image.open(io.BytesIO(content), formats=(kind,)) as image:
-            return _pixels(where, image, preparation)
+            yield image
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -184,14 +230,16 @@ def decode(
         raise InputError(f"{where}: does not decode as an image{reason}; replace or remove it") from None
 
 
-def decode_all(encoded: Sequence[tuple[str, bytes | Path]], preparation: Preparation = AS_THEY_ARE) -> Tensor:
+def decode_all(
+    encoded: Sequence[tuple[str, bytes | Encoded]], preparation: Preparation = AS_THEY_ARE
+) -> Tensor:
     """Decode many images of one size to UInt8[n c h w], in parallel threads.
 
     One channel if all are grey, else three. The error names the first image, in the order given, that cannot
     be read or has another size.
 
     Arguments:
-        encoded: what to call each image in messages, and its bytes or path. At least one.
+        encoded: what to call each image in messages, and its bytes or where they lie. At least one.
         preparation: how to bring them to one size.
     """
     workers = min(8, os.cpu_count() or 1)
@@ -204,11 +252,8 @@ def decode_all(encoded: Sequence[tuple[str, bytes | Path]], preparation: Prepara
         for where, content in encoded[start : start + _CHUNK]:
             array = decode(where, content, preparation)
             if array.shape[:2] != size:
-                raise InputError(
-                    f"{where}: is {_size(array)} pixels, but {first_where} is {_size(first)}; "
-                    "bring all images to one size first, or give size= (--size)"
-                )
-            arrays.append(_channels_first(array))
+                raise InputError(different_size(where, array.shape, first_where, size))
+            arrays.append(pixels_channels_first(array))
         channels = max(map(len, arrays))
         return np.stack([np.broadcast_to(array, (channels, *size)) for array in arrays])
 
@@ -232,18 +277,13 @@ def is_hidden(path: Path) -> bool:
 
 def pillow_pixels(where: str, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """UInt8[c h w] of an image that Pillow has opened; `where` is what to call it in messages."""
-    return _channels_first(_pixels(where, image))
+    return pixels_channels_first(_pixels(where, image))
 
 
 def _pixels(
     where: str, image: Image.Image, preparation: Preparation = AS_THEY_ARE
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    if image.width * image.height > MAX_PIXELS:
-        raise InputError(_bomb(where))
-    # Only formats with frames have the attribute. Of a GIF the first frame is what other readers take.
-    if getattr(image, "n_frames", 1) != 1 and image.format != "GIF":
-        raise InputError(f"{where}: holds several frames; save one of them as an image of its own")
-    check_eight_bits(where, image)
+    _check(where, image)
     if preparation != AS_THEY_ARE:
         image = preparation.apply(image)
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
@@ -266,6 +306,16 @@ def _pixels(
     )
 
 
+def _check(where: str, image: Image.Image) -> None:
+    """That a picture is one of a bounded size and of 8 bits a channel."""
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(_bomb(where))
+    # Only formats with frames have the attribute. Of a GIF the first frame is what other readers take.
+    if getattr(image, "n_frames", 1) != 1 and image.format != "GIF":
+        raise InputError(f"{where}: holds several frames; save one of them as an image of its own")
+    check_eight_bits(where, image)
+
+
 def check_eight_bits(where: str, image: Image.Image) -> None:
     """That an image has no more than 8 bits a channel.
 
@@ -282,12 +332,25 @@ def check_eight_bits(where: str, image: Image.Image) -> None:
         )
 
 
-def _channels_first(array: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def pixels_channels_first(
+    array: np.ndarray[Any, np.dtype[np.uint8]],
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """UInt8[c h w] of UInt8[h w] or UInt8[h w 3]."""
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _size(array: np.ndarray[Any, Any]) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
+def different_size(where: str, size: Sequence[int], other: str, other_size: Sequence[int]) -> str:
+    """The message about two images of a set that differ in height and width."""
+    return (
+        f"{where}: is {size[1]}x{size[0]} pixels, but {other} is {other_size[1]}x{other_size[0]}; "
+        "bring all images to one size first, or give size= (--size)"
+    )
+
+
+def pillow_picture(image: Tensor) -> Image.Image:
+    """A picture of Pillow of a grey or coloured image UInt8[c h w]."""
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0).contiguous()
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def _bomb(where: str) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 from unpoison._artefacts import read_bytes
 from unpoison.data._classes import class_names_or_numbers
 from unpoison.data._datasets import from_dataset
-from unpoison.data._images import SUFFIXES, Preparation, decode_all, natural_order
+from unpoison.data._image_files import Files, ImageFiles
+from unpoison.data._images import SUFFIXES, Part, Preparation, natural_order
 from unpoison.data._source import as_numbers
 from unpoison.data._splits import Splits
 from unpoison.data._training_set import TrainingSet
@@ -25,7 +26,9 @@ _PATHS = ("path", "file", "file_name", "filename", "image")
 _LABELS = ("label", "labels", "class", "target")
 
 
-def read_manifest(path: str | os.PathLike[str], *, size: int | None = None, orient: bool = False) -> Splits:
+def read_manifest(
+    path: str | os.PathLike[str], *, size: int | None = None, orient: bool = False
+) -> Splits[TrainingSet]:
     """Read a table of paths and labels: a CSV file, or a parquet file with a column of paths.
 
     Columns are called `path` (or `file`, `file_name`, `filename`, `image`) and `label` (or `labels`, `class`,
@@ -40,7 +43,11 @@ def read_manifest(path: str | os.PathLike[str], *, size: int | None = None, orie
     Raises:
         InputError: a column or a file is missing, a label is no class, or as `read_folder`.
     """
-    table, preparation = Path(path), Preparation(size, orient)
+    return list_manifest(Path(path), Preparation(size, orient)).held()
+
+
+def list_manifest(table: Path, preparation: Preparation) -> Files:
+    """The image files of a table, of which none is read; see `read_manifest`."""
     columns = _csv_columns(table) if table.suffix.lower() in (".csv", ".tsv") else _parquet_columns(table)
     paths = [str(one) for one in _column(table, columns, _PATHS)]
     given: Sequence[Any] = _column(table, columns, _LABELS)
@@ -50,9 +57,9 @@ def read_manifest(path: str | os.PathLike[str], *, size: int | None = None, orie
         given = [int(label) for label in given]
     labels, names = as_numbers(str(table), given, None)
     class_names = class_names_or_numbers(str(table), names, {str(table): labels})
-    encoded = [(str(table.parent / one), table.parent / one) for one in paths]
-    train = TrainingSet(decode_all(encoded, preparation), labels, class_names, str(table), tuple(paths))
-    return Splits(train, notes=_notes(preparation))
+    files = [table.parent / one for one in paths]
+    train = ImageFiles(str(table), table.parent, files, paths, labels, class_names, preparation)
+    return Files(train, notes=_notes(preparation))
 
 
 def is_manifest(file: Path) -> bool:
@@ -69,7 +76,9 @@ def is_manifest(file: Path) -> bool:
     )
 
 
-def read_shards(path: str | os.PathLike[str], *, size: int | None = None, orient: bool = False) -> Splits:
+def read_shards(
+    path: str | os.PathLike[str], *, size: int | None = None, orient: bool = False
+) -> Splits[TrainingSet]:
     """Read tar files in the layout of WebDataset: `KEY.png` (or another image) beside `KEY.cls`.
 
     `KEY.json` with a `label` serves as well. Shards are read in the order of the numbers in their names; the
@@ -83,9 +92,14 @@ def read_shards(path: str | os.PathLike[str], *, size: int | None = None, orient
     Raises:
         InputError: a file cannot be read, an image or label is missing, or as `read_folder`.
     """
-    given, preparation = Path(path), Preparation(size, orient)
+    return list_shards(Path(path), Preparation(size, orient)).held()
+
+
+def list_shards(given: Path, preparation: Preparation) -> Files:
+    """The image files in tar shards, of which none is read; see `read_shards`."""
     shards = natural_order(given.glob("*.tar")) if given.is_dir() else [given]
-    encoded: list[tuple[str, bytes | Path]] = []
+    encoded: list[Part] = []
+    places: list[str] = []
     labels: list[int] = []
     ids: list[str] = []
     for shard in shards:
@@ -94,18 +108,20 @@ def read_shards(path: str | os.PathLike[str], *, size: int | None = None, orient
             image = next((parts[one] for one in parts if f".{one.lower()}" in SUFFIXES), None)
             if image is None:
                 raise InputError(f"{where}: has no image; found {', '.join(map(repr, parts))}")
-            encoded.append((where, image))
+            encoded.append(image)
+            places.append(where)
             labels.append(_label(where, parts))
             ids.append(key)
     if not encoded:
         raise InputError(f"{given}: holds no samples")
     numbers, _ = as_numbers(str(given), labels, None)
     class_names = class_names_or_numbers(str(given), None, {str(given): numbers})
-    train = TrainingSet(decode_all(encoded, preparation), numbers, class_names, str(given), tuple(ids))
-    return Splits(train, notes=_notes(preparation))
+    root = given if given.is_dir() else given.parent
+    train = ImageFiles(str(given), root, encoded, ids, numbers, class_names, preparation, places=places)
+    return Files(train, notes=_notes(preparation))
 
 
-def read_saved_dataset(path: str | os.PathLike[str]) -> Splits:
+def read_saved_dataset(path: str | os.PathLike[str]) -> Splits[TrainingSet]:
     """Read the folder that `datasets.Dataset.save_to_disk` wrote.
 
     Raises:
@@ -166,27 +182,27 @@ def _column(table: Path, columns: dict[str, list[Any]], names: Sequence[str]) ->
     raise InputError(f"{table}: no column {names[0]!r}, only {', '.join(map(repr, list(columns)[:8]))}")
 
 
-def _samples(shard: Path) -> dict[str, dict[str, bytes]]:
+def _samples(shard: Path) -> dict[str, dict[str, Part]]:
     """The parts of each sample by their endings, in order."""
-    samples: dict[str, dict[str, bytes]] = {}
+    samples: dict[str, dict[str, Part]] = {}
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 key, _, ending = name.partition(".")
-                file = archive.extractfile(member) if member.isfile() and ending else None
-                if file is not None:
-                    samples.setdefault(f"{folder}/{key}" if folder else key, {})[ending] = file.read()
+                if member.isfile() and ending:
+                    part = Part(shard, member.offset_data, member.size)
+                    samples.setdefault(f"{folder}/{key}" if folder else key, {})[ending] = part
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{shard}: cannot be read as a tar file ({one_line(error)})") from None
     return samples
 
 
-def _label(where: str, parts: dict[str, bytes]) -> int:
+def _label(where: str, parts: dict[str, Part]) -> int:
     try:
         if "cls" in parts:
-            return int(parts["cls"].decode("ascii"))
-        return int(json.loads(parts["json"])["label"])
+            return int(parts["cls"].read(where).decode("ascii"))
+        return int(json.loads(parts["json"].read(where))["label"])
     except (KeyError, TypeError, ValueError, UnicodeDecodeError):
         raise InputError(f"{where}: has no whole number as .cls, or as 'label' in .json") from None
 

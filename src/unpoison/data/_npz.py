@@ -22,6 +22,7 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from unpoison._artefacts import atomic_file
+from unpoison._memory import check_memory
 from unpoison.data._classes import as_class_names, as_labels, class_names_or_numbers
 from unpoison.data._grid import eight_bit, grid_tolerance
 from unpoison.data._splits import Splits
@@ -86,7 +87,7 @@ def write_npz(
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
-def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Splits:
+def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Splits[TrainingSet]:
     """Read a NumPy archive of images and labels.
 
     The arrays are `images` and `labels` (or `x_train` and `y_train`, `train_images` and `train_labels`, `x`
@@ -119,7 +120,7 @@ def read_npz(path: str | os.PathLike[str], *, memory_map: bool = False) -> Split
         ) from None
 
 
-def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits:
+def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits[TrainingSet]:
     present = {name.removesuffix(".npy") for name in archive.namelist()}
     for names in _NAMES:
         if present >= {*names[:2]}:
@@ -173,6 +174,12 @@ def _read(source: Path, archive: zipfile.ZipFile, *, memory_map: bool) -> Splits
 
 def _array(source: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:
     """One array of the archive, read into memory."""
+    size = archive.getinfo(f"{name}.npy").file_size
+    check_memory(
+        f"{source}: {name}",
+        {"the array": size},
+        advice="write it without compression and give read_npz(path, memory_map=True), or a part of it",
+    )
     with archive.open(f"{name}.npy") as member, _readable(source, name):
         return np.asarray(npy_format.read_array(member, allow_pickle=False))
 
@@ -182,7 +189,7 @@ def _readable(source: Path, name: str) -> Iterator[None]:
     """Whatever NumPy raises for a damaged array, as one `InputError`; damage of the archive is raised on."""
     try:
         yield
-    except (InputError, OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+    except (InputError, MemoryError, OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
         raise
     # NumPy parses the header as Python, so errors of the tokenizer and the parser are among them.
     except Exception as error:

@@ -71,7 +71,7 @@ def write_parquet(path: str | os.PathLike[str], training_set: TrainingSet) -> No
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
-def read_parquet(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Splits:
+def read_parquet(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Splits[TrainingSet]:
     """Read parquet files of encoded images and labels, in the layout of Hugging Face.
 
     A file has a column `image` (or `img`) of image files, as binary or as struct<bytes, path>, and a column

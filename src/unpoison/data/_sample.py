@@ -12,11 +12,12 @@ from pathlib import Path
 
 from unpoison.data._npz import read_npz
 from unpoison.data._splits import Splits
+from unpoison.data._training_set import TrainingSet
 
 _FILE = Path(__file__).with_name("fashion_mnist_sample.npz")
 
 
-def sample() -> Splits:
+def sample() -> Splits[TrainingSet]:
     """The bundled sample of Fashion-MNIST: 5,000 training and 1,000 test images, 28x28 grey, ten classes.
 
     Costs about 40 ms.

@@ -162,10 +162,9 @@ class Source:
         found = _through(self.dataset, _files_of)
         return None if found is None else tuple(name for name, _ in found)
 
-    def files(self) -> list[Path] | None:
-        """The file of every row, where the dataset has files."""
-        found = _through(self.dataset, _files_of)
-        return None if found is None else [path for _, path in found]
+    def files(self) -> Sequence[tuple[str, Path]] | None:
+        """The name and the path of the file of every row, where the dataset has files."""
+        return _through(self.dataset, _files_of)
 
     def identity(self) -> str | None:
         """What a dataset of Hugging Face says of its content."""
@@ -326,7 +325,7 @@ class _Arrays:
 def _length(name: str, dataset: Any) -> int:
     try:
         count = len(dataset) if isinstance(dataset, MapStyle) else None
-    except TypeError:
+    except (TypeError, ValueError, NotImplementedError):
         count = None
     if count is None:
         raise InputError(f"{name}: is not a map-style dataset; give one with len() and [index]")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, Generic, TypeVar, cast, final
 
 import torch
 
+from unpoison.data._examples import Examples
 from unpoison.data._training_set import TrainingSet
 from unpoison.errors import InputError
+
+Read = TypeVar("Read", bound=Examples, covariant=True)
+"""A `TrainingSet` where the images are held, `DatasetExamples` where they are read batch by batch."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Splits:
-    """A training set and, when there is one, a test set with the same classes and the same image shape.
+class Splits(Generic[Read]):
+    """A training set and, when there is one, a test set with the same classes and inputs of the same shape.
 
     Arguments:
         train: the examples to learn from.
@@ -22,11 +26,11 @@ class Splits:
         notes: what was done in reading them, in lines for people: files passed over, images resized.
 
     Raises:
-        InputError: the two differ in class names or in image shape.
+        InputError: the two differ in class names or in the shape of their inputs.
     """
 
-    train: TrainingSet
-    test: TrainingSet | None = None
+    train: Read
+    test: Read | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -38,16 +42,19 @@ class Splits:
                 f"{self.train.name}, {_abridged(self.train.class_names)}; give both the same classes in the "
                 "same order"
             )
-        if self.test.image_shape != self.train.image_shape:
+        if self.test.input_shape != self.train.input_shape:
             raise InputError(
-                f"{self.test.name}: its images have shape {self.test.image_shape}, those of "
-                f"{self.train.name} {self.train.image_shape}; give both the same channels, height and width"
+                f"{self.test.name}: its images have shape {self.test.input_shape}, those of "
+                f"{self.train.name} {self.train.input_shape}; give both the same channels, height and width"
             )
 
-    def to(self, device: torch.device | str) -> Splits:
-        """Both sets on another device."""
-        test = None if self.test is None else self.test.to(device)
-        return Splits(self.train.to(device), test, self.notes)
+    def to(self, device: torch.device | str) -> Splits[Read]:
+        """Both sets on another device; what is read batch by batch is moved by who uses it."""
+
+        def moved(one: Any) -> Any:
+            return one.to(device) if isinstance(one, TrainingSet) else one
+
+        return Splits(cast("Read", moved(self.train)), moved(self.test), self.notes)
 
 
 def with_equal_channels(train: TrainingSet, test: TrainingSet) -> tuple[TrainingSet, TrainingSet]:

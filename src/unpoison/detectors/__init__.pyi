@@ -3,6 +3,8 @@ from ._answers import answers_to as answers_to
 from ._calibration import Calibration as Calibration
 from ._cause import Cause as Cause
 from ._detector import Detector as Detector
+from ._estimates import Measured as Measured
+from ._estimates import check_search as check_search
 from ._findings import Draw as Draw
 from ._findings import Findings as Findings
 from ._findings import Judgement as Judgement
@@ -16,6 +18,7 @@ from ._methods import register as register
 from ._observation import Observation as Observation
 from ._observation import check_observation as check_observation
 from ._observation import joined_observations as joined_observations
+from ._representations import principal_plane as principal_plane
 from ._search import Search as Search
 from ._search import Searcher as Searcher
 from ._transforms import similar_copies as similar_copies

@@ -77,6 +77,7 @@ class Calibration:
         multiplicities: Float64[n], see `_near_duplicates`.
         spacings: Float32[n], likewise.
         groups: Int64[n], where they are known.
+        index: the digest of the index that the influences were read from; None where they are exact.
     """
 
     key: str
@@ -94,6 +95,7 @@ class Calibration:
     multiplicities: Tensor
     spacings: Tensor
     groups: Tensor | None = None
+    index: str | None = None
 
     def __len__(self) -> int:
         """How many calibration errors there are."""
@@ -170,13 +172,14 @@ class Calibration:
                 errors=record["errors"],
                 images=tuple(record["images"]),
                 groups=tensors.get("groups"),
+                index=record.get("index"),
                 **{name: tensors[name] for name in _TENSORS},
             )
         except (OSError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(f"{path}: damaged calibration ({error}); calibrate anew") from None
 
 
-_RECORD: Final = ("key", "damping", "held_out", "errors", "images")
+_RECORD: Final = ("key", "damping", "held_out", "errors", "images", "index")
 _TENSORS: Final = (
     "answers",
     "statistics",
@@ -271,7 +274,7 @@ def calibrate(
         asked = (inputs.answers == label).nonzero()[:, 0]
         first = inputs.baseline[label]
         given = source.at(torch.cat([first, inputs.rows[asked]]))[0]
-        collapses = in_label(search, given, label, training_set.subset(rows))
+        collapses = in_label(search, given, label, rows)
         baseline = Baseline.of(collapses[: len(first)])
         centre[rows], spread[rows] = baseline.centre, baseline.spread
         excess = baseline.excess(collapses[len(first) :])
@@ -298,6 +301,7 @@ def calibrate(
         multiplicities=copies,
         spacings=spacings,
         groups=groups,
+        index=None if search.index is None else search.index.digest,
     )
 
 
@@ -306,6 +310,8 @@ def key_of(search: Search, groups: Sequence[Hashable] | Tensor | None) -> tuple[
     count, reference = len(search.training_set), search.reference
     numbers = None if groups is None else group_numbers(groups, count)
     settings = {**search.settings, "seed": search.seed}
+    if search.index is not None:
+        settings["index"] = search.index.digest
     settings.pop("false_alarm_level")
     key = digest(
         model_fingerprint(search.model),
@@ -317,17 +323,22 @@ def key_of(search: Search, groups: Sequence[Hashable] | Tensor | None) -> tuple[
     return key, numbers
 
 
-def in_label(search: Search, inputs: Given, label: int, examples: Examples) -> Tensor:
-    """Float64[q n]: the normalised collapses of the examples for each of q inputs."""
+def in_label(search: Search, inputs: Given, label: int, rows: Tensor) -> Tensor:
+    """Float64[q k]: the normalised collapses of the training examples at Int64[k] for each of q inputs."""
     if not count_of(inputs):
-        return torch.zeros(0, len(examples), dtype=torch.float64)
+        return torch.zeros(0, len(rows), dtype=torch.float64)
     task = LabelCollapse()
     return torch.cat(
         [
-            normalised(search, queries_of(search, part, label, task), examples)
+            normalised(search, queries_of(search, part, label, task), rows)
             for part in _parts(inputs, queries_at_a_time(search))
         ]
     )
+
+
+def queries_of_a_label(classes: int) -> int:
+    """How many inputs are asked about a label, where errors are spread evenly."""
+    return 2 * _BASELINE + -(-_ERRORS // max(classes, 1))
 
 
 def labelled_examples(search: Search) -> Examples:

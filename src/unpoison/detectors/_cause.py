@@ -23,6 +23,8 @@ from typing import Any, Final, Literal, final
 import torch
 from torch import Tensor
 
+from unpoison.errors import printable
+
 Kind = Literal["trigger-like", "optimised images", "near-duplicates", "label noise", "hard region"]
 
 _SERIES: Final = 0.5
@@ -60,7 +62,7 @@ class Cause:
 
     def describe(self, class_names: tuple[str, ...]) -> str:
         """One sentence."""
-        second = "" if self.second_label is None else class_names[self.second_label]
+        second = "" if self.second_label is None else printable(class_names[self.second_label])
         numbers = f"{self.examples} examples, {self.distinct:.3g} of them unlike each other"
         match self.kind:
             case "trigger-like":

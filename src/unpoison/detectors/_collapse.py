@@ -18,7 +18,7 @@ Only examples with the label y are scored: poison bears the label that it causes
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from unpoison._inputs import count_of
 from unpoison._progress import Progress
 from unpoison._stable import margins
-from unpoison.data import Examples, Inputs
+from unpoison.data import Inputs
 from unpoison.detectors._search import Search
-from unpoison.influence import PreconditionedQueries, precondition, score
+from unpoison.influence import IndexQueries, PreconditionedQueries, precondition, score
 from unpoison.tasks import Batch, ClassificationTask, Task
 
 _QUERY_BYTES: Final = 1 << 30
+_INDEXED: Final = 512
 
 
 @final
@@ -56,34 +57,39 @@ class LabelCollapse(Task):
         return self._task.sampled_loss(model, batch, noise)
 
 
+Queries = PreconditionedQueries | IndexQueries
+
+
 def queries_of(
-    search: Search, inputs: Inputs, label: int, task: Task, *, mean: bool = False
-) -> PreconditionedQueries:
-    """The queries of q inputs about a label.
+    search: Search, inputs: Inputs, label: int, task: Task, *, mean: bool = False, exact: bool = False
+) -> Queries:
+    """The queries of q inputs about a label, for the index where there is one and they need not be `exact`.
 
     Where `mean`, one of their mean gradient, of which progress is told.
     """
     count = count_of(inputs)
-    return precondition(
-        search.model,
-        search.factors,
-        (inputs, torch.full((count,), label)),
-        task,
-        combine=torch.full((1, count), 1 / count) if mean else None,
-        damping=search.damping,
-        batch_size=search.batch_size,
-        progress=search.progress if mean else None,
-    )
+    batch = (inputs, torch.full((count,), label))
+    options: dict[str, Any] = {
+        "combine": torch.full((1, count), 1 / count) if mean else None,
+        "damping": search.damping,
+        "batch_size": search.batch_size,
+        "progress": search.progress if mean else None,
+    }
+    if search.index is not None and not exact:
+        return search.index.queries(search.model, batch, task, **options)
+    return precondition(search.model, search.factors, batch, task, **options)
 
 
-def normalised(
-    search: Search, queries: PreconditionedQueries, examples: Examples, progress: Progress | None = None
-) -> Tensor:
-    """Float64[q n], on the CPU: the influence of the examples on the queries over their gradient norms."""
+def normalised(search: Search, queries: Queries, rows: Tensor, progress: Progress | None = None) -> Tensor:
+    """Float64[q k], on the CPU: influences of the training examples at Int64[k] over their gradient norms."""
+    if isinstance(queries, IndexQueries):
+        assert search.index is not None
+        norms = search.index.gradient_norms(rows)
+        return search.index.influence(queries, rows) / torch.where(norms > 0, norms, torch.inf)
     scores = score(
         search.model,
         queries,
-        examples,
+        search.training_set.subset(rows),
         ClassificationTask(),
         gradient="measurement",
         gradient_norms=True,
@@ -95,12 +101,21 @@ def normalised(
     return scores.values.cpu().double() / torch.where(norms > 0, norms, torch.inf)
 
 
-def joined(first: PreconditionedQueries, second: PreconditionedQueries) -> PreconditionedQueries:
-    """The queries of both, of one model."""
+def joined(first: Queries, second: Queries) -> Queries:
+    """The queries of both, of one kind and model."""
+    if isinstance(first, IndexQueries):
+        assert isinstance(second, IndexQueries)
+        return first.joined(second)
+    assert isinstance(second, PreconditionedQueries)
     values = {name: torch.cat([value, second.values[name]]) for name, value in first.values.items()}
     return replace(first, values=values)
 
 
 def queries_at_a_time(search: Search) -> int:
-    """How many queries fit into 1 GiB of float32; at least 8."""
-    return max(8, _QUERY_BYTES // (4 * max(search.factors.num_parameters, 1)))
+    """How many queries fit into 1 GiB of float32; at least 8. In an index they are small."""
+    return _INDEXED if search.index is not None else most_queries(search.factors.num_parameters)
+
+
+def most_queries(parameters: int) -> int:
+    """How many queries of so many tracked parameters are held at a time."""
+    return max(8, _QUERY_BYTES // (4 * max(parameters, 1)))

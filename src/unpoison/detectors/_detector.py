@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -11,7 +11,11 @@ from unpoison._progress import Progress
 from unpoison.data import Examples
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._observation import Observation
+from unpoison.influence import Parts
 from unpoison.registry import Method
+
+if TYPE_CHECKING:
+    from unpoison.detectors._estimates import Measured
 
 
 class Detector(ABC):
@@ -51,3 +55,13 @@ class Detector(ABC):
             InputError: the detector needs an observation and there is none, or the model does not fit the
                 set.
         """
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """Bytes by what takes them, beside the model and the training set, when most is taken.
+
+        What `find` is refused by before it starts; nothing for a detector that does not say.
+
+        Arguments:
+            measured: the network and the training set.
+        """
+        return {}

@@ -129,6 +129,36 @@ class Reader:
             self.progress("features", done, total)
 
 
+def principal_plane(
+    model: nn.Module,
+    training_set: Examples,
+    *,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Float32[n 2]: the penultimate features of all examples, on their two directions of largest variance.
+
+    A picture of which examples the model takes for alike. What little variance there is beyond the plane is
+    not seen in it, so nothing is decided by it.
+
+    Arguments:
+        model: takes a batch of inputs; used in evaluation mode and left as it was.
+        training_set: what to read.
+        batch_size: images of a forward pass.
+        progress: called with "features", examples done and examples to do.
+
+    Raises:
+        InputError: the set is empty, or a feature is not a finite number.
+
+    Cost: a forward pass over the set. Memory: the features of all examples.
+    """
+    values = Reader(model, training_set, module=None, batch_size=batch_size, progress=progress).all()
+    centred = values - values.mean(0)
+    directions = principal(centred, 2)[1].to(centred.dtype)
+    plane = (centred @ directions).cpu()
+    return torch.nn.functional.pad(plane, (0, 2 - plane.shape[1]))
+
+
 def last_module(model: nn.Module, inputs: Inputs) -> str:
     """The path of the last Linear that is called for a batch of one input, or else of the last Conv2d.
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, Final, Literal, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unpoison._memory import peak_bytes
@@ -26,19 +27,21 @@ from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._representations import Reader
-from unpoison.errors import InputError
+from unpoison.errors import InputError, MismatchError, printable
 from unpoison.influence import (
     Coverage,
     Damping,
     Factors,
+    InfluenceIndex,
     Scores,
     coverage,
     fit_factors,
-    precondition,
-    score,
+    influence_scores,
 )
 from unpoison.tasks import ClassificationTask
 
+REFINED: Final = 1000
+"""How many examples are scored again, exactly, where an index is used."""
 _TOLD_BELOW: Final = 0.9
 """The share of tracked parameters below which the summary says what is not tracked."""
 
@@ -56,15 +59,19 @@ class Searcher(Detector):
         seed: int = 0,
         progress: Progress | None = None,
         factors: Factors | None = None,
+        index: InfluenceIndex | None = None,
+        refine: int = REFINED,
     ) -> Findings:
         """See `Detector.find`.
 
         Arguments:
             factors: EK-FAC factors fitted to this model and training set, for detectors by influence, which
                 fit them anew by default.
+            index: of this model and training set, for detectors that can read influences from one.
+            refine: with an index, how many of the examples that it ranks first are scored again, exactly.
 
         Raises:
-            MismatchError: the factors were fitted to another model or other examples.
+            MismatchError: the factors or the index are of another model or other examples.
         """
         if self.method.needs_observation:
             observation = check_observation(model, training_set, observation)
@@ -73,7 +80,9 @@ class Searcher(Detector):
         else:
             observation = None
             _check_outputs(model, training_set)
-        search = Search(self, model, training_set, observation, reference, seed, progress, factors)
+        search = Search(
+            self, model, training_set, observation, reference, seed, progress, factors, index, refine
+        )
         return search.finished(self.search(search))
 
     @abstractmethod
@@ -98,11 +107,17 @@ class Search:
         seed: int,
         progress: Progress | None,
         factors: Factors | None,
+        index: InfluenceIndex | None = None,
+        refine: int = 0,
     ) -> None:
-        if factors is not None:
+        if index is not None:
+            _check_index(detector, model, training_set, index, refine)
+            factors = index.factors
+        elif factors is not None:
             factors.check(model, training_set)
         self._detector: Any = detector
         self._factors, self._observation = factors, observation
+        self.index, self.refine, self.refined = index, refine, 0
         self.model, self.training_set, self.reference = model, training_set, reference
         self.seed, self.progress = seed, progress
         tensors = (*model.parameters(), *model.buffers())
@@ -125,7 +140,7 @@ class Search:
     @property
     def answer_name(self) -> str:
         """The name of the wrong label."""
-        return self.training_set.class_names[self.answer]
+        return printable(self.training_set.class_names[self.answer])
 
     @property
     def pictures(self) -> TrainingSet:
@@ -201,6 +216,7 @@ class Search:
         examples: Examples | None = None,
         gradient: Literal["loss", "measurement"] = "loss",
         self_influence: bool = False,
+        ranking: Callable[[Tensor], Tensor] | None = None,
     ) -> Scores:
         """The influence of training examples on the margins of labels at inputs.
 
@@ -211,27 +227,23 @@ class Search:
             examples: those to score; the training set by default.
             gradient: see `unpoison.influence.score`, like the rest.
             self_influence: also give each example's influence on itself.
+            ranking: with an index, Float[n] of Float[m n]: examples with the highest are scored again,
+                exactly; the sum by default.
 
         Returns:
             Float[m n] values, among others, on the device of the model.
         """
         detector, task = self._detector, ClassificationTask()
-        queries = precondition(
+        if self.index is not None and examples is None:
+            return self._indexed(self.index, inputs, labels, combine, gradient, self_influence, ranking)
+        scores = influence_scores(
             self.model,
             self.factors,
             (inputs, labels),
+            self.training_set if examples is None else examples,
             task,
             combine=combine,
             damping=detector.damping,
-            batch_size=detector.batch_size,
-            progress=self.progress,
-        )
-        self.lap("queries")
-        scores = score(
-            self.model,
-            queries,
-            self.training_set if examples is None else examples,
-            task,
             gradient=gradient,
             self_influence=self_influence,
             batch_size=detector.batch_size,
@@ -240,14 +252,66 @@ class Search:
         self.lap("scores")
         return scores
 
+    def _indexed(
+        self,
+        index: InfluenceIndex,
+        inputs: Inputs,
+        labels: Tensor,
+        combine: Tensor | None,
+        gradient: Literal["loss", "measurement"],
+        self_influence: bool,
+        ranking: Callable[[Tensor], Tensor] | None,
+    ) -> Scores:
+        """Influences from the index, of which those that are ranked first are replaced by exact ones."""
+        queries = index.queries(
+            self.model,
+            (inputs, labels),
+            ClassificationTask(),
+            combine=combine,
+            damping=self.damping,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+        self.lap("queries")
+        values, measured = index.influence(queries), index.values()
+        if gradient == "loss":  # the loss is softplus of the measurement
+            values *= measured.sigmoid()
+        self.lap("scores")
+        if self.refine:
+            order = values.sum(0) if ranking is None else ranking(values)
+            rows = order.topk(min(self.refine, len(order))).indices.sort().values
+            exact = self.influence(
+                inputs, labels, combine=combine, examples=self.training_set.subset(rows), gradient=gradient
+            )
+            values[:, rows] = exact.values.double().cpu()
+            self.refined = len(rows)
+        losses = F.softplus(measured) if gradient == "loss" else measured
+        return Scores(values, losses, None, index.self_influence if self_influence else None)
+
     def influence_on_the_answer(self, **options: Any) -> Scores:
         """The influence on the margin of the answer, Float[1 n]; the mean where there are several images."""
         count = len(self.observation)
         inputs, labels = self.observation.inputs, torch.full((count,), self.answer)
         return self.influence(inputs, labels, combine=torch.full((1, count), 1 / count), **options)
 
-    def untracked(self) -> str:
-        """What to say of a network of which much is not tracked."""
+    @property
+    def index_settings(self) -> dict[str, Any]:
+        """Of the configuration: the index that was used, and how many scores are exact."""
+        if self.index is None:
+            return {}
+        return {"index": {**self.index.settings, "refined": self.refined}}
+
+    def remarks(self) -> str:
+        """What to say of an index, and of a network of which much is not tracked."""
+        return self._of_index() + self._untracked()
+
+    def _of_index(self) -> str:
+        if self.index is None:
+            return ""
+        exact = f"; {self.refined} examples scored again exactly" if self.refined else ""
+        return f". Read from an index of {self.index.numbers} numbers an example{exact}"
+
+    def _untracked(self) -> str:
         if self.coverage is None or self.coverage.share >= _TOLD_BELOW:
             return ""
         names = self.coverage.untracked
@@ -280,12 +344,12 @@ class Search:
         flagged = (scores > threshold).nonzero()[:, 0]
         flagged = flagged[scores[flagged].argsort(descending=True, stable=True)]
         hit = torch.bincount(labels[flagged], minlength=classes).tolist()
-        hit_names = [name for name, count in zip(names, hit, strict=True) if count]
+        hit_names = [printable(name) for name, count in zip(names, hit, strict=True) if count]
         more = f" and {len(hit_names) - 3} more" if len(hit_names) > 3 else ""
         among = f" (in {', '.join(hit_names[:3])}{more})" if hit_names else ""
         return Findings(
             method=self._detector.method.name,
-            configuration=self.settings | {"seed": self.seed},
+            configuration=self.settings | {"seed": self.seed} | self.index_settings,
             fingerprint=self.training_set.fingerprint,
             labels=labels,
             class_names=names,
@@ -294,12 +358,31 @@ class Search:
             threshold=Threshold(threshold, how),
             poison_found=bool(len(flagged)),
             p_value=None,
-            summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}{self.untracked()}",
+            summary=f"{len(flagged)} of {len(scores)} training examples {words}{among}{self.remarks()}",
             evidence={name: column.cpu() for name, column in (evidence or {}).items()},
             observation=self._observation,
             ids=self.training_set.ids,
             tracked_share=None if self.coverage is None else self.coverage.share,
             untracked=() if self.coverage is None else self.coverage.untracked,
+        )
+
+
+def _check_index(
+    detector: Detector, model: nn.Module, training_set: Examples, index: InfluenceIndex, refine: int
+) -> None:
+    """That the detector can use the index, and that it is of this model and training set."""
+    own: Any = detector
+    if not detector.method.uses_index:
+        raise InputError(f"{detector.method.name}: reads no index of influences; leave it out")
+    if refine < 0:
+        raise InputError(f"{detector.method.name}: refine must be at least 0, found {refine}")
+    index.check(model, training_set)
+    modules = None if own.modules is None else list(own.modules)
+    if index.gradient != "measurement" or modules not in (None, index.modules):
+        raise MismatchError(
+            f"{index.directory}: an index of the gradients of the {index.gradient} in the modules "
+            f"{index.modules or 'tracked by default'}; {detector.method.name} asks for those of the "
+            f"measurement in {modules or 'these'}"
         )
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from unpoison.data import Examples
-from unpoison.detectors._collapse import queries_at_a_time
+from unpoison.detectors._collapse import most_queries
 from unpoison.detectors._search import Search
 
 _MOST_SEEDS: Final = 64
@@ -82,21 +82,28 @@ class SeedExpansion:
         return 2 * int(self.members.sum()) <= len(self.scores) and self.separation >= _SEPARATED
 
 
-def expand_seeds(search: Search, seeds: Tensor, examples: Examples) -> SeedExpansion:
+def expand_seeds(
+    search: Search, seeds: Tensor, examples: Examples, rows: Tensor | None = None
+) -> SeedExpansion:
     """Score every example by its cosine with the seeds, in the metric of the inverse curvature.
 
     Arguments:
         search: the model, its factors and the settings of the engine.
         seeds: Int64[k], indices into the examples; the first 64 count, or as many as fit.
         examples: those with the label of the seeds.
+        rows: Int64[n], their places in the training set, for an index.
     """
-    seeds = seeds[: min(_MOST_SEEDS, queries_at_a_time(search))].cpu()
-    inputs, given = examples.subset(seeds).batch(0, len(seeds))
-    found = search.influence(inputs, given, examples=examples, gradient="measurement", self_influence=True)
-    assert found.self_influence is not None
-    length = found.self_influence.cpu().sqrt()
-    inverse = torch.where(length > 0, 1 / length, 0)
-    cosines = found.values.cpu() * inverse * inverse[seeds][:, None]
+    seeds = seeds[: min(_MOST_SEEDS, most_queries(search.factors.num_parameters))].cpu()
+    if search.index is None or rows is None:
+        cosines = _cosines(search, examples, seeds)
+    else:
+        cosines = search.index.cosines(rows[seeds], rows)
+        if search.refine:
+            nearest = cosines.mean(0).topk(min(search.refine, len(rows))).indices
+            chosen = torch.tensor(sorted({*nearest.tolist(), *seeds.tolist()}))
+            places = torch.searchsorted(chosen, seeds)
+            cosines[:, chosen] = _cosines(search, examples.subset(chosen), places)
+            search.refined = max(search.refined, len(chosen))
     among = cosines[:, seeds].clone().fill_diagonal_(0)
     # Perron and Frobenius: the leading eigenvector of a non-negative matrix has one sign.
     weights = torch.linalg.eigh(((among + among.t()) / 2).clamp(min=0)).eigenvectors[:, -1].abs()
@@ -109,6 +116,16 @@ def expand_seeds(search: Search, seeds: Tensor, examples: Examples) -> SeedExpan
     total = weighted.sum(0)
     scores = (weighted * cosines).sum(0) / torch.where(total > 0, total, 1)
     return SeedExpansion(scores, valley(scores))
+
+
+def _cosines(search: Search, examples: Examples, seeds: Tensor) -> Tensor:
+    """Float64[k n], exactly, of the examples at Int64[k] with all."""
+    inputs, given = examples.subset(seeds).batch(0, len(seeds))
+    found = search.influence(inputs, given, examples=examples, gradient="measurement", self_influence=True)
+    assert found.self_influence is not None
+    length = found.self_influence.cpu().sqrt()
+    inverse = torch.where(length > 0, 1 / length, 0)
+    return found.values.cpu() * inverse * inverse[seeds][:, None]
 
 
 def valley(values: Tensor) -> float:

@@ -35,11 +35,13 @@ import torch
 from torch import Tensor
 
 from unpoison._option_checks import check_options
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import principal
 from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._two_means import silhouette, two_means
+from unpoison.influence import Parts
 from unpoison.registry import Presets
 
 Reduction = Literal["ica", "pca"]
@@ -102,6 +104,10 @@ class ActivationClustering(Searcher):
             batch_size="[1, inf)",
             block_bytes="[1, inf)",
         )
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        return {**measured.by_class(self), **measured.distances(self, measured.largest_class)}
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

@@ -42,11 +42,12 @@ from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._recompression import grain, recompressed
 from unpoison.data import TrainingSet
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader
 from unpoison.detectors._search import Search, Searcher
-from unpoison.influence import Damping, RelativeDamping
+from unpoison.influence import Damping, Parts, RelativeDamping
 
 _DAMPING = RelativeDamping(0.1)
 _FEWEST: Final = 5  # members that a component can be learned from
@@ -93,6 +94,10 @@ class ArtifactMixture(Searcher):
         check_options(
             self.method.name, self, seeds="[5, inf)", covariance_examples="[1, inf)", batch_size="[1, inf)"
         )
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        return measured.influence(self, queries=1, asked=measured.observed)
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

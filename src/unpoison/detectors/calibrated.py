@@ -38,6 +38,7 @@ import math
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, final
 
 import torch
@@ -56,22 +57,32 @@ from unpoison.detectors._calibration import (
     input_digests,
     key_of,
     labelled_examples,
+    queries_of_a_label,
     shuffled,
 )
 from unpoison.detectors._cause import Kind, cause_of
-from unpoison.detectors._collapse import LabelCollapse, joined, normalised, queries_of
+from unpoison.detectors._collapse import LabelCollapse, joined, most_queries, normalised, queries_of
 from unpoison.detectors._conformal import p_value as conformal_p_value
 from unpoison.detectors._conformal import robust_units, statistic
 from unpoison.detectors._detector import Detector
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
 from unpoison.detectors._near_duplicates import alike_among
 from unpoison.detectors._observation import Observation, check_observation
-from unpoison.detectors._search import Search
+from unpoison.detectors._search import REFINED, Search
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
 from unpoison.detectors.artifact_mixture import artifact_mixture
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence import Damping, Factors, RelativeDamping, unchanged
+from unpoison.influence import (
+    Damping,
+    Factors,
+    InfluenceIndex,
+    Parts,
+    RelativeDamping,
+    tracked_layers,
+    unchanged,
+)
 from unpoison.tasks import ClassificationTask
 
 _DAMPING = RelativeDamping(0.1)
@@ -94,6 +105,7 @@ Groups = Sequence[Hashable] | Tensor
     paper="ours, after Li et al. 2026, arXiv 2411.13731",
     cost="three passes with per-example gradients, kept for further answers; two over one class for each",
     needs_observation=True,
+    uses_index=True,
     can_find_nothing=True,
     uses_reference=True,
     calibrates=True,
@@ -148,6 +160,7 @@ class Calibrated(Detector):
         seed: int = 0,
         progress: Progress | None = None,
         factors: Factors | None = None,
+        index: InfluenceIndex | None = None,
     ) -> Calibration:
         """What the model's own errors look like, for all answers that will be traced.
 
@@ -161,6 +174,7 @@ class Calibrated(Detector):
             seed: of the factors and of the choice of examples.
             progress: as for `find`.
             factors: EK-FAC factors fitted to this model and training set, which are fitted anew by default.
+            index: of this model and training set, from which influences are read.
 
         Raises:
             InputError: the labelled examples do not fit, or are too few for the level; there is not one group
@@ -168,7 +182,7 @@ class Calibrated(Detector):
             MismatchError: the factors were fitted to another model or other examples.
         """
         with unchanged(model):
-            search = Search(self, model, training_set, None, reference, seed, progress, factors)
+            search = Search(self, model, training_set, None, reference, seed, progress, factors, index)
             return self._calibrated(search, groups)
 
     def kept(
@@ -180,9 +194,13 @@ class Calibrated(Detector):
         *,
         groups: Groups | None = None,
         seed: int = 0,
+        index: InfluenceIndex | None = None,
     ) -> Calibration | None:
         """The calibration that lies at `path`, where `calibrate` would make the same one; else None."""
-        search = Search(self, model, training_set, None, reference, seed, None, None)
+        search = Search(self, model, training_set, None, reference, seed, None, None, index)
+        return self._kept(Path(path), search, groups)
+
+    def _kept(self, path: Path, search: Search, groups: Groups | None) -> Calibration | None:
         try:
             calibration = Calibration.load(path)
             self._check(calibration)
@@ -202,24 +220,44 @@ class Calibrated(Detector):
         factors: Factors | None = None,
         calibration: Calibration | None = None,
         groups: Groups | None = None,
+        index: InfluenceIndex | None = None,
+        refine: int = REFINED,
     ) -> Findings:
         """See `Detector.find` and `calibrate`.
 
         Arguments:
             calibration: of this model and training set; `groups` and `factors` then have no further use, and
                 `reference` and `seed` only for a label that is not the answer.
+            index: of this model and training set, from which influences are read. A calibration that is not
+                given is kept in its directory.
+            refine: with an index, how many of the examples that stand out most, and of those that resemble
+                the seeds most, are scored again, exactly, where poison is found.
 
         Raises:
-            MismatchError: the calibration or the factors are of another model, training set or damping.
+            MismatchError: the calibration, the factors or the index are of another model, training set or
+                damping, or the calibration was not made through this index.
         """
         observation = check_observation(model, training_set, observation)
         if calibration is not None:
             self._check(calibration)
             factors = calibration.factors
         with unchanged(model):
-            search = Search(self, model, training_set, observation, reference, seed, progress, factors)
-            if calibration is None:
+            search = Search(
+                self, model, training_set, observation, reference, seed, progress, factors, index, refine
+            )
+            if index is not None and index.damping != self.damping:
+                raise MismatchError(
+                    f"{index.directory}: an index with the damping {index.damping!r}, not {self.damping!r}"
+                )
+            if calibration is None and index is not None:
+                calibration = self._kept(index.calibration, search, groups)
+                if calibration is None:
+                    calibration = self._calibrated(search, groups)
+                    calibration.save(index.calibration)
+            elif calibration is None:
                 calibration = self._calibrated(search, groups)
+            elif calibration.index != (None if index is None else index.digest):
+                raise MismatchError("this calibration was not made through the same index; calibrate anew")
             return search.finished(self._decided(search, calibration))
 
     def _check(self, calibration: Calibration) -> None:
@@ -235,6 +273,14 @@ class Calibrated(Detector):
                 f"{math.ceil(1000 / (len(calibration) + 1)) / 1000:g} or calibrate on more examples"
             )
 
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        parameters = sum(math.prod(one.shape) for one in tracked_layers(measured.model, self.modules))
+        queries = min(queries_of_a_label(measured.training_set.num_classes), most_queries(parameters))
+        return measured.influence(
+            self, queries=queries, asked=queries, examples=measured.largest_class, in_blocks=False
+        )
+
     def _calibrated(self, search: Search, groups: Groups | None) -> Calibration:
         """Stage 2. What can be wrong is found before the first pass."""
         source, (key, numbers) = labelled_examples(search), key_of(search, groups)
@@ -248,11 +294,7 @@ class Calibrated(Detector):
             null = calibration.source
             return self._findings(search, null, rows, torch.zeros(3, 0), p_value=1.0, shared=0)
         examples, inputs = search.training_set.subset(rows), search.observation.inputs
-        queries = joined(
-            queries_of(search, inputs, search.answer, LabelCollapse(), mean=True),
-            queries_of(search, inputs, search.answer, ClassificationTask(), mean=True),
-        )
-        collapse, before = normalised(search, queries, examples, search.progress)
+        collapse, before = self._collapses(search, rows)
         excess = calibration.excess(collapse, rows)
         own = search.observation.answered or bool(
             (answers_of(search.model, inputs).argmax(1) == search.answer).all()
@@ -261,7 +303,7 @@ class Calibrated(Detector):
             p_value, shared = calibration.p_value(excess, rows, search.answer, input_digests(inputs))
             null = calibration.source
         else:
-            others = self._asked_alike(search, calibration, rows, examples)
+            others = self._asked_alike(search, calibration, rows)
             value = float(statistic(excess, calibration.multiplicities[rows]))
             p_value, shared = conformal_p_value(value, others, torch.zeros_like(others))
             null = f"{len(others)} inputs with other answers, asked about the same label"
@@ -269,6 +311,10 @@ class Calibrated(Detector):
                 null += ", of the training set, which the level hardly fits"
             if len(others) < self.calibration_errors:
                 null += f" (the level takes {self.calibration_errors}, so nothing can be found)"
+        if search.index is not None and search.refine and p_value <= self.false_alarm_level + 1e-9:
+            some = excess.topk(min(search.refine, len(rows))).indices
+            collapse[some], before[some] = self._collapses(search, rows[some], exact=True)
+            excess, search.refined = calibration.excess(collapse, rows), len(some)
         search.lap("scores")
         columns = torch.stack([excess, before, before - collapse])
         findings = self._findings(search, null, rows, columns, p_value=p_value, shared=shared)
@@ -298,11 +344,18 @@ class Calibrated(Detector):
         told = [findings.summary, cause.describe(findings.class_names)]
         if search.observation.true_label is None:
             told.append("The true label is not given: the level holds for wrong answers alone")
-        return replace(findings, cause=cause, summary=". ".join(told) + search.untracked())
+        return replace(findings, cause=cause, summary=". ".join(told) + search.remarks())
 
-    def _asked_alike(
-        self, search: Search, calibration: Calibration, rows: Tensor, examples: Examples
-    ) -> Tensor:
+    def _collapses(self, search: Search, rows: Tensor, *, exact: bool = False) -> Tensor:
+        """Float64[2 k]: the normalised collapses and influences on the answer, of the examples `rows`."""
+        inputs, label = search.observation.inputs, search.answer
+        first, second = (
+            queries_of(search, inputs, label, task, mean=True, exact=exact)
+            for task in (LabelCollapse(), ClassificationTask())
+        )
+        return normalised(search, joined(first, second), rows, search.progress)
+
+    def _asked_alike(self, search: Search, calibration: Calibration, rows: Tensor) -> Tensor:
         """Float64[m]: the statistics of labelled inputs that neither have the traced label nor get it.
 
         An input that is not given a label is asked about it otherwise than an error about its own answer:
@@ -313,7 +366,7 @@ class Calibrated(Detector):
         places = ((answers != search.answer) & (own != search.answer)).nonzero()[:, 0]
         places = shuffled(places, generator(search.seed, "inputs with other answers"))
         inputs = source.at(places[: 2 * self.calibration_errors])[0]
-        excess = calibration.excess(in_label(search, inputs, search.answer, examples), rows)
+        excess = calibration.excess(in_label(search, inputs, search.answer, rows), rows)
         return statistic(excess, calibration.multiplicities[rows])
 
     def _findings(
@@ -363,7 +416,7 @@ class Calibrated(Detector):
     ) -> tuple[Findings, Kind, bool]:
         """Stage 4: all examples that resemble the seeds, places among the `rows`, and whether these are a
         group of their own."""
-        expansion = expand_seeds(search, seeds, examples)
+        expansion = expand_seeds(search, seeds, examples, rows)
         search.lap("seed expansion")
         total = len(search.training_set)
         evidence = {

@@ -30,9 +30,11 @@ from torch import Tensor
 
 from unpoison._option_checks import check_options
 from unpoison._progress import Progress
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
+from unpoison.influence import Parts
 from unpoison.registry import Presets
 
 
@@ -76,6 +78,11 @@ class DeepKNN(Searcher):
             batch_size="[1, inf)",
             block_bytes="[1, inf)",
         )
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        rows = measured.examples
+        return {**measured.features(self, rows), **measured.distances(self, rows)}
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

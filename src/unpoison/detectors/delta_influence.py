@@ -34,12 +34,13 @@ from torch import Tensor
 
 from unpoison._option_checks import check_options
 from unpoison._seeds import generator
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._queries import Changes, Drawing, Labels, Space
 from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
-from unpoison.influence import AbsoluteDamping, Damping
+from unpoison.influence import AbsoluteDamping, Damping, Parts
 from unpoison.registry import Presets
 
 _DAMPING = AbsoluteDamping(1e-8)
@@ -54,6 +55,7 @@ _DAMPING = AbsoluteDamping(1e-8)
     cost="three passes with per-example gradients",
     presets=("published", "published-smooth", "published-matching"),
     needs_observation=True,
+    uses_index=True,
 )
 @dataclass(frozen=True, kw_only=True)
 class DeltaInfluence(Searcher):
@@ -112,6 +114,11 @@ class DeltaInfluence(Searcher):
                 f"delta-influence: tolerance must be below the {self.draws} draws, found {self.tolerance}"
             )
 
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        asked = measured.observed * (1 + self.draws)
+        return measured.influence(self, queries=1 + measured.observed * self.draws, asked=asked)
+
     @property
     def _drawing(self) -> Drawing:
         return Drawing(self.draws, self.labels, self.space, self.changes)
@@ -122,7 +129,9 @@ class DeltaInfluence(Searcher):
         queries = self._drawing.queries(
             search.observation.inputs, search.answer, search.training_set, randomness
         )
-        scores = search.influence(queries.inputs, queries.labels, combine=queries.every_difference())
+        scores = search.influence(
+            queries.inputs, queries.labels, combine=queries.every_difference(), ranking=_mean_collapse
+        )
         before, differences = scores.values[0].cpu(), scores.values[1:].cpu()
         findings = self._vote(search, before, differences)
         return replace(findings, draws=queries.draws, draw_images=queries.draw_images())
@@ -146,3 +155,8 @@ class DeltaInfluence(Searcher):
                 "collapses": votes.float(),
             },
         )
+
+
+def _mean_collapse(values: Tensor) -> Tensor:
+    """Float[n] of Float[1 + draws, n]."""
+    return -values[1:].mean(0)

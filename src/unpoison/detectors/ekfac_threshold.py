@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from unpoison._option_checks import check_options
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
-from unpoison.influence import AbsoluteDamping, Damping, RelativeDamping
+from unpoison.influence import AbsoluteDamping, Damping, Parts, RelativeDamping
 from unpoison.registry import Presets
 
 _DAMPING = RelativeDamping(0.1)
@@ -33,6 +34,7 @@ _DAMPING = RelativeDamping(0.1)
     cost="three passes with per-example gradients",
     presets=("default", "published"),
     needs_observation=True,
+    uses_index=True,
 )
 @dataclass(frozen=True, kw_only=True)
 class EKFACThreshold(Searcher):
@@ -59,6 +61,10 @@ class EKFACThreshold(Searcher):
 
     def __post_init__(self) -> None:
         check_options(self.method.name, self, covariance_examples="[1, inf)", batch_size="[1, inf)")
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        return measured.influence(self, queries=1, asked=measured.observed)
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

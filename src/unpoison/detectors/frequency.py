@@ -50,10 +50,12 @@ from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet, as_training_set
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
+from unpoison.influence import Parts
 from unpoison.registry import Presets
 
 _FORMAT = 1
@@ -114,6 +116,15 @@ class Frequency(Searcher):
             batch_size="[1, inf)",
             threshold="[0, 1]",
         )
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        pixels = measured.numbers
+        learned = min(measured.examples, self.examples or measured.examples)
+        # Outputs of convolution, activation and norm: 6 x 32 for each pixel, 6 x 64 for each fourth, ...
+        step = 2 * self.batch_size * 4 * (6 * 32 + 6 * 64 // 4 + 6 * 128 // 16) * pixels // 3
+        scored = min(max(self.batch_size, 256), measured.examples) * 4 * 4 * 32 * pixels // 3
+        return {"images": 4 * 3 * learned * pixels, "activations": max(step, scored)}
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring; of the model only the device is used."""

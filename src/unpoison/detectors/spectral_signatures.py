@@ -31,10 +31,12 @@ import torch
 from torch import Tensor
 
 from unpoison._option_checks import check_options
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader, principal
 from unpoison.detectors._search import Search, Searcher
+from unpoison.influence import Parts
 from unpoison.registry import Presets
 
 
@@ -79,6 +81,10 @@ class SpectralSignatures(Searcher):
         check_options(
             self.method.name, self, expected_share="(0, 1)", multiplier="(0, inf)", batch_size="[1, inf)"
         )
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        return measured.by_class(self)
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

@@ -40,12 +40,14 @@ import torch
 from torch import Tensor
 
 from unpoison._option_checks import check_options
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import principal
 from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors.spectral_signatures import beyond
-from unpoison.errors import InputError
+from unpoison.errors import InputError, printable
+from unpoison.influence import Parts
 from unpoison.registry import Presets
 
 _ROUNDS = 30
@@ -101,6 +103,10 @@ class Spectre(Searcher):
                 f"{self.expected_share}"
             )
 
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        return measured.by_class(self)
+
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
         reader = search.reader(self.module, self.batch_size)
@@ -117,7 +123,7 @@ class Spectre(Searcher):
         # In all other classes nothing is above the threshold, and weaker classes score lower.
         elsewhere = training_set.labels.cpu() != target
         scores[elsewhere] = scores[elsewhere].clamp(max=1) * (strengths / max(strongest, 1e-300))[elsewhere]
-        name = training_set.class_names[target] if target >= 0 else "none"
+        name = printable(training_set.class_names[target]) if target >= 0 else "none"
         return search.findings(
             scores=scores,
             threshold=1.0,

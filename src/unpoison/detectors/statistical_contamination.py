@@ -41,12 +41,14 @@ import torch
 from torch import Tensor
 
 from unpoison._option_checks import check_options
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader
 from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._two_means import two_means
 from unpoison.errors import InputError
+from unpoison.influence import Parts
 from unpoison.registry import Presets
 
 _FEWEST: Final = 3
@@ -85,6 +87,10 @@ class StatisticalContamination(Searcher):
 
     def __post_init__(self) -> None:
         check_options(self.method.name, self, dimensions="[1, inf)", batch_size="[1, inf)")
+
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        return measured.by_class(self)
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""

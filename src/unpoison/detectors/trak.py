@@ -24,7 +24,7 @@ Memory: n d numbers, and what `unpoison.influence.project` states.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,12 @@ from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison.data import Examples, TensorExamples
+from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
 from unpoison.errors import InputError
-from unpoison.influence import project
+from unpoison.influence import Parts, Projected, coverage, project, projection_bytes
 from unpoison.registry import Presets
 from unpoison.tasks import ClassificationTask
 
@@ -79,10 +80,24 @@ class TRAK(Searcher):
             self.method.name, self, dimensions="[1, inf)", batch_size="[1, inf)", workspace_bytes="[1, inf)"
         )
 
+    def memory_needed(self, measured: Measured) -> Parts:
+        """See `Detector.memory_needed`."""
+        dimensions = min(self.dimensions, max(1, measured.examples // 4))
+        projected = projection_bytes(
+            measured.model,
+            measured.activations,
+            modules=self.modules,
+            batch_size=min(self.batch_size, measured.examples),
+            dimensions=dimensions,
+            examples=measured.examples,
+            workspace_bytes=self.workspace_bytes,
+        )
+        return {**projected, "products": 8 * 4 * dimensions**2}
+
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
         training_set, count = search.training_set, len(search.observation)
-        attributions = trak_scores(
+        train, queries = _projected(
             search.model,
             training_set,
             TensorExamples(search.observation.inputs, torch.full((count,), search.answer)),
@@ -93,6 +108,8 @@ class TRAK(Searcher):
             workspace_bytes=self.workspace_bytes,
             progress=search.progress,
         )
+        search.coverage = coverage(search.model, train.layers)
+        attributions = _attributed(train, queries, training_set.name)
         raw = attributions.mean(0).double()
         centre = raw.median()
         spread = 1.4826 * (raw - centre).abs().median()
@@ -136,27 +153,41 @@ def trak_scores(
     Raises:
         InputError: a gradient is not finite.
     """
-    task = ClassificationTask()
-    projected = [
-        # The measurement is minus the margin; the two signs cancel in the product.
-        project(
-            model,
-            examples,
-            task.measurement,
-            dimensions=dimensions,
-            seed=seed,
-            modules=modules,
-            batch_size=batch_size,
-            workspace_bytes=workspace_bytes,
-            progress=reported,
-        )
-        for examples, reported in ((training_set, progress), (observed, None))
-    ]
-    train, queries = projected
-    if not bool(torch.stack([part.gradients.isfinite().all() for part in projected]).all()):
-        raise InputError(
-            f"{training_set.name}: the gradients of the model are not finite numbers; train it anew"
-        )
+    train, queries = _projected(
+        model,
+        training_set,
+        observed,
+        dimensions=dimensions,
+        seed=seed,
+        modules=modules,
+        batch_size=batch_size,
+        workspace_bytes=workspace_bytes,
+        progress=progress,
+    )
+    return _attributed(train, queries, training_set.name)
+
+
+def _projected(
+    model: nn.Module,
+    training_set: Examples,
+    observed: TensorExamples,
+    *,
+    progress: Progress | None,
+    **options: Any,
+) -> tuple[Projected, Projected]:
+    """The projected gradients of the training examples, and those of the observed margins."""
+    # The measurement is minus the margin; the two signs cancel in the product.
+    measured = ClassificationTask().measurement
+    return (
+        project(model, training_set, measured, progress=progress, **options),
+        project(model, observed, measured, **options),
+    )
+
+
+def _attributed(train: Projected, queries: Projected, name: str) -> Tensor:
+    """Float[m n]."""
+    if not all(bool(part.gradients.isfinite().all()) for part in (train, queries)):
+        raise InputError(f"{name}: the gradients of the model are not finite numbers; train it anew")
     doubt = train.values.sigmoid()  # 1 - p, without cancellation
     solved = _solve(train.gradients, queries.gradients)
     return (solved @ train.gradients.t()) * doubt

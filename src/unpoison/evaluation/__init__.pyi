@@ -14,8 +14,8 @@ from ._plan import Plan as Plan
 from ._plan import plan as plan
 from ._results import Results as Results
 from ._results import recipes_in as recipes_in
+from ._rows import write_row as write_row
 from ._schema import Experiment as Experiment
-from ._stages import write_row as write_row
 from ._store import Outcome as Outcome
 from ._store import Stage as Stage
 from ._store import Store as Store

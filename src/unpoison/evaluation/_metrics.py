@@ -18,6 +18,10 @@
 - false positives: clean examples flagged, of all clean examples.
 - dropped: training examples that a defense no longer used in the last epoch, of all, all trials together;
   drop precision: the share of them that is poison; drop recall: the share of the poison that was dropped.
+- repaired: repairs that ended with the answer gone and a last trace that found nothing; last trace empty:
+  those whose last trace found nothing; rounds: how often they healed, mean and deviation; removed: what they
+  removed in all rounds, as the share of the poison that it held (removed recall) and the share of it that
+  was poison (removed precision).
 - filter bias: the largest difference between two classes in the share of clean examples flagged, all trials
   together; 0 when every class loses alike.
 
@@ -45,6 +49,7 @@ METHOD = ("attack", "budget", "victim", "defense", "detector", "unlearner", "con
 """The columns that say what was done; trials that agree in them are one line of the leaderboard."""
 TARGET = ("source", "target", "test_indices")
 """The columns that say what the attack aimed at."""
+_OF_REPAIRS = ("repaired", "last_trace_empty", "rounds", "removed_recall", "removed_precision")
 SUBJECT = (*TARGET, "seed", "number", "observation")
 """The columns that say on what; two lines are compared on trials that agree in these."""
 
@@ -133,6 +138,11 @@ class Line:
     dropped: Proportion
     drop_precision: Proportion
     drop_recall: Proportion
+    repaired: Proportion
+    last_trace_empty: Proportion
+    rounds: Mean
+    removed_recall: Proportion
+    removed_precision: Proportion
     seconds: Mapping[str, float]
     peak_bytes: float
 
@@ -160,6 +170,7 @@ class Line:
             for one in fields(self)
             if isinstance(value := getattr(self, one.name), Proportion | Mean)
             and (self.dropped.trials or not one.name.startswith("drop"))
+            and (self.repaired.trials or one.name not in _OF_REPAIRS)
         }
         summaries["success_by_target"]["interval"] = self.target_interval
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
@@ -214,6 +225,7 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     attacked = [row for row in rows if row["attack_total"]]
     judged = [row for row in rows if row["flagged"] is not None]
     defended = [row for row in rows if row.get("dropped") is not None]
+    repairs = [row for row in rows if row.get("outcome") is not None]
 
     def known(column: str) -> list[Any]:
         return [row[column] for row in rows if row[column] is not None]
@@ -246,6 +258,11 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         dropped=share("dropped", "examples", defended),
         drop_precision=share("dropped_poisons", "dropped", defended),
         drop_recall=share("dropped_poisons", "poisons", defended),
+        repaired=Proportion(sum(row["outcome"] == "repaired" for row in repairs), len(repairs)),
+        last_trace_empty=Proportion(sum(row["outcome"] != "poison remains" for row in repairs), len(repairs)),
+        rounds=Mean.of(row["rounds"] for row in repairs),
+        removed_recall=share("removed_poisons", "poisons", repairs),
+        removed_precision=share("removed_poisons", "removed", repairs),
         seconds={name: statistics.fmean(values) for name, values in stages.items() if values},
         peak_bytes=max(known("peak_bytes"), default=0.0),
     )

@@ -253,7 +253,7 @@ class _Scene:
         graph, words = self.graph, {"detector": detector.label, "observation": number}
         pair = {**self.poison, "victim": victim}
         findings = graph.findings(detector, number, self.seed, self.subset, pair)
-        yield from self._healed(words, victim, findings)
+        yield from self._healed(words, victim, findings, detector)
         if not self.poison and not graph.experiment.unlearners:
             return  # a filter as large would show nothing
         inputs = {**self.poison, "findings": findings}
@@ -268,8 +268,13 @@ class _Scene:
             filtered = graph.filtered("part_of_poison", chosen, inputs)
             yield from self._healed({**words, "control": part}, victim, filtered)
 
-    def _healed(self, words: Values, victim: str, findings: str) -> Iterator[str]:
-        """What was flagged: judged alone, or with what every unlearner makes of it."""
+    def _healed(
+        self, words: Values, victim: str, findings: str, detector: DetectorChoice | None = None
+    ) -> Iterator[str]:
+        """What was flagged: judged alone, or with what every unlearner makes of it.
+
+        The detector can be asked again by unlearners in rounds; filters are not.
+        """
         inputs = {"victim": victim, "findings": findings}
         everything = {**self.poison, **inputs, **self.start}
         if "calibration" in (made := self.graph.stages[findings].inputs):
@@ -277,7 +282,8 @@ class _Scene:
         if not self.graph.experiment.unlearners:
             yield self._row(words, inputs)
         for unlearner in self.graph.experiment.unlearners:
-            healed = self.graph.healed(unlearner, self._derived("heal"), self.subset, everything)
+            seed = self._derived("heal")
+            healed = self.graph.healed(unlearner, seed, self.subset, everything, detector)
             yield self._row({**words, "unlearner": unlearner.label}, {**inputs, "healed": healed})
 
     def _row(self, words: Values, inputs: Keys) -> str:

@@ -57,6 +57,10 @@ ROW = pa.schema(
         ("false_positives", pa.int64()),
         ("clean_examples", pa.int64()),
         ("average_precision", pa.float64()),
+        ("rounds", pa.int64()),  # how often a repair healed
+        ("outcome", pa.string()),  # of a repair
+        ("removed", pa.int64()),  # examples that a repair removed, all rounds together
+        ("removed_poisons", pa.int64()),
         ("class_false_positives", _MANY),
         ("class_clean", _MANY),
         ("seconds_craft", pa.float64()),

@@ -114,6 +114,12 @@ class Experiment:
             raise InputError("attacks and targets: give both, or neither for a recipe of clean victims")
         if self.unlearners and not self.detectors:
             raise InputError("unlearners: heal what detectors flag, so the recipe needs one of those")
+        scanning = [one.label for one in self.detectors if not one.method.needs_observation]
+        if scanning and any(one.rounds for one in self.unlearners):
+            raise InputError(
+                f"unlearners: rounds: {scanning[0]} scans the training set, and there is no answer to trace "
+                "again; leave out 'rounds'"
+            )
         if not self.attacks:
             self._check_clean()
         # Each of these raises for what makes no recipe.
@@ -202,9 +208,14 @@ class Experiment:
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
+            found = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise InputError(
+                f"{path}: {found}; give a recipe, a .toml file as docs/benchmarking.md describes it"
+            ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not TOML ({error})") from None
+            raise InputError(
+                f"{path}: not TOML ({error}); give a recipe as docs/benchmarking.md describes it"
+            ) from None
         if "folder" in values:
             raise InputError(f"{path}: unknown key 'folder'")
         return cls.from_dict({**values, "folder": str(Path(path).parent)}, str(path))

@@ -328,9 +328,27 @@ class DetectorChoice(MethodChoice):
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnlearnerChoice(MethodChoice):
-    """An unlearner."""
+    """An unlearner, and how often it is used.
+
+    Arguments:
+        rounds: how often at most a victim is healed, as by `unpoison.repair`: the healed model is traced,
+            and healed of what is found there too, until a trace finds nothing. When not given, victims are
+            healed once of what the detector flagged, as with filters in either case.
+    """
 
     METHODS: ClassVar[Registry[Any]] = unlearners.METHODS
+
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, rounds=(1, 100))
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        asked = {} if self.rounds is None else {"rounds": self.rounds}
+        return label(self.name, self.preset, {**self.options, **asked})
 
 
 @final

@@ -24,6 +24,7 @@ from unpoison.evaluation._sections import (
     DefenseChoice,
     DetectorChoice,
     MethodChoice,
+    UnlearnerChoice,
     VictimChoice,
 )
 from unpoison.evaluation._stage_data import StageData, goal_of
@@ -35,7 +36,12 @@ _STAGES = "unpoison.evaluation._stages"
 _ALWAYS = (_STAGES, "unpoison.evaluation._stage_data", "unpoison.workflow")
 _TRAINING = ("unpoison.training:train", "unpoison.evaluation._transfer")
 _PROBE = "unpoison.evaluation._probe"
-_MEASURING = ("unpoison.training:predict", "unpoison.threats:PoisonSet", "unpoison.detectors:Findings")
+_MEASURING = (
+    "unpoison.evaluation._rows",
+    "unpoison.training:predict",
+    "unpoison.threats:PoisonSet",
+    "unpoison.detectors:Findings",
+)
 # What each kind of goal is made of.
 _GOALS = {
     "backdoor": ("source", "target"),
@@ -214,13 +220,8 @@ class StageGraph:
         if detector.method.needs_observation:
             asked = {"answers": detector.answers, "inputs": detector.inputs, "number": number}
             finding["observation"] = asked
-        declared, code = detector.method, _module(detector)
-        labelled: Values = {}
-        if declared.uses_reference and self.data.reference is not None:
-            labelled["reference"] = self.data.reference.fingerprint
-        if declared.calibrates:
-            if self.experiment.data.groups is not None:
-                labelled["groups"] = self.experiment.data.groups
+        code, labelled = _module(detector), self._labelled(detector)
+        if detector.method.calibrates:
             calibrating = {
                 **subset,
                 **labelled,
@@ -232,14 +233,34 @@ class StageGraph:
             finding |= labelled
         return self.add("find", "find", finding, pair, code, *_MEASURING)
 
+    def _labelled(self, detector: DetectorChoice) -> Values:
+        """The part of a configuration that says what a detector is given beside the training set."""
+        declared, reference, given = detector.method, self.data.reference, dict[str, Any]()
+        if declared.uses_reference and reference is not None:
+            given["reference"] = reference.fingerprint
+        if declared.calibrates and self.experiment.data.groups is not None:
+            given["groups"] = self.experiment.data.groups
+        return given
+
     def filtered(self, function: str, configuration: Given, inputs: Keys) -> str:
         """What a filter takes out that detectors are compared with."""
         return self.add("find", function, configuration, inputs, *_MEASURING)
 
-    def healed(self, unlearner: MethodChoice, seed: int, subset: Given, inputs: Keys) -> str:
-        """What an unlearner makes of a victim."""
-        healing = {**subset, **self._freeze, "unlearner": unlearner.described(), "seed": seed}
-        return self.add("heal", "heal", healing, inputs, _module(unlearner), *_TRAINING)
+    def healed(
+        self,
+        unlearner: UnlearnerChoice,
+        seed: int,
+        subset: Given,
+        inputs: Keys,
+        detector: DetectorChoice | None,
+    ) -> str:
+        """What an unlearner makes of a victim; with a detector in the rounds that the recipe allows it."""
+        healing: Values = {**subset, **self._freeze, "unlearner": unlearner.described(), "seed": seed}
+        if detector is None or not unlearner.rounds:
+            return self.add("heal", "heal", healing, inputs, _module(unlearner), *_TRAINING)
+        healing |= {**self._labelled(detector), "detector": detector.described(), "rounds": unlearner.rounds}
+        methods = (_module(detector), _module(unlearner))
+        return self.add("heal", "repaired", healing, inputs, *methods, "unpoison._repair", *_TRAINING)
 
     def measured(self, function: str, configuration: Given, inputs: Keys) -> str:
         """A row, or another measurement."""

@@ -2,7 +2,7 @@
 
 They are what `Stage.function` names; `_plan` says which depends on which. A stage sees nothing but its
 arguments, so its artefact may be made in any process on any machine that sees the store and the data. What
-they do is done by `unpoison.workflow`.
+they do is done by `unpoison.workflow` and by `unpoison.repair`, which is made of it.
 """
 
 from __future__ import annotations
@@ -13,29 +13,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from unpoison import attacks, defenses, detectors, unlearners, workflow
-from unpoison._artefacts import read_json, write_json
+from unpoison._artefacts import write_json
+from unpoison._repair import repair
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors import Calibration, Findings, Observation, Threshold
-from unpoison.errors import InputError, nearest
+from unpoison.errors import InputError
 from unpoison.evaluation._probe import Probe, Undefended
-from unpoison.evaluation._results import ROW
+from unpoison.evaluation._rows import NOTHING, answers, costs, dropped, healing, judged, write_row
 from unpoison.evaluation._stage_data import StageData, goal_of
 from unpoison.evaluation._transfer import finished, starting_network
 from unpoison.registry import Registry
-from unpoison.threats import Budget, Goal, PoisonSet
+from unpoison.threats import Budget, PoisonSet
 from unpoison.training import Defense, Recipe, Trained, predict
 
 Values = Mapping[str, Any]
 Inputs = Mapping[str, Path]
 T = TypeVar("T")
-_NOTHING = "nothing"
 
 
 def craft(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
@@ -137,7 +135,7 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
         found = workflow.trace(trained, training_set, observation, calibration=calibration, **asked)
     else:
         nothing = torch.empty(0, dtype=torch.int64)
-        found = _filter(training_set, nothing, _NOTHING, "the victim gives no answer to trace")
+        found = _filter(training_set, nothing, NOTHING, "the victim gives no answer to trace")
     found.save(out / "findings")
 
 
@@ -179,7 +177,7 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
     training_set, _ = _poisoned(inputs, examples)
     findings = Findings.load(inputs["findings"] / "findings")
     if not len(findings.flagged):
-        write_json(out / "unchanged.json", {"why": "nothing was flagged, so the victim is left as it is"})
+        _unchanged(out)
         return
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
     seed = configuration["seed"]
@@ -194,6 +192,44 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
         seed=seed,
     )
     finished(healed).save(out / "model")
+
+
+def repaired(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`repair.json`, and `model/`: healed and traced again in rounds, of which the findings are the first.
+
+    `unchanged.json` is written in place of the model when nothing was flagged.
+    """
+    examples = StageData.of(configuration, surroundings)
+    training_set, _ = _poisoned(inputs, examples)
+    findings = Findings.load(inputs["findings"] / "findings")
+    if findings.observation is None:
+        write_json(out / "repair.json", {"outcome": "nothing found", "rounds": 0, "removed": []})
+        _unchanged(out)
+        return
+    trained = Trained.load(inputs["victim"] / "model", device=examples.device)
+    seed = configuration["seed"]
+    assert trained.recipe is not None
+    done = repair(
+        trained,
+        training_set,
+        findings.observation,
+        method=_method(detectors.METHODS, configuration["detector"]),
+        unlearner=_method(unlearners.METHODS, configuration["unlearner"]),
+        rounds=configuration["rounds"],
+        start=_start(configuration, inputs, examples, trained.recipe, seed),
+        reference=examples.reference if "reference" in configuration else None,
+        findings=findings,
+        groups=examples.groups if "groups" in configuration else None,
+        seed=seed,
+    )
+    record = {"outcome": done.outcome, "rounds": len(done.rounds) - 1, "removed": done.removed.tolist()}
+    traces = [{"p_value": one.findings.p_value, "flagged": len(one.flagged)} for one in done.rounds]
+    write_json(out / "repair.json", {**record, "summary": done.summary, "traces": traces})
+    if not len(done.removed):
+        _unchanged(out)
+        return
+    assert isinstance(done.model, Trained)
+    finished(done.model).save(out / "model")
 
 
 def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
@@ -219,15 +255,17 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
         row |= {
             "attack_successes": result.attack_success.successes,
             "attack_total": result.attack_success.trials,
-            **_answers(model, poison.goal, examples.test),
+            **answers(model, poison.goal, examples.test),
             "poisons": 0 if words["control"] == "no attack" else len(poison),
             "poison_share": len(poison) / len(training_set),
         }
     if words["defense"] != "none":
-        row |= _dropped(inputs["victim"], poison, len(training_set))
+        row |= dropped(inputs["victim"], poison, len(training_set))
     if "findings" in inputs:
-        row |= _judged(Findings.load(inputs["findings"] / "findings"), poison, training_set, words["control"])
-    write_row(out, row, _costs(inputs))
+        row |= judged(Findings.load(inputs["findings"] / "findings"), poison, training_set, words["control"])
+    if healed is not None and (healed / "repair.json").exists():
+        row |= healing(healed, poison)
+    write_row(out, row, costs(inputs))
 
 
 def right_answers(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
@@ -242,20 +280,13 @@ def right_answers(configuration: Values, inputs: Inputs, surroundings: Values, o
     )
 
 
-def write_row(out: Path, row: Values, costs: Values) -> None:
-    """Write `row.parquet`; what the row does not say is null."""
-    unknown = sorted({*row, *costs} - set(ROW.names))
-    if unknown:
-        raise InputError(f"a row has no column {unknown[0]!r}; {nearest(unknown[0], ROW.names)}")
-    columns = {name: [row.get(name, costs.get(name))] for name in ROW.names}
-    pq.write_table(
-        pa.table(columns, schema=ROW), out / "row.parquet", compression="none", use_dictionary=False
-    )
-
-
 def _method(methods: Registry[T], described: Values, **options: Any) -> T:
     """The method of a configuration, with some other options."""
     return methods.get(described["name"], preset=described["preset"], **{**described["options"], **options})
+
+
+def _unchanged(out: Path) -> None:
+    write_json(out / "unchanged.json", {"why": "nothing was flagged, so the victim is left as it is"})
 
 
 def _start(
@@ -331,40 +362,6 @@ def _filter(training_set: TrainingSet, flagged: Tensor, name: str, how: str) -> 
     )
 
 
-def _answers(model: Trained, goal: Goal, test: TrainingSet) -> dict[str, Any]:
-    """How the adversary's inputs are answered: by what margin, and how many with their own class."""
-    images, places = goal.victims(test)
-    logits = predict(model.model, images).cpu()
-    places = places.cpu()
-    own = test.labels.cpu()[places.clamp(min=0)]
-    return {
-        "margin": float(goal.margin(logits).mean()),
-        "attack_correct": int(((logits.argmax(1) == own) & (places >= 0)).sum()),
-    }
-
-
-def _judged(
-    findings: Findings, poison: PoisonSet | None, training_set: TrainingSet, control: str
-) -> dict[str, Any]:
-    """What a detector or a filter found, held against the truth."""
-    flagged, labels, classes = findings.mask(), training_set.labels.cpu(), training_set.num_classes
-    clean = torch.ones_like(flagged) if poison is None else ~poison.membership(len(training_set))
-    scanned = findings.observation is None and findings.method != _NOTHING
-    row = {
-        "observed": None if control or scanned else findings.method != _NOTHING,
-        "found": None if control or findings.method == _NOTHING else findings.poison_found,
-        "p_value": findings.p_value,
-        "cause": None if findings.cause is None else findings.cause.kind,
-        "flagged": len(findings.flagged),
-        "true_positives": int((flagged & ~clean).sum()),
-        "false_positives": int((flagged & clean).sum()),
-        "clean_examples": int(clean.sum()),
-        "class_false_positives": torch.bincount(labels[flagged & clean], minlength=classes).tolist(),
-        "class_clean": torch.bincount(labels[clean], minlength=classes).tolist(),
-    }
-    return row if poison is None else {**row, "average_precision": findings.judge(poison).average_precision}
-
-
 def _sizes(victim: Path) -> tuple[tuple[int, int], ...]:
     """How many examples the defense of a victim dropped before which epoch."""
     rounds = (Trained.load(victim / "model").defense or {}).get("rounds")
@@ -372,25 +369,3 @@ def _sizes(victim: Path) -> tuple[tuple[int, int], ...]:
         raise InputError("like: the defense that it names drops nothing in rounds")
     # Without any round the control would follow a schedule of its own.
     return tuple((one["epoch"], one["dropped"]) for one in rounds) or ((0, 0),)
-
-
-def _dropped(victim: Path, poison: PoisonSet | None, examples: int) -> dict[str, int]:
-    """How much a defense had dropped by the last epoch, and how much of it was poison."""
-    trained = Trained.load(victim / "model")
-    poisons = 0 if poison is None else int(poison.membership(examples)[trained.dropped].sum())
-    return {"dropped": len(trained.dropped), "dropped_poisons": poisons, "examples": examples}
-
-
-def _costs(inputs: Inputs) -> dict[str, float]:
-    names = {
-        "poison": "craft",
-        "victim": "train",
-        "calibration": "calibrate",
-        "findings": "find",
-        "healed": "heal",
-    }
-    records = {
-        names[name]: read_json(place / "stage.json") for name, place in inputs.items() if name in names
-    }
-    costs = {f"seconds_{name}": record["seconds"] for name, record in records.items()}
-    return {**costs, "peak_bytes": max(record["peak_bytes"] for record in records.values())}

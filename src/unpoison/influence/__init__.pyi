@@ -1,8 +1,15 @@
+from ._bounded import influence_scores as influence_scores
+from ._estimates import Parts as Parts
+from ._estimates import influence_bytes as influence_bytes
+from ._estimates import projection_bytes as projection_bytes
 from ._factors import Factors as Factors
 from ._factors import LayerFactors as LayerFactors
 from ._factors import fit_factors as fit_factors
 from ._factors import model_fingerprint as model_fingerprint
 from ._factors import unchanged as unchanged
+from ._index import IndexQueries as IndexQueries
+from ._index import InfluenceIndex as InfluenceIndex
+from ._index_estimate import IndexEstimate as IndexEstimate
 from ._projection import Projected as Projected
 from ._projection import project as project
 from ._queries import AbsoluteDamping as AbsoluteDamping
@@ -14,3 +21,4 @@ from ._scores import Scores as Scores
 from ._scores import score as score
 from ._tracked import Coverage as Coverage
 from ._tracked import coverage as coverage
+from ._tracked import tracked_layers as tracked_layers

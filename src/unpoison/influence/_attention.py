@@ -1,8 +1,8 @@
 """`nn.MultiheadAttention` in steps, so that the inputs and output gradients of its projections can be read.
 
 Its own forward multiplies by the packed weight inside of one function, and its fast path computes whole
-encoder layers at once. Within `in_steps` each attention calls a Linear that holds the packed weight, the same
-function with identity projections, and its `out_proj`: the same numbers up to rounding.
+encoder layers at once. Within `attention_in_steps` each attention calls a Linear that holds the packed
+weight, the same function with identity projections, and its `out_proj`: the same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unpoison.influence._layers import Member
 
 
 def packed_member(module: nn.MultiheadAttention, prefix: str) -> Member:
-    """The packed projection as a Linear of its own, which `in_steps` calls."""
+    """The packed projection as a Linear of its own, which `attention_in_steps` calls."""
     weight, bias = module.in_proj_weight, module.in_proj_bias
     packed = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     packed.weight = weight
@@ -29,7 +29,7 @@ def packed_member(module: nn.MultiheadAttention, prefix: str) -> Member:
 
 
 @contextlib.contextmanager
-def in_steps(model: nn.Module, packed: dict[int, nn.Module]) -> Iterator[None]:
+def attention_in_steps(model: nn.Module, packed: dict[int, nn.Module]) -> Iterator[None]:
     """Within the block every `nn.MultiheadAttention` of torch's own forward computes step by step.
 
     Arguments:

@@ -4,18 +4,21 @@ George et al., "Fast Approximate Natural Gradient Descent in a Kronecker-factore
 al., "Studying Large Language Model Generalization with Influence Functions", 2023. Stages:
 
 1. one pass over the examples: A = E[a a^T] and S = E[g g^T] of every layer, fused, float32;
-2. A = Qa La Qa^T and S = Qg Lg Qg^T, float64;
+2. A = Qa La Qa^T and S = Qg Lg Qg^T, float64, in the place of A and S;
 3. one pass: Lambda = E_j[(Qg^T G_j Qa)^2] over per-example gradients G_j, float32.
+
+Either pass may be of evenly spread examples alone: A and S decide on the basis only, and the mean of n
+squares has a relative error of about sqrt(2 / n).
 
 a are a layer's inputs (the patches of a convolution, with a 1 for the bias) and g its output gradients,
 both uncentred and averaged over examples and positions. Labels are drawn from the model's prediction (the
 true Fisher matrix) unless `empirical`. A grouped convolution has factors for each group.
 
 Cost: for a layer with k groups, o outputs, i inputs (a group) and t positions, an example takes, beside a
-forward and the backward pass without parameter gradients, k*t*(i^2 + o^2) multiplications in stage 1 and
-k*(t*o*i + i^2 min(t, o) + o^2 min(t, i)) in stage 3; stage 2 takes about 10*k*(i^3 + o^3) once. Memory:
-the factors, k*(i^2 + o^2 + o*i) numbers a layer (twice the squares during stage 2, in float64); the
-activations of one batch; and `workspace_bytes`.
+forward and the backward pass without parameter gradients, k*t*(i^2 + o^2)/2 multiplications in stage 1 (a 3x3
+convolution of stride 1 a sixth of t*i^2: see `_covariances`) and k*(t*o*i + i^2 min(t, o) + o^2 min(t, i)) in
+stage 3; stage 2 takes about 10*k*(i^3 + o^3) once. Memory: the factors, k*(i^2 + o^2 + o*i) numbers a layer;
+eight times the largest square during stage 2 (float64); the activations of one batch; and `workspace_bytes`.
 """
 
 from __future__ import annotations
@@ -36,13 +39,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._memory import check_memory, in_words
 from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
+from unpoison.influence._covariances import Covariances, eigenbases_
+from unpoison.influence._diagonal_layers import TableRows
 from unpoison.influence._layers import Layer, Scratch, outer
 from unpoison.influence._shards import Shard
-from unpoison.influence._sweep import Sweeper, Visitor
+from unpoison.influence._sweep import Sweeper, Visitor, where
 from unpoison.influence._tracked import tracked_layers
 from unpoison.tasks import Batch, Task
 
@@ -85,7 +91,8 @@ class Factors:
         layers: by module name, in the order of the model.
         model_fingerprint: of all parameters and buffers of the model that they were fitted to.
         examples_fingerprint: of the examples.
-        settings: what else they depend on: examples, covariance_examples, seed, empirical.
+        settings: what else they depend on: examples, covariance_examples, eigenvalue_examples, seed,
+            empirical.
         unreached: modules that could be tracked, but that the forward pass does not use, that no gradient
             reaches, or whose inputs do not keep the examples of a batch apart; left out.
     """
@@ -174,6 +181,7 @@ def fit_factors(
     seed: int,
     modules: Sequence[str] | None = None,
     covariance_examples: int | None = None,
+    eigenvalue_examples: int | None = None,
     empirical: bool = False,
     batch_size: int = 128,
     workspace_bytes: int | None = None,
@@ -191,7 +199,8 @@ def fit_factors(
         modules: names of the modules to track, or patterns such as "layer4.*"; see `tracked_layers`. All that
             are matrix products (linear layers, convolutions, attention's projections) by default; "*" also
             normalisation, LayerScale and Embedding, with the exact diagonal.
-        covariance_examples: A and S from this many evenly spread examples only; Lambda is always of all.
+        covariance_examples: A and S from this many evenly spread examples only; of all by default.
+        eigenvalue_examples: Lambda from this many evenly spread examples only; of all by default.
         empirical: use the given labels (the empirical Fisher matrix) in place of drawn ones.
         batch_size: examples of a forward pass.
         workspace_bytes: of per-example gradients at a time; default 8 MiB, on CUDA 1 GiB.
@@ -199,6 +208,7 @@ def fit_factors(
 
     Raises:
         InputError: a module cannot be tracked or is not reached, or a covariance is not finite.
+        InsufficientMemoryError: the factors take more memory than may be taken.
     """
     layers = tracked_layers(model, modules)
     total = len(examples)
@@ -206,13 +216,22 @@ def fit_factors(
         raise InputError(
             f"fit_factors: needs examples and a positive batch size, found {total} and {batch_size}"
         )
-    if covariance_examples is not None and covariance_examples < 1:
-        raise InputError(f"covariance_examples must be positive, found {covariance_examples}")
+    for name, value in (
+        ("covariance_examples", covariance_examples),
+        ("eigenvalue_examples", eigenvalue_examples),
+    ):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be positive, found {value}")
     shard = Shard.current()
-    stride = 1 if covariance_examples is None else max(1, -(-total // covariance_examples))
+    stride, second_stride = (
+        1 if some is None else max(1, -(-total // some))
+        for some in (covariance_examples, eigenvalue_examples)
+    )
 
+    device, dtype = where(model)
+    _check_memory(layers, device, dtype)
     with Sweeper(model, layers, workspace_bytes=workspace_bytes) as sweeper:
-        covariances = _Covariances(layers, sweeper)
+        covariances = Covariances(layers, sweeper)
         _pass(
             sweeper,
             examples,
@@ -226,6 +245,7 @@ def fit_factors(
             shard,
             progress,
         )
+        covariances.finish()
         reached = sweeper.reached
     for tensor in (*covariances.inputs, *covariances.outputs):
         shard.add_(tensor)
@@ -243,11 +263,13 @@ def fit_factors(
     bases: list[tuple[Tensor | None, Tensor | None]] = []
     for index, layer in enumerate(layers):
         if reached[index]:
-            sums = (covariances.inputs[index], covariances.outputs[index])
+            pair = covariances.inputs[index], covariances.outputs[index]
             used.append(layer)
-            bases.append(_eigenbases(layer, sums, shard, len(bases)) if layer.kronecker else (None, None))
-    for owner, pair in enumerate(bases):
-        for basis in pair:
+            if layer.kronecker:
+                eigenbases_(layer, pair, shard, len(bases))
+            bases.append(pair if layer.kronecker else (None, None))
+    for owner, pair_or_none in enumerate(bases):
+        for basis in pair_or_none:
             if basis is not None:
                 shard.broadcast_(basis, owner)
     del covariances
@@ -255,19 +277,50 @@ def fit_factors(
     with Sweeper(model, used, workspace_bytes=workspace_bytes) as sweeper:
         corrected = _Eigenvalues(used, bases, sweeper)
         _pass(
-            sweeper, examples, task, corrected, "eigenvalues", seed, empirical, batch_size, 1, shard, progress
+            sweeper,
+            examples,
+            task,
+            corrected,
+            "eigenvalues",
+            seed,
+            empirical,
+            batch_size,
+            second_stride,
+            shard,
+            progress,
         )
+    read = len(range(0, total, second_stride))
     fitted = {
-        layer.name: LayerFactors(input_basis, output_basis, shard.add_(squares).div_(total))
+        layer.name: LayerFactors(input_basis, output_basis, shard.add_(squares).div_(read))
         for layer, (input_basis, output_basis), squares in zip(used, bases, corrected.sums, strict=True)
     }
     settings = {
         "examples": total,
         "covariance_examples": len(range(0, total, stride)),
+        "eigenvalue_examples": read,
         "seed": seed,
         "empirical": empirical,
     }
     return Factors(fitted, model_fingerprint(model), examples_fingerprint(examples), settings, unreached)
+
+
+def _check_memory(layers: Sequence[Layer], device: torch.device, dtype: torch.dtype) -> None:
+    def numbers(layer: Layer) -> int:
+        groups, outputs, inputs = layer.shape
+        return groups * (outputs * inputs + layer.kronecker * (outputs**2 + inputs**2))
+
+    widest = max((max(layer.shape[1:]) for layer in layers if layer.kronecker), default=0)
+    largest = max(layers, key=numbers)
+    check_memory(
+        "influence factors",
+        {
+            "factors": sum(map(numbers, layers)) * dtype.itemsize,
+            "the largest eigendecomposition": 4 * 8 * widest**2,
+        },
+        advice=f"name fewer modules by `modules`; {largest.name} takes most, "
+        f"{in_words(numbers(largest) * dtype.itemsize)}",
+        device=device,
+    )
 
 
 def _pass(
@@ -312,47 +365,6 @@ def _noise(start: int, stop: int, seed: int, stage: str, shape: tuple[int, ...])
         for block in range(first, last + 1)
     ]
     return torch.cat(blocks)[start - first * _NOISE_BLOCK : stop - first * _NOISE_BLOCK]
-
-
-@final
-class _Covariances(Visitor):
-    """Sums of a a^T and g g^T."""
-
-    def __init__(self, layers: Sequence[Layer], sweeper: Sweeper) -> None:
-        def squares(layer: Layer, width: int) -> Tensor:
-            groups = layer.shape[0] if layer.kronecker else 0
-            return torch.zeros(groups, width, width, device=sweeper.device, dtype=sweeper.dtype)
-
-        self.inputs = [squares(layer, layer.shape[2]) for layer in layers]
-        self.outputs = [squares(layer, layer.shape[1]) for layer in layers]
-
-    def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
-        for total, part in ((self.inputs[index], activations), (self.outputs[index], output_gradients)):
-            rows = part.transpose(0, 1).flatten(1, 2)
-            if len(rows) == 1:  # a plain product uses all threads, a batch of one does not
-                total[0].addmm_(rows[0].t(), rows[0])
-            else:
-                total.baddbmm_(rows.transpose(1, 2), rows)
-
-    def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
-        pass
-
-
-def _eigenbases(layer: Layer, pair: tuple[Tensor, Tensor], shard: Shard, place: int) -> tuple[Tensor, Tensor]:
-    """Eigenvectors of A and S; in a process group each layer is computed by one process."""
-    if place % shard.world != shard.rank:
-        return torch.empty_like(pair[0]), torch.empty_like(pair[1])
-    result = []
-    for total in pair:
-        # Eigenvectors do not depend on the scale; divided by it the entries are of order 1.
-        matrix = (total.double() + total.double().transpose(1, 2)) / 2
-        matrix = matrix / matrix.diagonal(dim1=-2, dim2=-1).mean().clamp(min=torch.finfo(torch.float64).tiny)
-        if not bool(torch.isfinite(matrix).all()):
-            raise InputError(
-                f"module {layer.name}: activations or gradients are not finite; does its loss overflow?"
-            )
-        result.append(torch.linalg.eigh(matrix)[1].to(total.dtype).contiguous())
-    return result[0], result[1]
 
 
 def rotated(
@@ -406,6 +418,11 @@ class _Eigenvalues(Visitor):
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         self.sums[index] += gradient.square().sum(0)
+
+    def table_rows(self, index: int, start: int, rows: TableRows) -> bool:
+        """Squares of the rows that the examples use."""
+        self.sums[index][0].index_add_(0, rows.places, rows.gradients.square())
+        return True
 
 
 _UNCHANGED: ContextVar[tuple[nn.Module, str] | None] = ContextVar("unchanged", default=None)

@@ -68,6 +68,7 @@ class Layer(ABC):
         name: of its first module.
         modules: those whose calls are read; several that share a weight.
         parameters: the names of its parameters in the model.
+        by_default: whether it is tracked where no modules are named.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Layer(ABC):
     parameters: tuple[str, ...]
     shape: tuple[int, int, int]
     kronecker: bool
+    by_default: bool
 
     @abstractmethod
     def positions(self, output: Tensor) -> int:
@@ -99,6 +101,7 @@ class KroneckerLayer(Layer):
     """
 
     kronecker = True
+    by_default = True
 
     def __init__(self, name: str, members: Sequence[Member], groups: int, outputs: int, inputs: int) -> None:
         self.name, self.modules, self.inputs = name, tuple(one.module for one in members), inputs

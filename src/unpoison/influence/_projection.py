@@ -41,10 +41,12 @@ class Projected:
     Arguments:
         gradients: Float[n d].
         values: Float[n], the function whose gradients they are.
+        layers: the tracked layers that a gradient reached; see `coverage`.
     """
 
     gradients: Tensor
     values: Tensor
+    layers: tuple[str, ...] = ()
 
 
 def project(
@@ -93,7 +95,8 @@ def project(
             values[low:high] = sweeper.batch(examples.batch(low, high), function, visitor)
             if progress is not None:
                 progress("projections", high, count)
-    return Projected(visitor.projections, values)
+        reached = tuple(layer.name for layer, met in zip(layers, sweeper.reached, strict=True) if met)
+    return Projected(visitor.projections, values, reached)
 
 
 def count_sketch(parameters: int, dimensions: int, randomness: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -6,28 +6,39 @@ differences cost n products, not 2n. It is then multiplied by the inverse curvat
 `P v = Qg ((Qg^T V Qa) / (Lambda + damping)) Qa^T`.
 
 Cost: a forward and a backward pass of the q measured inputs, and 2 m k o i (o + i) multiplications a layer.
-Memory: m numbers for each tracked parameter, and as much again for the layer in hand.
+Memory: m numbers for each tracked parameter. Where that is too much, `influence_scores` takes the modules in
+blocks, or a rank: a query of a layer is then the product of two matrices, `m r k (o + i)` numbers, by a
+randomised singular value decomposition (Halko, Martinsson and Tropp, 2011), as kronfluence's
+`query_gradient_low_rank` does (Grosse et al., 2023, section 3.2).
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, field
+from typing import Final, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison._inputs import count_of, rows_of
+from unpoison._memory import check_memory
 from unpoison._progress import Progress
 from unpoison.errors import InputError
+from unpoison.influence._diagonal_layers import TableRows
 from unpoison.influence._factors import Factors, LayerFactors, model_fingerprint, rotated_matrix
 from unpoison.influence._layers import Layer, outer
-from unpoison.influence._sweep import Sweeper, Visitor
+from unpoison.influence._sweep import Sweeper, Visitor, where
 from unpoison.influence._tracked import tracked_layers
 from unpoison.models import usual_mode
 from unpoison.tasks import Batch, Task
+
+QUERY_SHARE: Final = 0.5
+"""The share of the memory that queries in blocks may take; the rest is for activations and gradients."""
+QUERY_SLICE: Final = 64 << 20
+"""Bytes of queries that are preconditioned at a time."""
 
 
 class Damping(ABC):
@@ -78,6 +89,33 @@ def inverse(factors: LayerFactors, damping: Damping) -> Tensor:
 
 @final
 @dataclass(frozen=True, eq=False)
+class LowRank:
+    """m matrices of rank r a group, `sum_r left[k, :, m, r] right[k, :, m, r]^T`.
+
+    Arguments:
+        left: Float[k o m r].
+        right: Float[k i m r].
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, matrices: Tensor, rank: int, randomness: torch.Generator) -> LowRank:
+        """The leading singular directions of Float[m k o i], nearly: two power iterations."""
+        width = min(rank + 8, *matrices.shape[2:])
+        start = torch.randn(matrices.shape[3], width, generator=randomness).to(matrices)
+        basis = torch.linalg.qr(matrices @ start)[0]
+        for _ in range(2):
+            basis = torch.linalg.qr(matrices @ torch.linalg.qr(matrices.transpose(2, 3) @ basis)[0])[0]
+        inner = basis.transpose(2, 3) @ matrices
+        directions = torch.linalg.eigh(inner @ inner.transpose(2, 3))[1][..., -rank:]
+        left, right = basis @ directions, inner.transpose(2, 3) @ directions
+        return cls(left.permute(1, 2, 0, 3).contiguous(), right.permute(1, 2, 0, 3).contiguous())
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class PreconditionedQueries:
     """Queries after the inverse curvature, by module name: Float[m k o i], laid out as in `Factors`.
 
@@ -86,15 +124,18 @@ class PreconditionedQueries:
         factors: what they were preconditioned with; None for plain gradients (the identity as curvature).
         damping: the damping used.
         model_fingerprint: of the model whose gradients they are.
+        low_rank: queries that are kept as products, by module name; they are not in `values`.
     """
 
     values: Mapping[str, Tensor]
     factors: Factors | None
     damping: Damping
     model_fingerprint: str
+    low_rank: Mapping[str, LowRank] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(next(iter(self.values.values())))
+        exact = next(iter(self.values.values()), None)
+        return next(iter(self.low_rank.values())).left.shape[2] if exact is None else len(exact)
 
     def by_parameter(self, model: nn.Module) -> dict[str, Tensor]:
         """`{parameter name: Float[m, *parameter.shape]}`, e.g. for a Jacobian-vector product."""
@@ -126,18 +167,21 @@ def precondition(
         task: its `measurement` is differentiated.
         combine: Float[m, q], the combinations to form; the identity by default.
         damping: `RelativeDamping()` by default.
-        modules: which modules to track when there are no factors; as for `fit_factors`.
+        modules: which modules to track, as for `fit_factors`; all that have factors by default.
         batch_size: queries of a forward pass.
         workspace_bytes: of per-example gradients at a time.
         progress: called with "queries", queries done and queries to do, after each batch.
 
     Raises:
         MismatchError: the factors were fitted to another model.
+        InsufficientMemoryError: the queries take more memory than may be taken.
     """
     damping = RelativeDamping() if damping is None else damping
     if factors is not None:
         factors.check(model)
-    layers = tracked_layers(model, modules if factors is None else list(factors.layers))
+    layers = tracked_layers(
+        model, list(factors.layers) if factors is not None and modules is None else modules
+    )
     count = count_of(queries[0])
     if combine is None:
         combine = torch.eye(count)
@@ -145,6 +189,16 @@ def precondition(
         raise InputError(
             f"combine: must be of shape [m, {count}] for {count} queries, found {list(combine.shape)}"
         )
+    device, dtype = where(model)
+    held = len(combine) * sum(math.prod(layer.shape) for layer in layers) * dtype.itemsize
+    check_memory(
+        "queries",
+        {f"{len(combine)} queries": held},
+        advice=lambda allowed: (
+            f"{len(combine) * allowed // held} fit at a time; `influence_scores` takes blocks of modules"
+        ),
+        device=device,
+    )
     with Sweeper(model, layers, workspace_bytes=workspace_bytes) as sweeper:
         collected = _Combined(layers, combine.to(sweeper.device, sweeper.dtype), sweeper)
         for start in range(0, count, batch_size):
@@ -156,7 +210,7 @@ def precondition(
             )
             if progress is not None:
                 progress("queries", min(start + batch_size, count), count)
-        device, dtype, reached = sweeper.device, sweeper.dtype, sweeper.reached
+        reached = sweeper.reached
     values: dict[str, Tensor] = {}
     with usual_mode(device):
         for index, layer in enumerate(layers):
@@ -169,13 +223,17 @@ def precondition(
             if own.input_basis is None or own.output_basis is None:
                 values[layer.name] = total.mul_(inverse(own, damping))
             else:
-                inner = rotated_matrix(total, own.input_basis, own.output_basis).mul_(inverse(own, damping))
-                back = rotated_matrix(
-                    inner, own.input_basis.transpose(1, 2), own.output_basis.transpose(1, 2)
-                )
-                values[layer.name] = back.contiguous()
-            collected.totals[index] = total.new_empty(0)
+                step, damped = max(1, QUERY_SLICE // total[0].nbytes), inverse(own, damping)
+                for start in range(0, len(total), step):  # in place, since most of the memory is here
+                    rows = total[start : start + step]
+                    rows.copy_(_preconditioned(rows, own.input_basis, own.output_basis, damped))
+                values[layer.name] = total
     return PreconditionedQueries(values, factors, damping, model_fingerprint(model))
+
+
+def _preconditioned(vectors: Tensor, input_basis: Tensor, output_basis: Tensor, inverse: Tensor) -> Tensor:
+    inner = rotated_matrix(vectors, input_basis, output_basis).mul_(inverse)
+    return rotated_matrix(inner, input_basis.transpose(1, 2), output_basis.transpose(1, 2))
 
 
 @final
@@ -198,3 +256,11 @@ class _Combined(Visitor):
         # Of many combinations of a few queries each, only those of these queries change.
         rows = part.any(1).nonzero()[:, 0]
         self.totals[index].flatten(1).index_add_(0, rows, part[rows] @ gradient.flatten(1))
+
+    def table_rows(self, index: int, start: int, rows: TableRows) -> bool:
+        """Combinations of the rows that the examples use."""
+        shares = self.combine[:, self.first + start + rows.owners]
+        for total, share in zip(self.totals[index][:, 0], shares, strict=True):
+            used = share.nonzero()[:, 0]
+            total.index_add_(0, rows.places[used], share[used, None] * rows.gradients[used])
+        return True

@@ -9,7 +9,8 @@ Whatever the number of queries, an example takes one forward and one backward pa
 gradients, its per-example gradient of each layer (k t o i multiplications) and one product with the m
 queries (m k o i), computed as a matrix product over a chunk of examples while the chunk is in cache. For a
 linear layer with one position per example the gradient is never formed: g^T V a. Memory: the queries (m
-numbers a parameter), the activations of one batch, `workspace_bytes`, and the scores.
+numbers a parameter), the activations of one batch, `workspace_bytes`, and the scores. A query of rank r takes
+m r t (o + i) or m r o i multiplications, whichever is less.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from unpoison._progress import Progress
 from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
+from unpoison.influence._diagonal_layers import TableRows
 from unpoison.influence._factors import model_fingerprint, rotated
 from unpoison.influence._layers import Layer, outer
 from unpoison.influence._products import products
-from unpoison.influence._queries import PreconditionedQueries, inverse
+from unpoison.influence._queries import LowRank, PreconditionedQueries, inverse
 from unpoison.influence._shards import Shard
 from unpoison.influence._sweep import Sweeper, Visitor
 from unpoison.influence._tracked import tracked_layers
@@ -107,7 +109,7 @@ def score(
             f"score: cannot score examples {first} to {last} of {total} in batches of {batch_size}"
         )
     function = task.loss if gradient == "loss" else task.measurement
-    layers = tracked_layers(model, list(queries.values))
+    layers = tracked_layers(model, [*queries.values, *queries.low_rank])
     with Sweeper(model, layers, workspace_bytes=workspace_bytes) as sweeper:
         visitor = _Products(layers, queries, sweeper, last - first, gradient_norms, self_influence)
         for low in range(first, last, batch_size):
@@ -142,7 +144,12 @@ class _Products(Visitor):
     ) -> None:
         device, dtype = sweeper.device, sweeper.dtype
         self.layers, self.first, self.scratch = layers, 0, sweeper.scratch
-        self.queries = [queries.values[layer.name].to(device, dtype) for layer in layers]
+        self.queries = [
+            None if layer.name in queries.low_rank else queries.values[layer.name].to(device, dtype)
+            for layer in layers
+        ]
+        self.low_rank = [queries.low_rank.get(layer.name) for layer in layers]
+        self.workspace = sweeper.workspace
         self.products = torch.zeros(count, len(queries), device=device, dtype=dtype)
         self.losses = torch.zeros(count, device=device, dtype=dtype)
         # Squares of gradients far below 1 are kept in float64.
@@ -156,7 +163,7 @@ class _Products(Visitor):
 
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
         rows = slice(self.first + start, self.first + start + len(activations))
-        queries, scale = self.queries[index], _scale(output_gradients)
+        scale = _scale(output_gradients)
         output_gradients = output_gradients / scale[:, None, None, None]
         if self.self_influence is not None:
             own, reciprocal = self.factors[index]
@@ -164,6 +171,12 @@ class _Products(Visitor):
             assert own.output_basis is not None
             turned = rotated(activations, output_gradients, own.input_basis, own.output_basis, self.scratch)
             self._add_self_influence(rows, turned, reciprocal, scale)
+        low_rank = self.low_rank[index]
+        if low_rank is not None:
+            self._dot_low_rank(low_rank, rows, activations, output_gradients, scale)
+            return
+        queries = self.queries[index]
+        assert queries is not None
         count, groups, outputs, inputs = queries.shape
         if activations.shape[2] == 1 and groups == 1 and count < inputs:
             a, g = activations[:, 0, 0], output_gradients[:, 0, 0]
@@ -174,6 +187,29 @@ class _Products(Visitor):
             return
         self._dot(index, rows, outer(activations, output_gradients, self.scratch), scale)
 
+    def _dot_low_rank(
+        self, queries: LowRank, rows: slice, activations: Tensor, output_gradients: Tensor, scale: Tensor
+    ) -> None:
+        c, _, positions, inputs = activations.shape
+        _, outputs, count, rank = queries.left.shape
+        left, right = queries.left.flatten(2), queries.right.flatten(2)
+        by_position = positions * (outputs + inputs) < outputs * inputs
+        across = positions if by_position else inputs
+        step = max(1, self.workspace // (2 * len(left) * across * count * rank * left.element_size()))
+        found = self.products[rows]
+        for start in range(0, c, step):
+            part = slice(start, start + step)
+            a, g, own = activations[part], output_gradients[part], scale[part]
+            if self.squares is not None or not by_position:
+                gradient = outer(a, g, self.scratch)
+                self._add_squares(slice(rows.start + start, rows.start + start + len(a)), gradient, own)
+            if by_position:
+                both = torch.matmul(g, left).mul_(torch.matmul(a, right))
+            else:
+                both = torch.matmul(gradient.transpose(2, 3), left).mul_(right)
+            sums = both.sum((1, 2)).view(len(a), count, rank).sum(2)
+            found[part] += sums * own[:, None]
+
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
         rows = slice(self.first + start, self.first + start + len(gradient))
         scale = _scale(gradient)
@@ -182,16 +218,35 @@ class _Products(Visitor):
             self._add_self_influence(rows, gradient.clone(), self.factors[index][1], scale)
         self._dot(index, rows, gradient, scale)
 
+    def table_rows(self, index: int, start: int, rows: TableRows) -> bool:
+        """Products with the rows of the queries' tables that the examples use."""
+        queries = self.queries[index]
+        assert queries is not None
+        owners, squares = self.first + start + rows.owners, rows.gradients.double().square()
+        for place, table in enumerate(queries[:, 0]):
+            self.products[:, place].index_add_(0, owners, (table[rows.places] * rows.gradients).sum(1))
+        if self.squares is not None:
+            self.squares.index_add_(0, owners, squares.sum(1))
+        if self.self_influence is not None:
+            own = (squares * self.factors[index][1][0, rows.places]).sum(1)
+            self.self_influence.index_add_(0, owners, own)
+        return True
+
     def _add_self_influence(self, rows: slice, turned: Tensor, reciprocal: Tensor, scale: Tensor) -> None:
         assert self.self_influence is not None
         own = turned.square_().flatten(1).mv(reciprocal.flatten())
         self.self_influence[rows] += own * scale.double().square()
 
     def _dot(self, index: int, rows: slice, gradient: Tensor, scale: Tensor) -> None:
-        flat = gradient.flatten(1)
-        self.products[rows] += products(self.queries[index].flatten(1), flat).t() * scale[:, None]
+        queries = self.queries[index]
+        assert queries is not None
+        self.products[rows] += products(queries.flatten(1), gradient.flatten(1)).t() * scale[:, None]
+        self._add_squares(rows, gradient, scale)
+
+    def _add_squares(self, rows: slice, gradient: Tensor, scale: Tensor) -> None:
         if self.squares is not None:
-            self.squares[rows] += (torch.linalg.vector_norm(flat, dim=1) * scale).double().square()
+            norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+            self.squares[rows] += (norms * scale).double().square()
 
 
 def _scale(gradients: Tensor) -> Tensor:

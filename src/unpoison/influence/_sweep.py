@@ -6,6 +6,9 @@ no parameter gradients (a third of a usual backward pass) and stops before the f
 forms what it needs of the parameter gradients itself, layer by layer, while the backward pass runs, in chunks
 of examples that fit `workspace_bytes`. The tensors of a layer are released as soon as it has been visited.
 
+A batch is run in parts whose activations fit a quarter of the memory that may be taken (1 GiB at most on a
+processor, where more is no faster): the first few examples tell what an example keeps for the backward pass.
+
 Which rows of a layer's input belong to an example is found out where it is not plain: sequences that come
 first, or rows that fold several parts of an example (windows), are recognised by two small forward passes of
 two and of three examples. A layer whose input mixes examples or does not depend on them, which no gradient
@@ -27,10 +30,11 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._inputs import count_of, differentiable, placed, rows_of
+from unpoison._memory import allowed_memory
 from unpoison.errors import InputError
-from unpoison.influence._attention import in_steps
-from unpoison.influence._diagonal_layers import OF_MAPS, DiagonalLayer
+from unpoison.influence._diagonal_layers import OF_MAPS, DiagonalLayer, EmbeddingLayer, TableRows
 from unpoison.influence._layers import CONVOLUTIONS, TRANSPOSED, KroneckerLayer, Layer, Scratch
+from unpoison.influence._steps import in_steps
 from unpoison.models import fastest_layout, preserved, usual_mode
 from unpoison.tasks import Batch
 
@@ -39,6 +43,22 @@ Function = Callable[[nn.Module, Batch], Tensor]
 
 class Visitor(ABC):
     """What is computed from each layer of each batch."""
+
+    def whole(self, index: int, inputs: Tensor, output_gradient: Tensor) -> bool:
+        """A whole batch in layer `index`: its module's input and output gradient, where it is called once.
+
+        Returns:
+            Whether that was all the visitor needs; it is given chunks of the batch otherwise.
+        """
+        return False
+
+    def table_rows(self, index: int, start: int, rows: TableRows) -> bool:
+        """Examples `start`... of the batch, in layer `index`, an Embedding: all of a forward pass.
+
+        Returns:
+            Whether that was all the visitor needs; it is given dense gradients otherwise.
+        """
+        return False
 
     @abstractmethod
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
@@ -60,6 +80,20 @@ def where(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 def default_workspace(device: torch.device) -> int:
     """Bytes of per-example gradients at a time: the size of a processor's cache, or much more on a GPU."""
     return 1 << 30 if device.type == "cuda" else 8 << 20
+
+
+def activation_bytes(device: torch.device) -> int:
+    """Bytes that the activations of a forward pass may take."""
+    allowed = allowed_memory(device) // 4
+    return allowed if device.type == "cuda" else min(allowed, 1 << 30)
+
+
+FIRST = 5
+"""Examples of the first forward pass, which tells how many fit; few dimensions have this length by chance."""
+CHUNK = 256 << 20
+"""Bytes of such a chunk at most."""
+AT_ONCE = 16
+"""Examples of a chunk at least, where they fit: a layer's factors and queries are read once a chunk."""
 
 
 @final
@@ -108,12 +142,19 @@ class Sweeper:
         self.workspace = default_workspace(self.device) if workspace_bytes is None else workspace_bytes
         if self.workspace < 1:
             raise InputError(f"workspace_bytes must be positive, found {workspace_bytes}")
+        # Layers with large gradients get more than the cache holds, since their products read still more.
+        self._chunk = (
+            max(self.workspace, min(CHUNK, allowed_memory(self.device) // 16))
+            if workspace_bytes is None
+            else self.workspace
+        )
         self.reached = [0] * len(layers)
         self.reasons: dict[int, str] = {}
         self.scratch = Scratch()
         self._calls: list[_Calls] = []
         self._leaves: list[Tensor] = []
-        self._batch = 0
+        self._batch, self._offset = 0, 0
+        self._fits: int | None = None
         self._visitor: Visitor | None = None
         self._layout: torch.memory_format | None = None
         self._quiet = False
@@ -151,11 +192,20 @@ class Sweeper:
     def batch(self, batch: Batch, function: Function, visitor: Visitor) -> Tensor:
         """One forward and backward of the sum of `function`; its detached values Float[b]."""
         ready = self._placed(batch)
+        count = count_of(ready[0])
+        values: list[Tensor] = []
         try:
-            return self._run(ready, function, visitor)
-        except _UnclearError:
-            self._probe(ready, function)
-            return self._run(ready, function, visitor)
+            self._offset = 0
+            while self._offset < count or not values:
+                stop = self._offset + (FIRST if self._fits is None else self._fits)
+                part = tuple(rows_of(one, slice(self._offset, stop)) for one in ready)
+                try:
+                    values.append(self._run(part, function, visitor))
+                except _UnclearError:
+                    self._probe(part, function)
+                    values.append(self._run(part, function, visitor))
+                self._offset = stop
+            return torch.cat(values)
         finally:
             self._forget()
 
@@ -163,8 +213,10 @@ class Sweeper:
         self._calls = [_Calls() for _ in self.layers]
         self._leaves = []
         self._batch, self._visitor = count_of(batch[0]), visitor
+        kept: dict[int, int] = {}
         with torch.enable_grad():
-            values = function(self.model, batch)
+            with self._counted(kept) if self._fits is None else contextlib.nullcontext():
+                values = function(self.model, batch)
             if values.shape != (self._batch,):
                 raise InputError(
                     f"the task's function must give one number an example, shape [{self._batch}], "
@@ -173,11 +225,35 @@ class Sweeper:
             if not self._leaves:
                 told = next(iter(self.reasons.values()), "none was reached by the forward pass")
                 raise InputError(f"no module can be tracked ({told}); check `modules`")
+            if self._fits is None:
+                self._fits = self._fitting(kept)
             if values.requires_grad:
                 torch.autograd.backward(values.sum(), inputs=self._leaves)
         for index in range(len(self.layers)):
             self._visit(index)  # of calls whose output did not contribute to every value
         return values.detach()
+
+    def _counted(self, kept: dict[int, int]) -> contextlib.AbstractContextManager[None]:
+        """Collect the bytes of what is saved for the backward pass, by address."""
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        return torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+
+    def _fitting(self, kept: dict[int, int]) -> int:
+        """How many examples fit, given what the first ones keep."""
+        for calls in self._calls:
+            for call in calls.made:
+                if call.inputs is not None:
+                    storage = call.inputs.untyped_storage()
+                    kept[storage.data_ptr()] = storage.nbytes()
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            kept.pop(tensor.untyped_storage().data_ptr(), None)
+        an_example = sum(kept.values()) / max(1, self._batch)
+        return max(1, int(activation_bytes(self.device) / max(an_example, 1)))
 
     def _placed(self, batch: Batch) -> Batch:
         inputs, *rest = (placed(part, self.device) for part in batch)
@@ -311,8 +387,17 @@ class Sweeper:
         fold = self._rows.get(index, _Rows()).fold
         positions = fold * sum(layer.positions(gradient) for _, gradient, _ in received)
         self.reached[index] += self._batch * positions
+        once = len(received) == 1 and fold == 1
+        if once and isinstance(layer, KroneckerLayer) and visitor.whole(index, *received[0][:2]):
+            return
+        if isinstance(layer, EmbeddingLayer):
+            tokens = torch.cat([x.reshape(self._batch, -1) for x, _, _ in received], 1)
+            gradients = torch.cat([g.reshape(self._batch, -1, inputs) for _, g, _ in received], 1)
+            if visitor.table_rows(index, self._offset, layer.rows(tokens, gradients)):
+                return
         an_example = groups * (positions * (inputs + outputs) + 2 * outputs * inputs) * self.dtype.itemsize
-        step = max(1, self.workspace // max(an_example, 1))
+        fitting = self.workspace // max(an_example, 1)
+        step = max(1, fitting, min(AT_ONCE, self._chunk // max(an_example, 1)))
         for start in range(0, self._batch, step):
             rows = slice(start * fold, (start + step) * fold)
             if isinstance(layer, KroneckerLayer):
@@ -326,18 +411,17 @@ class Sweeper:
                     for place, (x, g, which) in enumerate(received)
                 ]
                 if len(parts) == 1:
-                    visitor.kronecker(index, start, *parts[0])
+                    visitor.kronecker(index, self._offset + start, *parts[0])
                 else:  # a module called several times: its positions are those of all calls
-                    visitor.kronecker(
-                        index, start, torch.cat([a for a, _ in parts], 2), torch.cat([g for _, g in parts], 2)
-                    )
+                    joined = (torch.cat([pair[side] for pair in parts], 2) for side in (0, 1))
+                    visitor.kronecker(index, self._offset + start, *joined)
             elif isinstance(layer, DiagonalLayer):
                 total = layer.gradient(received[0][0][rows], received[0][1][rows])
                 for x, g, _ in received[1:]:
                     total = total + layer.gradient(x[rows], g[rows])
                 if fold > 1:
                     total = total.view(-1, fold, *layer.shape).sum(1)
-                visitor.diagonal(index, start, total)
+                visitor.diagonal(index, self._offset + start, total)
 
 
 def _by_example(rows: Tensor, fold: int) -> Tensor:

@@ -1,9 +1,10 @@
 """Which parameters of a network are tracked, and which are not.
 
 By default every layer that is a matrix product is tracked: Linear, Conv1d to Conv3d, their transposed kinds,
-the Conv1D of transformers, and the packed projection of `nn.MultiheadAttention`. Normalisation, LayerScale
-and Embedding are tracked where `modules` names them, by name or by a pattern such as "*". What is computed by
-other modules, or by parameters without a module, is not tracked; `coverage` says which share that is.
+the Conv1D of transformers, the packed projection of `nn.MultiheadAttention`, recurrent layers and Bilinear.
+Normalisation, LayerScale, PReLU, Embedding and parameters without a layer of their own (position embeddings,
+class tokens) are tracked where `modules` names them, by name or by a pattern such as "*". What is left is not
+tracked; `coverage` says which share that is.
 
 A layer with a parametrisation (weight norm, LoRA merged into a weight) is tracked by the weight that it
 computes with. Modules of one kind that share their weight are one layer.
@@ -17,15 +18,21 @@ from fnmatch import fnmatchcase
 from typing import final
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from unpoison.errors import InputError
 from unpoison.influence._attention import packed_member
 from unpoison.influence._diagonal_layers import (
     NORMS,
     BiasLayer,
+    BilinearLayer,
+    BilinearProduct,
     EmbeddingLayer,
     NormLayer,
+    ParameterLayer,
+    PReLULayer,
     ScaleLayer,
+    is_bilinear,
 )
 from unpoison.influence._layers import (
     CONVOLUTIONS,
@@ -36,11 +43,13 @@ from unpoison.influence._layers import (
     Member,
     TransposedConvLayer,
 )
+from unpoison.influence._recurrent import is_recurrent, recurrent_members
 from unpoison.models import Normalized, OutputLogits
 
 KINDS = (
     "Linear, Conv1d to Conv3d, ConvTranspose1d to ConvTranspose3d, MultiheadAttention with packed "
-    "projections, BatchNorm, InstanceNorm, GroupNorm, LayerNorm, RMSNorm, LayerScale and Embedding"
+    "projections, RNN, LSTM, GRU and their cells, Bilinear, BatchNorm, InstanceNorm, GroupNorm, LayerNorm, "
+    "RMSNorm, LayerScale, PReLU, Embedding, and parameters by their own names"
 )
 _SCALES = ("LayerScale", "LayerScale2d", "Dinov2LayerScale")
 
@@ -52,7 +61,8 @@ class Coverage:
 
     Arguments:
         share: of the numbers in its parameters, in [0, 1].
-        untracked: the names of the parameters that are not, in the order of the model.
+        untracked: the names of the parameters that are not, in the order of the model; as its own network
+            calls them where the model only reads their logits.
     """
 
     share: float
@@ -71,7 +81,10 @@ def coverage(model: nn.Module, names: Sequence[str]) -> Coverage:
     own = dict(model.named_parameters())
     total = sum(one.numel() for one in own.values())
     inside = sum(one.numel() for one in own.values() if id(one) in tracked)
-    return Coverage(inside / total, tuple(name for name, one in own.items() if id(one) not in tracked))
+    outside = [name for name, one in own.items() if id(one) not in tracked]
+    if isinstance(model, OutputLogits):
+        outside = [name.removeprefix("network.") for name in outside]
+    return Coverage(inside / total, tuple(outside))
 
 
 def _stored(name: str, parameters: dict[str, nn.Parameter]) -> list[str]:
@@ -89,8 +102,9 @@ def tracked_layers(model: nn.Module, modules: object = None) -> list[Layer]:
 
     Arguments:
         model: any network.
-        modules: names of modules, or patterns with `*`, `?` and `[]`, which take what can be tracked of what
-            they match; all layers that are matrix products when None.
+        modules: names of modules, or of parameters that have no layer of their own; or patterns with `*`, `?`
+            and `[]`, which take what can be tracked of what they match; all layers that are matrix products
+            when None.
 
     Raises:
         InputError: a name is unknown, or its module is of another kind or shares a parameter with one; a
@@ -99,10 +113,11 @@ def tracked_layers(model: nn.Module, modules: object = None) -> list[Layer]:
     found = _candidates(model)
     if modules is None:
         layers = [one for one in found.values() if isinstance(one, Layer)]
-        layers = [one for one in layers if one.kronecker or isinstance(one, BiasLayer)]
+        layers = [one for one in layers if one.by_default]
         if not layers:
             raise InputError(
-                "the model has no Linear and no convolution module; name the modules to track by `modules`"
+                "the model has no Linear, convolution or recurrent module; name what to track by `modules`, "
+                'such as "*"'
             )
         return layers
     names = list(modules) if isinstance(modules, Sequence) and not isinstance(modules, str) else []
@@ -117,6 +132,8 @@ def tracked_layers(model: nn.Module, modules: object = None) -> list[Layer]:
             if isinstance(layer, InputError):
                 raise layer
             chosen |= {exact, f"{exact}.bias"}
+        elif exact in known and is_recurrent(known[exact]):
+            chosen |= {one for one in found if one.rpartition(".")[0] == exact}
         elif exact in known:
             raise InputError(
                 f"module {name}: cannot track a {type(known[exact]).__name__}; can track {KINDS}"
@@ -151,7 +168,10 @@ def _candidates(model: nn.Module) -> dict[str, Layer | InputError]:
     for name, module in modules.items():
         sharing = {one for parameter in module.parameters(recurse=False) for one in users[id(parameter)]}
         group = [one for one in modules if one in sharing] or [name]
-        if not _can_be_tracked(module) or (group[0] != name and _alike(modules, group)):
+        if not _can_be_tracked(module):
+            found |= _bare_parameters(name, module, users)
+            continue
+        if group[0] != name and _alike(modules, group):
             continue  # the second is tracked with the first of its group
         try:
             if len(group) > 1 and not _alike(modules, group):
@@ -166,10 +186,28 @@ def _candidates(model: nn.Module) -> dict[str, Layer | InputError]:
     return found
 
 
+def _bare_parameters(
+    name: str, module: nn.Module, users: Mapping[int, Sequence[str]]
+) -> dict[str, Layer | InputError]:
+    """The own parameters of a module of no known kind; none of a parametrisation, whose layer is tracked."""
+    found: dict[str, Layer | InputError] = {}
+    if isinstance(module, ParametrizationList):
+        return found
+    for own, parameter in module.named_parameters(recurse=False):
+        called = f"{name}.{own}" if name else own
+        if len(users[id(parameter)]) > 1:
+            found[called] = InputError(
+                f"parameter {called}: modules {' and '.join(users[id(parameter)])} share it; leave it out of "
+                "`modules`"
+            )
+        elif parameter.is_floating_point() and parameter.numel():
+            found[called] = ParameterLayer(called, parameter)
+    return found
+
+
 def _can_be_tracked(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *NORMS, nn.Embedding)) or _special(
-        module
-    ) in ("attention", "Conv1D", "scale")
+    kinds = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, *NORMS, nn.Embedding, nn.PReLU)
+    return isinstance(module, kinds) or _special(module) is not None
 
 
 def _special(module: nn.Module) -> str | None:
@@ -179,6 +217,10 @@ def _special(module: nn.Module) -> str | None:
         return "attention" if module.in_proj_weight is not None else None
     if kind.__name__ == "Conv1D" and hasattr(module, "nf"):  # of transformers, which is not imported
         return "Conv1D"
+    if is_recurrent(module):
+        return "recurrent"
+    if is_bilinear(module):
+        return "bilinear"
     return "scale" if kind.__name__ in _SCALES and len(module._parameters) == 1 else None
 
 
@@ -216,6 +258,15 @@ def _layers_of(group: Sequence[tuple[str, nn.Module]], users: Mapping[int, Seque
     elif special == "scale":
         ((parameter, scale),) = module.named_parameters(recurse=False)
         yield ScaleLayer(name, module, path(name, parameter), scale)
+    elif special == "recurrent":
+        for weight, held in recurrent_members(module, path(name, "")):
+            yield LinearLayer(path(name, weight), [held])
+    elif special == "bilinear":
+        assert isinstance(module, nn.Bilinear)
+        own = member(name, module)
+        yield BilinearLayer(name, Member(BilinearProduct(module), own.weight, own.bias))
+    elif isinstance(module, nn.PReLU):
+        yield PReLULayer(name, module, path(name, "weight"))
     elif isinstance(module, nn.Linear):
         yield LinearLayer(name, [member(*one) for one in group])
     elif isinstance(module, TRANSPOSED):

@@ -69,7 +69,7 @@ def track(
 
 
 def parameters_of(record: RunRecord) -> dict[str, Parameter]:
-    """Everything that a run was given, and what it was run with, as `VERB.NAME`; null is left out.
+    """What a run was given, and what it was run with, as `VERB.NAME`; what was not given is left out.
 
     The verb stands before each name, so that several runs of unpoison fit into one of the tracker. Lists are
     joined by spaces, as on the command line.

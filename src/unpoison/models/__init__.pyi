@@ -1,3 +1,5 @@
+from ._activations import Activations as Activations
+from ._activations import activations_of as activations_of
 from ._build import build as build
 from ._catalog import ARCHITECTURES as ARCHITECTURES
 from ._catalog import Architecture as Architecture

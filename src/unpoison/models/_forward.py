@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._inputs import Inputs
+from unpoison._memory import is_allocation_failure
 from unpoison.errors import InputError, UnpoisonError
 
 Values = Literal["logits", "probabilities"]
@@ -57,9 +58,7 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
     except _FAILURES as error:
         told = str(error)
         # What the training loop explains better.
-        known = isinstance(error, torch.OutOfMemoryError) or any(
-            words in told for words in ("can't allocate memory", "more than 1 value per channel")
-        )
+        known = is_allocation_failure(error) or "more than 1 value per channel" in told
         if known or isinstance(error, UnpoisonError):
             raise
         kinds = ", ".join(

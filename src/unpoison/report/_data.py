@@ -55,6 +55,8 @@ class ReportData:
         flagged: Int64[k], the highest scores first.
         threshold: in the unit of the scores; infinite when nothing could be flagged.
         threshold_how: how it was chosen, in words.
+        tracked_share: the share of the model's parameters that was measured, for detectors by influence.
+        untracked: the names of the other parameters.
         false_alarm_level: as stated by the method, if it states one.
         p_value: the probability of such findings for an ordinary error, if the method gives one.
         cause: what the responsible examples have in common, if the method tells.
@@ -92,6 +94,8 @@ class ReportData:
     flagged: Integers
     threshold: float
     threshold_how: str
+    tracked_share: float | None = None
+    untracked: tuple[str, ...] = ()
     false_alarm_level: float | None = None
     p_value: float | None = None
     cause: Cause | None = None
@@ -184,8 +188,10 @@ class ReportData:
             raise InputError("report: give at least one run directory")
         folders = [Path(path) for path in paths]
         for folder in folders:
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such run directory")
+            if not (folder / "run.json").is_file():
+                told = "is no directory" if folder.exists() else "no such directory"
+                told = "has no run.json" if folder.is_dir() else told
+                raise InputError(f"{folder}: {told}; give run directories that verbs of unpoison wrote")
         runs = tuple((folder.resolve().name, RunRecord.load(folder)) for folder in folders)
         found = [folder for folder in folders if (folder / "findings").is_dir()]
         if not found:
@@ -226,6 +232,8 @@ class ReportData:
             flagged=findings.flagged.numpy(),
             threshold=findings.threshold.value,
             threshold_how=findings.threshold.how,
+            tracked_share=findings.tracked_share,
+            untracked=findings.untracked,
             false_alarm_level=findings.threshold.false_alarm_level,
             p_value=findings.p_value,
             cause=findings.cause,

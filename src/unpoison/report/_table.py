@@ -97,6 +97,14 @@ COLUMNS = (
         "area under the precision-recall curve of the scores, traced trials alone",
     ),
     Column("Filter bias", _SEARCH, "largest difference between two classes in the share of false positives"),
+    Column(
+        "Repaired", _SEARCH, "repairs that ended with the answer gone and a last trace that found nothing"
+    ),
+    Column(
+        "Rounds",
+        _SEARCH,
+        "how often a repair healed, mean over trials; beside it the repairs whose last trace found nothing",
+    ),
     Column("Training", _COST, "of the victim, mean over trials; beside it the ratio to no defense"),
     Column("Search and healing", _COST, "mean over trials; beside it each stage"),
     Column("Peak memory", _COST, "of the stage that needed most"),
@@ -160,6 +168,8 @@ def _cells(line: Line, training: Cell) -> Iterator[Cell]:
     yield _mean(line.average_precision, share=False)
     bias = line.filter_bias
     yield _NONE if bias is None else Cell(percent(bias), f"n = {line.n}", bias)
+    yield _proportion(line.repaired)
+    yield _rounds(line)
     yield training
     stages = {name: line.seconds[name] for name in ("find", "heal") if name in line.seconds}
     parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in stages.items())
@@ -170,8 +180,20 @@ def _cells(line: Line, training: Cell) -> Iterator[Cell]:
     yield Cell(str(line.n), "", line.n)
 
 
+def _rounds(line: Line) -> Cell:
+    if not line.rounds.n:
+        return _NONE
+    empty = line.last_trace_empty
+    note = f"{empty.successes} of {empty.trials} end with an empty trace"
+    return Cell(f"{line.rounds.mean:.2f}", note, line.rounds.mean)
+
+
 def _excluded(line: Line) -> tuple[Proportion, Proportion, Proportion]:
-    """Recall, precision and false positives of the flags of a detector or of the drops of a defense."""
+    """Recall, precision, false positives of what was flagged, removed in rounds, or dropped by a defense."""
+    if line.repaired.trials:
+        removed = line.removed_precision
+        clean = Proportion(removed.trials - removed.successes, line.false_positives.trials)
+        return line.removed_recall, removed, clean
     if not line.dropped.trials:
         return line.true_positives, line.precision, line.false_positives
     poison, dropped = line.drop_recall, line.dropped

@@ -3,11 +3,14 @@ from ._batches import batch_bounds as batch_bounds
 from ._batches import diverged_step as diverged_step
 from ._batches import in_training_mode as in_training_mode
 from ._batches import initial_network as initial_network
+from ._batches import own_modes as own_modes
 from ._batches import whitened as whitened
 from ._defense import Batch as Batch
 from ._defense import Defense as Defense
 from ._defense import Step as Step
 from ._epoch_record import EpochRecord as EpochRecord
+from ._estimate import check_training as check_training
+from ._estimate import training_bytes as training_bytes
 from ._external import ExternalTrainer as ExternalTrainer
 from ._external import run_command as run_command
 from ._predict import accuracy as accuracy
@@ -17,4 +20,6 @@ from ._recipe import Recipe as Recipe
 from ._record import RecordingSampler as RecordingSampler
 from ._record import TrainingRecord as TrainingRecord
 from ._trained import Trained as Trained
+from ._trainer import recipe_optimizer as recipe_optimizer
+from ._trainer import set_learning_rate as set_learning_rate
 from ._trainer import train as train

@@ -70,13 +70,24 @@ def augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Ten
     )
 
 
-def in_training_mode(network: nn.Module) -> None:
+def own_modes(network: nn.Module) -> list[bool] | None:
+    """The mode of each module of a network that was given in training mode; None for one in eval mode."""
+    return [module.training for module in network.modules()] if network.training else None
+
+
+def in_training_mode(network: nn.Module, modes: list[bool] | None = None) -> None:
     """Put the network in training mode, in place, but for frozen batch norm.
 
     A batch norm layer that lies in a module of which every parameter is frozen (`requires_grad` is False)
     keeps its statistics and normalises by them: frozen parts compute what they computed before.
+
+    Arguments:
+        network: any.
+        modes: from `own_modes`: how the caller trains it, such as with batch norm in eval mode.
     """
     network.train()
+    for module, mode in zip(network.modules(), modes or (), strict=False):
+        module.training = mode
     for module in network.modules():
         parameters = list(module.parameters())
         if parameters and not any(one.requires_grad for one in parameters):

@@ -42,6 +42,8 @@ class Trained:
         history: one record an epoch.
         seconds: wall-clock time of all epochs, those before an interruption included.
         own_model: whether the network came from the caller and not from the recipe.
+        tuning: of a network that was healed by training without a recipe: which optimiser and learning rate
+            were found, and how; None for all others.
         defense: its `repr` under "name", and what it reported; None where there was none.
         dropped: Int64[k], ascending: the examples, among those included, that the defense had dropped by the
             last epoch.
@@ -56,6 +58,7 @@ class Trained:
     history: tuple[EpochRecord, ...] = ()
     seconds: float = 0.0
     own_model: bool = False
+    tuning: Mapping[str, Any] | None = None
     defense: Mapping[str, Any] | None = None
     dropped: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
@@ -88,6 +91,7 @@ class Trained:
                     "normalized": "mean" in weights,
                     "seconds": self.seconds,
                     "history": [record.to_dict() for record in self.history],
+                    **({} if self.tuning is None else {"tuning": dict(self.tuning)}),
                     **defended,
                 },
             )
@@ -157,6 +161,7 @@ class Trained:
                 history=tuple(EpochRecord(**record) for record in description["history"]),
                 seconds=float(description["seconds"]),
                 own_model=own is not None,
+                tuning=description.get("tuning"),
                 **_defended(path, description),
             )
         except (KeyError, TypeError, ValueError) as error:

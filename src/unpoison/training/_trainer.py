@@ -19,7 +19,7 @@ import copy
 import math
 import os
 import time
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +27,26 @@ from torch import Tensor, nn
 
 from unpoison._checkpoints import TRAINING, Checkpoint, Checkpoints, digest_of
 from unpoison._global_randomness import own_randomness, seed_global_generators
+from unpoison._memory import explained, is_allocation_failure
 from unpoison._progress import Progress
 from unpoison._seeds import as_seed, derive_seed, generator
 from unpoison.data import TrainingSet
-from unpoison.errors import InputError, MismatchError, TrainingDivergedError, UnpoisonError
-from unpoison.models import check_network, fastest_layout, laid_out, logits_of, preserved, usual_mode
+from unpoison.errors import (
+    InputError,
+    InsufficientMemoryError,
+    MismatchError,
+    TrainingDivergedError,
+    UnpoisonError,
+)
+from unpoison.models import (
+    activations_of,
+    check_network,
+    fastest_layout,
+    laid_out,
+    logits_of,
+    preserved,
+    usual_mode,
+)
 from unpoison.training._batches import (
     augmented,
     batch_bounds,
@@ -39,9 +54,11 @@ from unpoison.training._batches import (
     epoch_order,
     in_training_mode,
     initial_network,
+    own_modes,
 )
 from unpoison.training._defense import Batch, Defense, Step
 from unpoison.training._epoch_record import EpochRecord
+from unpoison.training._estimate import check_training
 from unpoison.training._recipe import Recipe
 from unpoison.training._trained import Trained
 
@@ -70,7 +87,8 @@ def train(
             all, not even on the normalisation.
         start: the network to train a copy of, which takes Float[b c h w] in [0, 1]; None builds the recipe's.
             Parameters that do not require a gradient are not trained, and batch norm in a module of such
-            parameters alone keeps its statistics.
+            parameters alone keeps its statistics. Where it is in training mode, each of its modules keeps its
+            mode, such as batch norm that is in eval mode.
         device: where to train; None is where the training set lies.
         checkpoints: a directory; the state is stored there after each epoch, and a run that finds a
             checkpoint of its own there is resumed from it.
@@ -84,7 +102,8 @@ def train(
             checkpoint.
         MismatchError: the checkpoints belong to another run.
         TrainingDivergedError: the loss is no longer finite; names step, epoch and learning rate.
-        UnpoisonError: out of memory; names a batch size that would probably fit.
+        InsufficientMemoryError: it takes more memory than may be taken, or an allocation failed; names a
+            batch size that would probably fit.
     """
     seed = as_seed(seed)
     target = training_set.device if device is None else torch.device(device)
@@ -160,10 +179,22 @@ class _Run:
         self.included = included
         self.alive = included
         self.history: list[EpochRecord] = []
-        self.model = laid_out(model.to(self.device), torch.channels_last)
+        model = model.to(self.device)
+        self.modes = own_modes(model)
+        held = 0 if defense is None else training_set.images.nbytes
+        with explained("train", "two images do not fit; take a narrower network"):
+            activations = activations_of(model, training_set.images[:2].float() / 255)
+        check_training(
+            "train",
+            model,
+            activations,
+            batch_size=min(recipe.batch_size, int(included.sum())),
+            more={"the set of the defense": held},
+        )
+        self.model = laid_out(model, torch.channels_last)
         self.layout = fastest_layout(self.model, training_set.images)
         self.model = laid_out(self.model, self.layout)
-        self.optimizer, self.factors = _optimizer(self.model, recipe)
+        self.optimizer = recipe_optimizer(_trainable(self.model), recipe)
 
     @property
     def epochs_done(self) -> int:
@@ -183,12 +214,11 @@ class _Run:
         losses = torch.zeros(len(bounds), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         seen = 0
-        in_training_mode(self.model)
+        in_training_mode(self.model, self.modes)
         try:
             for step, (start, stop) in enumerate(bounds):
                 rate = self.recipe.learning_rate_at(number + (step + 0.5) / len(bounds))
-                for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
-                    group["lr"] = rate * factor
+                set_learning_rate(self.optimizer, rate)
                 loss, hits, rows = self._step(order[start:stop], draws, own_draws)
                 losses[step] = loss
                 correct += hits
@@ -405,26 +435,30 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.SGD, list[float]]:
-    """SGD with weights in one group, norms and biases in another, and the learning-rate factor of each."""
-    weights = [parameter for parameter in _trainable(model) if parameter.ndim > 1]
-    others = [parameter for parameter in _trainable(model) if parameter.ndim <= 1]
+def recipe_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
+    """SGD with weights in one group, norms and biases in another, for `set_learning_rate`."""
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
     factor = recipe.bias_learning_rate_factor
     decay = recipe.weight_decay if recipe.decay_norm_and_bias else 0.0
-    groups = [
-        ({"params": weights, "weight_decay": recipe.weight_decay}, 1.0),
-        ({"params": others, "weight_decay": decay / factor if factor else 0.0}, factor),
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": recipe.weight_decay, "factor": 1.0},
+        {"params": others, "weight_decay": decay / factor if factor else 0.0, "factor": factor},
     ]
-    groups = [group for group in groups if group[0]["params"]]
-    optimizer = torch.optim.SGD(
-        [group for group, _ in groups],
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         # On the CPU torch 2.13's fused step leaves most numbers of half precision as they are, silently.
         fused=all(one.dtype in (torch.float32, torch.float64) for one in weights + others),
     )
-    return optimizer, [factor for _, factor in groups]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate times its own "factor", where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
 
 
 def _explained(error: Exception, batch_size: int, examples: int) -> UnpoisonError | None:
@@ -435,9 +469,9 @@ def _explained(error: Exception, batch_size: int, examples: int) -> UnpoisonErro
             "batch norm needs more than one example a batch, "
             f"found {examples} in all and batch_size {batch_size}"
         )
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+    if is_allocation_failure(error):
         smaller = max(1, min(batch_size, examples) // 2)
-        return UnpoisonError(
+        return InsufficientMemoryError(
             f"out of memory in a training step of batch_size {batch_size}; "
             f"batch_size {smaller} would probably fit"
         )

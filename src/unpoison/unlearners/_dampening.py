@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from unpoison._inputs import Inputs, differentiable, placed, rows_of
+from unpoison._memory import is_allocation_failure
 from unpoison._stable import cross_entropy
 from unpoison.data import Examples
 from unpoison.errors import InputError, TrainingDivergedError
@@ -106,7 +107,7 @@ def importances(
                 try:
                     found = of_examples(parameters, rows_of(inputs, (slice(None), None)), labels[:, None])
                 except _FAILURES as error:
-                    if isinstance(error, torch.OutOfMemoryError):
+                    if is_allocation_failure(error):
                         raise
                     of_examples = None  # torch cannot compute this network for several examples at once
             step = 1 if per_example else len(labels)

@@ -1,7 +1,8 @@
-"""`Student`: a copy of a network that is trained by a loss of the method's own.
+"""`Student`: a copy of a network that is trained by a loss of the method's own, on any examples.
 
-For methods that compare the student with a teacher, or ascend a loss. Images are augmented as the recipe
-says, if there is one; the learning rate is the method's own.
+For methods that compare the student with a teacher, or ascend a loss, and for examples that are no 8-bit
+images. 8-bit images are augmented as the recipe says, if there is one; other examples are trained on as they
+are read, through their worker processes where they have some.
 
 Repeatable like training: every epoch draws from the seed and its own name. The global random state is as
 before when an epoch ends. Cost: one forward and backward pass an example, and that of the loss.
@@ -11,24 +12,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison._global_randomness import own_randomness
-from unpoison._inputs import placed
+from unpoison._inputs import Inputs, placed
 from unpoison._seeds import derive_seed, generator
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import TrainingDivergedError
 from unpoison.models import fastest_layout, laid_out, logits_of
-from unpoison.training import EpochRecord, augmented, batch_bounds, diverged_step, in_training_mode
+from unpoison.training import (
+    EpochRecord,
+    augmented,
+    batch_bounds,
+    diverged_step,
+    in_training_mode,
+    own_modes,
+    set_learning_rate,
+)
 from unpoison.unlearners._unlearner import Request
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""From images Float[b c h w], logits Float[b classes], labels Int64[b] and the indices Int64[b] of the batch
-in the examples of the epoch to the loss, a scalar."""
+Loss = Callable[[Inputs, Tensor, Tensor, Tensor], Tensor]
+"""From the inputs of b examples, logits Float[b classes], labels Int64[b] and the indices Int64[b] of the
+batch in the examples of the epoch to the loss, a scalar."""
 
 
 @final
@@ -39,7 +48,7 @@ class Student:
         request: the network, recipe and seed.
         optimizer: made from the parameters.
         steps: the most that may be taken in all epochs; None is no limit.
-        network: the copy to train; one of the request's network when None.
+        network: the copy to train, in the modes that it was given in; one of the request's network when None.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class Student:
         network: nn.Module | None = None,
     ) -> None:
         self.network = request.trainable() if network is None else network
+        self.modes = own_modes(self.network)
         self.layout: torch.memory_format | None = None
         self.optimizer = optimizer([one for one in self.network.parameters() if one.requires_grad])
         self.recipe, self.device = request.recipe, request.device
@@ -67,6 +77,8 @@ class Student:
         part: str = "epoch",
         batch_statistics: bool = True,
         started: float | None = None,
+        labels: Tensor | None = None,
+        rate: Callable[[float], float] | None = None,
     ) -> EpochRecord:
         """One pass over the examples in a new order, until no step is left.
 
@@ -79,6 +91,8 @@ class Student:
             batch_statistics: whether batch norm uses and learns the statistics of the batch, or stays as it
                 is.
             started: `time.perf_counter()` when the epoch began; now when None.
+            labels: Int64[n], those to train on in place of the examples' own.
+            rate: the learning rate when a fraction of the epoch has passed; the optimizer's when None.
 
         Raises:
             TrainingDivergedError: the loss or a parameter is no longer finite.
@@ -88,65 +102,77 @@ class Student:
         shuffle = torch.randperm(len(examples), generator=generator(self.seed, self.method, name, "order"))
         shuffle = shuffle.to(self.device)
         bounds = batch_bounds(len(shuffle), batch_size)[: self.steps_left]
-        batches = [shuffle[start:stop] for start, stop in bounds]
         if self.layout is None:
             self.layout = fastest_layout(laid_out(self.network, torch.channels_last), examples.batch(0, 2)[0])
             laid_out(self.network, self.layout)
         draws = generator(self.seed, self.method, name, "augmentation", device=self.device)
-        losses = torch.zeros(len(batches), device=self.device)
+        losses = torch.zeros(len(bounds), device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        in_training_mode(self.network)
+        in_training_mode(self.network, self.modes)
         if not batch_statistics:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         network_seed = derive_seed(self.seed, self.method, name, "network")
         with own_randomness(self.device, seed=network_seed, deterministic=True):
-            for step, indices in enumerate(batches):
-                images, labels = self._batch(examples, indices, draws)
-                logits = logits_of(self.network, images)
-                value = loss(images, logits, labels, indices)
+            batches = self._batches(examples, shuffle, bounds, draws)
+            targets = None if labels is None else labels.to(self.device)
+            for step, (indices, inputs, own) in enumerate(batches):
+                if rate is not None:
+                    set_learning_rate(self.optimizer, rate((step + 0.5) / len(bounds)))
+                wanted = own if targets is None else targets[indices]
+                logits = logits_of(self.network, inputs)
+                value = loss(inputs, logits, wanted, indices)
                 self.optimizer.zero_grad(set_to_none=True)
                 value.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
                 losses[step] = value.detach()
-                correct += (logits.detach().argmax(1) == labels).sum()
+                correct += (logits.detach().argmax(1) == wanted).sum()
                 # Free on the CPU; on other devices it would synchronise in every step.
                 if self.device.type == "cpu" and not math.isfinite(losses[step].item()):
                     break
         self.network.eval()
-        rate = self.optimizer.param_groups[0]["lr"]
+        last_rate = self.optimizer.param_groups[0]["lr"]
         diverged = diverged_step(losses, self.network)
         if diverged is not None:
             raise TrainingDivergedError(
                 f"{self.method}: diverged: the loss is not finite at step {diverged} of {name}, where the "
-                f"learning rate is {rate:g}; lower learning_rate"
+                f"learning rate is {last_rate:g}; lower learning_rate"
             )
         if self.steps_left is not None:
-            self.steps_left -= len(batches)
-        sizes = torch.tensor([len(indices) for indices in batches], dtype=torch.float64)
+            self.steps_left -= len(bounds)
+        sizes = torch.tensor([stop - start for start, stop in bounds], dtype=torch.float64)
         count = int(sizes.sum())
         return EpochRecord(
             epoch=number,
             loss=float(losses.cpu().double() @ sizes / count),
             accuracy=int(correct) / count,
-            learning_rate=rate,
+            learning_rate=last_rate,
             examples=count,
             seconds=time.perf_counter() - started,
         )
 
-    def _batch(self, examples: Examples, indices: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs, augmented where they are 8-bit images, and labels."""
+    def _batches(
+        self, examples: Examples, order: Tensor, bounds: list[tuple[int, int]], draws: torch.Generator
+    ) -> Iterator[tuple[Tensor, Inputs, Tensor]]:
+        """Indices, inputs (8-bit images augmented) and labels of each batch."""
         if not isinstance(examples, TrainingSet):
-            inputs, labels = examples.at(indices.cpu())
-            there: Tensor = placed(inputs, self.device)  # type: ignore[assignment]
-            return there, labels.to(self.device)
-        images = examples.images.index_select(0, indices)
-        if self.recipe is not None:
-            images = augmented(images, self.recipe, draws)
+            # All batches but the last are of one size, which worker processes read ahead.
+            full, (last, end) = bounds[:-1], bounds[-1]
+            size, cpu = bounds[0][1], order.cpu()
+            read = examples.in_batches(size, cpu[:last]) if full else iter(())
+            for start, stop in bounds:
+                inputs, labels = next(read) if start < last else examples.at(cpu[last:end])
+                yield order[start:stop], placed(inputs, self.device), labels.to(self.device)
+            return
         assert self.layout is not None
-        images = images.to(torch.float32, memory_format=self.layout).div_(255)
-        return images, examples.labels.index_select(0, indices)
+        for start, stop in bounds:
+            indices = order[start:stop]
+            images = examples.images.index_select(0, indices)
+            if self.recipe is not None:
+                images = augmented(images, self.recipe, draws)
+            images = images.to(torch.float32, memory_format=self.layout).div_(255)
+            yield indices, images, examples.labels.index_select(0, indices)
 
 
 def soft_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

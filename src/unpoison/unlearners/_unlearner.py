@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast, final
+from functools import cached_property
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,9 @@ from unpoison._seeds import as_seed
 from unpoison._stable import cross_entropy
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
-from unpoison.models import check_network, check_outputs, usual_mode
+from unpoison.models import Activations, activations_of, check_network, check_outputs, device_of, usual_mode
 from unpoison.registry import Method
-from unpoison.training import EpochRecord, Recipe, Trained, predict_examples
+from unpoison.training import EpochRecord, Recipe, Trained, check_training, predict_examples
 from unpoison.unlearners._own_loop import kept_indices
 
 BATCH_SIZE = 128
@@ -45,9 +46,9 @@ class Request:
         built_by: the recipe that the network was trained by, where that is known.
         own_model: whether the network is the caller's own and not built from that recipe.
         start: the network before training, where it was given.
-        rest: the examples to keep, where the training set lies; of a method with `any_examples` perhaps no
-            `TrainingSet`.
-        forget: the examples to forget, each once, by ascending index; where the training set lies.
+        examples: the training set; of a method with `any_examples` perhaps no `TrainingSet`.
+        kept: Int64[k], ascending: the indices of the examples to keep.
+        forgotten: Int64[f], ascending: those of the examples to forget.
         seed: of everything random.
         device: where to work.
         progress: as given.
@@ -60,11 +61,22 @@ class Request:
     built_by: Recipe | None
     own_model: bool
     start: nn.Module | None
-    rest: TrainingSet
-    forget: TrainingSet
+    examples: Examples
+    kept: Tensor
+    forgotten: Tensor
     seed: int
     device: torch.device
     progress: Progress | None
+
+    @cached_property
+    def rest(self) -> Examples:
+        """The examples to keep."""
+        return on_device(self.examples.subset(self.kept), self.device)
+
+    @cached_property
+    def forget(self) -> Examples:
+        """The examples to forget."""
+        return on_device(self.examples.subset(self.forgotten), self.device)
 
     def copied(self) -> nn.Module:
         """A copy of the network on the device, in eval mode and without gradients."""
@@ -73,12 +85,12 @@ class Request:
         return network
 
     def trainable(self) -> nn.Module:
-        """A copy of the network on the device; what is frozen stays frozen.
+        """A copy of the network on the device, in its own modes; what is frozen stays frozen.
 
         Raises:
             InputError: everything is.
         """
-        network = self.copied()
+        network = self.in_own_modes(self.copied())
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise InputError(
                 f"{self.method}: every parameter is frozen (requires_grad is False), so there is "
@@ -86,8 +98,19 @@ class Request:
             )
         return network
 
+    def in_own_modes(self, network: nn.Module) -> nn.Module:
+        """A copy of the network after its modules have been put into the modes that they were given in."""
+        for module, given in zip(network.modules(), self.network.modules(), strict=True):
+            module.training = given.training
+        return network
+
     def healed(
-        self, network: nn.Module, history: Sequence[EpochRecord], *, recipe: Recipe | None = None
+        self,
+        network: nn.Module,
+        history: Sequence[EpochRecord],
+        *,
+        recipe: Recipe | None = None,
+        tuning: Mapping[str, Any] | None = None,
     ) -> Healed:
         """The network with the weights of a trained copy of it, and with its own hooks and flags.
 
@@ -95,6 +118,7 @@ class Request:
             network: the trained copy.
             history: one record an epoch.
             recipe: how it was trained; that of the request when None.
+            tuning: see `Healed`.
         """
         fresh = self.copied()
         fresh.load_state_dict(network.state_dict())
@@ -102,7 +126,7 @@ class Request:
         if recipe is not None and self.built_by is not None:
             # The network is built by this recipe when it is loaded.
             recipe = replace(recipe, model=self.built_by.model, width=self.built_by.width)
-        return Healed(fresh, history, recipe, self.own_model)
+        return Healed(fresh, history, recipe, self.own_model, tuning)
 
 
 @final
@@ -115,12 +139,14 @@ class Healed:
         history: one record an epoch.
         recipe: how it was trained; None where that is not known.
         own_model: whether the network is not built from this recipe.
+        tuning: how optimiser and learning rate were found, where there was no recipe to train by.
     """
 
     network: nn.Module
     history: Sequence[EpochRecord]
     recipe: Recipe | None
     own_model: bool
+    tuning: Mapping[str, Any] | None = None
 
 
 class Unlearner(CheckedOptions, ABC):
@@ -133,14 +159,11 @@ class Unlearner(CheckedOptions, ABC):
 
     method: ClassVar[Method]
     needs_recipe: ClassVar[bool] = False
-    """Whether the method trains by a recipe; `Request.recipe` is then not None."""
+    """Whether the method cannot do without a recipe; `Request.recipe` is then not None."""
     uses_start: ClassVar[bool] = False
     """Whether the method makes use of the network before training."""
     any_examples: ClassVar[bool] = False
-    """Whether the method reads inputs and labels alone, and so takes any `Examples`, not 8-bit images only.
-
-    `Request.rest` and `Request.forget` are then such examples.
-    """
+    """Whether it reads inputs and labels alone, and so takes any `Examples`, not 8-bit images only."""
     lose_classes: bool
 
     @final
@@ -164,12 +187,14 @@ class Unlearner(CheckedOptions, ABC):
             training_set: what it was trained on, poison included: 8-bit images, or for methods with
                 `any_examples` any.
             forget: the examples to forget: indices Int64[k], in any order, or a mask Bool[n].
-            recipe: how the model was trained; a `Trained` brings its own. For another network methods that
-                train by a recipe need one, and the others do without augmentation if there is none.
+            recipe: how the model was trained; a `Trained` brings its own. For another network "retrain"
+                needs one; without one "fine-tune" and "relabel" look for an optimiser and a learning rate,
+                and nothing is augmented.
             start: the network before training, freshly built or pretrained, which "retrain" trains on the
-                rest; other methods do not use it. Must not have seen the examples to forget. Not changed.
+                rest, and which "bad-teaching" takes for its incompetent teacher; other methods do not use it.
+                Must not have seen the examples to forget. Not changed.
             seed: of everything random.
-            device: where to train; None is where the training set lies.
+            device: where to train; None is where a `TrainingSet` lies, with other examples the model.
             progress: called after every epoch, with the stage "training"; "dampening" where nothing is
                 trained.
 
@@ -189,9 +214,11 @@ class Unlearner(CheckedOptions, ABC):
         name = type(self).__name__ if declared is None else declared.name
         network = model.model if isinstance(model, Trained) else model
         check_network(network)
-        rest, poison = _split(
-            training_set, forget, lose_classes=self.lose_classes, method=name, any_examples=self.any_examples
-        )
+        if not isinstance(training_set, TrainingSet) and not self.any_examples:
+            raise InputError(f"{name}: works on 8-bit images in memory; give a TrainingSet")
+        kept = kept_indices(training_set, forget, lose_classes=self.lose_classes, method=name)
+        to_forget = torch.ones(len(training_set), dtype=torch.bool)
+        to_forget[kept] = False
         if start is not None and self.uses_start:
             _check_start(start, network, method=name)
         known = model.recipe if isinstance(model, Trained) else None
@@ -199,6 +226,9 @@ class Unlearner(CheckedOptions, ABC):
             raise InputError(
                 f"{name}: trains by a recipe, and how this network was trained is not known; give recipe="
             )
+        if device is None:
+            held = isinstance(training_set, TrainingSet)
+            device = training_set.device if held else device_of(network)
         request = Request(
             method=name,
             given=model,
@@ -207,26 +237,42 @@ class Unlearner(CheckedOptions, ABC):
             built_by=known,
             own_model=model.own_model if isinstance(model, Trained) else True,
             start=start,
-            rest=rest,
-            forget=poison,
+            examples=training_set,
+            kept=kept,
+            forgotten=to_forget.nonzero()[:, 0],
             seed=as_seed(seed),
-            device=training_set.device if device is None else torch.device(device),
+            device=torch.device(device),
             progress=progress,
         )
         # The caller may have turned gradients off, or lower precision on.
         with usual_mode(request.device), torch.enable_grad():
             check_outputs(network, training_set.batch(0, _CHECKED)[0], classes=training_set.num_classes)
+            self._check_memory(request, activations_of(network, training_set.batch(0, 2)[0]))
             healed = self._heal(request)
         return Trained(
             model=healed.network.eval(),
             recipe=healed.recipe,
             seed=request.seed,
-            class_names=rest.class_names,
+            class_names=request.rest.class_names,
             image_shape=shape_of(training_set),
-            training_fingerprint=rest.fingerprint,
+            training_fingerprint=request.rest.fingerprint,
             history=tuple(healed.history),
             seconds=time.perf_counter() - started,
             own_model=healed.own_model,
+            tuning=healed.tuning,
+        )
+
+    def _check_memory(self, request: Request, activations: Activations) -> None:
+        """Refuse what takes more memory than may be taken; methods that take something else override it."""
+        own = getattr(self, "batch_size", None)
+        size = own or (BATCH_SIZE if request.recipe is None else request.recipe.batch_size)
+        copies = 2 * sum(one.nbytes for one in (*request.network.parameters(), *request.network.buffers()))
+        check_training(
+            f"heal by {request.method}",
+            request.network,
+            activations,
+            batch_size=min(size, len(request.rest)),
+            more={"copies of the network": copies},
         )
 
     @abstractmethod
@@ -239,27 +285,9 @@ def shape_of(examples: Examples) -> tuple[int, ...]:
     return tuple(examples.input_shape) if isinstance(examples.input_shape, tuple) else ()
 
 
-def on_device(examples: TrainingSet, device: torch.device) -> TrainingSet:
+def on_device(examples: Examples, device: torch.device) -> Examples:
     """A `TrainingSet` on the device; other examples as they are, since they are moved batch by batch."""
     return examples.to(device) if isinstance(examples, TrainingSet) else examples
-
-
-def _split(
-    training_set: Examples,
-    forget: Tensor | Sequence[int],
-    *,
-    lose_classes: bool,
-    method: str,
-    any_examples: bool,
-) -> tuple[TrainingSet, TrainingSet]:
-    """The examples to keep, and those to forget."""
-    if not isinstance(training_set, TrainingSet) and not any_examples:
-        raise InputError(f"{method}: works on 8-bit images in memory; give a TrainingSet")
-    kept = kept_indices(training_set, forget, lose_classes=lose_classes, method=method)
-    to_forget = torch.ones(len(training_set), dtype=torch.bool)
-    to_forget[kept] = False
-    parts = training_set.subset(kept), training_set.subset(to_forget.nonzero()[:, 0])
-    return cast("tuple[TrainingSet, TrainingSet]", parts)
 
 
 def _check_start(start: nn.Module, network: nn.Module, *, method: str) -> None:

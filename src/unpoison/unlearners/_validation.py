@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._seeds import generator
-from unpoison.data import TrainingSet
+from unpoison.data import Examples
 from unpoison.errors import InputError
 from unpoison.training import accuracy
 from unpoison.unlearners._unlearner import BATCH_SIZE
@@ -42,7 +42,7 @@ class Choice:
     kept: float
 
 
-def held_out(rest: TrainingSet, *, seed: int, share: float = SHARE) -> tuple[TrainingSet, TrainingSet]:
+def held_out(rest: Examples, *, seed: int, share: float = SHARE) -> tuple[Examples, Examples]:
     """A random split of the kept examples: to heal with, and for model selection.
 
     Of each class `share` is held out, rounded down.
@@ -50,23 +50,34 @@ def held_out(rest: TrainingSet, *, seed: int, share: float = SHARE) -> tuple[Tra
     Raises:
         InputError: no class has enough examples.
     """
+    learn, out = held_out_indices(rest, seed=seed, share=share)
+    return rest.subset(learn), rest.subset(out)
+
+
+def held_out_indices(
+    rest: Examples, *, seed: int, share: float = SHARE, least: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The same split as Int64 indices, ascending; at least `least` examples of each class that has two."""
     draw = generator(seed, "unlearners", "held out")
     labels = rest.labels.cpu()
     chosen = []
     for label in range(rest.num_classes):
         own = (labels == label).nonzero()[:, 0]
-        chosen.append(own[torch.randperm(len(own), generator=draw)[: int(share * len(own))]])
+        count = max(int(share * len(own)), min(least, len(own) - 1), 0)
+        chosen.append(own[torch.randperm(len(own), generator=draw)[:count]])
     out = torch.cat(chosen).sort().values
+    if least and not len(out):
+        out = torch.arange(len(labels))  # one example a class: there is nothing to spare
     if not len(out):
         raise InputError(
             f"{rest.name}: has too few examples a class to hold {share:g} of them out for model selection"
         )
-    mask = torch.ones(len(rest), dtype=torch.bool)
+    mask = torch.ones(len(labels), dtype=torch.bool)
     mask[out] = False
-    return rest.subset(mask.nonzero()[:, 0]), rest.subset(out)
+    return mask.nonzero()[:, 0], out
 
 
-def judged(network: nn.Module, forget: TrainingSet, validation: TrainingSet) -> Choice:
+def judged(network: nn.Module, forget: Examples, validation: Examples) -> Choice:
     """The network in its present state, as a candidate."""
     state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     return Choice(

@@ -2,7 +2,8 @@
 
 Chundawat, Tarun, Mandal and Kankanhalli 2023, "Can Bad Teaching Induce Forgetting? Unlearning in Deep
 Networks Using an Incompetent Teacher" (AAAI, arXiv 2205.08096). There are two teachers: the model, and the
-same architecture with random weights. The student is initialised with the model and trained on the examples
+same architecture with random weights (drawn anew, or the network before training where `start` is given; a
+pretrained one is less incompetent). The student is initialised with the model and trained on the examples
 to forget mixed with a part of the kept ones; on the former it minimises the divergence from the incompetent
 teacher, on the latter from the model: KL(teacher || student), both at `temperature`.
 
@@ -19,20 +20,23 @@ Limits: the incompetent teacher does not know the true labels, so the trigger ma
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import Inputs
 from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison._seeds import derive_seed, generator
+from unpoison.errors import InputError
 from unpoison.models import logits_of, reinitialized
 from unpoison.registry import Presets
 from unpoison.training import EpochRecord
 from unpoison.unlearners._methods import register
 from unpoison.unlearners._student import Student, soft_divergence
-from unpoison.unlearners._unlearner import Healed, Request, Unlearner
+from unpoison.unlearners._unlearner import Healed, Request, Unlearner, on_device
 
 
 @final
@@ -75,6 +79,8 @@ class BadTeaching(Unlearner):
         },
     }
 
+    any_examples: ClassVar[bool] = True
+    uses_start: ClassVar[bool] = True
     epochs: PositiveInt = 1
     kept_share: Annotated[float, "(0, 1]"] = 0.3
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -86,19 +92,19 @@ class BadTeaching(Unlearner):
 
     def _heal(self, request: Request) -> Healed:
         seed = request.seed
-        incompetent = reinitialized(request.network, seed=derive_seed(seed, "bad-teaching", "teacher"))
-        incompetent = incompetent.to(request.device).eval().requires_grad_(False)
+        incompetent = _incompetent(request).to(request.device).eval().requires_grad_(False)
         competent = request.copied().requires_grad_(False)
         student = Student(request, self._optimizer, steps=self.steps)
         draw = torch.randperm(len(request.rest), generator=generator(seed, "bad-teaching", "kept"))
-        some = request.rest.subset(draw[: max(1, int(self.kept_share * len(draw)))].sort().values)
-        poison = request.forget
-        seen = poison.followed_by(some).to(request.device)
+        some = request.kept[draw[: max(1, int(self.kept_share * len(draw)))].sort().values]
+        count = len(request.forgotten)
+        both = request.examples.subset(torch.cat([request.forgotten, some]))
+        seen = on_device(both, request.device)
 
-        def loss(images: Tensor, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        def loss(inputs: Inputs, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
             with torch.no_grad():
-                to_forget = (indices < len(poison))[:, None]
-                target = torch.where(to_forget, logits_of(incompetent, images), logits_of(competent, images))
+                to_forget = (indices < count)[:, None]
+                target = torch.where(to_forget, logits_of(incompetent, inputs), logits_of(competent, inputs))
             return soft_divergence(logits, target, self.temperature).mean() / logits.shape[1]
 
         history: list[EpochRecord] = []
@@ -113,3 +119,17 @@ class BadTeaching(Unlearner):
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=self.learning_rate)
         return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=0.9, weight_decay=5e-4)
+
+
+def _incompetent(request: Request) -> nn.Module:
+    """The architecture with random weights: the network before training, or the model drawn anew."""
+    if request.start is not None:
+        return copy.deepcopy(request.start)
+    seed = derive_seed(request.seed, "bad-teaching", "teacher")
+    try:
+        return reinitialized(request.network, seed=seed)
+    except InputError as error:
+        raise InputError(
+            f"bad-teaching: the architecture cannot be drawn anew ({error}); give start=, a freshly built "
+            "network, or use relabel, fine-tune, scrub, ssd or potion, which need none"
+        ) from None

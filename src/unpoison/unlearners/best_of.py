@@ -6,6 +6,8 @@ and every candidate heals with the rest. Among the results that lose at most `to
 accuracy on the held-out examples, the one is returned that predicts fewest of the examples to forget as
 labelled. If all lose more, the model itself is returned, with an empty history.
 
+It takes any examples where all candidates do.
+
 Cost: that of all candidates together. Memory: one more copy of the network for each.
 
 Limits: a model that has forgotten the images may still react to the trigger. The model was trained on the
@@ -24,7 +26,7 @@ from unpoison._option_checks import Fraction, check_options
 from unpoison.errors import InputError, TrainingDivergedError
 from unpoison.training import Trained
 from unpoison.unlearners._unlearner import Healed, Request, Unlearner
-from unpoison.unlearners._validation import best, held_out, judged
+from unpoison.unlearners._validation import best, held_out_indices, judged
 
 
 @final
@@ -50,12 +52,13 @@ class BestOf(Unlearner):
         if not self.candidates or not all(isinstance(one, Unlearner) for one in self.candidates):
             raise InputError(f"best-of: needs a tuple of one or more unlearners, found {self.candidates!r}")
         check_options("best-of", self)
+        object.__setattr__(self, "any_examples", all(one.any_examples for one in self.candidates))
 
     def _heal(self, request: Request) -> Healed:
-        kept, validation = held_out(request.rest, seed=request.seed)
-        poison, validation = request.forget.to(request.device), validation.to(request.device)
-        together = kept.followed_by(request.forget)
-        to_forget = torch.arange(len(kept), len(together))
+        learn, out = held_out_indices(request.rest, seed=request.seed)
+        poison, validation = request.forget, request.rest.subset(out)
+        together = request.examples.subset(torch.cat([request.kept[learn], request.forgotten]))
+        to_forget = torch.arange(len(learn), len(together))
         victim = judged(request.copied(), poison, validation)
         tried: dict[int, Trained] = {}
         judgements, failure = [], None
@@ -83,4 +86,4 @@ class BestOf(Unlearner):
         chosen = tried.get(id(best(judgements, victim, tolerance=self.tolerance)))
         if chosen is None:
             return request.healed(request.network, [])
-        return Healed(chosen.model, chosen.history, chosen.recipe, chosen.own_model)
+        return Healed(chosen.model, chosen.history, chosen.recipe, chosen.own_model, chosen.tuning)

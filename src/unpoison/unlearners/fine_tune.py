@@ -10,7 +10,8 @@ Cost: `epochs` of a training; with the last k layers the backward pass ends at t
 copies of the network and one of the kept examples.
 
 Other inputs than 8-bit images are read batch by batch as the dataset gives them, without augmentation; a
-network keeps its precision, its frozen parts and its own dropout and batch norm.
+network keeps its precision, its frozen parts and its own dropout and batch norm. Where it is not known how
+the network was trained, optimiser and learning rate are looked for (`_further`), which the result states.
 
 Limits: poison that was not found is trained on again. With the last k layers, the frozen layers keep what
 they learned from the poison.
@@ -22,17 +23,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unpoison._option_checks import PositiveFloat, PositiveInt
-from unpoison._stable import cross_entropy
-from unpoison.data import Examples, TrainingSet
+from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.registry import Presets
 from unpoison.training import Recipe, train
+from unpoison.unlearners._further import found_training, shortened, train_further
 from unpoison.unlearners._methods import register
-from unpoison.unlearners._student import Student
 from unpoison.unlearners._unlearner import Healed, Request, Unlearner
 
 
@@ -53,9 +52,11 @@ class FineTune(Unlearner):
         layers: "all", or the number of last modules with parameters, in the order of their definition, that
             are trained. The modules before them are frozen: parameters, batch norm statistics and dropout.
         epochs: the fraction of the recipe's epochs that is trained, in (0, 1]; rounded up to whole epochs.
-        learning_rate: a factor on the recipe's learning rate, above 0.
+            Without a recipe, of 10 epochs.
+        learning_rate: a factor on the recipe's learning rate, above 0; None is 2. Without a recipe, on the
+            one that is found; None is 1.
         schedule: "cosine" falls to zero from the first step; "recipe" keeps the recipe's schedule, warm-up
-            and milestones, and needs all of its epochs.
+            and milestones, and needs all of its epochs and a recipe.
         lose_classes: allow that a class is left without examples.
 
     Raises:
@@ -67,11 +68,10 @@ class FineTune(Unlearner):
         "published": {"layers": "all", "epochs": 1.0, "learning_rate": 1.0, "schedule": "recipe"},
     }
 
-    needs_recipe: ClassVar[bool] = True
     any_examples: ClassVar[bool] = True
     layers: Literal["all"] | PositiveInt = "all"
     epochs: Annotated[float, "(0, 1]"] = 0.5
-    learning_rate: PositiveFloat = 2.0
+    learning_rate: PositiveFloat | None = None
     schedule: Literal["cosine", "recipe"] = "cosine"
     lose_classes: bool = False
 
@@ -86,27 +86,28 @@ class FineTune(Unlearner):
         >>> FineTune().recipe_from(Recipe.preset("resnet18-40")).epochs
         20
         """
-        changes: dict[str, Any] = {"learning_rate": recipe.learning_rate * self.learning_rate}
-        if self.schedule == "cosine":
-            changes |= {
-                "epochs": max(1, math.ceil(round(recipe.epochs * self.epochs, 9))),
-                "schedule": "cosine",
-                "milestones": (),
-                "warmup_epochs": 0.0,
-            }
-        return replace(recipe, **changes)
+        rate = recipe.learning_rate * (2.0 if self.learning_rate is None else self.learning_rate)
+        if self.schedule == "recipe":
+            return replace(recipe, learning_rate=rate)
+        changed = shortened(recipe, epochs=self._epochs(recipe.epochs), learning_rate=rate, schedule="cosine")
+        assert isinstance(changed, Recipe)
+        return changed
+
+    def _epochs(self, of: int) -> int:
+        return max(1, math.ceil(round(of * self.epochs, 9)))
 
     def _heal(self, request: Request) -> Healed:
-        assert request.recipe is not None
-        recipe = self.recipe_from(request.recipe)
         start = request.trainable()
         if self.layers != "all":
             _freeze_all_but_last(start, self.layers)
-        rest: Examples = request.rest
-        if not isinstance(rest, TrainingSet):
-            return self._by_batches(request, recipe, start)
+        if request.recipe is None:
+            return self._without_recipe(request, start)
+        recipe = self.recipe_from(request.recipe)
+        if not isinstance(request.rest, TrainingSet):
+            history = train_further(request, start, request.rest, recipe)
+            return request.healed(start, history, recipe=recipe)
         trained = train(
-            rest,
+            request.rest,
             recipe,
             seed=request.seed,
             start=start,
@@ -115,30 +116,18 @@ class FineTune(Unlearner):
         )
         return request.healed(trained.model, trained.history, recipe=recipe)
 
-    def _by_batches(self, request: Request, recipe: Recipe, start: nn.Module) -> Healed:
-        """On other examples than 8-bit images: by the recipe, without augmentation."""
-
-        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-            return torch.optim.SGD(
-                parameters,
-                lr=recipe.learning_rate,
-                momentum=recipe.momentum,
-                nesterov=recipe.nesterov,
-                weight_decay=recipe.weight_decay,
-            )
-
-        def loss(inputs: Tensor, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-            return cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-
-        student = Student(request, optimizer, network=start)
-        history = []
-        for number in range(recipe.epochs):
-            for group in student.optimizer.param_groups:
-                group["lr"] = recipe.learning_rate_at(number + 0.5)
-            record = student.epoch(request.rest, loss, number=number, batch_size=recipe.batch_size)
-            record.tell(request.progress, recipe.epochs)
-            history.append(record)
-        return request.healed(student.network, history, recipe=recipe)
+    def _without_recipe(self, request: Request, start: nn.Module) -> Healed:
+        if self.schedule == "recipe":
+            raise InputError("fine-tune: schedule 'recipe' needs the recipe of the training; give recipe=")
+        found, told = found_training(request, start)
+        training = shortened(
+            found,
+            epochs=self._epochs(found.epochs),
+            learning_rate=found.learning_rate * (1.0 if self.learning_rate is None else self.learning_rate),
+            schedule="cosine",
+        )
+        history = train_further(request, start, request.rest, training)
+        return request.healed(start, history, tuning=told)
 
 
 def _freeze_all_but_last(network: nn.Module, count: int) -> None:

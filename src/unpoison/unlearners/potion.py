@@ -39,7 +39,7 @@ from unpoison.registry import Presets
 from unpoison.training import accuracy
 from unpoison.unlearners._dampening import cross_entropy_of_each, dampen, importances, logit_norm, ratios
 from unpoison.unlearners._methods import register
-from unpoison.unlearners._unlearner import BATCH_SIZE, Healed, Request, Unlearner, on_device, record_of
+from unpoison.unlearners._unlearner import BATCH_SIZE, Healed, Request, Unlearner, record_of
 
 
 @final
@@ -86,7 +86,7 @@ class Potion(Unlearner):
 
     def _heal(self, request: Request) -> Healed:
         started = time.perf_counter()
-        poison, kept = (on_device(one, request.device) for one in (request.forget, request.rest))
+        poison, kept = request.forget, request.rest
         network = request.copied()
         own, reference = (
             importances(

@@ -18,6 +18,9 @@ by the nearest other class, once, and trains on the examples to forget alone.
 Cost: `epochs` of a training, by default about an eighth, two epochs at least, and a forward pass over the
 examples to forget for each. Memory: two copies of the network and one of the examples.
 
+Other inputs than 8-bit images are read batch by batch as the dataset gives them, without augmentation. Where
+it is not known how the network was trained, optimiser and learning rate are looked for (`_further`).
+
 Limits: clean examples among those to forget get a wrong label, so precision matters more than for retraining;
 `always_relabel=False` harms them less. The second-best prediction for clean-label poison is wrong, too.
 Poison that was not found is weakened, but not removed.
@@ -34,10 +37,11 @@ from torch import Tensor, nn
 
 from unpoison._option_checks import PositiveFloat, PositiveInt
 from unpoison._seeds import derive_seed
-from unpoison.data import TrainingSet
-from unpoison.training import EpochRecord, predict, train
+from unpoison.data import Examples, TrainingSet
+from unpoison.training import EpochRecord, Recipe, predict_examples, train
+from unpoison.unlearners._further import found_training, shortened, train_further
 from unpoison.unlearners._methods import register
-from unpoison.unlearners._unlearner import BATCH_SIZE, Healed, Request, Unlearner
+from unpoison.unlearners._unlearner import BATCH_SIZE, Healed, Request, Unlearner, on_device
 
 _LEAST_EPOCHS = 2
 
@@ -57,9 +61,9 @@ class Relabel(Unlearner):
 
     Arguments:
         epochs: the fraction of the recipe's epochs that is trained, in (0, 1]; rounded up to whole epochs,
-            two at least.
-        learning_rate: a factor on the recipe's learning rate, above 0. A smaller one keeps more of the
-            accuracy and of the poison.
+            two at least. Without a recipe, of 10 epochs.
+        learning_rate: a factor on the recipe's learning rate, above 0; without a recipe, on the one that is
+            found. A smaller one keeps more of the accuracy and of the poison.
         repeats: how often an epoch shows each example to forget, 1 or more.
         always_relabel: whether every example to forget is relabelled in every epoch. If false, one that the
             model after the first epoch still predicts as labelled is left out from then on, which harms clean
@@ -70,7 +74,7 @@ class Relabel(Unlearner):
         InputError: a value is out of its range.
     """
 
-    needs_recipe: ClassVar[bool] = True
+    any_examples: ClassVar[bool] = True
     epochs: Annotated[float, "(0, 1]"] = 0.13
     learning_rate: PositiveFloat = 0.25
     repeats: PositiveInt = 3
@@ -78,46 +82,50 @@ class Relabel(Unlearner):
     lose_classes: bool = False
 
     def _heal(self, request: Request) -> Healed:
-        recipe = request.recipe
-        assert recipe is not None
-        kept, poison = request.rest.to(request.device), request.forget.to(request.device)
         network = request.trainable()
-        count = max(_LEAST_EPOCHS, math.ceil(round(recipe.epochs * self.epochs, 9)))
+        training, told = (
+            found_training(request, network) if request.recipe is None else (request.recipe, None)
+        )
+        count = max(_LEAST_EPOCHS, math.ceil(round(training.epochs * self.epochs, 9)))
         history: list[EpochRecord] = []
         for epoch in range(count):
             last = epoch == count - 1
-            one_epoch = replace(
-                recipe,
+            one_epoch = shortened(
+                training,
                 epochs=1,
-                learning_rate=recipe.learning_rate * self.learning_rate * (0.5 if last else 1.0),
+                learning_rate=training.learning_rate * self.learning_rate * (0.5 if last else 1.0),
                 schedule="cosine" if last else "constant",
-                milestones=(),
-                warmup_epochs=0.0,
             )
-            relabelled = self._relabelled(network, kept, poison, first=not epoch)
-            # "recant" was the first name of the method; results that were published depend on it.
-            seed = derive_seed(request.seed, "recant", epoch)
-            trained = train(relabelled, one_epoch, seed=seed, start=network)
-            network = trained.model
-            history.append(replace(trained.history[0], epoch=epoch))
-            history[-1].tell(request.progress, count)
-        return request.healed(network, history)
+            examples, labels = self._relabelled(request, network, first=not epoch)
+            if isinstance(examples, TrainingSet) and isinstance(one_epoch, Recipe):
+                trained = train(
+                    replace(examples, ids=None, labels=labels.to(examples.device)),
+                    one_epoch,
+                    # "recant" was the first name of the method; results that were published depend on it.
+                    seed=derive_seed(request.seed, "recant", epoch),
+                    start=request.in_own_modes(network),
+                )
+                network = trained.model
+                history.append(replace(trained.history[0], epoch=epoch))
+                history[-1].tell(request.progress, count)
+            else:
+                request.in_own_modes(network)
+                history += train_further(
+                    request, network, examples, one_epoch, labels=labels, first=epoch, of=count
+                )
+        return request.healed(network, history, tuning=told)
 
-    def _relabelled(
-        self, network: nn.Module, kept: TrainingSet, poison: TrainingSet, *, first: bool
-    ) -> TrainingSet:
-        """The kept examples, and those to forget with the model's own predictions as labels."""
-        logits = predict(network, poison.images, batch_size=BATCH_SIZE)
-        images, labels = poison.images, second_best(logits, poison.labels)
+    def _relabelled(self, request: Request, network: nn.Module, *, first: bool) -> tuple[Examples, Tensor]:
+        """The kept examples and those to forget, and their labels, for these the model's own predictions."""
+        own = request.forget.labels.cpu()
+        logits = predict_examples(network, request.forget, batch_size=BATCH_SIZE).cpu()
+        rows, labels = request.forgotten, second_best(logits, own)
         if not (self.always_relabel or first):
-            changed = logits.argmax(1) != poison.labels
-            images, labels = images[changed], labels[changed]
-        return replace(
-            kept,
-            ids=None,
-            images=torch.cat([kept.images, *[images] * self.repeats]),
-            labels=torch.cat([kept.labels, *[labels] * self.repeats]),
-        )
+            changed = logits.argmax(1) != own
+            rows, labels = rows[changed], labels[changed]
+        examples = request.examples.subset(torch.cat([request.kept, *[rows] * self.repeats]))
+        kept = request.rest.labels.cpu()
+        return on_device(examples, request.device), torch.cat([kept, *[labels] * self.repeats])
 
 
 def second_best(logits: Tensor, labels: Tensor) -> Tensor:

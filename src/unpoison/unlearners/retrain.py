@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.training import train
 from unpoison.unlearners._methods import register
@@ -44,8 +45,10 @@ class Retrain(Unlearner):
         if request.start is None and request.own_model:
             raise InputError(
                 "retrain: this network is not built by a recipe; give start=, the network before training "
-                "(freshly built, or the pretrained one)"
+                "(freshly built, or the pretrained one), or retrain=, a training function of your own; or "
+                "heal by relabel or fine-tune, which go on from its weights"
             )
+        assert isinstance(request.rest, TrainingSet)
         trained = train(
             request.rest,
             request.recipe,

@@ -37,9 +37,10 @@ from typing import Annotated, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._inputs import Inputs
 from unpoison._option_checks import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from unpoison._stable import cross_entropy
-from unpoison.data import TrainingSet
+from unpoison.data import Examples
 from unpoison.models import logits_of
 from unpoison.registry import Presets
 from unpoison.training import EpochRecord, accuracy
@@ -99,6 +100,7 @@ class SCRUB(Unlearner):
         },
     }
 
+    any_examples: ClassVar[bool] = True
     epochs: PositiveInt = 3
     ascent_epochs: NonNegativeInt = 2
     learning_rate: PositiveFloat = 5e-4
@@ -115,25 +117,25 @@ class SCRUB(Unlearner):
     lose_classes: bool = False
 
     def _heal(self, request: Request) -> Healed:
-        poison, kept = request.forget.to(request.device), request.rest.to(request.device)
+        poison, kept = request.forget, request.rest
         student = Student(request, self._optimizer, steps=self.steps)
         teacher = request.copied().requires_grad_(False)
         validation = None
         if self.rewind:
             kept, validation = held_out(kept, seed=request.seed)
 
-        def divergence(images: Tensor, logits: Tensor) -> Tensor:
+        def divergence(inputs: Inputs, logits: Tensor) -> Tensor:
             with torch.no_grad():
-                target = logits_of(teacher, images)
+                target = logits_of(teacher, inputs)
             return soft_divergence(logits, target, self.temperature).mean() * self.temperature**2
 
-        def descent(images: Tensor, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-            return self.gamma * cross_entropy(logits, labels) + self.alpha * divergence(images, logits)
+        def descent(inputs: Inputs, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+            return self.gamma * cross_entropy(logits, labels) + self.alpha * divergence(inputs, logits)
 
-        def ascent(images: Tensor, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        def ascent(inputs: Inputs, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
             if self.ascent == "loss":
-                return -descent(images, logits, labels, indices)
-            return -divergence(images, logits)
+                return -descent(inputs, logits, labels, indices)
+            return -divergence(inputs, logits)
 
         history: list[EpochRecord] = []
         copies: list[tuple[float, dict[str, Tensor]]] = []
@@ -172,17 +174,17 @@ class SCRUB(Unlearner):
         )
 
 
-def error_on_labels_of(network: nn.Module, validation: TrainingSet, poison: TrainingSet) -> float:
+def error_on_labels_of(network: nn.Module, validation: Examples, poison: Examples) -> float:
     """The error on held-out examples of the labels of those to forget, weighted by their counts."""
-    counts = poison.class_counts()
+    counts = torch.bincount(poison.labels.cpu(), minlength=poison.num_classes)
     total, weight = 0.0, 0
     for label in counts.nonzero()[:, 0].tolist():
-        own = validation.subset(validation.labels == label)
+        own = validation.subset((validation.labels.cpu() == label).nonzero()[:, 0])
         if len(own):
             total += int(counts[label]) * _error(network, own)
             weight += int(counts[label])
     return total / weight if weight else 0.0
 
 
-def _error(network: nn.Module, examples: TrainingSet) -> float:
+def _error(network: nn.Module, examples: Examples) -> float:
     return 1 - accuracy(network, examples, batch_size=BATCH_SIZE).rate

@@ -34,7 +34,7 @@ from unpoison._option_checks import Fraction, PositiveFloat, PositiveInt
 from unpoison.registry import Presets
 from unpoison.unlearners._dampening import dampen, importances
 from unpoison.unlearners._methods import register
-from unpoison.unlearners._unlearner import Healed, Request, Unlearner, on_device, record_of
+from unpoison.unlearners._unlearner import Healed, Request, Unlearner, record_of
 from unpoison.unlearners._validation import Choice, best, held_out, judged
 
 GRID: Final = tuple(10 ** (half / 2) for half in range(6, -9, -1))
@@ -92,7 +92,7 @@ class SSD(Unlearner):
 
     def _heal(self, request: Request) -> Healed:
         started = time.perf_counter()
-        poison, kept = (on_device(one, request.device) for one in (request.forget, request.rest))
+        poison, kept = request.forget, request.rest
         network = request.copied()
         compared, validation = kept, None
         if self.selection is None:

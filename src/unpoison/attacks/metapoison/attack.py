@@ -65,6 +65,7 @@ from unpoison.training import Recipe
     goals=("self-concealment", "targeted-misclassification"),
     knowledge="the training set, and the victim's architecture and training approximately",
     accepts_surrogates=True,
+    resumes=True,
 )
 @dataclass(frozen=True, kw_only=True)
 class MetaPoison(Attack):

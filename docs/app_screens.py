@@ -1,0 +1,245 @@
+"""Write the images of docs/app.md, and measure the page on a large set.
+
+    make demo && python docs/app_screens.py pictures demo      # docs/images/app_*.png
+    python docs/app_screens.py speed                           # benchmarks/results/app.json
+
+Needs the extra `app`, playwright, and chromium on the PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES, LASSO, MANY = 50_000, 10_000, 1_000_000
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+
+
+@contextlib.contextmanager
+def server(*arguments: str) -> Iterator[str]:
+    """The address of a server that is started by these arguments of Python."""
+    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(r"http\S+", line):
+                yield found[0]
+                return
+        raise SystemExit("the server did not start")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextlib.contextmanager
+def window(address: str, width: int = 1280, height: int = 900) -> Iterator[Any]:
+    """A window of a browser, let in by the token."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(300_000)
+        page.goto(address)
+        page.wait_for_selector("h1")
+        yield page
+        browser.close()
+
+
+def pictures(run: Path) -> None:
+    """The four views, of the run directory of a demo; its decisions are made anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ("-m", "unpoison", "app", str(run), "--out", f"{folder}/work")
+        with server(*command) as address, window(address, 1200, 860) as page:
+            base = address.partition("/?")[0]
+            page.wait_for_selector(".tile .said.found", timeout=120_000)
+            shoot(page, "overview")
+            page.goto(f"{base}/investigation")
+            page.wait_for_selector(".tile img")
+            for key in "bbbcu":
+                page.keyboard.press(key)
+            page.wait_for_function("document.querySelector('#current').textContent.startsWith('6 of')")
+            page.wait_for_timeout(1500)
+            shoot(page, "investigation")
+            page.goto(f"{base}/map")
+            page.wait_for_function("/none selected/.test(document.querySelector('.map p').textContent)")
+            box = page.locator("canvas").first.bounding_box()
+            at = [(0.5, 0.66), (0.6, 0.62), (0.6, 0.9), (0.48, 0.9), (0.47, 0.7)]
+            points = [(box["x"] + a * box["width"], box["y"] + b * box["height"]) for a, b in at]
+            page.mouse.move(*points[0])
+            page.mouse.down()
+            for point in points[1:]:
+                page.mouse.move(*point, steps=4)
+            page.mouse.up()
+            page.wait_for_timeout(1500)
+            shoot(page, "map")
+            page.goto(f"{base}/compare")
+            page.wait_for_selector(".tile img", timeout=120_000)
+            page.wait_for_timeout(1500)
+            shoot(page, "compare")
+
+
+def shoot(page: Any, name: str) -> None:
+    """What is in view, in 256 colours."""
+    page.evaluate("document.activeElement.blur()")
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    image.quantize(256).save(ROOT / "docs" / "images" / f"app_{name}.png", optimize=True)
+
+
+def large() -> None:
+    """Serve a made-up case of `EXAMPLES` images of 32 pixels, until it is stopped."""
+    import torch
+
+    from unpoison.app import Case, serve
+    from unpoison.data import TrainingSet
+    from unpoison.detectors import Findings, Observation, Threshold
+    from unpoison.models import build
+    from unpoison.runs import Recorder
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (EXAMPLES, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(EXAMPLES) % 10
+    training_set = TrainingSet(images, labels, tuple(f"class {label}" for label in range(10)), "made up")
+    scores = torch.randn(EXAMPLES, generator=generator).double()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "trace"
+        run.mkdir()
+        Findings(
+            method="made up",
+            configuration={},
+            fingerprint=training_set.fingerprint,
+            labels=labels,
+            class_names=training_set.class_names,
+            scores=scores,
+            flagged=scores.argsort(descending=True)[:500],
+            threshold=Threshold(2.3, "made up", 0.01),
+            poison_found=True,
+            p_value=0.005,
+            summary="made up",
+            observation=Observation(images[0], 1),
+        ).save(run / "findings")
+        Recorder("trace", {"suspect": ["test:0"]}, 0).record().save(run)
+        case = Case(
+            model=build("convnet-bn", num_classes=10, seed=0, width=8).eval(),
+            training_set=training_set,
+            test_set=training_set.subset(torch.arange(2_000)),
+            poison=None,
+            runs=(run,),
+            out=Path(folder) / "work",
+            options=(),
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(case, ready=lambda address: print(address, file=sys.stderr, flush=True))
+
+
+def speed() -> dict[str, Any]:
+    """Seconds and frames a second, with `EXAMPLES` examples."""
+    seconds: dict[str, float] = {}
+    with server(__file__, "large") as address, window(address) as page:
+        base = address.partition("/?")[0]
+        page.wait_for_timeout(2_000)  # the browser itself has started
+        for name, path, ready in (
+            ("first view: overview", "/", ".figures"),
+            ("first view: investigation", "/investigation", ".grid .tile:nth-child(48)"),
+        ):
+            seconds[name] = min(opened(page, base + path, ready) for _ in range(3))
+        page.goto(f"{base}/investigation")
+        page.wait_for_selector(".grid .tile:nth-child(48)")
+        page.wait_for_timeout(1_000)
+        turns = []
+        for number in range(1, 6):
+            start = time.perf_counter()
+            page.keyboard.press("]")
+            first = f"{48 * number + 1:,} to"
+            page.wait_for_function("(t) => document.body.textContent.includes(t)", arg=first, polling=10)
+            turns.append(time.perf_counter() - start)
+        seconds["next page of 48"] = min(turns)
+        page.goto(f"{base}/map")
+        loaded = "/none selected/.test(document.querySelector('.map p').textContent)"
+        page.wait_for_function(loaded, timeout=300_000)
+        seconds["first view: map"] = min(
+            opened(page, f"{base}/map", ".map", f"() => {loaded}") for _ in range(3)
+        )
+        found = page.evaluate(SCRIPT, {"lasso": LASSO, "many": MANY})
+    assert abs(found["selected"] - LASSO) < 200, found
+    seconds["lasso_10k"] = found["lasso"] / 1000
+    seconds["decision on 10k, until it is on the disk"] = found["decide"] / 1000
+    seconds["first_view"] = max(value for name, value in seconds.items() if name.startswith("first view"))
+    rates = {f"frames a second, {EXAMPLES:,} points": found["frames"]}
+    rates |= {f"frames a second, {MANY:,} points": found["many"]}
+    return {"seconds": seconds, "frames": rates}
+
+
+SCRIPT = """async ({ lasso, many }) => {
+  const map = document.querySelector(".map").__vueParentComponent.proxy;
+  const p = map.columns.plane, x = [];
+  for (let i = 0; i < p.length; i += 2) x.push(p[i]);
+  x.sort((a, b) => a - b);
+  const edge = map.view.x + x[lasso] * map.view.scale, h = map.$refs.canvas.height;
+  const times = [], saved = [];
+  for (let i = 0; i < 5; i++) {
+    map.select([[0, 0], [edge, 0], [edge, h], [0, h]]);
+    times.push(map.times.lasso);
+    await map.decide("blame");
+    saved.push(map.times.decide);
+  }
+  const selected = map.selected;
+  map.clear();
+  const frames = await map.measure(60);
+  const plane = new Float32Array(2 * many);
+  for (let i = 0; i < 2 * many; i++) plane[i] = p[i % p.length] * (1 + 0.2 * Math.random());
+  map.columns.plane = plane;
+  const old = map.colours;
+  map.colours = Uint32Array.from({ length: many }, (_, i) => old[i % old.length]);
+  const frames_of_many = await map.measure(40);
+  return { lasso: Math.min(...times), decide: Math.min(...saved), selected, frames, many: frames_of_many };
+}"""
+
+
+def opened(page: Any, address: str, selector: str, ready: str | None = None) -> float:
+    """Seconds from asking for a view until it is there."""
+    start = time.perf_counter()
+    page.goto(address)
+    page.wait_for_selector(selector)
+    if ready is not None:
+        page.wait_for_function(ready, polling=10)
+    return time.perf_counter() - start
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Store the record where those of the benchmarks are."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks._harness import provenance
+
+    origin = {**provenance("app", 1), "command": "python docs/app_screens.py speed"}
+    record = {"ratios": {}, "agreement": {}, "peak_bytes": {}, "rates": {}, **found, **origin}
+    text = json.dumps(record, indent=1) + "\n"
+    print(text)
+    (ROOT / "benchmarks" / "results" / "app.json").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("pictures", "speed", "large"))
+    parser.add_argument("run", type=Path, nargs="?", default=ROOT / "demo")
+    arguments = parser.parse_args()
+    if arguments.what == "pictures":
+        pictures(arguments.run)
+    elif arguments.what == "large":
+        large()
+    else:
+        keep(speed())

@@ -1,0 +1,2 @@
+from ._case import Case as Case
+from ._serve import serve as serve

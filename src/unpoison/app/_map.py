@@ -1,0 +1,155 @@
+"""Map: the training examples by what the model makes of them, to select groups on and decide about them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, final
+
+from nicegui.element import Element
+
+from unpoison.app._elements import address, button, select, set_attribute, set_text, tag, told_counts
+from unpoison.app._work import Work
+
+_COLOURS = (("label", "label"), ("score", "score"), ("decision", "decision"))
+
+
+@final
+class Canvas(Element, component="map.js"):  # type: ignore[call-arg]
+    """The canvas, with the script that draws it."""
+
+
+@final
+class Map:
+    """The view.
+
+    Arguments:
+        work: what it shows.
+        search: the name of the search whose scores colour the map.
+    """
+
+    def __init__(self, work: Work, search: str = "") -> None:
+        self.work = work
+        found = work.search_named(search)
+        self.search = "" if found is None else found.name
+        self._loaded = work.plane is not None
+        self._known = -1
+        tag("h1", "Map of the training examples")
+        tag(
+            "p",
+            "Each point is a training example: the features before the last layer of the model, on their two "
+            "directions of largest variance. Examples that the model takes for alike lie together.",
+            "summary",
+        )
+        with tag("div", classes="controls"):
+            colours = _COLOURS if self.search else (_COLOURS[0], _COLOURS[2])
+            select("Colour by", colours, "label", self._colour)
+            self.tool = button("Lasso", self._switch, key="l", aria_pressed="true")
+            button("Select what is in view", lambda: self.canvas.run_method("visible"), key="v")
+            button("Zoom in", lambda: self.canvas.run_method("zoom", 1.25), key="+")
+            button("Zoom out", lambda: self.canvas.run_method("zoom", 0.8), key="-")
+            button(
+                "Show all", lambda: self.canvas.run_method("fit") and self.canvas.run_method("draw"), key="0"
+            )
+        self.canvas = Canvas()
+        self.canvas.props.update(
+            {
+                "count": len(work.training_set),
+                "colour": "label",
+                "search": self.search,
+                "lasso": True,
+                "classes": len(work.names),
+                "label": "Map of the training examples. Arrow keys move it, plus and minus zoom, 0 shows "
+                "all, v selects what is in view, Escape selects nothing.",
+            }
+        )
+        self.canvas.on("selected", lambda event: self._selected(event.args))
+        self.legend = tag("ul", classes="legend")
+        with tag("div", classes="buttons", role="group", aria_label="decisions about the selection"):
+            self.choices = [
+                button(
+                    text,
+                    partial(self.canvas.run_method, "decide", verdict),
+                    key=key,
+                    classes=verdict,
+                    disabled=True,
+                )
+                for verdict, text, key in (
+                    ("blame", "Blame selection", "b"),
+                    ("clear", "Clear selection", "c"),
+                    ("unsure", "Unsure", "u"),
+                    ("undecided", "Undecided", "d"),
+                )
+            ]
+            self.undo = button("Undo", work.undo, key="z")
+            self.redo = button("Redo", work.redo, key="y")
+        self.counts = tag("p", "", "status-line", id="counts", aria_live="polite")
+        self.shown = tag("div", classes="grid small", role="group", aria_label="the first selected examples")
+        self._legend("label")
+        self.update()
+
+    def update(self) -> None:
+        """Show what has changed: the map that was not ready, decisions."""
+        if not self._loaded and self.work.plane is not None:
+            self._loaded = True
+            self.canvas.run_method("load")
+        decisions = self.work.decisions
+        if self._known != len(decisions.audit):
+            if self._known >= 0:
+                self.canvas.run_method("decided")
+            self._known = len(decisions.audit)
+        counts = decisions.counts()
+        set_text(self.counts, told_counts(counts))
+        set_attribute(self.undo, "disabled", None if decisions.can_undo else True)
+        set_attribute(self.redo, "disabled", None if decisions.can_redo else True)
+
+    def _colour(self, value: str) -> None:
+        self.canvas.props["colour"] = value
+        self._legend(value)
+
+    def _switch(self) -> None:
+        lasso = not self.canvas.props["lasso"]
+        self.canvas.props["lasso"] = lasso
+        set_attribute(self.tool, "aria-pressed", "true" if lasso else "false")
+
+    def _legend(self, colour: str) -> None:
+        self.legend.clear()
+        with self.legend:
+            if colour == "label":
+                for label in range(min(len(self.work.names), 10)):
+                    tag("li", self.work.class_name(label), f"colour-{label}")
+                if len(self.work.names) > 10:
+                    tag("li", "and so on: later classes take the colours again")
+            elif colour == "score":
+                tag("li", "half of the examples or less", "score-low")
+                tag("li", "the highest scores", "score-high")
+            else:
+                for name, words in (
+                    ("undecided", "undecided"),
+                    ("blame", "blamed"),
+                    ("clear", "cleared"),
+                    ("unsure", "unsure"),
+                ):
+                    tag("li", words, f"verdict-{name}")
+
+    def _selected(self, told: Any) -> None:
+        for one in self.choices:
+            set_attribute(one, "disabled", None if told["count"] else True)
+        self.shown.clear()
+        with self.shown:
+            for index in told["shown"]:
+                number = int(index)
+                if not 0 <= number < len(self.work.training_set):
+                    continue
+                label = self.work.class_name(int(self.work.training_set.labels[number]))
+                with tag(
+                    "a", classes="tile", href=address("/investigation", search=self.search, example=number)
+                ):
+                    tag(
+                        "img",
+                        src=f"/image/train/{number}.png?v={self.work.version}",
+                        alt=f"training example {self.work.name_of(number)}",
+                        loading="lazy",
+                        classes="pixels",
+                    )
+                    tag("span", label, "names")
+                    tag("span", self.work.name_of(number), "quiet")

@@ -1,0 +1,444 @@
+"""How an `InfluenceIndex` is made: its size, the basis, and the shards, by one process or by several.
+
+Shards are dealt out among processes that are forked from this one, so that they share the model, the factors
+and the basis. A process that dies is replaced: the shards that are still missing are dealt out again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import multiprocessing
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Final, final
+
+import torch
+from torch import nn
+
+from unpoison._memory import allowed_memory, in_words
+from unpoison._progress import Progress
+from unpoison._seeds import derive_seed, generator
+from unpoison.data import Examples
+from unpoison.errors import InputError, InsufficientMemoryError, MismatchError
+from unpoison.influence._factors import (
+    Factors,
+    examples_fingerprint,
+    fit_factors,
+    model_fingerprint,
+    unchanged,
+)
+from unpoison.influence._index import Gradient
+from unpoison.influence._index_files import (
+    IndexFiles,
+    Span,
+    factors_digest,
+    read_tensors,
+    spans,
+    write_tensors,
+)
+from unpoison.influence._index_space import (
+    Space,
+    code,
+    damping_of,
+    damping_record,
+    span_of,
+    task_text,
+    unit_rows,
+)
+from unpoison.influence._queries import Damping
+from unpoison.influence._sketch import Sketcher
+from unpoison.influence._sweep import where
+from unpoison.tasks import Task
+
+_NUMBERS: Final = 2048
+_SKETCH: Final = 1 << 18
+_LEAST: Final = 64
+_ROUNDS: Final = 3
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The options of `InfluenceIndex.build`, see there."""
+
+    seed: int
+    damping: Damping
+    modules: tuple[str, ...] | None
+    covariance_examples: int | None
+    gradient: Gradient
+    numbers: int | None
+    sketch: int | None
+    processes: int
+    shard_examples: int
+    batch_size: int
+    workspace_bytes: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("numbers", "sketch", "processes", "shard_examples", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"index: {name} must be at least 1, found {value}")
+        if self.gradient not in ("measurement", "loss"):
+            raise InputError(f"index: gradient must be 'measurement' or 'loss', found {self.gradient!r}")
+
+
+def build(
+    files: IndexFiles,
+    plan: Plan,
+    model: nn.Module,
+    examples: Examples,
+    task: Task,
+    factors: Factors | None,
+    progress: Progress | None,
+) -> None:
+    """The stages of `InfluenceIndex.build`."""
+    if not len(examples):
+        raise InputError(f"{examples.name}: there are no training examples to index")
+    if factors is not None:
+        factors.check(model, examples)
+    with unchanged(model):
+        wanted: dict[str, Any] = {
+            "model": model_fingerprint(model),
+            "task": task_text(task),
+            "code": code(),
+            "seed": plan.seed,
+            "damping": damping_record(plan.damping),
+            "modules": None if plan.modules is None else list(plan.modules),
+            "covariance_examples": plan.covariance_examples,
+            "gradient": plan.gradient,
+            "shard_examples": plan.shard_examples,
+            "batch_size": plan.batch_size,
+        }
+        part = {"examples": len(examples), "fingerprint": examples_fingerprint(examples)}
+        if files.exists():
+            record = files.record()
+            _check_same(files, record, wanted, part, plan, factors)
+        else:
+            record = {
+                **wanted,
+                "parts": [part],
+                "asked": {"numbers": plan.numbers, "sketch": plan.sketch},
+                "numbers": None,
+                "sketch": None,
+                "factors": None,
+                "basis": None,
+            }
+            files.write_record(record)
+            files.write_names(0, examples.ids, examples.class_names)
+        known = _kept_factors(files, record)
+        if known is None:
+            known = factors
+            if known is None:
+                known = fit_factors(
+                    model,
+                    examples,
+                    task,
+                    seed=derive_seed(plan.seed, "factors"),
+                    modules=plan.modules,
+                    covariance_examples=plan.covariance_examples,
+                    batch_size=plan.batch_size,
+                    workspace_bytes=plan.workspace_bytes,
+                    progress=progress,
+                )
+            known.save(files.factors)
+            record["factors"] = factors_digest(known)
+            files.write_record(record)
+        if record["numbers"] is None:
+            record["numbers"], record["sketch"] = size_of(plan, known, len(examples), where(model)[0])
+            files.write_record(record)
+        maker = _Maker(files, record, model, task, known, plan.workspace_bytes)
+        if not _basis_is_kept(files, record):
+            maker.make_basis(examples, progress)
+        _make_shards(maker, examples, 0, plan.processes, progress)
+
+
+def append(
+    files: IndexFiles,
+    model: nn.Module,
+    examples: Examples,
+    task: Task,
+    processes: int,
+    workspace_bytes: int | None,
+    progress: Progress | None,
+) -> None:
+    """The work of `InfluenceIndex.append`."""
+    if not len(examples):
+        raise InputError(f"{examples.name}: there are no examples to append")
+    record = files.record()
+    if task_text(task) != record["task"]:
+        raise MismatchError(f"{files.directory}: the index is of the task {record['task']}, not of this one")
+    part = {"examples": len(examples), "fingerprint": examples_fingerprint(examples)}
+    with unchanged(model):
+        if record["parts"][-1] != part or len(record["parts"]) == 1:
+            files.write_names(len(record["parts"]), examples.ids, examples.class_names)
+            record["parts"].append(part)
+            files.write_record(record)
+        maker = _Maker(files, record, model, task, Factors.load(files.factors), workspace_bytes)
+        first = sum(one["examples"] for one in record["parts"][:-1])
+        _make_shards(maker, examples, first, processes, progress)
+
+
+def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> tuple[int, int]:
+    """m and D: the defaults, or what fits into the memory.
+
+    Raises:
+        InsufficientMemoryError: what is asked for does not fit, or hardly anything does.
+    """
+    limit = allowed_memory(device)
+    numbers = min(plan.numbers or _NUMBERS, count)
+    sketch = min(max(plan.sketch or _SKETCH, numbers), factors.num_parameters)
+    numbers = min(numbers, sketch)
+    while (needed := bytes_needed(plan, factors, numbers, sketch)) > limit:
+        if plan.sketch is None and sketch > 32 * numbers and sketch > 2 * _LEAST:
+            sketch //= 2
+        elif plan.numbers is None and numbers > _LEAST:
+            numbers //= 2
+        elif plan.sketch is None and sketch > 2 * numbers:
+            sketch //= 2
+        else:
+            raise InsufficientMemoryError(
+                f"index: takes {in_words(needed)} of memory with {numbers} numbers an example from sketches "
+                f"of {sketch}, but {in_words(limit)} may be taken; allow more, or name fewer modules"
+            )
+    return numbers, sketch
+
+
+def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int) -> int:
+    """The memory of the basis, which takes most: beside factors, signs and sketches of a batch."""
+    squares = sum(
+        part.numel()
+        for layer in factors.layers.values()
+        for part in (layer.input_basis, layer.output_basis)
+        if part is not None
+    )
+    fixed = 8 * (squares + factors.num_parameters) + 4 * factors.num_parameters
+    return fixed + 4 * sketch * (2 * numbers + plan.batch_size) + 24 * numbers**2
+
+
+def _check_same(
+    files: IndexFiles,
+    record: dict[str, Any],
+    wanted: dict[str, Any],
+    part: dict[str, Any],
+    plan: Plan,
+    factors: Factors | None,
+) -> None:
+    words = {"code": "another version of unpoison", "model": "another model", "task": "another task"}
+    for name, value in wanted.items():
+        if record[name] != value:
+            said = words.get(name, f"{name} {record[name]!r}, not {value!r}")
+            raise MismatchError(f"{files.directory}: holds an index of {said}; name another directory")
+    if record["parts"][0] != part:
+        raise MismatchError(f"{files.directory}: holds an index of other examples; name another directory")
+    for name, before in record["asked"].items():
+        asked = getattr(plan, name)
+        if asked not in (None, before, record[name]):
+            raise MismatchError(
+                f"{files.directory}: holds an index with {name} {before or record[name]}, not {asked}; name "
+                "another directory"
+            )
+    if factors is not None and record["factors"] not in (None, factors_digest(factors)):
+        raise MismatchError(f"{files.directory}: holds an index with other factors; name another directory")
+
+
+def _kept_factors(files: IndexFiles, record: dict[str, Any]) -> Factors | None:
+    """The factors that are there and sound."""
+    if record["factors"] is None:
+        return None
+    try:
+        factors = Factors.load(files.factors)
+    except InputError:
+        return None
+    return factors if factors_digest(factors) == record["factors"] else None
+
+
+def _basis_is_kept(files: IndexFiles, record: dict[str, Any]) -> bool:
+    """Whether the basis is there, sound, and made with the factors."""
+    try:
+        _, made_of, known = read_tensors(files.basis)
+    except InputError:
+        return False
+    return (made_of, known) == (record["factors"], record["basis"])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Maker:
+    """Makes the basis and shards of the index that a record describes."""
+
+    files: IndexFiles
+    record: dict[str, Any]
+    model: nn.Module
+    task: Task
+    factors: Factors
+    workspace_bytes: int | None
+
+    def sketcher(self) -> Sketcher:
+        """Of the training examples."""
+        record = self.record
+        return Sketcher(
+            self.model,
+            self.factors,
+            damping_of(record["damping"]),
+            self.task.measurement if record["gradient"] == "measurement" else self.task.loss,
+            dimensions=record["sketch"],
+            seed=record["seed"],
+            workspace_bytes=self.workspace_bytes,
+        )
+
+    def make_basis(self, examples: Examples, progress: Progress | None) -> None:
+        """An orthonormal basis of the sketches of random examples."""
+        count, size = self.record["numbers"], self.record["batch_size"]
+        order = torch.randperm(len(examples), generator=generator(self.record["seed"], "index basis"))
+        chosen = order[:count].sort().values
+        with self.sketcher() as sketcher:
+            units = torch.zeros(count, sketcher.dimensions, device=sketcher.device, dtype=sketcher.dtype)
+            for start in range(0, count, size):
+                rows = chosen[start : start + size]
+                found = sketcher.batch(examples.at(rows), len(rows))
+                units[start : start + len(rows)] = unit_rows(found.rows, found.lengths)
+                if progress is not None:
+                    progress("basis", start + len(rows), count)
+        tensors = {**span_of(units), "examples": chosen}
+        known = write_tensors(self.files.basis, tensors, made_of=self.record["factors"])
+        self.record["basis"] = known
+        self.files.write_record(self.record)
+
+    def make_shard(self, sketcher: Sketcher, space: Space, examples: Examples, span: Span) -> None:
+        """The rows of the examples of a span."""
+        size, columns = self.record["batch_size"], []
+        for low in range(span.start, span.stop, size):
+            high = min(low + size, span.stop)
+            batch = examples.batch(low - span.first, high - span.first)
+            found = sketcher.batch(batch, high - low)
+            if not bool(found.lengths.isfinite().all()):
+                raise InputError(
+                    f"{examples.name}: gradients of the examples {low}..{high - 1} are not finite"
+                )
+            values, residuals = space.of(unit_rows(found.rows, found.lengths))
+            columns.append(
+                {
+                    "coordinates": values.half(),
+                    "residuals": residuals.half(),
+                    "lengths": found.lengths,
+                    "norms": found.norms,
+                    "values": found.values,
+                }
+            )
+        rows = {name: torch.cat([one[name] for one in columns]) for name in columns[0]}
+        rows["labels"] = examples.labels[span.start - span.first : span.stop - span.first]
+        self.files.write_shard(span, rows, self.record["basis"])
+
+
+def _make_shards(
+    maker: _Maker, examples: Examples, first: int, processes: int, progress: Progress | None
+) -> None:
+    """Make what is missing or damaged of the shards of the part that begins at `first`."""
+    record, files = maker.record, maker.files
+    own = [one for one in spans(record["parts"], record["shard_examples"]) if one.first == first]
+    missing = [one for one in own if not files.is_sound(one, record["basis"])]
+    for span in missing:
+        files.shard(span).unlink(missing_ok=True)
+    told = _Told(progress, sum(one.stop - one.start for one in own))
+    told.done(sum(one.stop - one.start for one in own if one not in missing))
+    workers = min(processes, len(missing))
+    if workers > 1 and _can_fork(maker.model):
+        for _ in range(_ROUNDS):
+            _fork(maker, examples, missing, workers, told)
+            missing = [one for one in missing if not files.shard(one).is_file()]
+            if not missing:
+                return
+        raise InputError(
+            f"{files.directory}: the processes that make its shards die; are they out of memory?"
+        )
+    if missing:
+        _work(maker, examples, missing, told.done)
+
+
+@final
+class _Told:
+    """Progress in examples."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.count = progress, total, 0
+
+    def done(self, count: int) -> None:
+        """So many more examples are done."""
+        self.count += count
+        if self.progress is not None and count:
+            self.progress("index", self.count, self.total)
+
+
+def _work(maker: _Maker, examples: Examples, missing: Sequence[Span], done: Callable[[int], None]) -> None:
+    tensors = read_tensors(maker.files.basis, check=False)[0]
+    with maker.sketcher() as sketcher:
+        space = Space.of_record(tensors, maker.record, sketcher.device)
+        for span in missing:
+            maker.make_shard(sketcher, space, examples, span)
+            done(span.stop - span.start)
+
+
+def _can_fork(model: nn.Module) -> bool:
+    return where(model)[0].type == "cpu" and "fork" in multiprocessing.get_all_start_methods()
+
+
+def _fork(maker: _Maker, examples: Examples, missing: Sequence[Span], workers: int, told: _Told) -> None:
+    """Deal the shards out to processes, and wait until all have ended.
+
+    Raises:
+        InputError: what the first of them says that failed.
+    """
+    context = multiprocessing.get_context("fork")
+    threads = max(1, torch.get_num_threads() // workers)
+    running = []
+    left = list(missing)
+    try:
+        for number in range(workers):
+            here, there = context.Pipe(duplex=False)
+            arguments = (maker, examples, left[number::workers], threads, os.getpid(), there)
+            process = context.Process(target=_child, args=arguments)
+            # Python warns of forks beside threads; those of torch are not used after the fork.
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                process.start()
+            there.close()
+            running.append((process, here))
+        while any(process.is_alive() for process, _ in running):
+            time.sleep(0.05)
+            ready = [one for one in left if maker.files.shard(one).is_file()]
+            left = [one for one in left if one not in ready]
+            told.done(sum(one.stop - one.start for one in ready))
+        told.done(sum(one.stop - one.start for one in left if maker.files.shard(one).is_file()))
+        for process, here in running:
+            process.join()
+            if process.exitcode == 1 and here.poll():
+                with contextlib.suppress(EOFError):
+                    raise InputError(str(here.recv()))
+    finally:
+        for process, here in running:
+            if process.is_alive():
+                process.terminate()
+            process.join()
+            here.close()
+
+
+def _child(
+    maker: _Maker, examples: Examples, missing: Sequence[Span], threads: int, parent: int, told: Connection
+) -> None:
+    torch.set_num_threads(threads)
+
+    def alive(_: int) -> None:
+        if os.getppid() != parent:  # nobody waits for the rest
+            os._exit(0)
+
+    try:
+        # A copy has its own way to read ahead.
+        _work(maker, copy.copy(examples), missing, alive)
+    except BaseException as error:
+        told.send(" ".join(str(error).split()) or type(error).__name__)
+        os._exit(1)
+    os._exit(0)

@@ -1,0 +1,145 @@
+"""What an `InfluenceIndex` will take: each stage is timed on some examples, and reckoned for all of them.
+
+Examples cost the same whatever their number; the eigendecompositions of `fit_factors` are timed as a whole;
+the basis grows with m^2 D and m^3. Memory and disk follow from the sizes alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from torch import nn
+
+from unpoison._memory import peak_bytes
+from unpoison._seeds import derive_seed
+from unpoison.data import Examples
+from unpoison.influence._factors import fit_factors
+from unpoison.influence._index_build import Plan, bytes_needed, size_of
+from unpoison.influence._index_space import RESIDUAL, Space, quick_type, span_of, unit_rows
+from unpoison.influence._sketch import Sketcher
+from unpoison.influence._sweep import where
+from unpoison.tasks import Task
+
+_MEASURED: Final = 256
+_PROBE: Final = 256
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class IndexEstimate:
+    """What an index is reckoned to take.
+
+    Arguments:
+        examples: how many the index is of.
+        measured: how many were timed.
+        numbers: m.
+        sketch: D.
+        fixed_seconds: of what does not depend on the number of examples, and is done by one process.
+        factor_seconds: of the two passes for the factors, by one process.
+        shard_seconds: of the shards, by one process.
+        peak_bytes: of memory, for one process.
+        disk_bytes: of the files.
+    """
+
+    examples: int
+    measured: int
+    numbers: int
+    sketch: int
+    fixed_seconds: float
+    factor_seconds: float
+    shard_seconds: float
+    peak_bytes: int
+    disk_bytes: int
+
+    def seconds(self, processes: int = 1) -> float:
+        """In all, where so many processes make shards and each has a processor core of its own."""
+        return self.fixed_seconds + self.factor_seconds + self.shard_seconds / processes
+
+
+def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> IndexEstimate:
+    """Time the stages on at most 256 examples, spread over the set, and reckon for all."""
+    total = len(examples)
+    step = max(1, total // _MEASURED)
+    some = examples.subset(torch.arange(0, total, step)[:_MEASURED])
+    count = len(some)
+    times: dict[str, list[float]] = {}
+
+    def told(stage: str, done: int, of: int, /, **_: Any) -> None:
+        times.setdefault(stage, []).append(time.perf_counter())
+
+    size = max(1, min(plan.batch_size, count // 2))
+    began = time.perf_counter()
+    factors = fit_factors(
+        model,
+        some,
+        task,
+        seed=derive_seed(plan.seed, "factors"),
+        modules=plan.modules,
+        batch_size=size,
+        workspace_bytes=plan.workspace_bytes,
+        progress=told,
+    )
+    ended = time.perf_counter()
+    # The first batch of a pass also warms up, or waits for the eigendecompositions.
+    per_example = {
+        stage: (ends[-1] - ends[0]) / max(count - size, 1) if len(ends) > 1 else (ended - began) / count
+        for stage, ends in times.items()
+    }
+    read = {"covariance": min(plan.covariance_examples or total, total), "eigenvalues": total}
+    decompositions = max(0.0, ended - began - count * sum(per_example.values()))
+    numbers, sketch = size_of(plan, factors, total, where(model)[0])
+    function = task.measurement if plan.gradient == "measurement" else task.loss
+    with Sketcher(
+        model,
+        factors,
+        plan.damping,
+        function,
+        dimensions=sketch,
+        seed=plan.seed,
+        workspace_bytes=plan.workspace_bytes,
+    ) as sketcher:
+        dimensions = sketcher.dimensions
+        blank = torch.zeros(numbers, dimensions, device=sketcher.device, dtype=quick_type(sketcher.device))
+        space = Space(blank, blank[:64].float(), 0)
+
+        def rows(low: int) -> None:
+            high = min(low + size, count)
+            found = sketcher.batch(some.batch(low, high), high - low)
+            space.of(unit_rows(found.rows, found.lengths))
+
+        def all_rows() -> None:
+            for low in range(0, count, size):
+                rows(low)
+
+        rows(0)
+        spent = _timed(all_rows)
+    probe = min(_PROBE, numbers)
+    basis = _timed(lambda: span_of(torch.randn(probe, dimensions))) * (numbers / probe) ** 2.5
+    factor_bytes = 4 * sum(
+        part.numel()
+        for layer in factors.layers.values()
+        for part in (layer.eigenvalues, layer.input_basis, layer.output_basis)
+        if part is not None
+    )
+    row_bytes = 2 * (numbers + min(RESIDUAL, dimensions)) + 32
+    return IndexEstimate(
+        examples=total,
+        measured=count,
+        numbers=numbers,
+        sketch=dimensions,
+        fixed_seconds=decompositions + basis + spent / count * min(numbers, total),
+        factor_seconds=sum(read[stage] * seconds for stage, seconds in per_example.items()),
+        shard_seconds=spent / count * total,
+        peak_bytes=max(peak_bytes(sketcher.device), bytes_needed(plan, factors, numbers, sketch)),
+        disk_bytes=factor_bytes + blank.element_size() * dimensions * numbers + total * row_bytes,
+    )
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -1,0 +1,427 @@
+"""`InfluenceIndex` beside the engine, and what happens to its files."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unpoison._memory import limited
+from unpoison.data import TensorExamples
+from unpoison.errors import InputError, MismatchError
+from unpoison.influence import (
+    AbsoluteDamping,
+    Factors,
+    InfluenceIndex,
+    RelativeDamping,
+    fit_factors,
+    precondition,
+    score,
+)
+from unpoison.influence import _index_build as building
+from unpoison.influence._index_files import IndexFiles, read_tensors, spans, write_tensors
+from unpoison.influence._index_space import span_of
+from unpoison.influence._queries import inverse
+from unpoison.influence._sketch import Sketcher, widths
+from unpoison.tasks import ClassificationTask
+
+TASK = ClassificationTask()
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 3)
+    ).eval()
+
+
+def examples(count: int, seed: int = 1) -> TensorExamples:
+    randomness = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 1, 4, 4, generator=randomness)
+    return TensorExamples(images, torch.randint(3, (count,), generator=randomness))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return network()
+
+
+@pytest.fixture(scope="module")
+def train() -> TensorExamples:
+    return examples(50)
+
+
+@pytest.fixture(scope="module")
+def factors(model: nn.Module, train: TensorExamples) -> Factors:
+    return fit_factors(model, train, TASK, seed=0)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, model: nn.Module, train: TensorExamples, factors: Factors
+) -> InfluenceIndex:
+    """An index whose basis are all examples, so that it leaves nothing out."""
+    return make(tmp_path_factory.mktemp("index"), model, train, factors=factors)
+
+
+def make(path: Path, model: nn.Module, train: TensorExamples, **options: Any) -> InfluenceIndex:
+    given = {"shard_examples": 16, "batch_size": 8, **options}
+    return InfluenceIndex.build(path / "index", model, train, **given)
+
+
+def by_loops(model: nn.Module, factors: Factors, inputs: Tensor, label: int, damping: Any) -> Tensor:
+    """Float64[p]: one gradient in the metric, from automatic differentiation and plain products."""
+    from unpoison.influence._tracked import tracked_layers
+
+    loss = TASK.measurement(model, (inputs[None], torch.tensor([label]))).sum()
+    names = [name for name, _ in model.named_parameters()]
+    grads = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    parts = []
+    for layer in tracked_layers(model, list(factors.layers)):
+        weight = grads[layer.weight].double()
+        if weight.ndim == 4:
+            weight = weight.permute(0, 2, 3, 1)
+        matrix = torch.cat([weight.flatten(1), grads[f"{layer.name}.bias"].double()[:, None]], 1)
+        own = factors.layers[layer.name]
+        turned = own.output_basis[0].double().t() @ matrix @ own.input_basis[0].double()
+        parts.append((turned * inverse(own, damping)[0].double().sqrt()).flatten())
+    return torch.cat(parts)
+
+
+def test_rows_are_those_of_a_loop(model: nn.Module, train: TensorExamples, factors: Factors) -> None:
+    damping = RelativeDamping()
+    inputs, labels = train.batch(0, 5)
+    with Sketcher(model, factors, damping, TASK.measurement, dimensions=10**6, seed=0) as sketcher:
+        found = sketcher.batch((inputs, labels), 5)
+    for row in range(5):
+        expected = by_loops(model, factors, inputs[row], int(labels[row]), damping)
+        assert torch.allclose(found.rows[row].double(), expected, rtol=1e-3, atol=1e-4)
+        assert float(found.lengths[row]) == pytest.approx(float(expected.norm()), rel=1e-4)
+        loss = TASK.measurement(model, (inputs[row : row + 1], labels[row : row + 1])).sum()
+        gradient = torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.parameters()))])
+        assert float(found.norms[row]) == pytest.approx(float(gradient.norm()), rel=1e-4)
+
+
+def test_a_sketch_is_a_signed_sum_of_the_entries(
+    model: nn.Module, train: TensorExamples, factors: Factors
+) -> None:
+    damping, limit = RelativeDamping(), 60
+    batch = train.batch(0, 4)
+    with Sketcher(model, factors, damping, TASK.measurement, dimensions=10**6, seed=0) as sketcher:
+        full = sketcher.batch(batch, 4)
+    with Sketcher(model, factors, damping, TASK.measurement, dimensions=limit, seed=0) as sketcher:
+        few = sketcher.batch(batch, 4)
+        roots = [part.roots for part in sketcher._visitor.parts]
+    chosen, first, place = widths(factors, damping, limit), 0, 0
+    assert few.rows.shape[1] == sum(chosen) <= limit
+    for layer, width, root in zip(factors.layers.values(), chosen, roots, strict=True):
+        size = layer.eigenvalues.numel()
+        signs = root.flatten().sign()
+        expected = torch.zeros(4, width)
+        for entry in range(size):
+            expected[:, entry % width] += full.rows[:, first + entry] * signs[entry]
+        assert torch.allclose(few.rows[:, place : place + width], expected, atol=1e-4)
+        assert width == size or math.gcd(width, layer.eigenvalues.shape[2]) == 1
+        first, place = first + size, place + width
+    assert torch.equal(few.lengths, full.lengths)
+
+
+def test_small_layers_are_kept_whole(factors: Factors) -> None:
+    sizes = [one.eigenvalues.numel() for one in factors.layers.values()]
+    assert widths(factors, RelativeDamping(), sum(sizes)) == sizes
+    fewer = widths(factors, RelativeDamping(), sum(sizes) // 2)
+    assert sum(fewer) <= sum(sizes) // 2
+    assert min(fewer) >= 1
+
+
+@pytest.mark.parametrize("damping", [None, AbsoluteDamping(0.01)])
+def test_influence_is_that_of_the_engine(
+    model: nn.Module, train: TensorExamples, factors: Factors, whole: InfluenceIndex, damping: Any
+) -> None:
+    batch, combine = examples(4, 9).batch(0, 4), torch.tensor([[1.0, -1, 0, 0], [0.25, 0.25, 0.25, 0.25]])
+    queries = precondition(model, factors, batch, TASK, combine=combine, damping=damping)
+    exact = score(
+        model, queries, train, TASK, gradient="measurement", self_influence=True, gradient_norms=True
+    )
+    asked = whole.queries(model, batch, combine=combine, damping=damping, batch_size=3)
+    scale = exact.values.abs().amax()
+    assert torch.allclose(whole.influence(asked).float() / scale, exact.values / scale, atol=3e-3)
+    rows = torch.tensor([40, 3, 17, 16])
+    assert torch.allclose(whole.influence(asked, rows), whole.influence(asked)[:, rows])
+    assert torch.allclose(whole.gradient_norms(), exact.gradient_norms, rtol=1e-4)
+    assert torch.allclose(whole.values().float(), exact.losses)
+    if damping is None:
+        assert torch.allclose(whole.self_influence, exact.self_influence, rtol=1e-4)
+    assert torch.equal(whole.labels(), train.labels)
+
+
+def test_a_gradient_outside_of_the_basis_is_found(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, factors: Factors
+) -> None:
+    few = make(tmp_path, model, train, factors=factors, numbers=4)
+    outside = few.captured().argsort()[:5]
+    assert float(few.captured(outside).max()) < 0.9
+    nearest, cosines = few.similar(outside, count=3)
+    assert not bool((nearest == outside[:, None]).any())
+    assert bool((cosines[:, :-1] >= cosines[:, 1:]).all())
+    # By the second term an example is its own nearest.
+    own = few.cosines(outside, outside)
+    assert bool((own.argmax(1) == torch.arange(5)).all())
+    assert torch.allclose(own.diagonal(), torch.ones(5).double(), atol=0.35)
+
+
+def test_cosines_are_those_of_the_engine(
+    model: nn.Module, train: TensorExamples, factors: Factors, whole: InfluenceIndex
+) -> None:
+    queries = precondition(model, factors, train.batch(0, 50), TASK)
+    exact = score(model, queries, train, TASK, gradient="measurement", self_influence=True)
+    assert exact.self_influence is not None
+    length = exact.self_influence.sqrt()
+    cosines = exact.values / length / length[:, None]
+    assert torch.allclose(whole.cosines(torch.arange(50)).float(), cosines.float(), atol=5e-3)
+
+
+def test_rows_depend_neither_on_shards_nor_on_batches(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, factors: Factors, whole: InfluenceIndex
+) -> None:
+    other = make(tmp_path, model, train, factors=factors, shard_examples=7, batch_size=3)
+    assert torch.allclose(other.cosines(torch.arange(9)), whole.cosines(torch.arange(9)), atol=5e-3)
+    assert torch.allclose(other.lengths(), whole.lengths(), rtol=1e-4)
+
+
+def test_the_same_call_makes_nothing_twice(tmp_path: Path, model: nn.Module, train: TensorExamples) -> None:
+    first = make(tmp_path, model, train)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*.safetensors")}
+    again = make(tmp_path, model, train)
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*.safetensors")}
+    assert again.digest == first.digest
+    assert InfluenceIndex.open(tmp_path / "index").digest == first.digest
+
+
+@pytest.mark.parametrize("stage", ["covariance", "eigenvalues", "basis", "index"])
+def test_stopped_at_any_stage_it_ends_with_the_same_digest(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, stage: str
+) -> None:
+    whole = make(tmp_path / "whole", model, train)
+
+    def stop(name: str, done: int, total: int, **_: Any) -> None:
+        if name == stage and done > total // 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, model, train, progress=stop)
+    with pytest.raises(InputError, match="unfinished"):
+        InfluenceIndex.open(tmp_path / "index")
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("shards/*")}
+    assert make(tmp_path, model, train).digest == whole.digest
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x41
+    path.write_bytes(bytes(content))
+
+
+def test_a_damaged_shard_is_found_and_made_again_alone(
+    tmp_path: Path, model: nn.Module, train: TensorExamples
+) -> None:
+    index = make(tmp_path, model, train)
+    digest, place = index.digest, tmp_path / "index" / "shards" / "16.safetensors"
+    damage(place)
+    opened = InfluenceIndex.open(tmp_path / "index")
+    assert float(opened.lengths(torch.tensor([3]))) == float(index.lengths(torch.tensor([3])))
+    with pytest.raises(InputError, match=r"16\.safetensors: damaged"):
+        opened.similar([20])
+    others = {path: path.stat().st_mtime_ns for path in place.parent.iterdir() if path != place}
+    assert make(tmp_path, model, train).digest == digest
+    assert all(path.stat().st_mtime_ns == time for path, time in others.items())
+
+
+@pytest.mark.parametrize("file", ["basis.safetensors", "factors/factors.safetensors"])
+def test_a_damaged_basis_or_factors_are_made_again(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, file: str
+) -> None:
+    digest = make(tmp_path, model, train).digest
+    damage(tmp_path / "index" / file)
+    with pytest.raises(InputError, match="damaged"):
+        InfluenceIndex.open(tmp_path / "index")
+    assert make(tmp_path, model, train).digest == digest
+
+
+def test_appended_examples_are_read_alone(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, factors: Factors
+) -> None:
+    index = make(tmp_path, model, train, factors=factors)
+    more = examples(20, 5)
+    read: list[int] = []
+
+    class Watched(TensorExamples):  # type: ignore[misc]
+        def batch(self, start: int, stop: int) -> Any:
+            read.extend(range(start, stop))
+            return super().batch(start, stop)
+
+    grown = index.append(model, Watched(*more.tensors))
+    assert len(grown) == 70
+    assert set(read) == set(range(20))
+    assert torch.equal(grown.lengths(torch.arange(50)), index.lengths())
+    both = TensorExamples(
+        torch.cat([train.tensors[0], more.tensors[0]]), torch.cat([train.labels, more.labels])
+    )
+    grown.check(model, both)
+    assert torch.equal(grown.labels(), both.labels)
+    with pytest.raises(MismatchError, match="another training set"):
+        grown.check(model, train)
+    queries = precondition(model, factors, more.batch(0, 3), TASK)
+    exact = score(model, queries, both, TASK, gradient="measurement").values
+    found = grown.influence(grown.queries(model, more.batch(0, 3))).float()
+    scale = exact.abs().amax()
+    assert torch.allclose(found[:, :50] / scale, exact[:, :50] / scale, atol=3e-3)
+    # What new examples share with each other alone is known by its sketch.
+    assert float(torch.corrcoef(torch.stack([found.flatten(), exact.flatten()]))[0, 1]) > 0.97
+    assert grown.append(model, more).digest == grown.digest
+
+
+def test_several_processes_give_the_same(tmp_path: Path, model: nn.Module, train: TensorExamples) -> None:
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs fork")
+    seen: list[tuple[str, int, int]] = []
+    one = make(tmp_path / "one", model, train)
+    two = make(tmp_path / "two", model, train, processes=2, progress=lambda *told, **_: seen.append(told))
+    assert two.digest == one.digest
+    assert seen[-1] == ("index", 50, 50)
+
+
+def test_a_process_that_is_killed_is_replaced(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make(tmp_path / "whole", model, train)
+    mark, write = tmp_path / "killed", IndexFiles.write_shard
+
+    def killed_once(self: IndexFiles, span: Any, *rest: Any) -> None:
+        if span.start == 16 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, span, *rest)
+
+    monkeypatch.setattr(IndexFiles, "write_shard", killed_once)
+    assert make(tmp_path / "killed index", model, train, processes=2).digest == whole.digest
+    assert mark.exists()
+
+
+def test_an_error_in_a_process_is_told(tmp_path: Path, train: TensorExamples, factors: Factors) -> None:
+    class Broken(TensorExamples):  # type: ignore[misc]
+        def batch(self, start: int, stop: int) -> Any:
+            if start >= 16 and multiprocessing.parent_process() is not None:
+                raise InputError("row 16: cannot be read")
+            return super().batch(start, stop)
+
+    with pytest.raises(InputError, match="row 16: cannot be read"):
+        make(tmp_path, network(), Broken(*train.tensors), processes=2)
+    assert not list((tmp_path / "index").rglob("*.partial"))
+
+
+def test_what_does_not_belong_together_is_refused(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, whole: InfluenceIndex
+) -> None:
+    with pytest.raises(MismatchError, match="another model"):
+        whole.check(network(3))
+    with pytest.raises(MismatchError, match="another training set"):
+        whole.check(model, examples(50, 4))
+    with pytest.raises(MismatchError, match="another model"):
+        whole.queries(network(3), train.batch(0, 1))
+    other = make(tmp_path, model, train, numbers=5, seed=3)
+    with pytest.raises(MismatchError, match="another index"):
+        other.influence(whole.queries(model, train.batch(0, 1)))
+    for given, said in (
+        ({"seed": 4}, "seed"),
+        ({"damping": AbsoluteDamping(1.0)}, "damping"),
+        ({"shard_examples": 5}, "shard_examples"),
+        ({"numbers": 6}, "numbers 5, not 6"),
+    ):
+        with pytest.raises(MismatchError, match=said):
+            make(tmp_path, model, train, **{"numbers": 5, "seed": 3, **given})
+    with pytest.raises(MismatchError, match="other examples"):
+        make(tmp_path, model, examples(50, 4), numbers=5, seed=3)
+    with pytest.raises(InputError, match="no index"):
+        InfluenceIndex.open(tmp_path)
+    with pytest.raises(InputError, match=r"0\.\.49"):
+        whole.similar([50])
+
+
+def test_another_code_is_refused(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, model, train)
+    monkeypatch.setattr("unpoison.influence._index.code", lambda: "other")
+    with pytest.raises(MismatchError, match="another version"):
+        InfluenceIndex.open(tmp_path / "index")
+
+
+def test_the_memory_decides_on_the_size(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, factors: Factors
+) -> None:
+    tracked = factors.num_parameters
+
+    def size(memory: int, **given: int) -> tuple[int, int]:
+        plan = building.Plan(
+            seed=0,
+            damping=RelativeDamping(),
+            modules=None,
+            covariance_examples=None,
+            gradient="measurement",
+            numbers=given.get("numbers"),
+            sketch=given.get("sketch"),
+            processes=1,
+            shard_examples=16,
+            batch_size=8,
+            workspace_bytes=None,
+        )
+        with limited(memory):
+            return building.size_of(plan, factors, 10_000, torch.device("cpu"))
+
+    assert size(10**9) == (tracked, tracked)
+    assert size(10**9, numbers=100, sketch=200) == (100, 200)
+    numbers, sketch = size(2_000_000)
+    assert numbers < tracked
+    assert sketch <= tracked
+    with pytest.raises(InputError, match=r"may be taken; allow more"):
+        size(2_000_000, numbers=tracked)
+    with pytest.raises(InputError, match=r"may be taken; allow more"):
+        make(tmp_path, model, train, factors=factors, memory=1000)
+
+
+def test_options_out_of_range(tmp_path: Path, model: nn.Module, train: TensorExamples) -> None:
+    for given in ({"numbers": 0}, {"processes": 0}, {"gradient": "hessian"}, {"shard_examples": 0}):
+        with pytest.raises(InputError, match=next(iter(given))):
+            make(tmp_path, model, train, **given)
+    with pytest.raises(InputError, match="no training examples"):
+        make(tmp_path, model, TensorExamples(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)))
+
+
+def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 2).half(), "b": torch.arange(4)}
+    known = write_tensors(tmp_path / "file", tensors, made_of="x")
+    found, made_of, digest = read_tensors(tmp_path / "file")
+    assert (made_of, digest) == ("x", known)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert [one.first for one in spans([{"examples": 3}, {"examples": 3}], 2)] == [0, 0, 3, 3]
+    (tmp_path / "file").write_bytes(b"no")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_tensors(tmp_path / "file")
+
+
+def test_a_basis_is_orthonormal() -> None:
+    rows = torch.nn.functional.normalize(torch.randn(70, 900, generator=torch.Generator().manual_seed(0)))
+    rows[4] = rows[3]
+    made = span_of(rows)
+    basis = torch.cat([made["leading"], made["basis"][len(made["leading"]) :].float()])
+    assert torch.allclose(basis @ basis.t(), torch.diag((torch.arange(70) < 69).float()), atol=0.02)
+    assert torch.allclose(rows @ basis.t() @ basis, rows, atol=0.01)
