@@ -7,6 +7,7 @@ from ._methods import describe as describe
 from ._methods import get as get
 from ._methods import names as names
 from ._methods import register as register
+from ._own_loop import OwnLoop as OwnLoop
 from .cutmix import CutMix as CutMix
 from .cutout import Cutout as Cutout
 from .dp_sgd import DPSGD as DPSGD

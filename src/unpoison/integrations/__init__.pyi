@@ -1,3 +1,5 @@
+from ._estimator import FeatureDetector as FeatureDetector
+from ._estimator import LogitOutliers as LogitOutliers
 from ._tracking import MLflow as MLflow
 from ._tracking import Tracker as Tracker
 from ._tracking import WandB as WandB

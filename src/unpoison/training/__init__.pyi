@@ -17,6 +17,8 @@ from ._predict import accuracy as accuracy
 from ._predict import predict as predict
 from ._predict import predict_examples as predict_examples
 from ._recipe import Recipe as Recipe
+from ._record import RecordingSampler as RecordingSampler
+from ._record import TrainingRecord as TrainingRecord
 from ._trained import Trained as Trained
 from ._trainer import recipe_optimizer as recipe_optimizer
 from ._trainer import set_learning_rate as set_learning_rate
