@@ -162,6 +162,8 @@ def memory() -> list[str]:
 def app_speed() -> list[str]:
     """The table of what `docs/app_screens.py speed` has measured."""
     path = Path(__file__).parents[2] / "benchmarks" / "results" / "app.json"
+    if not path.is_file():
+        return ["Not measured yet."]
     found = json.loads(path.read_text(encoding="utf-8"))
     names = {
         "lasso_10k": "lasso of 10,000 points, until it is drawn",

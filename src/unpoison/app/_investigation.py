@@ -44,7 +44,15 @@ _CHOICES: tuple[tuple[Verdict, str, str], ...] = (
     ("clear", "Clear", "c"),
     ("unsure", "Unsure", "u"),
 )
-_FORMS = (("csv", "csv"), ("json", "json"), ("list", "list of names"), ("parquet", "parquet"))
+_FORMS = (
+    ("csv", "csv"),
+    ("json", "json"),
+    ("list", "list of names"),
+    ("parquet", "parquet"),
+    ("sarif", "SARIF"),
+    ("cyclonedx", "CycloneDX"),
+    ("markdown", "Markdown"),
+)
 
 
 @final

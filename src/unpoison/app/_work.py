@@ -39,6 +39,7 @@ from unpoison.threats import Backdoor
 from unpoison.training import Trained
 
 LOG = "decisions.jsonl"
+_SUFFIXES = {"list": "txt", "clean-list": "txt", "cyclonedx": "json", "markdown": "md"}
 
 
 @final
@@ -219,7 +220,7 @@ class Work:
             InputError: none is.
         """
         findings = self.decided(search)
-        out = self._free("quarantine", ".txt" if form.endswith("list") else f".{form}")
+        out = self._free("quarantine", f".{_SUFFIXES.get(form, form)}")
         place = self.case.out / f"decided-{out.stem}"
         findings.save(place)
         self.decisions.note("export", form=form, examples=len(findings.flagged), out=out.name)
