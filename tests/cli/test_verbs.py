@@ -493,7 +493,7 @@ def test_a_network_of_ones_own(story: Any, own: Path, corner_detector: None) -> 
         ("mynet:constant", "constant is int, not a function"),
         ("mynet:text", "the factory gives str, not a torch.nn.Module"),
         ("mynet:broken", "the factory failed (RuntimeError: no such luck)"),
-        ("mynet:narrow", "gives 2 logits for an image, but"),
+        ("mynet:narrow", "gives 2 logits for an input, but"),
     ],
 )
 def test_a_network_that_cannot_be_had(model: str, said: str, story: Any, own: Path, fails: Fails) -> None:

@@ -48,7 +48,7 @@ def test_an_error_of_one_line_is_a_refusal() -> None:
     assert run(raising(InputError("photos: no such folder")), "scan").outcome == "refused"
 
 
-@pytest.mark.parametrize("error", [InputError("one\ntwo"), KeyError("label"), RuntimeError("shapes")])
+@pytest.mark.parametrize("error", [KeyError("label"), RuntimeError("shapes")])
 def test_any_other_error_fails(error: Exception) -> None:
     assert run(raising(error), "scan").outcome == "fails"
 

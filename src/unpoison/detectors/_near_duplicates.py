@@ -126,6 +126,8 @@ def thumbnails_at(examples: Examples, rows: Tensor) -> Tensor | None:
         return thumbnails(examples.images[rows.to(examples.device)])
     if isinstance(examples.input_shape, Mapping) or len(examples.input_shape) != 3:
         return None
+    if not len(rows):
+        return torch.zeros(0, 1)
     return torch.cat([thumbnails(inputs) for inputs, *_ in examples.in_batches(_BATCH, rows)])
 
 

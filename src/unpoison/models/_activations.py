@@ -61,7 +61,8 @@ def activations_of(model: nn.Module, inputs: Inputs) -> Activations:
         nonlocal largest
         largest = max(largest, sum(one.nbytes for one in (*_tensors(given), *_tensors(output))))
 
-    with usual_mode(device), preserved(model), torch.enable_grad():
+    # Hooks do not trace: a compiled network is measured as it was before.
+    with usual_mode(device), preserved(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         for module in model.modules():
             if next(module.children(), None) is None:
                 module.register_forward_hook(measure)
