@@ -82,6 +82,13 @@ def test_every_way_of_reading_gives_the_same(order: list[int], cut: int, size: i
         assert torch.equal(joined, held.at(backwards)[0])
 
 
+def test_no_rows_have_the_shape_of_rows() -> None:
+    examples = large()
+    for inputs, labels in (examples.at([]), *examples.in_batches(4, torch.zeros(0, dtype=torch.int64))):
+        assert tuple(inputs.shape) == (0, *HELD.batch(0, 1)[0].shape[1:])
+        assert tuple(labels.shape) == (0,)
+
+
 def test_workers_read_ahead_in_order() -> None:
     examples = large(workers=2)
     for start in (0, 7, 14, 21, 28, 0, 7):

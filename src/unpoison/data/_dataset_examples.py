@@ -217,13 +217,14 @@ class DatasetExamples:
         rows = self._rows[places]
         if self._kept is not None:
             return _as_given(rows_of(self._kept, rows)), self.labels[places]
-        [one] = self._fetched([rows.tolist()])
-        return self._checked(rows, one), self.labels[places]
+        asked = rows if len(rows) else torch.zeros(1, dtype=torch.int64)  # no rows have a shape, too
+        [one] = self._fetched([asked.tolist()])
+        return rows_of(self._checked(asked, one), slice(len(rows))), self.labels[places]
 
     def in_batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Inputs, Tensor]]:
         """Batches of at most `size` examples, of those at Int64[k] `order` or of all; see `batch`."""
         order = torch.arange(len(self)) if order is None else order
-        if self._kept is not None:
+        if self._kept is not None or not len(order):
             yield from (self.at(places) for places in torch.split(order, size))
             return
         batches = list(torch.split(order, size))
