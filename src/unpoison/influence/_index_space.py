@@ -37,6 +37,8 @@ _CODE: Final = (
         f"unpoison.influence._{name}"
         for name in (
             "attention",
+            "bare",
+            "covariances",
             "diagonal_layers",
             "factors",
             "index_build",
@@ -44,7 +46,9 @@ _CODE: Final = (
             "layers",
             "projection",
             "queries",
+            "recurrent",
             "sketch",
+            "steps",
             "sweep",
         )
     ),
