@@ -6,6 +6,7 @@ A path is one of `dict(model.named_modules())`, e.g. "layer4.1.conv2" or, in a `
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 from typing import Any, Literal, Self, final
 
@@ -59,15 +60,19 @@ class FeatureTap:
         self._kept: Any = None
         self._seen = False
         self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self._eager = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._seen, self._kept = False, None
+        # A compiled network that has run without the hook would not call it.
+        self._eager.enter_context(torch.compiler.set_stance("force_eager"))
         self._handle = self._module.register_forward_hook(self._keep)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._eager.close()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

@@ -1,6 +1,7 @@
 from ._batches import augmented as augmented
 from ._batches import batch_bounds as batch_bounds
 from ._batches import diverged_step as diverged_step
+from ._batches import epoch_order as epoch_order
 from ._batches import in_training_mode as in_training_mode
 from ._batches import initial_network as initial_network
 from ._batches import own_modes as own_modes

@@ -34,7 +34,14 @@ from unpoison._seeds import generator
 from unpoison._stable import cross_entropy
 from unpoison.data import Examples
 from unpoison.errors import TrainingDivergedError
-from unpoison.training import EpochRecord, Recipe, batch_bounds, predict_examples, recipe_optimizer
+from unpoison.training import (
+    EpochRecord,
+    Recipe,
+    batch_bounds,
+    epoch_order,
+    predict_examples,
+    recipe_optimizer,
+)
 from unpoison.unlearners._student import Student
 from unpoison.unlearners._unlearner import BATCH_SIZE as FORWARD_SIZE
 from unpoison.unlearners._unlearner import Request
@@ -145,6 +152,8 @@ def train_further(
         return cross_entropy(logits, wanted, label_smoothing=training.label_smoothing)
 
     student, history = Student(request, optimizer, network=network), []
+    every = torch.ones(len(examples), dtype=torch.bool)
+    like_the_trainer = isinstance(training, Recipe) and labels is None
     for number in range(training.epochs):
         record = student.epoch(
             examples,
@@ -153,6 +162,8 @@ def train_further(
             batch_size=training.batch_size,
             labels=labels,
             rate=partial(_rate_between, training, number, 1),
+            # With a recipe the batches are those of our trainer.
+            order=epoch_order(every, seed=request.seed, epoch=number) if like_the_trainer else None,
         )
         record.tell(request.progress, of or training.epochs)
         history.append(record)

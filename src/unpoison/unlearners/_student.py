@@ -79,6 +79,7 @@ class Student:
         started: float | None = None,
         labels: Tensor | None = None,
         rate: Callable[[float], float] | None = None,
+        order: Tensor | None = None,
     ) -> EpochRecord:
         """One pass over the examples in a new order, until no step is left.
 
@@ -93,13 +94,17 @@ class Student:
             started: `time.perf_counter()` when the epoch began; now when None.
             labels: Int64[n], those to train on in place of the examples' own.
             rate: the learning rate when a fraction of the epoch has passed; the optimizer's when None.
+            order: Int64[n], drawn here when None.
 
         Raises:
             TrainingDivergedError: the loss or a parameter is no longer finite.
         """
         started = time.perf_counter() if started is None else started
         name = f"{part} {number}"
-        shuffle = torch.randperm(len(examples), generator=generator(self.seed, self.method, name, "order"))
+        shuffle = order
+        if shuffle is None:
+            draw = generator(self.seed, self.method, name, "order")
+            shuffle = torch.randperm(len(examples), generator=draw)
         shuffle = shuffle.to(self.device)
         bounds = batch_bounds(len(shuffle), batch_size)[: self.steps_left]
         if self.layout is None:
