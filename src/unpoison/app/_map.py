@@ -65,13 +65,13 @@ class Map:
         self.canvas.on("selected", lambda event: self._selected(event.args))
         self.legend = tag("ul", classes="legend")
         with tag("div", classes="buttons", role="group", aria_label="decisions about the selection"):
+            # They are never disabled: a key that is pressed right after the lasso counts.
             self.choices = [
                 button(
                     text,
                     partial(self.canvas.run_method, "decide", verdict),
                     key=key,
                     classes=verdict,
-                    disabled=True,
                 )
                 for verdict, text, key in (
                     ("blame", "Blame selection", "b"),
@@ -132,8 +132,6 @@ class Map:
                     tag("li", words, f"verdict-{name}")
 
     def _selected(self, told: Any) -> None:
-        for one in self.choices:
-            set_attribute(one, "disabled", None if told["count"] else True)
         self.shown.clear()
         with self.shown:
             for index in told["shown"]:
