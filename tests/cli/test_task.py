@@ -103,11 +103,10 @@ def test_a_trace_a_scan_and_a_healing_are_those_of_python(place: Path) -> None:
     expected = unpoison.trace(trained(place), training_set(), observation, method="ek-fac", task=TASK)
     found = unpoison.detectors.Findings.load("traced/findings")
     torch.testing.assert_close(found.scores, expected.scores.to(found.scores))
-    some = run(
-        "trace", "some", *SHELL, "--suspect", "odd.png", "--method", "ek-fac", "--option", 'modules=["he*"]'
-    )
-    assert some["results"]["untracked"] == ["body.weight", "body.bias"]
-    assert some["results"]["tracked_share"] == pytest.approx(27 / (27 + 144 * 8 + 8))
+    for name, more in (("some", ("--option", 'modules=["he*"]')), ("same", ("--modules", "he*"))):
+        some = run("trace", name, *SHELL, "--suspect", "odd.png", "--method", "ek-fac", *more)
+        assert some["results"]["untracked"] == ["body.weight", "body.bias"]
+        assert some["results"]["tracked_share"] == pytest.approx(27 / (27 + 144 * 8 + 8))
     record = run("scan", "scanned", *SHELL, "--method", "spectral-signatures")
     assert record["configuration"]["task"] == SHELL[1:]
     found = replace(found, flagged=torch.tensor([4, 7, 8]))

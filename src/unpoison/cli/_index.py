@@ -35,7 +35,7 @@ def index(options: Index, console: Console, interrupts: Interrupts) -> int:
             subject = load_model(options.model, options.architecture, training_set, run.device)
             network = workflow.network_of(subject.model)
         shared: dict[str, Any] = {
-            "modules": list(options.module) or None,
+            "modules": list(options.modules) or None,
             "covariance_examples": options.covariance_examples,
             "numbers": options.numbers,
         }

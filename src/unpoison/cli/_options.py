@@ -290,6 +290,8 @@ class TraceOptions:
     method: Tracer = "calibrated"
     preset: Preset = None
     option: Options = ()
+    modules: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
+    """Modules whose parameters to track, or patterns such as layer4*; all that can be when not given."""
     reference: MaybeData = None
     """Labelled examples that are known to be clean and were not trained on, for calibrated; the test set when
     not given."""
@@ -331,8 +333,8 @@ class Index(OfModel):
     """How many numbers to keep of each example; 2048 when not given, fewer where memory is short."""
     processes: Annotated[int, arg(metavar="N")] = 1
     """How many processes read training examples at a time."""
-    module: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
-    """Modules whose parameters to track, or patterns; all linear and convolution layers when not given."""
+    modules: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
+    """Modules whose parameters to track, or patterns such as layer4*; all that can be when not given."""
     covariance_examples: MaybeCount = None
     """Fit the covariances to this many examples only."""
     append: bool = False

@@ -66,7 +66,10 @@ class Tracing:
             InputError: something is not there, or does not fit.
         """
         asked = options.tracing
-        detector = detectors.get(asked.method, preset=asked.preset, **options_of(asked.option))
+        changes = options_of(asked.option)
+        if asked.modules:
+            changes["modules"] = list(asked.modules)
+        detector = detectors.get(asked.method, preset=asked.preset, **changes)
         calibrates = detectors.describe(asked.method).calibrates
         for name in ("groups", "calibration"):
             if getattr(asked, name) is not None and not calibrates:
