@@ -99,3 +99,15 @@ def test_what_is_wrong_is_said(
     assert "refine is for an index alone" in fails(
         story.trace(tmp_path / "out", "--method", "ek-fac", "--refine", "5")
     )
+
+
+def test_an_interrupted_index_says_that_it_goes_on(
+    story: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(place: Path, *given: Any, **named: Any) -> None:
+        place.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unpoison.cli._index.workflow.index", interrupted)
+    assert main(build(story, tmp_path / "index")) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith("and the same command goes on from there")

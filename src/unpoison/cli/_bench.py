@@ -21,7 +21,7 @@ from unpoison.cli._console import Console
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._options import Bench, configuration
 from unpoison.cli._session import device_named
-from unpoison.cli._status import INTERRUPTED, TERMINATED
+from unpoison.cli._status import stopped
 from unpoison.errors import InputError, UnpoisonError
 from unpoison.evaluation import (
     Executor,
@@ -62,8 +62,7 @@ def bench(options: Bench, console: Console, interrupts: Interrupts) -> int:
         console.say(f"unpoison: error: {error}; {out / LOG} has more, and the same command tries again")
         return FAILED
     except (KeyboardInterrupt, Terminated) as end:
-        console.say(f"unpoison: stopped; {out} keeps what is done, and the same command goes on from there")
-        return TERMINATED if isinstance(end, Terminated) else INTERRUPTED
+        return stopped(end, out, console)
     with recorder.stage("leaderboard"):
         _write(results, recorder, out)
     missing = results.planned - len(results.table)

@@ -12,18 +12,26 @@ from unpoison.cli._inputs import load_model, load_set, reference_of, told_of
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._options import Index, Similar
 from unpoison.cli._session import Session, session
+from unpoison.cli._status import DONE, stopped
 from unpoison.data import Examples
 from unpoison.errors import InputError
 from unpoison.influence import IndexEstimate, InfluenceIndex
 
-DONE = 0
-
 
 def index(options: Index, console: Console, interrupts: Interrupts) -> int:
     """Make an index of the model's training set, or say what it would take."""
-    place = options.out
     if not options.estimate:
-        _check_place(place, overwrite=options.run.overwrite)
+        _check_place(options.out, overwrite=options.run.overwrite)
+    try:
+        return _index(options, console, interrupts)
+    except (KeyboardInterrupt, Terminated) as end:
+        if options.estimate or not options.out.exists():
+            raise
+        return stopped(end, options.out, console)
+
+
+def _index(options: Index, console: Console, interrupts: Interrupts) -> int:
+    place = options.out
     with session(options, None, console, interrupts) as run:
         with run.stage("data"):
             with run.reading() as progress:
@@ -45,23 +53,19 @@ def index(options: Index, console: Console, interrupts: Interrupts) -> int:
             run.results.update(_told(found, options))
             console.show(*_lines(found, options))
             return DONE
-        try:
-            with run.stage("index"), console.progress("index") as progress:
-                made = workflow.index(
-                    place,
-                    network,
-                    training_set,
-                    append=options.append,
-                    processes=options.processes,
-                    seed=options.run.seed,
-                    progress=progress,
-                    **shared,
-                )
-                if not options.append:
-                    _calibrate(made, network, training_set, reference, options, run, progress)
-        except (KeyboardInterrupt, Terminated):
-            console.say(f"what is done stays in {place}; the same command goes on from it")
-            raise
+        with run.stage("index"), console.progress("index") as progress:
+            made = workflow.index(
+                place,
+                network,
+                training_set,
+                append=options.append,
+                processes=options.processes,
+                seed=options.run.seed,
+                progress=progress,
+                **shared,
+            )
+            if not options.append:
+                _calibrate(made, network, training_set, reference, options, run, progress)
         run.results.update(
             **{**told_of(training_set), "examples": len(made)}, directory=str(place), **made.settings
         )
