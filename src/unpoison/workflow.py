@@ -268,18 +268,9 @@ def calibrate(
     """
     declared, detector = _chosen(detectors.METHODS, method)
     _check_calibrates("calibrate", declared, detector)
+    given: dict[str, Any] = {"groups": groups} if index is None else {"groups": groups, "index": index}
     calibration: Calibration = _run(
-        "calibrate",
-        detector,
-        model,
-        training_set,
-        reference,
-        normalization,
-        task,
-        seed,
-        progress,
-        groups=groups,
-        **({} if index is None else {"index": index}),
+        "calibrate", detector, model, training_set, reference, normalization, task, seed, progress, **given
     )
     return calibration
 
@@ -360,18 +351,9 @@ def trace(
             name = type(detector).__name__ if declared is None else declared.name
             raise InputError(f"trace: {name} reads no index; {_detectors(uses_index=True)} do")
         given |= {"index": index} if refine is None else {"index": index, "refine": refine}
+    given["observation"] = combined(observation)
     findings: Findings = _run(
-        "find",
-        detector,
-        model,
-        training_set,
-        reference,
-        normalization,
-        task,
-        seed,
-        progress,
-        observation=combined(observation),
-        **given,
+        "find", detector, model, training_set, reference, normalization, task, seed, progress, **given
     )
     return findings
 
@@ -776,9 +758,8 @@ def _run(
 
 def examples_of(dataset: Dataset, normalization: Normalization | None) -> Examples:
     """A data set as examples; one of standardised images is read back to pixels by its normalisation."""
-    examples = dataset if normalization is not None else as_examples(dataset)
-    if normalization is None or isinstance(examples, TrainingSet):
-        return as_examples(examples)
+    if normalization is None or isinstance(dataset, TrainingSet):
+        return as_examples(dataset)
     mean, std = normalization
     return from_dataset(dataset, mean=mean, std=std)
 
