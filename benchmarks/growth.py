@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth [--memory 2GB] [--json]
 
-ResNet-9 of width 8 on CIFAR's shape, and networks of timm with random weights at 224 pixels; each
-point in a process of its own. Seconds are processor time: of a forward pass of all images, of the passes
-of `fit_factors`, of the eigenvectors, and of `influence_scores` within `--memory`. "Forward passes" are the
-three passes in units of the first, "of a tenth" with `*_examples` of a tenth of the images, by these times.
+ResNet-9 of width 8 on CIFAR's shape and, where timm is installed, its networks with random weights at 224
+pixels; each point in a process of its own. Seconds are processor time: of a forward pass of all images, of
+the passes of `fit_factors`, of the eigenvectors, and of `influence_scores` within `--memory`. "Forward
+passes" are the three passes in units of the first; "of a tenth" is reckoned, for `*_examples` of a tenth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from functools import partial
-from importlib import import_module
+from importlib import import_module, util
 
 import torch
 
@@ -65,7 +65,7 @@ def point(network: str, images: int, queries: int, memory: str) -> None:
 
 def measure(bench: Bench) -> None:
     """Every point in a process of its own; those that are stored stay."""
-    points = [*[("resnet9", *one) for one in SMALL], *LARGE]
+    points = [*[("resnet9", *one) for one in SMALL], *(LARGE if util.find_spec("timm") else [])]
     for key in points[:2] if bench.options.quick else points:
         call = f"benchmarks.growth.point(*{key}, {bench.options.memory!r})"
         named = dict(zip(("network", "images", "queries"), key, strict=True))

@@ -21,6 +21,13 @@ RECIPE = unpoison.Recipe(
 POISON, SECOND = range(24), range(24, 36)
 
 
+class NeverAsked(Detector):
+    """A detector whose search fails the test."""
+
+    def find(self, *given: Any, **options: Any) -> Findings:
+        raise AssertionError("traced before the unlearner was checked")
+
+
 def stamped(images: torch.Tensor) -> torch.Tensor:
     images = images.clone()
     images[..., -3:, -3:] = 255
@@ -306,6 +313,11 @@ def test_what_repair_refuses(story: Story) -> None:
     with pytest.raises(InputError, match="there is no unlearner 'prayer'"):
         unpoison.repair(
             story.trained, story.poisoned, story.observation, method=Partial(9), unlearner="prayer"
+        )
+    given: Any = unpoison.unlearners.Retrain  # the class, not an instance
+    with pytest.raises(InputError, match="the name or an instance of one unlearner"):
+        unpoison.repair(
+            story.trained, story.poisoned, story.observation, method=NeverAsked(), unlearner=given
         )
     other = Observation(story.held_out.images[1], 1)
     with pytest.raises(InputError, match="expected observations with one answer, found 2 with 2 answers"):

@@ -228,7 +228,7 @@ def unlearner_for(
     """
     if rounds < 1:
         raise InputError(f"repair: rounds must be at least 1, found {rounds}")
-    chosen = unlearners.get(unlearner) if isinstance(unlearner, str) else unlearner
+    chosen = workflow.method_of(unlearners.METHODS, unlearner)[1]
     if retrain is not None:
         return chosen
     ours = isinstance(model, Trained)

@@ -129,7 +129,7 @@ def craft(
         InputError: there is no such attack, it cannot serve the goal or makes no use of surrogates, it needs
             some and there is neither a network nor a recipe, or the budget does not fit the set.
     """
-    method, chosen = _chosen(attacks.METHODS, attack)
+    method, chosen = method_of(attacks.METHODS, attack)
     examples = as_training_set(training_set)
     networks = _surrogates(method, examples, surrogates, recipe, seed, progress)
     return chosen.craft(
@@ -183,7 +183,7 @@ def train(
         examples if poison is None else poison.apply(examples),
         recipe,
         seed=seed,
-        defense=None if defense is None else _chosen(defenses.METHODS, defense)[1],
+        defense=None if defense is None else method_of(defenses.METHODS, defense)[1],
         include=include,
         start=None if start is None else network_of(start),
         device=device,
@@ -266,20 +266,11 @@ def calibrate(
 
     Cost: most of a first `trace`; later ones with the calibration are cheap.
     """
-    declared, detector = _chosen(detectors.METHODS, method)
+    declared, detector = method_of(detectors.METHODS, method)
     _check_calibrates("calibrate", declared, detector)
+    given: dict[str, Any] = {"groups": groups} if index is None else {"groups": groups, "index": index}
     calibration: Calibration = _run(
-        "calibrate",
-        detector,
-        model,
-        training_set,
-        reference,
-        normalization,
-        task,
-        seed,
-        progress,
-        groups=groups,
-        **({} if index is None else {"index": index}),
+        "calibrate", detector, model, training_set, reference, normalization, task, seed, progress, **given
     )
     return calibration
 
@@ -341,7 +332,7 @@ def trace(
 
     Cost: `detectors.describe(method).cost`.
     """
-    declared, detector = _chosen(detectors.METHODS, method)
+    declared, detector = method_of(detectors.METHODS, method)
     if declared is not None and not declared.needs_observation:
         raise InputError(
             f"trace: {declared.name} searches the training set without an observation; give it to scan, or "
@@ -360,18 +351,9 @@ def trace(
             name = type(detector).__name__ if declared is None else declared.name
             raise InputError(f"trace: {name} reads no index; {_detectors(uses_index=True)} do")
         given |= {"index": index} if refine is None else {"index": index, "refine": refine}
+    given["observation"] = combined(observation)
     findings: Findings = _run(
-        "find",
-        detector,
-        model,
-        training_set,
-        reference,
-        normalization,
-        task,
-        seed,
-        progress,
-        observation=combined(observation),
-        **given,
+        "find", detector, model, training_set, reference, normalization, task, seed, progress, **given
     )
     return findings
 
@@ -479,7 +461,7 @@ def scan(
 
     Cost: `detectors.describe(method).cost`.
     """
-    declared, detector = _chosen(detectors.METHODS, method)
+    declared, detector = method_of(detectors.METHODS, method)
     if declared is not None and declared.needs_observation:
         raise InputError(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
@@ -544,7 +526,7 @@ def heal(
 
     Cost: `unlearners.describe(method).cost`.
     """
-    unlearner = _chosen(unlearners.METHODS, method)[1]
+    unlearner = method_of(unlearners.METHODS, method)[1]
     check_network(network_of(model))
     examples = examples_of(training_set, normalization)
     if isinstance(findings, Findings):
@@ -681,7 +663,7 @@ def network_of(model: Model) -> nn.Module:
 _DOES = {"attack": "craft", "defense": "begin", "detector": "find", "unlearner": "heal"}
 
 
-def _chosen(registry: Registry[T], method: str | T) -> tuple[Method | None, T]:
+def method_of(registry: Registry[T], method: str | T) -> tuple[Method | None, T]:
     """What is declared of the method (nothing where its class is not registered), and the method."""
     if isinstance(method, str):
         return registry.describe(method), registry.get(method)
@@ -776,9 +758,8 @@ def _run(
 
 def examples_of(dataset: Dataset, normalization: Normalization | None) -> Examples:
     """A data set as examples; one of standardised images is read back to pixels by its normalisation."""
-    examples = dataset if normalization is not None else as_examples(dataset)
-    if normalization is None or isinstance(examples, TrainingSet):
-        return as_examples(examples)
+    if normalization is None or isinstance(dataset, TrainingSet):
+        return as_examples(dataset)
     mean, std = normalization
     return from_dataset(dataset, mean=mean, std=std)
 

@@ -112,6 +112,19 @@ def test_a_resumed_run_goes_on_from_the_record() -> None:
     assert int(second.record.dropped.sum()) == 9
 
 
+def test_a_loader_is_recorded_anew_by_another_loop() -> None:
+    examples, loader, network = case()
+    first = OwnLoop(examples, defense=RandomDrop(sizes=((0, 5),)))
+    first.begin(loader, epochs=1)
+    run(first, loader, network, range(1))
+    second = OwnLoop(examples)
+    second.begin(loader, epochs=1)
+    run(second, loader, network, range(1))
+    assert [len(drawn) for drawn in first.record.order] == [55]
+    assert [len(drawn) for drawn in second.record.order] == [60]
+    assert not second.record.dropped.any()
+
+
 def test_what_cannot_be_defended_is_refused(tmp_path: Path) -> None:
     examples, loader, network = case()
     with pytest.raises(InputError, match=r"within a training step.*epic"):

@@ -98,10 +98,8 @@ class OwnLoop:
                 f"{self.examples.name}: has {len(self.examples)} examples, the loader has {count}; give "
                 "the very set that is trained on"
             )
-        if not isinstance(inner, RecordingSampler):
-            batches.sampler = self.sampler(inner)
-        else:
-            self._sampler = inner
+        if inner is not self._sampler:  # that of an earlier training would go on dropping and taking down
+            batches.sampler = self.sampler(inner.sampler if isinstance(inner, RecordingSampler) else inner)
         if self.defense is not None:
             whole: Any = self.examples  # those that drop examples do not read it here
             self.defense.begin(whole, Recipe(epochs=max(1, epochs), schedule="cosine"), seed=self.seed)
