@@ -37,6 +37,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
@@ -322,7 +323,7 @@ class InfluenceIndex:
         """What to say of the index, as JSON values."""
         return {"digest": self.digest, "numbers": self.numbers, "sketch": self._basis["basis"].shape[1]}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Equal for equal content: of what it was made of and of all rows."""
         known = {key: value for key, value in self._record.items() if key != "format"}
@@ -428,8 +429,10 @@ class InfluenceIndex:
             Int64[k count] indices and Float64[k count] cosines, the largest first.
 
         Raises:
-            InputError: there is no such example.
+            InputError: there is no such example, or the count is negative.
         """
+        if count < 0:
+            raise InputError(f"similar: count must be at least 0, found {count}")
         chosen = self._indices(torch.as_tensor(indices, dtype=torch.int64).reshape(-1))
         cosines = self.cosines(chosen)
         cosines[torch.arange(len(chosen)), chosen] = -torch.inf
