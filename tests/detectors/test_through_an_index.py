@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unpoison import detectors, workflow
-from unpoison.detectors import Calibrated, Calibration, DeltaInfluence, EKFACThreshold
+from unpoison.detectors import Calibrated, Calibration, DeltaInfluence, EKFACThreshold, Search
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import AbsoluteDamping, InfluenceIndex
 
@@ -98,6 +98,19 @@ def test_without_refining_nothing_but_the_queries_is_computed(scene: Any, index:
         assert float(torch.corrcoef(both)[0, 1]) > 0.97
         assert found.configuration["index"]["refined"] == 0
         assert found.summary.endswith("Read from an index of 200 numbers an example")
+
+
+@pytest.mark.parametrize("gradient", ["loss", "measurement"])
+def test_self_influence_is_that_of_the_gradient(scene: Any, index: InfluenceIndex, gradient: str) -> None:
+    observation = detectors.check_observation(scene.model, scene.poisoned, scene.observation)
+    given = (scene.model, scene.poisoned, observation, None, 0, None)
+    found, exact = (
+        Search(EKFACThreshold(), *given, factors, one).influence_on_the_answer(
+            gradient=gradient, self_influence=True
+        )
+        for factors, one in ((None, index), (scene.factors, None))
+    )
+    assert torch.allclose(found.self_influence, exact.self_influence, rtol=1e-3)
 
 
 def test_the_null_is_kept_in_the_index(scene: Any, index: InfluenceIndex) -> None:
