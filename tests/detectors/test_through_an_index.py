@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from unpoison import detectors, workflow
-from unpoison.detectors import Calibrated, Calibration, DeltaInfluence, EKFACThreshold
+from unpoison.detectors import Calibrated, Calibration, DeltaInfluence, EKFACThreshold, Search
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import AbsoluteDamping, InfluenceIndex
 
@@ -62,17 +63,30 @@ def test_the_findings_are_those_without_it(scene: Any, index: InfluenceIndex, de
     exact, _ = search(scene, detector, factors=scene.factors)
     # All that is flagged is scored again.
     found, stages = search(scene, detector, index=index, refine=600)
-    # The baseline, by which seeds are chosen, is read from the index, so that a borderline one may change.
-    differ = set(found.flagged.tolist()) ^ set(exact.flagged.tolist())
-    assert len(differ) <= (1 if isinstance(detector, Calibrated) else 0)
+    again, _ = search(scene, detector, index=index, refine=600)
+    assert torch.equal(again.scores, found.scores)
+    known = found
+    if isinstance(detector, Calibrated):
+        # The baseline, by which seeds are chosen, is read from the index; with the exact one nothing differs.
+        own = detector.calibrate(scene.model, scene.poisoned, scene.held_out, factors=scene.factors)
+        kept = detector.calibrate(scene.model, scene.poisoned, scene.held_out, index=index)
+        kept = replace(kept, centre=own.centre, spread=own.spread)
+        assert len(set(found.flagged.tolist()) ^ set(exact.flagged.tolist())) <= 1
+        known, _ = search(scene, detector, index=index, refine=600, calibration=kept)
+    assert set(known.flagged.tolist()) == set(exact.flagged.tolist())
     assert found.poison_found == exact.poison_found
     assert not stages & {"covariance", "eigenvalues"}
     assert found.configuration["index"]["numbers"] == 200
     assert found.configuration["index"]["refined"] > 0
     assert "Read from an index of 200 numbers an example; " in found.summary
     assert "index" not in exact.configuration
-    again, _ = search(scene, detector, index=index, refine=600)
-    assert torch.equal(again.scores, found.scores)
+
+
+def test_findings_and_summary_agree_on_how_many_are_exact(scene: Any, index: InfluenceIndex) -> None:
+    found, _ = search(scene, calibrated(), index=index, refine=5)
+    exact = found.configuration["index"]["refined"]
+    assert exact > 5  # the seeds, too
+    assert f"; {exact} examples scored again exactly" in found.summary
 
 
 def test_without_refining_nothing_but_the_queries_is_computed(scene: Any, index: InfluenceIndex) -> None:
@@ -84,6 +98,19 @@ def test_without_refining_nothing_but_the_queries_is_computed(scene: Any, index:
         assert float(torch.corrcoef(both)[0, 1]) > 0.97
         assert found.configuration["index"]["refined"] == 0
         assert found.summary.endswith("Read from an index of 200 numbers an example")
+
+
+@pytest.mark.parametrize("gradient", ["loss", "measurement"])
+def test_self_influence_is_that_of_the_gradient(scene: Any, index: InfluenceIndex, gradient: str) -> None:
+    observation = detectors.check_observation(scene.model, scene.poisoned, scene.observation)
+    given = (scene.model, scene.poisoned, observation, None, 0, None)
+    found, exact = (
+        Search(EKFACThreshold(), *given, factors, one).influence_on_the_answer(
+            gradient=gradient, self_influence=True
+        )
+        for factors, one in ((None, index), (scene.factors, None))
+    )
+    assert torch.allclose(found.self_influence, exact.self_influence, rtol=1e-3)
 
 
 def test_the_null_is_kept_in_the_index(scene: Any, index: InfluenceIndex) -> None:

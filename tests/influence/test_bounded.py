@@ -69,25 +69,11 @@ def bytes_of(model: nn.Module, queries: int, count: int) -> int:
 @pytest.mark.parametrize("queries", [6, 3, 1])
 def test_blocks_give_the_scores_of_one_reading(fitted: tuple[Any, ...], queries: int) -> None:
     model, train, factors, asked = fitted
-    wanted = score(
-        model,
-        precondition(model, factors, asked, TASK),
-        train,
-        TASK,
-        gradient_norms=True,
-        self_influence=True,
-    )
+    options: Any = {"gradient_norms": True, "self_influence": True}
+    wanted = score(model, precondition(model, factors, asked, TASK), train, TASK, **options)
     counted: Any = Counted(train)
-    found = influence_scores(
-        model,
-        factors,
-        asked,
-        counted,
-        TASK,
-        gradient_norms=True,
-        self_influence=True,
-        memory=bytes_of(model, queries, len(train)),
-    )
+    memory = bytes_of(model, queries, len(train))
+    found = influence_scores(model, factors, asked, counted, TASK, memory=memory, **options)
     assert (counted.readings > 1) == (queries < 6)
     torch.testing.assert_close(found.values, wanted.values)
     torch.testing.assert_close(found.losses, wanted.losses)
@@ -100,22 +86,11 @@ def test_full_rank_is_exact_and_a_low_rank_close_in_one_reading(fitted: tuple[An
     model, train, factors, asked = fitted
     combine = torch.cat([-torch.ones(5, 1), torch.eye(5)], 1).double()
     memory = bytes_of(model, 1, len(train))
-    wanted = influence_scores(
-        model, factors, asked, train, TASK, combine=combine, gradient_norms=norms, memory=BIG
-    )
+    options: Any = {"combine": combine, "gradient_norms": norms}
+    wanted = influence_scores(model, factors, asked, train, TASK, memory=BIG, **options)
     for rank, slack in ((15, 1e-6), (8, 0.3), (3, 0.6)):
         counted: Any = Counted(train)
-        found = influence_scores(
-            model,
-            factors,
-            asked,
-            counted,
-            TASK,
-            combine=combine,
-            rank=rank,
-            gradient_norms=norms,
-            memory=memory,
-        )
+        found = influence_scores(model, factors, asked, counted, TASK, memory=memory, rank=rank, **options)
         assert counted.readings == 1
         error = (found.values - wanted.values).norm() / wanted.values.norm()
         assert float(error) < slack

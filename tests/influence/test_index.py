@@ -289,6 +289,31 @@ def test_appended_examples_are_read_alone(
     assert grown.append(model, more).digest == grown.digest
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_an_interrupted_append_leaves_the_index_and_goes_on(
+    tmp_path: Path, model: nn.Module, train: TensorExamples, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    index, wanted = (make(tmp_path / name, model, train) for name in ("killed", "whole"))
+    first, write = examples(20, 5), IndexFiles.write_shard
+    more = first if same else examples(20, 6)
+
+    def killed(self: IndexFiles, span: Any, *rest: Any) -> None:
+        if span.start > 50:
+            raise KeyboardInterrupt
+        write(self, span, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IndexFiles, "write_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            index.append(model, first)
+    known = InfluenceIndex.open(index.directory)
+    assert known.digest == index.digest
+    known.check(model, train)
+    with pytest.raises(MismatchError, match="20 more were not appended to the end"):
+        known.check(model, more)
+    assert known.append(model, more).digest == wanted.append(model, more).digest
+
+
 def test_several_processes_give_the_same(tmp_path: Path, model: nn.Module, train: TensorExamples) -> None:
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("needs fork")

@@ -142,7 +142,7 @@ class Search:
         """The name of the wrong label."""
         return printable(self.training_set.class_names[self.answer])
 
-    @property
+    @cached_property
     def pictures(self) -> TrainingSet:
         """The training set as 8-bit images, for detectors that look at pixels.
 
@@ -274,8 +274,10 @@ class Search:
         )
         self.lap("queries")
         values, measured = index.influence(queries), index.values()
+        own = index.self_influence if self_influence else None
         if gradient == "loss":  # the loss is softplus of the measurement
             values *= measured.sigmoid()
+            own = None if own is None else own * measured.sigmoid().square()
         self.lap("scores")
         if self.refine:
             order = values.sum(0) if ranking is None else ranking(values)
@@ -286,7 +288,7 @@ class Search:
             values[:, rows] = exact.values.double().cpu()
             self.refined = len(rows)
         losses = F.softplus(measured) if gradient == "loss" else measured
-        return Scores(values, losses, None, index.self_influence if self_influence else None)
+        return Scores(values, losses, None, own)
 
     def influence_on_the_answer(self, **options: Any) -> Scores:
         """The influence on the margin of the answer, Float[1 n]; the mean where there are several images."""

@@ -344,7 +344,12 @@ class Calibrated(Detector):
         told = [findings.summary, cause.describe(findings.class_names)]
         if search.observation.true_label is None:
             told.append("The true label is not given: the level holds for wrong answers alone")
-        return replace(findings, cause=cause, summary=". ".join(told) + search.remarks())
+        return replace(
+            findings,
+            configuration={**findings.configuration, **search.index_settings},
+            cause=cause,
+            summary=". ".join(told) + search.remarks(),
+        )
 
     def _collapses(self, search: Search, rows: Tensor, *, exact: bool = False) -> Tensor:
         """Float64[2 k]: the normalised collapses and influences on the answer, of the examples `rows`."""

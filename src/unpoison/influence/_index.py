@@ -37,6 +37,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
@@ -55,7 +56,6 @@ from unpoison.influence._index_files import (
     Span,
     factors_digest,
     read_tensors,
-    spans,
 )
 from unpoison.influence._index_space import Space, code, coordinates_of, damping_of
 from unpoison.influence._queries import Damping, RelativeDamping
@@ -125,13 +125,15 @@ class InfluenceIndex:
         self._basis = tensors
         self.damping = damping_of(self._record["damping"])
         self.gradient: Gradient = self._record["gradient"]
-        self._spans = list(spans(self._record["parts"], self._record["shard_examples"]))
-        self._missing = [one for one in self._spans if not self._files.shard(one).is_file()]
+        self._waiting = 0
+        if len(self._record["parts"]) > 1 and self._files.missing(self._record)[1]:
+            self._waiting = self._record["parts"].pop()["examples"]
+        self._spans, missing = self._files.missing(self._record)
         self._spaces: dict[torch.device, Space] = {}
         self._shards: dict[Span, dict[str, Tensor]] = {}
-        if self._missing:
+        if missing:
             raise InputError(
-                f"{path}: unfinished, {len(self._missing)} of {len(self._spans)} shards are missing; give "
+                f"{path}: unfinished, {len(missing)} of {len(self._spans)} shards are missing; give "
                 "the same unpoison index command again"
             )
 
@@ -279,7 +281,8 @@ class InfluenceIndex:
     ) -> InfluenceIndex:
         """The index with more examples after those that it has, which are not read again.
 
-        Factors and basis stay those of the first examples. Interrupted, the same call goes on.
+        Factors and basis stay those of the first examples. Interrupted, the index is what it was, and the
+        same call goes on; with other examples the interrupted ones are dropped.
 
         Arguments:
             model: the one that the index is of.
@@ -320,7 +323,7 @@ class InfluenceIndex:
         """What to say of the index, as JSON values."""
         return {"digest": self.digest, "numbers": self.numbers, "sketch": self._basis["basis"].shape[1]}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Equal for equal content: of what it was made of and of all rows."""
         known = {key: value for key, value in self._record.items() if key != "format"}
@@ -347,9 +350,10 @@ class InfluenceIndex:
                     break
                 first = last
         if first != len(examples) or first != len(self):
+            waiting = f"; {self._waiting} more were not appended to the end" if self._waiting else ""
             raise MismatchError(
                 f"{self.directory}: the index of another training set than {examples.name}; give the very "
-                "set that was indexed, in the same order"
+                f"set that was indexed, in the same order{waiting}"
             )
 
     def queries(
@@ -425,8 +429,10 @@ class InfluenceIndex:
             Int64[k count] indices and Float64[k count] cosines, the largest first.
 
         Raises:
-            InputError: there is no such example.
+            InputError: there is no such example, or the count is negative.
         """
+        if count < 0:
+            raise InputError(f"similar: count must be at least 0, found {count}")
         chosen = self._indices(torch.as_tensor(indices, dtype=torch.int64).reshape(-1))
         cosines = self.cosines(chosen)
         cosines[torch.arange(len(chosen)), chosen] = -torch.inf

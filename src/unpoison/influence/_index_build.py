@@ -175,12 +175,25 @@ def append(
     part = {"examples": len(examples), "fingerprint": examples_fingerprint(examples)}
     with unchanged(model):
         if record["parts"][-1] != part or len(record["parts"]) == 1:
+            _drop_interrupted(files, record)
             files.write_names(len(record["parts"]), examples.ids, examples.class_names)
             record["parts"].append(part)
             files.write_record(record)
         maker = _Maker(files, record, model, task, Factors.load(files.factors), workspace_bytes)
         first = sum(one["examples"] for one in record["parts"][:-1])
         _make_shards(maker, examples, first, processes, progress)
+
+
+def _drop_interrupted(files: IndexFiles, record: dict[str, Any]) -> None:
+    """Forget the examples whose appending was interrupted: their shards, then their part."""
+    every, missing = files.missing(record)
+    last = every[-1].first
+    if last and missing and missing[0].first == last:
+        for span in every:
+            if span.first == last:
+                files.shard(span).unlink(missing_ok=True)
+        record["parts"].pop()
+        files.write_record(record)
 
 
 def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unpoison._memory import peak_bytes
-from unpoison._seeds import derive_seed
+from unpoison._seeds import derive_seed, generator
 from unpoison.data import Examples
 from unpoison.influence._factors import fit_factors
 from unpoison.influence._index_build import Plan, bytes_needed, size_of
@@ -118,7 +118,8 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         rows(0)
         spent = _timed(all_rows)
     probe = min(_PROBE, numbers)
-    basis = _timed(lambda: span_of(torch.randn(probe, dimensions))) * (numbers / probe) ** 2.5
+    rows_of_probe = torch.randn(probe, dimensions, generator=generator(0)).to(sketcher.device)
+    basis = _timed(lambda: span_of(rows_of_probe)) * (numbers / probe) ** 2.5
     factor_bytes = 4 * sum(
         part.numel()
         for layer in factors.layers.values()
@@ -142,4 +143,6 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
 def _timed(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - began

@@ -98,6 +98,11 @@ class IndexFiles:
         """Where a shard is."""
         return self.directory / "shards" / f"{span.start}.safetensors"
 
+    def missing(self, record: Mapping[str, Any]) -> tuple[list[Span], list[Span]]:
+        """All shards of a record, and those that are not there."""
+        every = list(spans(record["parts"], record["shard_examples"]))
+        return every, [one for one in every if not self.shard(one).is_file()]
+
     def write_shard(self, span: Span, tensors: Mapping[str, Tensor], basis: str) -> None:
         """Keep the rows of a span, which were made with the basis of this digest."""
         write_tensors(self.shard(span), tensors, made_of=basis)
