@@ -174,8 +174,11 @@ def test_transparency_is_dropped_by_a_transform_alone(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         Image.new("RGBA", (6, 6), (10, 20, 30, 40)).save(tmp_path / name / "1.png")
-    with pytest.raises(InputError, match="alpha"):
-        load_examples(tmp_path, held_share=0)
+    for size in (None, 4):
+        with pytest.raises(InputError, match="alpha"):
+            load_examples(tmp_path, held_share=0, size=size)
+        with pytest.raises(InputError, match="alpha"):
+            load(tmp_path, size=size)
     read = load_examples(tmp_path, transform=signed).train
     assert torch.equal(read.at([0])[0][0], signed(Image.new("RGB", (6, 6), (10, 20, 30))))
 
