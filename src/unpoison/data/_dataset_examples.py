@@ -371,7 +371,9 @@ class DatasetExamples:
     @cached_property
     def _fingerprint(self) -> str:
         if self._identity == "content":
-            return f"content:{self.content_fingerprint()}"
+            whole = copy.copy(self)  # also of a subset
+            whole._rows, whole.labels = torch.arange(len(self.source)), self._all_labels
+            return f"content:{whole.content_fingerprint()}"
         if self._kept is not None and self._identity is None:
             return digest(*self._labelling, content(self._kept))
         return self._cheap_identity

@@ -393,7 +393,9 @@ def _names_of(name: str, dataset: Any, label_part: Part | None) -> tuple[str, ..
 
 def _labels_of(dataset: Any, label_part: Part | None) -> Sequence[Any] | None:
     if isinstance(dataset, TensorDataset):
-        return dataset.tensors[label_part] if isinstance(label_part, int) else None  # type: ignore[return-value]
+        # A part that is not there is named when the row is split.
+        known = isinstance(label_part, int) and -len(dataset.tensors) <= label_part < len(dataset.tensors)
+        return dataset.tensors[label_part] if known else None  # type: ignore[index,return-value]
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping) and label_part in features and hasattr(dataset, "with_format"):
         return list(dataset.with_format(None)[label_part])
