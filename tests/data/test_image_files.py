@@ -61,6 +61,15 @@ def splits(root: Path) -> Path:
     return root
 
 
+def test_a_second_test_folder_is_passed_over_and_named(tmp_path: Path) -> None:
+    splits(tmp_path)
+    shutil.copytree(tmp_path / "test", tmp_path / "Val")
+    read = load(tmp_path, size=8)
+    assert read.test is not None
+    assert read.test.name == str(tmp_path / "test")
+    assert read.notes[1:] == (f"{tmp_path}: 'Val' passed over; 'test' is the test set",)
+
+
 def manifest(root: Path) -> Path:
     folder(root / "files")
     with (root / "set.csv").open("w", newline="") as file:
