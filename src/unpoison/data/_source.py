@@ -254,7 +254,8 @@ def as_numbers(
     if isinstance(labels, Tensor | np.ndarray) and labels.ndim == 1:
         kind = labels.dtype.is_floating_point if isinstance(labels, Tensor) else labels.dtype.kind == "f"
         if not kind and not (isinstance(labels, np.ndarray) and labels.dtype.kind not in "iu"):
-            numbers = torch.as_tensor(np.asarray(labels).astype(np.int64))
+            held = labels.cpu() if isinstance(labels, Tensor) else labels
+            numbers = torch.as_tensor(np.asarray(held).astype(np.int64))
             wrong = ((numbers < 0) | (numbers >= 2**31)).nonzero()
             if len(wrong):
                 as_number(f"{called}: row {int(wrong[0])}", int(numbers[wrong[0]]))
