@@ -14,7 +14,8 @@ content at no cost: names, sizes and times of files, or the fingerprint of a dat
 begins with "files:", "source:" or "rows:". A set that is kept in memory has a digest of its whole content, as
 `content_fingerprint` gives for any. `identity` asks for one of the two.
 
-With a `cache`, every row is decoded once and written to disk; see `_cache`.
+With a `cache`, every row is decoded once and written to disk; see `_cache`. Labels are not in it: a dataset
+that does not have them apart from its inputs is read for them each time that the set is made.
 """
 
 from __future__ import annotations
