@@ -116,3 +116,10 @@ def test_a_class_in_place_of_an_instance_is_refused(kind: Any) -> None:
     function, given = VERBS[verb]
     with pytest.raises(InputError, match="expected the name or an instance of one"):
         function(**{**given, name: one})
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="device cuda:2: PyTorch sees 2 here, from cuda:0 on"):
+        unpoison.train(SET, RECIPE, device="cuda:2")

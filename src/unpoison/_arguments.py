@@ -51,6 +51,10 @@ def _check_device(verb: str, device: Any) -> None:
         ) from None
     if known.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{verb}: device {known}: PyTorch sees no CUDA device here; give 'cpu'")
+    if known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"{verb}: device {known}: PyTorch sees {torch.cuda.device_count()} here, from cuda:0 on"
+        )
 
 
 def _of(*kinds: type) -> Callable[[Any], bool]:

@@ -94,3 +94,5 @@ def test_a_timm_network_is_built_for_the_set(monkeypatch: pytest.MonkeyPatch) ->
     assert made == [{**plain, "img_size": (8, 6)}, plain]
     with pytest.raises(InputError, match="no such model"):
         network_of_library("timm:nothing", num_classes=5, shape=(1, 8, 6))
+    with pytest.raises(InputError, match=r"is for images \[c, h, w\], found inputs of shape \(7,\)"):
+        network_of_library("timm:conv", num_classes=5, shape=(7,))

@@ -20,6 +20,7 @@ MODULE = """
 import numpy as np
 import torch
 from torch import nn
+from unpoison.data import DatasetExamples
 
 
 def signed(picture):
@@ -59,6 +60,25 @@ def both():
 def pictures():
     images = (Rows(30, 0).inputs * 40 + 80).clamp(0, 255).to(torch.uint8)
     return [(image, row % 3) for row, image in enumerate(images)]
+
+
+def tokens():
+    rows = [{"input_ids": torch.arange(1, 4 + row % 2), "label": row % 3} for row in range(30)]
+
+    def padded(rows):
+        words = torch.nn.utils.rnn.pad_sequence([row["input_ids"] for row in rows], batch_first=True)
+        return {"input_ids": words, "label": [row["label"] for row in rows]}
+
+    return tuple(DatasetExamples(rows, collate_fn=padded) for _ in range(2))
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(8, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids):
+        return self.head(self.words(input_ids).mean(1))
 
 
 def broken():
@@ -236,3 +256,9 @@ def test_what_trains_on_8_bit_images_takes_no_transform(here: Path, fails: Any) 
     run("trace", "found", *SIGNED, *TRACED)
     said = fails(["heal", *MODEL, *SIGNED, "--findings", "found", "--epochs", "1", "--out", "refused"])
     assert "8-bit images in memory" in said
+
+
+def test_suspects_of_different_lengths_are_refused(here: Path, fails: Any) -> None:
+    words = ("trace", "--model", "ownreading:Words", "--data", "ownreading:tokens", "--method", "ek-fac")
+    suspects = ("--suspect", "test:0", "test:1")
+    assert "the inputs are of different sizes" in fails([*words, *suspects, "--out", "refused"])

@@ -455,6 +455,7 @@ def test_healing_by_a_command_of_ones_own(story: Any, own: Path, corner_detector
         ("nosuchprogram", "nosuchprogram: cannot be started"),
         (f"{sys.executable} -c pass", "wrote no weights"),
         ("", "is empty"),
+        ("python 'train.py", "cannot be split into words (No closing quotation)"),
     ):
         assert words in fails(story.heal("again", "found", *mine, "--train-command", broken))
     for unused in (("--epochs", "3"), ("--no-flip",), ("--method", "ssd")):

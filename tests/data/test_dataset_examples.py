@@ -353,3 +353,18 @@ def test_memory_does_not_grow_with_the_set() -> None:
     )
     told = json.loads(done.stdout)
     assert told["after"] - told["before"] < 120_000_000
+
+
+def test_the_fingerprint_of_a_part_does_not_depend_on_what_was_asked_before() -> None:
+    rows = [(torch.randn(5), row % 2) for row in range(20)]
+    asked, new = (DatasetExamples(rows, identity="content", memory_bytes=0) for _ in range(2))
+    whole = asked.fingerprint
+    part = new.subset([1, 2, 3])
+    assert part.fingerprint == asked.subset([1, 2, 3]).fingerprint != whole
+    assert new.fingerprint == whole
+
+
+def test_a_label_that_a_tensor_dataset_has_not_is_named() -> None:
+    pair = TensorDataset(torch.randn(4, 3), torch.arange(4))
+    with pytest.raises(InputError, match="the part 5, found 2 parts"):
+        DatasetExamples(pair, labels=5)

@@ -61,6 +61,15 @@ def splits(root: Path) -> Path:
     return root
 
 
+def test_a_second_test_folder_is_passed_over_and_named(tmp_path: Path) -> None:
+    splits(tmp_path)
+    shutil.copytree(tmp_path / "test", tmp_path / "Val")
+    read = load(tmp_path, size=8)
+    assert read.test is not None
+    assert read.test.name == str(tmp_path / "test")
+    assert read.notes[1:] == (f"{tmp_path}: 'Val' passed over; 'test' is the test set",)
+
+
 def manifest(root: Path) -> Path:
     folder(root / "files")
     with (root / "set.csv").open("w", newline="") as file:
@@ -174,8 +183,11 @@ def test_transparency_is_dropped_by_a_transform_alone(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         Image.new("RGBA", (6, 6), (10, 20, 30, 40)).save(tmp_path / name / "1.png")
-    with pytest.raises(InputError, match="alpha"):
-        load_examples(tmp_path, held_share=0)
+    for size in (None, 4):
+        with pytest.raises(InputError, match="alpha"):
+            load_examples(tmp_path, held_share=0, size=size)
+        with pytest.raises(InputError, match="alpha"):
+            load(tmp_path, size=size)
     read = load_examples(tmp_path, transform=signed).train
     assert torch.equal(read.at([0])[0][0], signed(Image.new("RGB", (6, 6), (10, 20, 30))))
 

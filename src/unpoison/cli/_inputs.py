@@ -94,7 +94,10 @@ def read_data(options: Craft | Train | OfModel) -> Splits[TrainingSet]:
         return Splits(train, more[0] if more else None)
 
     splits = read(options.data)
-    return splits if options.test_data is None else Splits(splits.train, read(options.test_data).train)
+    if options.test_data is None:
+        return splits
+    more = read(options.test_data)
+    return Splits(splits.train, more.train, (*splits.notes, *more.notes))
 
 
 def read_examples(
@@ -463,7 +466,8 @@ def _normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _check_fit(spec: str, module: nn.Module, training_set: Examples) -> None:
     try:
-        logits = detectors.answers_of(module, training_set.batch(0, 2)[0])
+        # `batch` would start the processes that read the whole set ahead.
+        logits = detectors.answers_of(module, training_set.at(range(min(2, len(training_set))))[0])
     except (RuntimeError, ValueError, TypeError) as error:
         if is_allocation_failure(error):
             raise

@@ -61,6 +61,8 @@ def _imported(spec: str, package: str) -> Any:
 
 
 def _of_timm(timm: Any, name: str, num_classes: int, shape: tuple[int, ...]) -> Callable[[], nn.Module]:
+    if len(shape) != 3:
+        raise InputError(f"--model timm:{name}: is for images [c, h, w], found inputs of shape {shape}")
     if not timm.is_model(name):
         raise InputError(f"--model timm:{name}: timm has no such model; timm.list_models() lists them")
     options = {"pretrained": False, "num_classes": num_classes, "in_chans": shape[0]}

@@ -88,7 +88,7 @@ class Tracing:
         shapes = {_shape(one.inputs) for one in suspects}
         if len(shapes) != 1:
             raise InputError("--suspect: the inputs are of different sizes")
-        images = len(shapes.pop()) == 4
+        images = isinstance(suspects[0].inputs, torch.Tensor) and suspects[0].inputs.ndim == 4
         truths = {one.true_label for one in suspects}
         names = training_set.class_names
         true_label = truths.pop() if len(truths) == 1 else None
@@ -196,6 +196,8 @@ class Tracing:
         }
 
 
-def _shape(inputs: Inputs) -> tuple[int, ...]:
-    """The shape of a tensor; () of a mapping."""
-    return tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else ()
+def _shape(inputs: Inputs) -> tuple[Any, ...]:
+    """The shape of a tensor, or the names and shapes of those of a mapping."""
+    if isinstance(inputs, torch.Tensor):
+        return tuple(inputs.shape)
+    return tuple(sorted((name, *part.shape) for name, part in inputs.items()))

@@ -27,9 +27,12 @@ def training_by(
     header `index,name`. The command writes the trained weights to WEIGHTS.safetensors.
 
     Raises:
-        InputError: the command is empty, or there is no function that builds the network.
+        InputError: the command is empty or has an open quotation, or no function builds the network.
     """
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"--train-command {command}: cannot be split into words ({error})") from None
     if not words:
         raise InputError("--train-command: is empty; give a program and its arguments")
     if build is None:

@@ -14,7 +14,8 @@ content at no cost: names, sizes and times of files, or the fingerprint of a dat
 begins with "files:", "source:" or "rows:". A set that is kept in memory has a digest of its whole content, as
 `content_fingerprint` gives for any. `identity` asks for one of the two.
 
-With a `cache`, every row is decoded once and written to disk; see `_cache`.
+With a `cache`, every row is decoded once and written to disk; see `_cache`. Labels are not in it: a dataset
+that does not have them apart from its inputs is read for them each time that the set is made.
 """
 
 from __future__ import annotations
@@ -371,7 +372,9 @@ class DatasetExamples:
     @cached_property
     def _fingerprint(self) -> str:
         if self._identity == "content":
-            return f"content:{self.content_fingerprint()}"
+            whole = copy.copy(self)  # also of a subset
+            whole._rows, whole.labels = torch.arange(len(self.source)), self._all_labels
+            return f"content:{whole.content_fingerprint()}"
         if self._kept is not None and self._identity is None:
             return digest(*self._labelling, content(self._kept))
         return self._cheap_identity

@@ -72,6 +72,10 @@ def list_folder(root: Path, preparation: Preparation) -> Files:
     if test_name is None:
         return Files(train, notes=reader.notes)
     test_root = by_name[test_name]
+    passed = [folder.name for folder in folders if folder not in (train_root, test_root)]
+    if passed:
+        shown = ", ".join(map(repr, passed))
+        reader.notes += (f"{root}: {shown} passed over; {test_root.name!r} is the test set",)
     unknown = sorted({folder.name for folder in _folders(test_root)} - set(class_names))
     if unknown:
         raise InputError(

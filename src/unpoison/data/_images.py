@@ -285,25 +285,33 @@ def _pixels(
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     _check(where, image)
     if preparation != AS_THEY_ARE:
+        _check_opaque(where, image)  # which the preparation would drop
         image = preparation.apply(image)
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return np.array(image)
     if image.mode == "1":
         return np.array(image.convert("L"))
     if image.mode in ("P", "PA", "RGBA", "LA", "La", "RGBa", "L", "RGB"):
+        _check_opaque(where, image)
         grey = image.mode in ("L", "LA", "La")
         pixels = np.array(image.convert("RGBA"))
-        if (pixels[..., 3] != 255).any():
-            raise InputError(
-                f"{where}: its alpha channel is not opaque everywhere; put the image on a background and "
-                "save it without alpha"
-            )
         return np.ascontiguousarray(pixels[..., 0] if grey else pixels[..., :3])
     if image.mode == "CMYK":  # as torchvision and timm load it
         return np.array(image.convert("RGB"))
     raise InputError(
         f"{where}: mode {image.mode} does not become 8-bit grey or colour without loss; convert it to RGB"
     )
+
+
+def _check_opaque(where: str, image: Image.Image) -> None:
+    """That nothing of a picture is transparent."""
+    if image.mode not in ("PA", "RGBA", "LA", "La", "RGBa") and "transparency" not in image.info:
+        return
+    if image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+        raise InputError(
+            f"{where}: its alpha channel is not opaque everywhere; put the image on a background and "
+            "save it without alpha"
+        )
 
 
 def _check(where: str, image: Image.Image) -> None:

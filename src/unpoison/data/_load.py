@@ -131,7 +131,7 @@ def load_examples(
             else files.transformed(transform).lazily(**options)
             for one, files in zip(specs, listed, strict=True)
         ]
-        note = f"images are what {_named(transform)} makes of the pictures, read batch by batch"
+        note = f"images are what {_named(transform)} makes of the pictures"
     else:
         note = _too_much(listed, held_share, allowed)
         parts = [

@@ -254,7 +254,8 @@ def as_numbers(
     if isinstance(labels, Tensor | np.ndarray) and labels.ndim == 1:
         kind = labels.dtype.is_floating_point if isinstance(labels, Tensor) else labels.dtype.kind == "f"
         if not kind and not (isinstance(labels, np.ndarray) and labels.dtype.kind not in "iu"):
-            numbers = torch.as_tensor(np.asarray(labels).astype(np.int64))
+            held = labels.cpu() if isinstance(labels, Tensor) else labels
+            numbers = torch.as_tensor(np.asarray(held).astype(np.int64))
             wrong = ((numbers < 0) | (numbers >= 2**31)).nonzero()
             if len(wrong):
                 as_number(f"{called}: row {int(wrong[0])}", int(numbers[wrong[0]]))
@@ -393,7 +394,9 @@ def _names_of(name: str, dataset: Any, label_part: Part | None) -> tuple[str, ..
 
 def _labels_of(dataset: Any, label_part: Part | None) -> Sequence[Any] | None:
     if isinstance(dataset, TensorDataset):
-        return dataset.tensors[label_part] if isinstance(label_part, int) else None  # type: ignore[return-value]
+        # A part that is not there is named when the row is split.
+        known = isinstance(label_part, int) and -len(dataset.tensors) <= label_part < len(dataset.tensors)
+        return dataset.tensors[label_part] if known else None  # type: ignore[index,return-value]
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping) and label_part in features and hasattr(dataset, "with_format"):
         return list(dataset.with_format(None)[label_part])

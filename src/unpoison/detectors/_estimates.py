@@ -60,7 +60,8 @@ class Measured:
             observed=observed,
             examples=len(training_set),
             largest_class=int(counts.max()),
-            activations=activations_of(model, training_set.batch(0, _FEW)[0]),
+            # `batch` would start the processes that read the whole set ahead.
+            activations=activations_of(model, training_set.at(range(min(_FEW, len(training_set))))[0]),
         )
 
     def subset(self, examples: int) -> Measured:

@@ -10,21 +10,16 @@ from unpoison._memory import check_memory
 from unpoison.models import Activations, device_of
 
 
-def training_bytes(
-    network: nn.Module, activations: Activations, *, batch_size: int, copies: int = 0
-) -> Mapping[str, float]:
+def training_bytes(network: nn.Module, activations: Activations, *, batch_size: int) -> Mapping[str, float]:
     """Bytes by what takes them, beside the network and the training set.
 
     Arguments:
         network: what is trained.
         activations: of it.
         batch_size: examples a step.
-        copies: how many copies of the network are made.
     """
-    tensors = (*network.parameters(), *network.buffers())
     trained = sum(one.nbytes for one in network.parameters() if one.requires_grad)
     return {
-        "copies of the network": copies * sum(one.nbytes for one in tensors),
         "gradients and momentum": 2 * trained,
         "activations": activations.training(batch_size),
     }
