@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent))  # for tests/chromium.py
 
 ALLOWED = "needs CUDA"
 """The one reason for which a test may be skipped under `--no-skips`."""

@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -24,29 +23,15 @@ import pytest
 import torch
 from PIL import Image
 
+from chromium import BROWSER, FLAGS, MARKS
 from unpoison.cli import main
 
 pytest.importorskip("nicegui", reason="the extra app is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
-    None,
-)
 pytestmark = [
     pytest.mark.timeout(900),  # a few seconds where the cores are free
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path"),
-]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *MARKS,
 ]
 OWNED = "document.title='owned'"
 CLASSES = (f"<img src=stolen onerror={OWNED}>", f'"><svg onload={OWNED}>', "שלום")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -16,17 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chromium import BROWSER, FLAGS, MARKS
 from unpoison.report import ReportData, render
 
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
-    None,
-)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path"),
-]
+pytestmark = MARKS
 
 
 class Elements(HTMLParser):
@@ -45,14 +37,7 @@ def browse(folder: Path, address: str, *wanted: str) -> str:
     command = [
         BROWSER,
         "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
+        *FLAGS,
         "--hide-scrollbars",
         f"--user-data-dir={folder / 'profile'}",
         *wanted,

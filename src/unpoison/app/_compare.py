@@ -15,11 +15,7 @@ SHOWN = 24
 
 @final
 class Compare:
-    """The view.
-
-    Arguments:
-        work: what it shows.
-    """
+    """The view of the healed models of `work`, one at a time beside the model before."""
 
     def __init__(self, work: Work) -> None:
         self.work = work

@@ -110,7 +110,7 @@ class Investigation:
             if self.work.searches:
                 ui.navigate.reload()
             return
-        if self.shown in ("undecided", *_MARKS):
+        if self.shown in VERDICTS:
             self._filter(keep=True)
         self._draw()
 

@@ -58,6 +58,7 @@ class Overview:
     def _draw(self) -> None:
         for part in (self.head, self.controls, self.grid, self.classes):
             part.clear()
+        self.tiles = []
         with self.head:
             self._figures()
         given, answers = self.work.input_set(self.kind), self.work.answers.get(self.kind)

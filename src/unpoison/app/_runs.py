@@ -15,11 +15,7 @@ SHOWN = 200
 
 @final
 class Runs:
-    """The view.
-
-    Arguments:
-        work: what it shows.
-    """
+    """The view of the jobs, searches and decisions of `work`."""
 
     def __init__(self, work: Work) -> None:
         self.work = work

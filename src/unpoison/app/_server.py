@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import lru_cache, partial
 from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import uvicorn
@@ -80,7 +81,7 @@ class _Server(uvicorn.Server):
             return
         self.guard.port = self.servers[0].sockets[0].getsockname()[1]
         shown = f"[{self.guard.host}]" if ":" in self.guard.host else self.guard.host
-        self.ready(f"http://{shown}:{self.guard.port}/?token={self.guard.token}")
+        self.ready(f"http://{shown}:{self.guard.port}/?token={quote(self.guard.token, safe='')}")
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +100,7 @@ async def _lifespan(work: Work, changed: Event[[]], _: FastAPI) -> AsyncIterator
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), 1.0)
             # While a job runs, its seconds are shown.
-            if news.is_set() or work.decisions.refresh() or work.jobs.current:
+            if work.refresh() or news.is_set() or work.jobs.current:
                 news.clear()
                 changed.emit()
                 await asyncio.sleep(_TICK if work.jobs.current else 0.02)

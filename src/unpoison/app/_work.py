@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -70,7 +70,7 @@ class Search:
     """The findings of one run directory.
 
     Arguments:
-        name: the name of the directory.
+        name: the name of the directory; its path where another one has that name.
         folder: the directory.
         data: the content of its report.
         findings: as saved.
@@ -92,7 +92,7 @@ class Healed:
     """A healed model, from a run directory.
 
     Arguments:
-        name: the name of the directory.
+        name: the name of the directory; its path where another one has that name.
         data: its record.
         model: None where its network is not one of ours.
         answers: by the kind of the inputs, when they are known.
@@ -123,6 +123,7 @@ class Work:
         self.names = self.training_set.class_names
         self.decisions = Decisions(case.out / LOG, self.training_set.fingerprint, len(self.training_set))
         self.jobs = Jobs(lambda: self.changed(), self._ended)
+        self._named: dict[Path, str] = {}
         self.searches: list[Search] = []
         self.healed: list[Healed] = []
         self.inputs = list(_input_sets(case))
@@ -132,7 +133,6 @@ class Work:
         self.version = secrets.token_hex(4)  # in addresses of images, so that no other case's are shown
         for folder in (*case.runs, *_kept(case.out, "trace"), *_kept(case.out, "heal")):
             self._add(folder)
-        self.nearest = lru_cache(maxsize=512)(self._nearest)
 
     async def prepare(self) -> None:
         """Ask the model about the test inputs and lay out the map, in the background."""
@@ -190,6 +190,15 @@ class Work:
         if self.decisions.redo():
             self.changed()
 
+    def refresh(self) -> bool:
+        """Read what other processes have decided; whether there is anything to tell the windows."""
+        try:
+            return self.decisions.refresh()
+        except (OSError, UnpoisonError) as error:
+            new = self.trouble != str(error)
+            self.trouble = str(error)
+            return new
+
     def trace(self, suspect: str, method: str = "calibrated") -> Job:
         """Trace an answer in a process of its own, unless that is being done."""
         if (job := self.job_of(suspect)) is not None:
@@ -224,7 +233,7 @@ class Work:
         place = self.case.out / f"decided-{out.stem}"
         findings.save(place)
         self.decisions.note("export", form=form, examples=len(findings.flagged), out=out.name)
-        words = ["export", str(place), "--as", form, "--out", str(out)]
+        words = ["export", str(place), "--as", form, *self._files(), "--out", str(out)]
         return self.jobs.start(f"Export of {len(findings.flagged):,} examples as {form}", words, out)
 
     def report(self, search: Search) -> Job:
@@ -274,12 +283,28 @@ class Work:
         found = self.search_named(search) if name == "score" else None
         return None if found is None else found.data.scores.astype(np.float32).tobytes()
 
-    def _nearest(self, index: int, search: str) -> int | None:
+    def nearest(self, index: int, search: str) -> int | None:
+        """The example nearest to this one that is neither flagged nor blamed now."""
         excluded = self.decisions.codes == 1
         found = self.search_named(search)
         if found is not None:
             excluded = excluded | found.data.is_flagged
         return nearest_example(self.training_set, index, excluded)
+
+    def _files(self) -> list[str]:
+        """The options of export that name the files of data and model, to be hashed; where there are such."""
+        given = dict(pairwise(self.case.options))
+        found = [("--files", given.get("--data"))]
+        if (model := given.get("--model")) is not None and (
+            Path(model) / "model/model.safetensors"
+        ).is_file():
+            found.append(("--model", model))
+        return [
+            word
+            for name, place in found
+            if place is not None and Path(place).exists()
+            for word in (name, place)
+        ]
 
     def _free(self, what: str, suffix: str = "") -> Path:
         """A place that no job has had; that of a cancelled job is not used again."""
@@ -290,7 +315,13 @@ class Work:
 
     def _add(self, folder: Path) -> None:
         """Take in the findings and the healed model of a run directory, whichever it has."""
+        if folder.resolve() in self._named:
+            return  # given on the command line, and kept by an earlier server as well
         record = RunRecord.load(folder)
+        name = folder.name
+        if not name or name in self._named.values():
+            name = str(folder.resolve())
+        self._named[folder.resolve()] = name
         if (folder / "findings").is_dir():
             findings = Findings.load(folder / "findings")
             if findings.fingerprint != self.training_set.fingerprint:
@@ -302,14 +333,14 @@ class Work:
             scores = np.where(data.is_flagged, np.inf, data.scores)
             order = np.argsort(-scores, kind="stable").astype(np.int64)
             order = np.concatenate([data.flagged, order[len(data.flagged) :]])
-            self.searches.append(Search(folder.name, folder, data, findings, order, _suspects(record)))
+            self.searches.append(Search(name, folder, data, findings, order, _suspects(record)))
         place = folder / ("healed" if record.verb == "demo" else "model")
         if record.verb in ("heal", "repair", "demo") and place.is_dir():
             try:
                 model: Trained | None = Trained.load(place, device=self.case.training_set.device)
             except UnpoisonError:
                 model = None  # of a network of the user's own: only what its record says can be shown
-            self.healed.append(Healed(folder.name, record, model))
+            self.healed.append(Healed(name, record, model))
 
     def _ended(self, job: Job) -> None:
         if job.state == "done" and not job.is_file:

@@ -2,6 +2,8 @@
 // what its button says and does.
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  // A key that is held down goes through examples, but decides and starts nothing more than once.
+  if (event.repeat && !["n", "p", "ArrowLeft", "ArrowRight"].includes(event.key)) return;
   const target = event.target;
   if (target instanceof Element && target.closest("input, textarea, select, canvas")) return;
   for (const element of document.querySelectorAll("[aria-keyshortcuts]")) {

@@ -79,6 +79,7 @@ export default {
       this.fit();
     },
     fit() {
+      if (!this.columns.plane) return;
       const [w, h] = [this.$refs.canvas.width, this.$refs.canvas.height];
       const [a, b, c, d] = this.bounds;
       const scale = 0.94 * Math.min(w / Math.max(c - a, 1e-9), h / Math.max(d - b, 1e-9));
@@ -214,6 +215,7 @@ export default {
       context.closePath();
     },
     select(line) {
+      if (!this.columns.plane) return;
       const start = performance.now();
       const [w, h] = [this.$refs.canvas.width, this.$refs.canvas.height];
       const hidden = new OffscreenCanvas(w, h);

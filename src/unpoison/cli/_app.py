@@ -14,6 +14,7 @@ from unpoison.cli._options import App, ImageOptions, ModelOptions, OfModel, Read
 from unpoison.cli._session import session
 from unpoison.errors import InputError
 from unpoison.runs import RunRecord
+from unpoison.training import Trained
 
 
 def app(options: App, console: Console, interrupts: Interrupts) -> int:
@@ -22,14 +23,18 @@ def app(options: App, console: Console, interrupts: Interrupts) -> int:
         raise InputError("app: name at least one run directory of train, trace, scan, heal, repair or demo")
     given, architecture = _named(options)
     first = options.runs[0]
-    out = options.out or first.with_name(f"{first.resolve().name}-investigation")
+    named = first if first.name not in ("", "..") else first.resolve()
+    out = options.out or named.with_name(f"{named.name}-investigation")
     with session(options, None, console, interrupts) as run:
         splits, training_set, poison = load_training_set(given, run.device)
         for line in splits.notes:
             console.say(line)
         subject = load_model(given.model, architecture, training_set)
+        model = subject.model
+        if subject.task is not None and not isinstance(model, Trained):
+            model = subject.task.adapted(model)
         case = Case(
-            model=subject.model,
+            model=model,
             training_set=training_set,
             test_set=splits.test,
             poison=poison,
@@ -69,6 +74,7 @@ def _named(options: App) -> tuple[OfModel, ModelOptions]:
             architecture,
             weights=None if weights is None else Path(weights),
             normalization=found.get("normalization"),
+            task=tuple(found.get("task") or ()),
         )
     poison = found.get("poison")
     given = OfModel(
@@ -84,7 +90,7 @@ def _named(options: App) -> tuple[OfModel, ModelOptions]:
 
 def _of_run(folder: Path) -> dict[str, Any]:
     record = RunRecord.load(folder)
-    wanted = ("model", "data", "test_data", "poison", "size", "orient", "weights", "normalization")
+    wanted = ("model", "data", "test_data", "poison", "size", "orient", "weights", "normalization", "task")
     named = {name: record.configuration.get(name) for name in wanted}
     if record.verb == "train":
         named["model"] = str(folder)
@@ -110,4 +116,6 @@ def _words(given: OfModel, architecture: ModelOptions, options: App) -> tuple[st
     words = [
         word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))
     ]
+    if architecture.task:
+        words += ["--task", *architecture.task]
     return (*words, *(["--orient"] if given.images.orient else []))
