@@ -3,9 +3,10 @@
     python -m recipes.index_growth FOLDER [--sizes 128000 1280000] [--kills 2] [--pieces N]
 
 Images of 3 x 32 x 32, made when they are read: half the pattern of a class, half noise of 8 bits, and a patch
-with the label 0 in one of 101 (the poison). A convolutional network of 4,138 parameters is trained on the first
-25,600. The index of each size, with the default numbers, is made by processes that are ended by `kill -9`
-when another third (with two kills) of its shards is there; the next process goes on. Of each:
+with the label 0 in one of 101 (the poison). A convolutional network of 4,138 parameters is trained on the
+first 25,600. The index of each size, with the default numbers and covariances of 51,200 examples, is made by
+processes that are ended by `kill -9` when another third (with two kills) of its shards is there; the next
+process goes on. Of each:
 
     seconds    of the processor, by stage, over all processes but what the killed ones had begun
     peak       memory, the largest of any process, in bytes
@@ -41,6 +42,7 @@ from unpoison.influence import InfluenceIndex
 PIXELS: Final = 3 * 32 * 32
 TRAINED: Final = 25_600
 FIRST_OF_TEST: Final = 10**7
+COVARIANCE_EXAMPLES: Final = 51_200
 
 
 @final
@@ -128,7 +130,9 @@ def build(folder: Path, count: int, name: str) -> None:
         state.with_suffix(".new").write_text(json.dumps(found))
         state.with_suffix(".new").replace(state)
 
-    index = InfluenceIndex.build(folder / name, model, examples, progress=told)
+    index = InfluenceIndex.build(
+        folder / name, model, examples, covariance_examples=COVARIANCE_EXAMPLES, progress=told
+    )
     sizes = {path: path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()}
     found = {"seconds": stages, "peak": max(before["peak"], peak_bytes()), "disk": sum(sizes.values())}
     note({**found, **index.settings})
@@ -235,7 +239,8 @@ class Growth:
         for count, name, kills in self.indices:
             found[f"{count:,} examples{'' if kills else ' without kills'}"] = {
                 **self.read(name),
-                **({"killed": self.read(f"{name}.kills"), "remade": self.read(f"{name}.remade")}),
+                "killed": self.read(f"{name}.kills"),
+                "remade": self.read(f"{name}.remade"),
                 **({"trace": self.read(f"{name}.trace")} if kills else {}),
             }
         smallest, whole = (self.read(name)["digest"] for _, name, _ in (self.indices[0], self.indices[-1]))
