@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from unpoison import attacks, defenses, detectors, unlearners
 from unpoison import training as trainer
 from unpoison._arguments import check_arguments
+from unpoison._executors import Executor
 from unpoison._memory import explained, limited
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
@@ -370,6 +371,7 @@ def index(
     covariance_examples: int | None = None,
     numbers: int | None = None,
     processes: int = 1,
+    executor: Executor | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -389,6 +391,7 @@ def index(
         covariance_examples: fit the covariances to this many examples only.
         numbers: kept of each example; 2,048 by default, fewer where memory is short.
         processes: how many make shards at a time.
+        executor: makes shards in place of processes, such as an `evaluation.RayExecutor`.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
@@ -410,7 +413,7 @@ def index(
     with usual_mode(device_of(network)):
         if append:
             known = InfluenceIndex.open(path)
-            return known.append(network, examples, processes=processes, progress=progress)
+            return known.append(network, examples, processes=processes, executor=executor, progress=progress)
         return InfluenceIndex.build(
             path,
             network,
@@ -421,6 +424,7 @@ def index(
             covariance_examples=covariance_examples,
             numbers=numbers,
             processes=processes,
+            executor=executor,
             progress=progress,
         )
 
