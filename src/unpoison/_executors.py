@@ -128,13 +128,18 @@ class LocalExecutor(Executor):
         workers: as for `Executor`, like `threads`.
         threads: of each worker.
         start: how processes begin. "fork" shares the memory of this one, and what is shared need not be
-            picklable.
+            picklable; each has one thread, as OpenMP waits for ever for the threads that a fork left behind.
+
+    Raises:
+        InputError: fewer than one worker, or a fork is to have several threads.
     """
 
     def __init__(
         self, workers: int | None = None, *, threads: int = 1, start: Literal["spawn", "fork"] = "spawn"
     ) -> None:
         super().__init__(workers, threads=threads)
+        if start == "fork" and threads > 1:
+            raise InputError(f"threads: a forked process has one, found {threads}; begin by spawn")
         self._start_method, self._value = start, None
         self._pool = self._start()
         self._running: dict[Future[Done], _Call] = {}

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from unpoison._executors import Done, Executor, RayExecutor
-from unpoison.data import TensorExamples
+from unpoison._executors import Done, Executor, LocalExecutor, RayExecutor
+from unpoison.data import TensorExamples, TrainingSet
 from unpoison.errors import InputError
 from unpoison.influence import InfluenceIndex
 from unpoison.influence import _index_workers as workers
@@ -65,6 +65,34 @@ def test_a_worker_of_ray_that_is_killed_is_replaced(tmp_path: Path, monkeypatch:
         assert seen[-1] == ("index", 50, 50)
         grown = two.append(network(), examples(10), executor=executor)
     assert grown.digest == whole.append(network(), examples(10)).digest
+
+
+def test_processes_are_forked_from_one_that_has_used_several_threads(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        torch.ones(1 << 20).sin()
+        assert len(make(tmp_path / "index", examples(), processes=2)) == 50
+    finally:
+        torch.set_num_threads(threads)
+    with pytest.raises(InputError, match="a forked process has one, found 2"):
+        LocalExecutor(1, threads=2, start="fork")
+
+
+def test_an_estimate_knows_the_size_of_the_files(tmp_path: Path) -> None:
+    train = TrainingSet(
+        torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(50) % 3,
+        ("a", "b", "c"),
+        ids=tuple(f"folder/{'x' * 100}{row}.png" for row in range(50)),
+    )
+    found = InfluenceIndex.estimate(network(), train)
+    index = make(tmp_path / "index", train)
+    assert (found.numbers, found.sketch) == (index.numbers, index.settings["sketch"])
+    every = [path for path in (tmp_path / "index").rglob("*") if path.is_file()]
+    headers = 3000 * len(every)
+    assert found.disk_bytes <= sum(path.stat().st_size for path in every) <= found.disk_bytes + headers
+    assert found.seconds(2) < found.seconds(1)
 
 
 class Inline(Executor):

@@ -345,8 +345,8 @@ class Index(OfModel):
     numbers: MaybeCount = None
     """How many numbers to keep of each example; 2048 when not given, fewer where memory is short."""
     processes: MaybeCount = None
-    """How many processes read training examples at a time; 1 when not given, with Ray as many as its cores
-    allow."""
+    """How many processes read training examples at a time, with a thread each where there are several; 1 when
+    not given, with Ray as many as its cores allow."""
     place: ExecutorOptions
     modules: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
     """Modules whose parameters to track, or patterns such as layer4*; all that can be when not given."""

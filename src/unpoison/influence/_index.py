@@ -190,8 +190,8 @@ class InfluenceIndex:
             numbers: m, at most the number of examples; 2,048 by default, fewer where memory is short.
             sketch: D, at least m; 262,144 by default, fewer where memory is short.
             memory: bytes for all of it, or text such as "8GB"; nine tenths of what is free by default.
-            processes: how many make shards at a time, each with its share of the threads. They are forked, so
-                with a model on a GPU, and where there is no fork, there is one.
+            processes: how many make shards at a time, with a thread each where there are several. They are
+                forked, so with a model on a GPU, and where there is no fork, there is one.
             executor: makes shards in place of processes, on a cluster for instance; it is left open. What the
                 workers need is pickled, and the directory and the data must have the same paths for all.
             shard_examples: rows a shard. Rows are equal to the last bit for equal shards, batches and

@@ -1,8 +1,8 @@
 """The shards of an `InfluenceIndex` are made here one after the other, or each by a worker of an executor.
 
 A worker has the model, the examples and the record of the index, and reads the basis from its directory. The
-processes of this machine are forked, so that they share the memory of this one. One that dies is replaced,
-and its shard is made by another.
+processes of this machine are forked, so that they share the memory of this one, with a thread each. One that
+dies is replaced, and its shard is made by another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, final
 
-import torch
 from torch import nn
 
 from unpoison._executors import Executor, LocalExecutor, shared
@@ -54,8 +53,7 @@ def make_shards(
     if executor is not None and missing:
         _deal_out(executor, _sent(maker, examples, executor), missing, told)
     elif workers > 1 and _can_fork(maker.model):
-        threads = max(1, torch.get_num_threads() // workers)
-        with LocalExecutor(workers, threads=threads, start="fork") as forked:
+        with LocalExecutor(workers, start="fork") as forked:
             # A copy has its own way to read ahead.
             _deal_out(forked, _Work(maker, copy.copy(examples)), missing, told)
     elif missing:
