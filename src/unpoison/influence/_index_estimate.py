@@ -20,7 +20,7 @@ from unpoison.data import Examples
 from unpoison.influence._factors import fit_factors
 from unpoison.influence._index_build import Plan, bytes_needed, size_of
 from unpoison.influence._index_files import content_digest
-from unpoison.influence._index_space import RESIDUAL, Space, quick_type, span_of, unit_rows
+from unpoison.influence._index_space import LEADING, RESIDUAL, Space, quick_type, span_of, unit_rows
 from unpoison.influence._sketch import Sketcher
 from unpoison.influence._sweep import where
 from unpoison.tasks import Task
@@ -107,7 +107,8 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
     ) as sketcher:
         dimensions = sketcher.dimensions
         blank = torch.zeros(numbers, dimensions, device=sketcher.device, dtype=quick_type(sketcher.device))
-        space = Space(blank, blank[:64].float(), 0)
+        leading = blank[:LEADING].float()
+        space = Space(blank, leading, 0)
 
         def rows(low: int) -> None:
             high = min(low + size, count)
@@ -141,7 +142,8 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         shard_seconds=spent / count * total,
         peak_bytes=max(peak_bytes(sketcher.device), before + bytes_needed(plan, factors, numbers, sketch)),
         disk_bytes=factor_bytes
-        + blank.element_size() * dimensions * numbers
+        + blank.nbytes
+        + leading.nbytes
         + total * row_bytes
         + sum(len(name) + _AROUND_A_NAME for name in examples.ids or ()),
     )

@@ -26,11 +26,12 @@ from unpoison.tasks import Task
 
 #: r
 RESIDUAL: Final = 512
+#: How many coordinates are computed in float32.
+LEADING: Final = 64
 _AT_A_TIME: Final = 128
 # The share of the largest eigenvalue of the Gram matrix below which a direction is rounding.
 _RANK: Final = 1e-6
 _COLUMNS: Final = 4096
-_LEADING: Final = 64
 _DAMPINGS: Final = {"AbsoluteDamping": AbsoluteDamping, "RelativeDamping": RelativeDamping}
 _CODE: Final = (
     *(
@@ -130,7 +131,7 @@ def span_of(rows: Tensor) -> dict[str, Tensor]:
     scaled = torch.where(kept, vectors / values.clamp(min=_RANK * float(values[0]) or 1.0).sqrt(), 0)
     turned = scaled.t().to(rows)
     basis = torch.cat([torch.mm(turned.to(quick), rows[:, own].to(quick)) for own in columns], 1)
-    return {"basis": basis, "leading": turned[:_LEADING] @ rows}
+    return {"basis": basis, "leading": turned[:LEADING] @ rows}
 
 
 def coordinates_of(space: Space, rows: Tensor) -> tuple[Tensor, Tensor]:
