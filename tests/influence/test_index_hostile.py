@@ -15,6 +15,7 @@ from unpoison.data import DatasetExamples, TensorExamples, TrainingSet
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import InfluenceIndex
 from unpoison.influence import _index_files as files
+from unpoison.influence._index_files import IndexFiles
 
 
 def network() -> nn.Module:
@@ -144,6 +145,22 @@ def test_a_disk_that_is_full_from_the_start(
         monkeypatch.setattr(files, names[what], full)
     with pytest.raises(InputError, match=rf"{what}: cannot be written"):
         make(tmp_path / "index", held())
+
+
+def test_two_at_a_time_are_refused_and_leftovers_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unpoison._artefacts._WAITS", 1)
+    shards = tmp_path / "index" / "shards"
+    shards.mkdir(parents=True)
+    (shards / ".0.safetensors.abcd.partial").write_bytes(b"a half")
+    with (
+        IndexFiles(tmp_path / "index").alone(),
+        pytest.raises(InputError, match="another process is making this index"),
+    ):
+        make(tmp_path / "index", held())
+    make(tmp_path / "index", held())
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_shard_that_is_cut_off_is_made_again(tmp_path: Path) -> None:

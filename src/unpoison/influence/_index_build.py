@@ -92,7 +92,7 @@ def build(
         raise InputError(f"{examples.name}: there are no training examples to index")
     if factors is not None:
         factors.check(model, examples)
-    with unchanged(model):
+    with unchanged(model), files.alone():
         wanted: dict[str, Any] = {
             "model": model_fingerprint(model),
             "task": task_text(task),
@@ -166,7 +166,7 @@ def append(
     if task_text(task) != record["task"]:
         raise MismatchError(f"{files.directory}: the index is of the task {record['task']}, not of this one")
     part = part_of(examples)
-    with unchanged(model):
+    with unchanged(model), files.alone():
         if not same_part(record["parts"][-1], part) or len(record["parts"]) == 1:
             _drop_interrupted(files, record)
             files.write_names(len(record["parts"]), examples.ids, examples.class_names)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unpoison._artefacts import atomic_file, canonical_json, digest, read_json, write_json
+from unpoison._artefacts import alone, atomic_file, canonical_json, digest, read_json, write_json
 from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError
 from unpoison.influence._factors import Factors, sampled_fingerprint
@@ -51,6 +51,19 @@ class IndexFiles:
     """The files of the index in a directory."""
 
     directory: Path
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Lock the directory while something is made in it.
+
+        Raises:
+            InputError: another process makes it, or it cannot be written to.
+        """
+        said = f"{self.directory}: another process is making this index; wait for it, or end it"
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        with alone(self.directory, said):
+            yield
 
     def exists(self) -> bool:
         """Whether an index, perhaps an unfinished one, lies here."""
