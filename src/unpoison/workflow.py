@@ -368,6 +368,7 @@ def index(
     damping: Damping | None = None,
     modules: Sequence[str] | None = None,
     covariance_examples: int | None = None,
+    eigenvalue_examples: int | None = None,
     numbers: int | None = None,
     processes: int = 1,
     normalization: Normalization | None = None,
@@ -387,6 +388,7 @@ def index(
         damping: of the curvature; that of "calibrated" by default.
         modules: whose parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
+        eigenvalue_examples: fit the eigenvalues to this many examples only.
         numbers: kept of each example; 2,048 by default, fewer where memory is short.
         processes: how many make shards at a time.
         normalization: as for `trace`.
@@ -419,6 +421,7 @@ def index(
             damping=damping,
             modules=modules,
             covariance_examples=covariance_examples,
+            eigenvalue_examples=eigenvalue_examples,
             numbers=numbers,
             processes=processes,
             progress=progress,

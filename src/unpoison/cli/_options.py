@@ -337,6 +337,8 @@ class Index(OfModel):
     """Modules whose parameters to track, or patterns such as layer4*; all that can be when not given."""
     covariance_examples: MaybeCount = None
     """Fit the covariances to this many examples only."""
+    eigenvalue_examples: MaybeCount = None
+    """Fit the eigenvalues to this many examples only."""
     append: bool = False
     """Add the examples of --data to the index, after those that it has, which are not read again."""
     estimate: bool = False
