@@ -53,7 +53,7 @@ from unpoison.models import (
 )
 from unpoison.registry import Method, Registry
 from unpoison.tasks import ClassificationTask
-from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
+from unpoison.threats import Budget, Goal, PoisonSet, TriggeredGoal
 from unpoison.training import Defense, Recipe, Trained, predict
 from unpoison.unlearners import OwnTraining, Unlearner, retrain_with
 
@@ -196,7 +196,7 @@ def train(
 def observe(model: Model, goal: Goal, test_set: Dataset, *, count: int = 1) -> Observation | None:
     """The first of the adversary's inputs that are answered as the adversary wants; None if there are none.
 
-    Of a backdoor's inputs only those count that are answered rightly without the trigger.
+    Of inputs with a trigger only those count that are answered rightly without the trigger.
 
     Arguments:
         model: the victim.
@@ -208,10 +208,10 @@ def observe(model: Model, goal: Goal, test_set: Dataset, *, count: int = 1) -> O
     images, indices = goal.victims(clean)
     images, indices = images.cpu(), indices.cpu()
     answers = predict(network, images).argmax(1).cpu()
-    hits = goal.achieved(answers)
+    hits = goal.achieved(answers, goal.own_labels(clean, indices))
     known = indices >= 0
     own = clean.to("cpu").subset(indices.clamp(min=0))
-    if isinstance(goal, Backdoor):
+    if isinstance(goal, TriggeredGoal):
         hits = hits & (predict(network, own.images).argmax(1).cpu() == own.labels)
     chosen = hits.nonzero().reshape(-1)
     if not len(chosen):

@@ -35,7 +35,7 @@ from unpoison.report import (
     plain,
 )
 from unpoison.runs import RunRecord
-from unpoison.threats import Backdoor
+from unpoison.threats import TriggeredGoal
 from unpoison.training import Trained
 
 LOG = "decisions.jsonl"
@@ -366,7 +366,7 @@ def _input_sets(case: Case) -> list[InputSet]:
         return []
     test = case.test_set.to("cpu")
     found = [InputSet("test", "Test set", test, np.arange(len(test)))]
-    if case.poison is not None and isinstance(case.poison.goal, Backdoor):
+    if case.poison is not None and isinstance(case.poison.goal, TriggeredGoal):
         images, indices = case.poison.goal.victims(test)
         labels = test.labels[indices.cpu()]
         triggered = TrainingSet(images.cpu(), labels, test.class_names, "test images with the trigger")

@@ -193,8 +193,8 @@ class Craft:
     """The test set, where it does not come with --data."""
     images: ImageOptions
     goal: MaybeText = None
-    """What the adversary wants: backdoor, targeted-misclassification, self-concealment or label-noise; the
-    first that the attack serves when not given."""
+    """What the adversary wants: backdoor, targeted-misclassification, self-concealment, label-noise,
+    all-to-all or availability; the first that the attack serves and that fits when not given."""
     source: MaybeClass = None
     """The class whose images bear the trigger; every class but the target when not given."""
     target: MaybeClass = None

@@ -14,7 +14,7 @@ from unpoison._inputs import Inputs
 from unpoison.cli._options import ImageOptions
 from unpoison.data import DatasetExamples, Examples, Splits, TrainingSet
 from unpoison.errors import InputError
-from unpoison.threats import Backdoor, PoisonSet
+from unpoison.threats import PoisonSet, TriggeredGoal
 
 
 @final
@@ -67,7 +67,7 @@ def suspect_of(
     held = splits.test.images[index][None] if isinstance(splits.test, TrainingSet) else None
     if kind == "test":
         return Suspect(splits.test.at([index])[0] if held is None else held, label, f"test image {number}")
-    if poison is None or not isinstance(poison.goal, Backdoor) or held is None:
+    if poison is None or not isinstance(poison.goal, TriggeredGoal) or held is None:
         raise InputError(
             f"--suspect {text}: needs the trigger, so give --poison with the poison of a backdoor"
         )

@@ -201,7 +201,7 @@ class StageGraph:
 
     def trigger(self, choice: AttackChoice) -> tuple[Values, Values]:
         """The trigger of a goal, and where its picture lies; hashed is what the picture shows."""
-        if choice.goal_kind != "backdoor":
+        if choice.goal_kind not in ("backdoor", "all-to-all"):
             return {}, {}
         path = Path(self.experiment.path(choice.trigger))
         if not path.is_file():

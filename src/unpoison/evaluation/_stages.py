@@ -329,7 +329,7 @@ def _observation(
     labels = test.labels[order]
     chosen = predicted == labels if asked["answers"] == "right" else predicted != labels
     if goal is not None:
-        chosen &= ~goal.achieved(predicted.cpu()).to(test.device)
+        chosen &= ~goal.achieved(predicted.cpu(), labels.cpu()).to(test.device)
     # The inputs of one observation are answered alike and are of one class.
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place in chosen.nonzero().reshape(-1).tolist():
