@@ -24,25 +24,35 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, ParamSpec, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison import training as trainer
 from unpoison._arguments import check_arguments
+from unpoison._inputs import Inputs, count_of
 from unpoison._memory import explained, limited
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
 from unpoison.attacks import Attack
-from unpoison.data import Examples, MapStyle, TrainingSet, as_examples, as_training_set, from_dataset
+from unpoison.data import (
+    Examples,
+    MapStyle,
+    TensorExamples,
+    TrainingSet,
+    as_examples,
+    as_training_set,
+    from_dataset,
+)
 from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import Damping, InfluenceIndex
+from unpoison.input_detectors import InputDetector, Screening
 from unpoison.models import (
     Normalized,
     OutputLogits,
@@ -476,6 +486,79 @@ def scan(
     return findings
 
 
+@bounded("give a smaller batch_size")
+def screen(
+    model: Model,
+    inputs: Dataset | Inputs,
+    reference: Dataset,
+    *,
+    method: str | InputDetector = "strip",
+    false_positive_rate: float = 0.05,
+    normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
+    seed: int = 0,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> Screening:
+    """Say of single inputs whether they look triggered, without training set and without a wrong answer.
+
+    What is flagged can be traced: `Observation(inputs[screening.suspects()[:3]])` is what `trace` takes.
+
+    Arguments:
+        model: as for `trace`.
+        inputs: what to screen: UInt8[m c h w] images, or whatever inputs the model takes, with a first
+            dimension; or a dataset, of which the labels are not looked at.
+        reference: labelled examples that are known to be clean and that the model was not trained on, which
+            scores are compared with; at least 19 for a rate of .05, 99 for .01.
+        method: the name of a test-time detector, or an instance with its own options.
+        false_positive_rate: the share of clean inputs that may be flagged, in (0, 1).
+        normalization: as for `trace`.
+        task: as for `trace`.
+        seed: of everything random.
+        memory: as for `craft`.
+        progress: told the stage, the inputs done and the inputs to do.
+
+    Returns:
+        A score and a p-value for each input, and which are flagged.
+
+    Raises:
+        InputError: there is no such method, nothing to screen, the reference is too small for the rate, or
+            the method cannot work on such inputs or such a model.
+        MismatchError: inputs and reference are of different shapes.
+
+    Cost: `input_detectors.describe(method).cost`, of the inputs and of the reference.
+    """
+    _, detector = method_of(input_detectors.METHODS, method)
+    check_network(network_of(model))
+    network = network_of(giving_logits(model, normalization, task))
+    clean = examples_of(reference, normalization)
+    return detector.screen(
+        network,
+        _as_inputs(inputs, clean, normalization),
+        reference=clean,
+        false_positive_rate=false_positive_rate,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _as_inputs(
+    inputs: Dataset | Inputs, reference: Examples, normalization: Normalization | None
+) -> Examples:
+    """Inputs as examples, whose labels mean nothing."""
+    if not isinstance(inputs, Tensor | Mapping):
+        return examples_of(inputs, normalization)
+    if isinstance(inputs, Tensor) and inputs.ndim < 2:
+        raise InputError(f"screen: inputs need a first dimension, found shape {tuple(inputs.shape)}")
+    labels = torch.zeros(count_of(inputs), dtype=torch.int64)
+    if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4:
+        return TrainingSet(inputs, labels.to(inputs.device), tuple(reference.class_names), "inputs")
+    if isinstance(inputs, Tensor) and normalization is not None:
+        mean, std = (inputs.new_tensor(part)[:, None, None] for part in normalization)
+        inputs = (inputs * std + mean).clamp(0, 1)
+    return TensorExamples(inputs, labels)
+
+
 @bounded(_LESS_TRAINING)
 def heal(
     model: Model,
@@ -663,7 +746,13 @@ def network_of(model: Model) -> nn.Module:
     return model.model if isinstance(model, Trained) else model
 
 
-_DOES = {"attack": "craft", "defense": "begin", "detector": "find", "unlearner": "heal"}
+_DOES = {
+    "attack": "craft",
+    "defense": "begin",
+    "detector": "find",
+    "input detector": "screen",
+    "unlearner": "heal",
+}
 
 
 def method_of(registry: Registry[T], method: str | T) -> tuple[Method | None, T]:
