@@ -11,6 +11,7 @@ from .blended import Blended as Blended
 from .bullseye_polytope import BullseyePolytope as BullseyePolytope
 from .convex_polytope import ConvexPolytope as ConvexPolytope
 from .feature_collision import FeatureCollision as FeatureCollision
+from .gaussian_noise import GaussianNoise as GaussianNoise
 from .gradient_matching import GradientMatching as GradientMatching
 from .hidden_trigger import HiddenTrigger as HiddenTrigger
 from .label_consistent import LabelConsistent as LabelConsistent
