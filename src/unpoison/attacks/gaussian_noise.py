@@ -32,6 +32,7 @@ from unpoison.threats import PoisonSet
     name="gaussian-noise",
     title="Gaussian noise",
     summary="Adds noise of its own to each image, by which the Gaussian Unlearning Score is measured.",
+    paper="Pawelczyk et al. 2024, arXiv 2406.17216",
     cost="none",
     labels="clean",
     goals=("label-noise",),
