@@ -15,6 +15,7 @@ from .combat import Combat as Combat
 from .convex_polytope import ConvexPolytope as ConvexPolytope
 from .error_minimizing import ErrorMinimizing as ErrorMinimizing
 from .feature_collision import FeatureCollision as FeatureCollision
+from .gaussian_noise import GaussianNoise as GaussianNoise
 from .gradient_matching import GradientMatching as GradientMatching
 from .hidden_trigger import HiddenTrigger as HiddenTrigger
 from .input_aware import InputAware as InputAware

@@ -411,10 +411,14 @@ class Scan(OfModel):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Heal(OfModel):
-    """Make a model forget the training examples that trace flagged. Writes the healed model to DIR/model."""
+    """Make a model forget the training examples that trace flagged, or, with nothing found, repair it by
+    clean examples. Writes the healed model to DIR/model."""
 
-    findings: Directory
-    """A run directory of trace (or its findings/)."""
+    findings: MaybeDirectory = None
+    """A run directory of trace (or its findings/). nad, fine-pruning and i-bau do without."""
+    reference: MaybeData = None
+    """Labelled examples that are known to be clean, for nad, fine-pruning and i-bau; what the findings left
+    when not given."""
     method: Unlearner = "retrain"
     preset: Preset = None
     option: Options = ()

@@ -22,6 +22,8 @@
   those whose last trace found nothing; rounds: how often they healed, mean and deviation; removed: what they
   removed in all rounds, as the share of the poison that it held (removed recall) and the share of it that
   was poison (removed precision).
+- noise score: mean and deviation over trials of the Gaussian Unlearning Score, where the poison is such
+  noise; noise remembered: the noisy images that the model still correlates with, 1 % of which are by chance.
 - filter bias: the largest difference between two classes in the share of clean examples flagged, all trials
   together; 0 when every class loses alike.
 
@@ -143,6 +145,8 @@ class Line:
     rounds: Mean
     removed_recall: Proportion
     removed_precision: Proportion
+    noise_score: Mean
+    noise_remembered: Proportion
     seconds: Mapping[str, float]
     peak_bytes: float
 
@@ -171,6 +175,7 @@ class Line:
             if isinstance(value := getattr(self, one.name), Proportion | Mean)
             and (self.dropped.trials or not one.name.startswith("drop"))
             and (self.repaired.trials or one.name not in _OF_REPAIRS)
+            and (self.noise_remembered.trials or not one.name.startswith("noise"))
         }
         summaries["success_by_target"]["interval"] = self.target_interval
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
@@ -226,6 +231,7 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     judged = [row for row in rows if row["flagged"] is not None]
     defended = [row for row in rows if row.get("dropped") is not None]
     repairs = [row for row in rows if row.get("outcome") is not None]
+    noisy = [row for row in rows if row.get("noise_total") is not None]
 
     def known(column: str) -> list[Any]:
         return [row[column] for row in rows if row[column] is not None]
@@ -263,6 +269,8 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         rounds=Mean.of(row["rounds"] for row in repairs),
         removed_recall=share("removed_poisons", "poisons", repairs),
         removed_precision=share("removed_poisons", "removed", repairs),
+        noise_score=Mean.of(row["noise_score"] for row in noisy),
+        noise_remembered=share("noise_remembered", "noise_total", noisy),
         seconds={name: statistics.fmean(values) for name, values in stages.items() if values},
         peak_bytes=max(known("peak_bytes"), default=0.0),
     )

@@ -21,6 +21,7 @@ from unpoison.evaluation._sections import (
     AttackChoice,
     DefenseChoice,
     DetectorChoice,
+    UnlearnerChoice,
     VictimChoice,
 )
 from unpoison.evaluation._stage_graph import Keys, StageGraph, Values
@@ -268,6 +269,25 @@ class _Scene:
         if experiment.detectors and self.poison:
             perfect = graph.filtered("part_of_poison", {**self.subset, "part": None}, self.poison)
             yield from self._healed({"detector": "perfect", "control": "perfect filter"}, victim, perfect)
+        for share in experiment.discovered if self.poison else ():
+            drawn = {
+                **self.subset,
+                "part": None,
+                "share": share,
+                "seed": derive_seed(self.seed, "discovered"),
+            }
+            found = graph.filtered("part_of_poison", drawn, self.poison)
+            words = {"detector": "perfect", "control": f"{100 * share:g} % found"}
+            yield from self._healed(words, victim, found)
+        for unlearner in self._told(False):
+            given = {**self.poison, "victim": victim, **self.start}
+            healed = graph.healed(unlearner, self._derived("heal"), self.subset, given, None)
+            yield self._row({"unlearner": unlearner.label}, {"victim": victim, "healed": healed})
+
+    def _told(self, findings: bool) -> list[UnlearnerChoice]:
+        """The unlearners that need findings, or those that need none."""
+        chosen = self.graph.experiment.unlearners
+        return [one for one in chosen if one.method.needs_findings == findings]
 
     def _derived(self, name: str) -> int:
         """A seed of its own; the first victim has the seed that a single one would have."""
@@ -284,7 +304,7 @@ class _Scene:
         pair = {**self.poison, "victim": victim}
         findings = graph.findings(detector, number, self.seed, self.subset, pair)
         yield from self._healed(words, victim, findings, detector)
-        if not self.poison and not graph.experiment.unlearners:
+        if not self.poison and not self._told(True):
             return  # a filter as large would show nothing
         inputs = {**self.poison, "findings": findings}
         if detector.random_filter:
@@ -309,9 +329,9 @@ class _Scene:
         everything = {**self.poison, **inputs, **self.start}
         if "calibration" in (made := self.graph.stages[findings].inputs):
             inputs["calibration"] = made["calibration"]
-        if not self.graph.experiment.unlearners:
+        if not self._told(True):
             yield self._row(words, inputs)
-        for unlearner in self.graph.experiment.unlearners:
+        for unlearner in self._told(True):
             seed = self._derived("heal")
             healed = self.graph.healed(unlearner, seed, self.subset, everything, detector)
             yield self._row({**words, "unlearner": unlearner.label}, {**inputs, "healed": healed})
