@@ -178,7 +178,7 @@ def app_speed() -> list[str]:
         "first_view": "the slowest of these first views",
     }
     rows = [(names.get(name, name), f"{1000 * value:.0f} ms") for name, value in found["seconds"].items()]
-    rows += [(name, f"{value:.0f}") for name, value in found["frames"].items()]
+    rows += [(f"panning {name}", f"{value:.0f} frames a second") for name, value in found["frames"].items()]
     return [*table(("What", "Best of its repeats"), rows), "", f"Measured on {found['date']}."]
 
 

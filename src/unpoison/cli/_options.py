@@ -495,7 +495,8 @@ class App:
     """Open a page on this machine to work through findings in: look, decide, trace, heal, export."""
 
     runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
-    """The run directories to work on: of trace, scan, heal, repair, train or demo."""
+    """What to work on: run directories of trace, scan, heal, repair, train or demo, an index, or a directory
+    of findings alone."""
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     """The model; what the run directories name when not given, as for the options of data below."""
     data: MaybeData = None
@@ -503,6 +504,7 @@ class App:
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
     images: ImageOptions
+    reading: ReadingOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known."""
     architecture: ModelOptions

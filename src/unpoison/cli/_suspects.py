@@ -55,7 +55,7 @@ def suspect_of(
     """
     kind, colon, number = text.partition(":")
     if not colon or kind not in ("test", "triggered"):
-        return Suspect(_of_file(text, splits.train, images, transform), None, Path(text).name)
+        return Suspect(input_of_file(text, splits.train, images, transform), None, Path(text).name)
     if splits.test is None:
         raise InputError(f"--suspect {text}: there is no test set; name one with --test-data")
     if not (number.isascii() and number.isdigit()) or int(number) >= len(splits.test):
@@ -74,7 +74,7 @@ def suspect_of(
     return Suspect(poison.goal.trigger.stamp(held), label, f"test image {number} with the trigger")
 
 
-def _of_file(
+def input_of_file(
     text: str, examples: Examples, images: ImageOptions, transform: Callable[[Any], Any] | None
 ) -> Inputs:
     """An image file as the one input that it is read as."""

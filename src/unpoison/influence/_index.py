@@ -456,6 +456,26 @@ class InfluenceIndex:
         values, residuals = (self._matrix(name, own) for name in ("coordinates", "residuals"))
         return self._products(IndexQueries(values, residuals, self._record["basis"]), rows)
 
+    def principal_plane(self, directions: int = 2) -> Tensor:
+        """Float32[n directions]: the unit gradients on the directions in which they differ most.
+
+        Of what lies in the space of the basis. Examples that lie together have similar gradients.
+
+        Cost: two passes over the rows; memory for m^2 numbers beside a shard.
+        """
+        width = self.numbers
+        total, second = torch.zeros(width).double(), torch.zeros(width, width).double()
+        for span in self._spans:
+            values = self._shard(span)["coordinates"].float()
+            total += values.sum(0).double()
+            second += (values.t() @ values).double()
+        mean = total / len(self)
+        _, vectors = torch.linalg.eigh(second / len(self) - torch.outer(mean, mean))
+        axes = vectors.flip(1)[:, :directions].float()
+        middle = mean.float()
+        plane = self._gathered(lambda shard, own: (shard["coordinates"][own].float() - middle) @ axes, None)
+        return torch.nn.functional.pad(plane, (0, directions - plane.shape[1]))
+
     @property
     def self_influence(self) -> Tensor:
         """Float64[n]: the influence of each example on itself, exactly."""
