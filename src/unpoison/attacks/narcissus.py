@@ -13,7 +13,8 @@ Published (CIFAR-10): eps 16/255, 1,000 rounds, the noise magnified three times 
 
 Departures: the paper's surrogate is trained on other, public data and then fine-tuned on the target class for
 five epochs, because its adversary knows that class alone; here it is the surrogate that is given or that
-`craft` trains, by default on the clean set. The optimiser is Adam on mini-batches.
+`craft` trains, by default on the clean set. The optimiser is Adam on mini-batches. The preset "sample" is
+ours: fewer steps.
 
 Cost: `steps` forward and backward passes over `batch_size` images on each surrogate.
 
@@ -48,7 +49,7 @@ from unpoison.threats import AdditiveTrigger, PoisonSet
     summary="Adds noise typical of the target class to a few of its examples; labels stay.",
     paper="Zeng, Pan, Just, Lyu, Qiu and Jia 2023, CCS, arXiv 2204.05255",
     cost="1,000 forward and backward passes over a batch of the target class",
-    presets=("published",),
+    presets=("published", "sample"),
     labels="clean",
     goals=("backdoor",),
     knowledge="examples of the target class, and a network that knows it",
@@ -70,7 +71,7 @@ class Narcissus(Attack):
         batch_size: examples of the target class in a step, 1 or more.
     """
 
-    PRESETS: ClassVar[Presets] = {"published": {}}
+    PRESETS: ClassVar[Presets] = {"published": {}, "sample": {"steps": 300, "batch_size": 64}}
 
     eps: Annotated[float, "[1, 255]"] = 16.0
     magnify: Annotated[float, "[1, inf)"] = 3.0
