@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, final
 
 from tyro.conf import Positional, arg, subcommand
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison.registry import Registry
 from unpoison.report import Form
 from unpoison.runs import json_value
@@ -66,6 +66,13 @@ Scanner = Annotated[
         help=f"The detector; {_PRESETS}: {_listed(detectors.METHODS, needs_observation=False)}. Only "
         f"{_listed(detectors.METHODS, needs_observation=False, can_find_nothing=True)} can find nothing; the "
         "others flag a share of any set.",
+    ),
+]
+InputDetector = Annotated[
+    str,
+    arg(
+        metavar="METHOD",
+        help=f"The test-time detector; {_PRESETS}: {_listed(input_detectors.METHODS)}.",
     ),
 ]
 Unlearner = Annotated[
@@ -410,6 +417,31 @@ class Scan(OfModel):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Screen(OfModel):
+    """Say of inputs whether they look triggered, without a wrong answer to start from. What is flagged can be
+    traced. Writes DIR/screening."""
+
+    inputs: Annotated[tuple[str, ...], arg(metavar="INPUT...")]
+    """What to screen, in the words of trace --suspect: image files, folders of image files, test:INDEX,
+    triggered:INDEX; or test, for the whole test set."""
+    reference: Data
+    """Labelled examples that are known to be clean, were not trained on and are not among the inputs; 19 or
+    more for a rate of .05, 99 for .01."""
+    method: InputDetector = "strip"
+    preset: Preset = None
+    option: Options = ()
+    false_positive_rate: Annotated[float, arg(metavar="X")] = 0.05
+    """The share of clean inputs that may be flagged."""
+    fail_on_findings: bool = False
+    """End with status 1 when an input was flagged."""
+    architecture: ModelOptions
+    out: Directory
+    """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Heal(OfModel):
     """Make a model forget the training examples that trace flagged, or, with nothing found, repair it by
     clean examples. Writes the healed model to DIR/model."""
@@ -519,7 +551,22 @@ class App:
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Index | Trace | Similar | Scan | Heal | Repair | Bench | Report | Export | App
+Verb = (
+    Demo
+    | Craft
+    | Train
+    | Index
+    | Trace
+    | Similar
+    | Scan
+    | Screen
+    | Heal
+    | Repair
+    | Bench
+    | Report
+    | Export
+    | App
+)
 VERBS: tuple[type[Verb], ...] = (
     Demo,
     Craft,
@@ -528,6 +575,7 @@ VERBS: tuple[type[Verb], ...] = (
     Trace,
     Similar,
     Scan,
+    Screen,
     Heal,
     Repair,
     Bench,

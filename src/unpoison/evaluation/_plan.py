@@ -92,7 +92,12 @@ def _planned(graph: StageGraph, trials: Iterable[str]) -> Plan:
 def _check(graph: StageGraph) -> None:
     """Look at every method's options, class and budget before anything is done."""
     experiment, data = graph.experiment, graph.data
-    for choice in (*experiment.defenses, *experiment.detectors, *experiment.unlearners):
+    for choice in (
+        *experiment.defenses,
+        *experiment.detectors,
+        *experiment.input_detectors,
+        *experiment.unlearners,
+    ):
         choice.described()
     for attack in experiment.attacks:
         graph.attack(attack)
@@ -266,6 +271,10 @@ class _Scene:
         for detector in experiment.detectors:
             for number in range(detector.observations):
                 yield from self._searched(detector, number, victim)
+        for screener in experiment.input_detectors:
+            pair = {**self.poison, "victim": victim}
+            screening = graph.screened(screener, self.seed, self.subset, pair)
+            yield self._row({"detector": screener.label}, {"victim": victim, "screening": screening})
         if experiment.detectors and self.poison:
             perfect = graph.filtered("part_of_poison", {**self.subset, "part": None}, self.poison)
             yield from self._healed({"detector": "perfect", "control": "perfect filter"}, victim, perfect)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, final
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison.errors import InputError, nearest
 from unpoison.registry import Method, Registry
 
@@ -327,6 +327,27 @@ class DetectorChoice(MethodChoice):
         asked = {} if self.answers == "attack" else {"answers": self.answers}
         asked |= {} if self.inputs == 1 else {"inputs": str(self.inputs)}
         return label(self.name, self.preset, {**self.options, **asked})
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class InputDetectorChoice(MethodChoice):
+    """A test-time detector. It screens the victim's clean test images, and those with the trigger that are
+    answered as the adversary wants; it is calibrated on the rows that `data.reference_rows` names.
+
+    Arguments:
+        clean: how many clean test images are screened, the first ones.
+        triggered: how many of the adversary's inputs at most, the first ones.
+    """
+
+    METHODS: ClassVar[Registry[Any]] = input_detectors.METHODS
+
+    clean: int = 500
+    triggered: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, clean=(1, 10**7), triggered=(1, 10**7))
 
 
 @final

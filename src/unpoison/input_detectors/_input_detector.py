@@ -19,7 +19,7 @@ Memory: a batch of inputs, and what the method keeps of the reference.
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,7 +93,7 @@ class Request:
         return inputs
 
 
-class InputDetector(CheckedOptions):
+class InputDetector(CheckedOptions, ABC):
     """Says of single inputs whether they bear a trigger, by what a model makes of them.
 
     A frozen configuration; `screen` changes neither the model nor the examples. Each has an option
