@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison import training as trainer
 from unpoison._arguments import check_arguments
+from unpoison._executors import Executor
 from unpoison._inputs import Inputs, count_of
 from unpoison._memory import explained, limited
 from unpoison._progress import Progress
@@ -381,6 +382,7 @@ def index(
     eigenvalue_examples: int | None = None,
     numbers: int | None = None,
     processes: int = 1,
+    executor: Executor | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -400,7 +402,8 @@ def index(
         covariance_examples: fit the covariances to this many examples only.
         eigenvalue_examples: fit the eigenvalues to this many examples only.
         numbers: kept of each example; 2,048 by default, fewer where memory is short.
-        processes: how many make shards at a time.
+        processes: how many make shards at a time, with a thread each where there are several.
+        executor: makes shards in place of processes, such as an `evaluation.RayExecutor`.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
@@ -422,7 +425,7 @@ def index(
     with usual_mode(device_of(network)):
         if append:
             known = InfluenceIndex.open(path)
-            return known.append(network, examples, processes=processes, progress=progress)
+            return known.append(network, examples, processes=processes, executor=executor, progress=progress)
         return InfluenceIndex.build(
             path,
             network,
@@ -434,6 +437,7 @@ def index(
             eigenvalue_examples=eigenvalue_examples,
             numbers=numbers,
             processes=processes,
+            executor=executor,
             progress=progress,
         )
 
