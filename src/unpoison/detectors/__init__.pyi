@@ -30,6 +30,7 @@ from .delta_influence import DeltaInfluence as DeltaInfluence
 from .ekfac_threshold import EKFACThreshold as EKFACThreshold
 from .frequency import Frequency as Frequency
 from .frequency import FrequencyClassifier as FrequencyClassifier
+from .gradient_clusters import GradientClusters as GradientClusters
 from .spectral_signatures import SpectralSignatures as SpectralSignatures
 from .spectre import Spectre as Spectre
 from .statistical_contamination import StatisticalContamination as StatisticalContamination
