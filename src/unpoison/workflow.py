@@ -449,6 +449,7 @@ def scan(
     *,
     method: str | Detector = "statistical-contamination",
     reference: Dataset | None = None,
+    index: InfluenceIndex | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -463,6 +464,7 @@ def scan(
         method: the name of a detector, or an instance with its own options. Those that can find nothing say
             so (`detectors.describe(method).can_find_nothing`); the others flag a share of any set.
         reference: as for `trace`.
+        index: of this model and training set, by `index`, for "gradient-clusters", which makes one otherwise.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
@@ -484,8 +486,14 @@ def scan(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
             f"{_detectors(needs_observation=False)}"
         )
+    given = {} if index is None else {"index": index}
+    if given and (declared is None or not declared.uses_index):
+        name = type(detector).__name__ if declared is None else declared.name
+        raise InputError(
+            f"scan: {name} reads no index; {_detectors(uses_index=True, needs_observation=False)} does"
+        )
     findings: Findings = _run(
-        "find", detector, model, training_set, reference, normalization, task, seed, progress
+        "find", detector, model, training_set, reference, normalization, task, seed, progress, **given
     )
     return findings
 

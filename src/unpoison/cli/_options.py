@@ -422,6 +422,8 @@ class Scan(OfModel):
     option: Options = ()
     reference: MaybeData = None
     """Images that are known to be clean, for detectors that make use of some."""
+    index: MaybeDirectory = None
+    """An index of the model and its training set, by unpoison index, for gradient-clusters."""
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
     architecture: ModelOptions
