@@ -30,7 +30,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from tyro.conf import Positional
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison.registry import Method, Registry
 from unpoison.training import Recipe
 
@@ -38,7 +38,13 @@ POSITIONAL = Positional[int].__metadata__[0]
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry
-    for registry in (attacks.METHODS, defenses.METHODS, detectors.METHODS, unlearners.METHODS)
+    for registry in (
+        attacks.METHODS,
+        defenses.METHODS,
+        detectors.METHODS,
+        input_detectors.METHODS,
+        unlearners.METHODS,
+    )
 }
 
 
@@ -50,11 +56,13 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def methods(kind: str, *wanted: str) -> list[str]:
     """The table of the methods of a kind with all properties in `wanted`; "not_" is the opposite of one."""
+    kind = kind.replace("_", " ")
     registry = REGISTRIES[kind]
     chosen = [method for method in map(registry.describe, registry.names()) if _has(method, wanted)]
     own = {
         "attack": ("Labels, knowledge", lambda one: f"{one.labels} labels; {one.knowledge or 'the data'}"),
         "detector": ("Can find nothing", lambda one: "yes" if one.can_find_nothing else "no"),
+        "input detector": ("Inputs", lambda one: "images in [0, 1]" if one.changes_pixels else "any"),
         "defense": ("Drops examples", lambda one: "yes" if one.drops_examples or one.copies_drops else "no"),
         "unlearner": ("Reads the forget set", lambda one: "yes" if one.reads_forget_set else "no"),
     }[kind]
@@ -209,7 +217,7 @@ def app_speed() -> list[str]:
         "first_view": "the slowest of these first views",
     }
     rows = [(names.get(name, name), f"{1000 * value:.0f} ms") for name, value in found["seconds"].items()]
-    rows += [(name, f"{value:.0f}") for name, value in found["frames"].items()]
+    rows += [(f"panning {name}", f"{value:.0f} frames a second") for name, value in found["frames"].items()]
     return [*table(("What", "Best of its repeats"), rows), "", f"Measured on {found['date']}."]
 
 

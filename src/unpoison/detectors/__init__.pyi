@@ -24,12 +24,17 @@ from ._search import Searcher as Searcher
 from ._transforms import similar_copies as similar_copies
 from .activation_clustering import ActivationClustering as ActivationClustering
 from .artifact_mixture import ArtifactMixture as ArtifactMixture
+from .asset import Asset as Asset
+from .beatrix import Beatrix as Beatrix
 from .calibrated import Calibrated as Calibrated
+from .confusion_training import ConfusionTraining as ConfusionTraining
 from .deep_knn import DeepKNN as DeepKNN
 from .delta_influence import DeltaInfluence as DeltaInfluence
 from .ekfac_threshold import EKFACThreshold as EKFACThreshold
+from .flare import Flare as Flare
 from .frequency import Frequency as Frequency
 from .frequency import FrequencyClassifier as FrequencyClassifier
+from .shortcut_probe import ShortcutProbe as ShortcutProbe
 from .spectral_signatures import SpectralSignatures as SpectralSignatures
 from .spectre import Spectre as Spectre
 from .statistical_contamination import StatisticalContamination as StatisticalContamination
