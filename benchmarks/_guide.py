@@ -207,8 +207,8 @@ SITUATIONS: Final = (
         "`screen`, then `trace` what it flags",
         (),
         input_detectors.describe("strip").cost,
-        "how many triggers it flags; its false-positive rate holds by construction for inputs like the held-out "
-        "ones",
+        "how many triggers it flags; its false-positive rate holds by construction, for inputs like those "
+        "held out",
     ),
     Situation(
         "before training; labels are right, images may be optimised",
