@@ -5,6 +5,8 @@
     {shared-options}                        the options of all verbs
     {recipes}                               the presets of `Recipe`
     {memory}                                what the methods state of their memory
+    {identifiers}                           the identifiers of MITRE ATLAS and OWASP in exports
+    {papers}                                the papers of the methods, with the methods of each
     {app-speed}                             how fast the page of the app was when it was measured
 
 The functions give Markdown and need no Sphinx, so that tests can call them.
@@ -167,6 +169,43 @@ def memory() -> list[str]:
     return table(("Method", "Kind", "Memory"), rows)
 
 
+def identifiers() -> list[str]:
+    """The table of the identifiers in exports."""
+    from unpoison.report import identifiers_of
+
+    of_data = identifiers_of(traced=False)
+    rows = [
+        (f"[{one.id}]({one.uri})", one.name, f"{one.taxonomy} {one.version}", "" if one in of_data else "yes")
+        for one in identifiers_of(traced=True)
+    ]
+    return table(("Identifier", "Name", "Taxonomy", "Only of a traced answer"), rows)
+
+
+def papers() -> list[str]:
+    """The table of the papers of papers.bib that methods name, with these methods."""
+    methods_of = methods_of_papers()
+    rows = []
+    text = (Path(__file__).parents[1] / "papers.bib").read_text(encoding="utf-8")
+    for entry in text.split("@misc")[1:]:
+        found = dict(re.findall(r"  (\w+) = \{+(.*?)\}+,?\n", entry))
+        first, *others = found["author"].replace("{\\'\\i}", "í").split(" and ")
+        authors = f"{first.partition(',')[0]}{' et al.' if others else ''} {found['year']}"
+        link = f"[{found['eprint']}](https://arxiv.org/abs/{found['eprint']})"
+        if names := methods_of.get(found["eprint"]):
+            rows.append((found["title"], authors, link, ", ".join(names)))
+    return table(("Paper", "Authors", "arXiv", "Methods"), sorted(rows))
+
+
+def methods_of_papers() -> dict[str, list[str]]:
+    """The methods that name a paper, by its arXiv identifier."""
+    found: dict[str, list[str]] = {}
+    for registry in REGISTRIES.values():
+        for name in registry.names():
+            for arxiv in re.findall(r"arXiv (\d{4}\.\d{5})", registry.describe(name).paper):
+                found.setdefault(arxiv, []).append(f"`{name}`")
+    return found
+
+
 def app_speed() -> list[str]:
     """The table of what `docs/app_screens.py speed` has measured."""
     path = Path(__file__).parents[2] / "benchmarks" / "results" / "app.json"
@@ -178,7 +217,7 @@ def app_speed() -> list[str]:
         "first_view": "the slowest of these first views",
     }
     rows = [(names.get(name, name), f"{1000 * value:.0f} ms") for name, value in found["seconds"].items()]
-    rows += [(name, f"{value:.0f}") for name, value in found["frames"].items()]
+    rows += [(f"panning {name}", f"{value:.0f} frames a second") for name, value in found["frames"].items()]
     return [*table(("What", "Best of its repeats"), rows), "", f"Measured on {found['date']}."]
 
 
@@ -188,6 +227,8 @@ DIRECTIVES: dict[str, Callable[..., list[str]]] = {
     "shared-options": shared_options,
     "recipes": recipes,
     "memory": memory,
+    "identifiers": identifiers,
+    "papers": papers,
     "app-speed": app_speed,
 }
 

@@ -75,7 +75,8 @@ class Method:
             training set alone (`scan`).
         can_find_nothing: of a detector: whether it may flag no example of a clean set; the others flag a
             share of any set.
-        uses_reference: of a detector: whether it makes use of held-out examples that are known to be clean.
+        uses_reference: of a detector or an unlearner: whether it makes use of held-out examples that are
+            known to be clean.
         calibrates: of a detector: whether what it learns of the model before the first answer is a
             `Calibration`, which can be kept for further ones.
         uses_index: of a detector: whether it can read influences from an `InfluenceIndex`.
@@ -83,6 +84,8 @@ class Method:
         drops_examples: of a defense: whether it drops examples in rounds, which a control can copy.
         copies_drops: of a defense: whether it is such a control.
         reads_forget_set: of an unlearner: whether it looks at the examples to forget, or at the rest alone.
+        needs_findings: of an unlearner: whether it has to be told which examples to forget.
+        certifies: of a defense: whether it trains a vote whose predictions have certificates.
     """
 
     kind: Kind
@@ -109,6 +112,8 @@ class Method:
     drops_examples: bool = False
     copies_drops: bool = False
     reads_forget_set: bool = False
+    needs_findings: bool = True
+    certifies: bool = False
 
     @property
     def takes_trigger(self) -> bool:

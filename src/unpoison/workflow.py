@@ -63,7 +63,7 @@ from unpoison.models import (
 )
 from unpoison.registry import Method, Registry
 from unpoison.tasks import ClassificationTask
-from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
+from unpoison.threats import Budget, Goal, PoisonSet, TriggeredGoal
 from unpoison.training import Defense, Recipe, Trained, predict
 from unpoison.unlearners import OwnTraining, Unlearner, retrain_with
 
@@ -206,7 +206,7 @@ def train(
 def observe(model: Model, goal: Goal, test_set: Dataset, *, count: int = 1) -> Observation | None:
     """The first of the adversary's inputs that are answered as the adversary wants; None if there are none.
 
-    Of a backdoor's inputs only those count that are answered rightly without the trigger.
+    Of inputs with a trigger only those count that are answered rightly without the trigger.
 
     Arguments:
         model: the victim.
@@ -218,10 +218,10 @@ def observe(model: Model, goal: Goal, test_set: Dataset, *, count: int = 1) -> O
     images, indices = goal.victims(clean)
     images, indices = images.cpu(), indices.cpu()
     answers = predict(network, images).argmax(1).cpu()
-    hits = goal.achieved(answers)
+    hits = goal.achieved(answers, goal.own_labels(clean, indices))
     known = indices >= 0
     own = clean.to("cpu").subset(indices.clamp(min=0))
-    if isinstance(goal, Backdoor):
+    if isinstance(goal, TriggeredGoal):
         hits = hits & (predict(network, own.images).argmax(1).cpu() == own.labels)
     chosen = hits.nonzero().reshape(-1)
     if not len(chosen):
@@ -378,6 +378,7 @@ def index(
     damping: Damping | None = None,
     modules: Sequence[str] | None = None,
     covariance_examples: int | None = None,
+    eigenvalue_examples: int | None = None,
     numbers: int | None = None,
     processes: int = 1,
     normalization: Normalization | None = None,
@@ -397,6 +398,7 @@ def index(
         damping: of the curvature; that of "calibrated" by default.
         modules: whose parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
+        eigenvalue_examples: fit the eigenvalues to this many examples only.
         numbers: kept of each example; 2,048 by default, fewer where memory is short.
         processes: how many make shards at a time.
         normalization: as for `trace`.
@@ -429,6 +431,7 @@ def index(
             damping=damping,
             modules=modules,
             covariance_examples=covariance_examples,
+            eigenvalue_examples=eigenvalue_examples,
             numbers=numbers,
             processes=processes,
             progress=progress,
@@ -560,9 +563,10 @@ def _as_inputs(
 def heal(
     model: Model,
     training_set: Dataset,
-    findings: Findings | Sequence[int] | Tensor,
+    findings: Findings | Sequence[int] | Tensor | None = None,
     *,
     method: str | Unlearner = "retrain",
+    reference: Dataset | None = None,
     recipe: Recipe | None = None,
     start: Model | None = None,
     retrain: OwnTraining | None = None,
@@ -573,14 +577,17 @@ def heal(
     memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Make a model that has forgotten what the findings flagged.
+    """Make a model that has forgotten what the findings flagged, or whatever backdoor there is.
 
     Arguments:
         model: as for `trace`; the healed one is a new one.
         training_set: as for `trace`; the very set that the findings are of.
         findings: from `trace` or `scan`, or loaded with `Findings.load`; or the indices of the examples to
-            forget.
+            forget. None where nothing was found, for the methods that need no findings ("nad",
+            "fine-pruning", "i-bau").
         method: the name of an unlearner, or an instance with its own options.
+        reference: labelled examples that are known to be clean, by which the methods that need no findings
+            repair; without it they take what the findings left.
         recipe: how to train; a `Trained` brings its own. For another network "retrain" needs one, while
             "fine-tune" and "relabel" find an optimiser and a learning rate on held-out clean examples
             (`Trained.tuning`).
@@ -604,18 +611,21 @@ def heal(
 
     Raises:
         MismatchError: the findings are of another training set.
-        InputError: nothing is flagged, there is no such unlearner, the recipe is missing, or as
-            `Unlearner.heal`.
+        InputError: nothing is flagged, there is no such unlearner, it needs findings, a reference or a recipe
+            that are missing, or as `Unlearner.heal`.
 
     Cost: `unlearners.describe(method).cost`.
     """
-    unlearner = method_of(unlearners.METHODS, method)[1]
+    declared, unlearner = method_of(unlearners.METHODS, method)
+    check_reference_used(declared, unlearner, reference is not None)
     check_network(network_of(model))
     examples = examples_of(training_set, normalization)
     if isinstance(findings, Findings):
         check_findings(findings, examples)
     forget = findings.flagged if isinstance(findings, Findings) else findings
     if retrain is not None:
+        if forget is None:
+            raise InputError("heal: retrain= trains without what was found; give findings")
         return retrain_with(
             retrain,
             network_of(model),
@@ -630,6 +640,7 @@ def heal(
         giving_logits(model, normalization, task),
         examples if unlearner.any_examples else as_training_set(examples),
         forget,
+        reference=None if reference is None else examples_of(reference, normalization),
         recipe=recipe,
         start=None if start is None else network_of(giving_logits(start, normalization, task)),
         seed=seed,
@@ -641,6 +652,20 @@ def heal(
     if isinstance(healed.model, Normalized) and not isinstance(network_of(model), Normalized):
         healed = replace(healed, model=healed.model.network)
     return healed
+
+
+def check_reference_used(declared: Method | None, unlearner: Unlearner, given: bool) -> None:
+    """That an unlearner which is given clean examples makes use of them.
+
+    Raises:
+        InputError: it makes none.
+    """
+    if given and declared is not None and not declared.uses_reference:
+        known = map(unlearners.describe, unlearners.names())
+        named = ", ".join(one.name for one in known if one.uses_reference)
+        raise InputError(
+            f"heal: {declared.name} makes no use of a reference; leave it out, or heal by {named}"
+        )
 
 
 def _rows_of_own(training_set: Dataset, examples: Examples) -> Any:

@@ -60,6 +60,8 @@ SETS = {
     ),
     "one example": make_set(counts=(14, 14, 14), channels=1).subset([20]),
 }
+# Those that make no use of the model but for its device.
+WITHOUT_MODEL = ("frequency", "shortcut-probe")
 # Sets with too few labelled examples to calibrate on.
 REFUSED = {("calibrated default", "one example")}
 
@@ -264,7 +266,7 @@ def test_scans_need_no_observation(case: str) -> None:
     assert torch.equal(found.scores, find(case, "grey").scores)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("frequency")])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(WITHOUT_MODEL)])
 def test_a_network_that_gives_nan_is_an_input_error_of_one_line(case: str) -> None:
     model = copy.deepcopy(MODELS["grey"])
     with torch.no_grad():
@@ -344,7 +346,7 @@ def test_a_model_in_training_is_left_as_it_was_also_after_an_error(case: str) ->
     with pytest.raises(Stop):
         make(case).find(model, SETS["colour"], observe("colour"), seed=SEED, progress=stop)
     before.check(model)
-    if not case.startswith("frequency"):  # which makes no use of the model
+    if not case.startswith(WITHOUT_MODEL):
         with pytest.raises(InputError):
             make(case).find(model, make_set(counts=(9, 9, 9), channels=1), observe("colour"), seed=SEED)
         before.check(model)
@@ -369,7 +371,7 @@ class Poles(nn.Module):
 
 @pytest.mark.parametrize("case", sorted(set(CASES) - set(TRACING)))
 def test_a_feature_that_is_not_a_number_is_an_error_that_names_the_example(case: str) -> None:
-    if case.startswith("frequency"):  # which makes no use of the model
+    if case.startswith(WITHOUT_MODEL):
         return
     images = SETS["grey"].images.clamp(max=250)
     images[17, 0, 0, 0] = 255

@@ -200,8 +200,8 @@ class Craft:
     """The test set, where it does not come with --data."""
     images: ImageOptions
     goal: MaybeText = None
-    """What the adversary wants: backdoor, targeted-misclassification, self-concealment or label-noise; the
-    first that the attack serves when not given."""
+    """What the adversary wants: backdoor, targeted-misclassification, self-concealment, label-noise,
+    all-to-all or availability; the first that the attack serves and that fits when not given."""
     source: MaybeClass = None
     """The class whose images bear the trigger; every class but the target when not given."""
     target: MaybeClass = None
@@ -344,6 +344,8 @@ class Index(OfModel):
     """Modules whose parameters to track, or patterns such as layer4*; all that can be when not given."""
     covariance_examples: MaybeCount = None
     """Fit the covariances to this many examples only."""
+    eigenvalue_examples: MaybeCount = None
+    """Fit the eigenvalues to this many examples only."""
     append: bool = False
     """Add the examples of --data to the index, after those that it has, which are not read again."""
     estimate: bool = False
@@ -441,10 +443,14 @@ class Screen(OfModel):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Heal(OfModel):
-    """Make a model forget the training examples that trace flagged. Writes the healed model to DIR/model."""
+    """Make a model forget the training examples that trace flagged, or, with nothing found, repair it by
+    clean examples. Writes the healed model to DIR/model."""
 
-    findings: Directory
-    """A run directory of trace (or its findings/)."""
+    findings: MaybeDirectory = None
+    """A run directory of trace (or its findings/). nad, fine-pruning and i-bau do without."""
+    reference: MaybeData = None
+    """Labelled examples that are known to be clean, for nad, fine-pruning and i-bau; what the findings left
+    when not given."""
     method: Unlearner = "retrain"
     preset: Preset = None
     option: Options = ()
@@ -521,7 +527,8 @@ class App:
     """Open a page on this machine to work through findings in: look, decide, trace, heal, export."""
 
     runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
-    """The run directories to work on: of trace, scan, heal, repair, train or demo."""
+    """What to work on: run directories of trace, scan, heal, repair, train or demo, an index, or a directory
+    of findings alone."""
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     """The model; what the run directories name when not given, as for the options of data below."""
     data: MaybeData = None
@@ -529,6 +536,7 @@ class App:
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
     images: ImageOptions
+    reading: ReadingOptions
     poison: MaybeDirectory = None
     """The poison that was put into the training set, where that is known."""
     architecture: ModelOptions

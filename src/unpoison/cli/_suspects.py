@@ -14,7 +14,7 @@ from unpoison._inputs import Inputs
 from unpoison.cli._options import ImageOptions
 from unpoison.data import DatasetExamples, Examples, Splits, TrainingSet
 from unpoison.errors import InputError
-from unpoison.threats import Backdoor, PoisonSet
+from unpoison.threats import PoisonSet, TriggeredGoal
 
 
 @final
@@ -58,7 +58,7 @@ def suspect_of(
     """
     kind, colon, number = text.partition(":")
     if not colon or kind not in ("test", "triggered"):
-        return Suspect(_of_file(text, splits.train, images, transform, option), None, Path(text).name)
+        return Suspect(input_of_file(text, splits.train, images, transform, option), None, Path(text).name)
     if splits.test is None:
         raise InputError(f"{option} {text}: there is no test set; name one with --test-data")
     if not (number.isascii() and number.isdigit()) or int(number) >= len(splits.test):
@@ -70,19 +70,19 @@ def suspect_of(
     held = splits.test.images[index][None] if isinstance(splits.test, TrainingSet) else None
     if kind == "test":
         return Suspect(splits.test.at([index])[0] if held is None else held, label, f"test image {number}")
-    if poison is None or not isinstance(poison.goal, Backdoor) or held is None:
+    if poison is None or not isinstance(poison.goal, TriggeredGoal) or held is None:
         raise InputError(
             f"{option} {text}: needs the trigger, so give --poison with the poison of a backdoor"
         )
     return Suspect(poison.goal.trigger.stamp(held), label, f"test image {number} with the trigger")
 
 
-def _of_file(
+def input_of_file(
     text: str,
     examples: Examples,
     images: ImageOptions,
     transform: Callable[[Any], Any] | None,
-    option: str,
+    option: str = "--suspect",
 ) -> Inputs:
     """An image file as the one input that it is read as."""
     preparation = data.Preparation(images.size, images.orient)

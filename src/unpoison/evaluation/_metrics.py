@@ -22,6 +22,8 @@
   those whose last trace found nothing; rounds: how often they healed, mean and deviation; removed: what they
   removed in all rounds, as the share of the poison that it held (removed recall) and the share of it that
   was poison (removed precision).
+- noise score: mean and deviation over trials of the Gaussian Unlearning Score, where the poison is such
+  noise; noise remembered: the noisy images that the model still correlates with, 1 % of which are by chance.
 - screened: by test-time detectors, all trials together: the share of the triggered inputs that are flagged
   (true) and of the clean ones (false) at false-positive rates of .01 and .05 of their calibration; the area
   under the ROC curve of triggered against clean inputs, mean and deviation over trials. Triggered are those
@@ -154,6 +156,8 @@ class Line:
     rounds: Mean
     removed_recall: Proportion
     removed_precision: Proportion
+    noise_score: Mean
+    noise_remembered: Proportion
     screened_true_01: Proportion
     screened_true_05: Proportion
     screened_false_01: Proportion
@@ -187,6 +191,7 @@ class Line:
             if isinstance(value := getattr(self, one.name), Proportion | Mean)
             and (self.dropped.trials or not one.name.startswith("drop"))
             and (self.repaired.trials or one.name not in _OF_REPAIRS)
+            and (self.noise_remembered.trials or not one.name.startswith("noise"))
             and (self.screened_false_01.trials or one.name not in _OF_SCREENING)
         }
         summaries["success_by_target"]["interval"] = self.target_interval
@@ -243,6 +248,7 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     judged = [row for row in rows if row["flagged"] is not None]
     defended = [row for row in rows if row.get("dropped") is not None]
     repairs = [row for row in rows if row.get("outcome") is not None]
+    noisy = [row for row in rows if row.get("noise_total") is not None]
     screened = [row for row in rows if row.get("screened_clean") is not None]
 
     def known(column: str) -> list[Any]:
@@ -283,6 +289,8 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         rounds=Mean.of(row["rounds"] for row in repairs),
         removed_recall=share("removed_poisons", "poisons", repairs),
         removed_precision=share("removed_poisons", "removed", repairs),
+        noise_score=Mean.of(row["noise_score"] for row in noisy),
+        noise_remembered=share("noise_remembered", "noise_total", noisy),
         screened_true_01=share("screened_true_01", "screened_triggered", screened),
         screened_true_05=share("screened_true_05", "screened_triggered", screened),
         screened_false_01=share("screened_false_01", "screened_clean", screened),

@@ -61,6 +61,9 @@ ROW = pa.schema(
         ("outcome", pa.string()),  # of a repair
         ("removed", pa.int64()),  # examples that a repair removed, all rounds together
         ("removed_poisons", pa.int64()),
+        ("noise_score", pa.float64()),  # the Gaussian Unlearning Score, where the poison is such noise
+        ("noise_remembered", pa.int64()),  # noisy images that the model still correlates with
+        ("noise_total", pa.int64()),
         ("class_false_positives", _MANY),
         ("class_clean", _MANY),
         ("seconds_craft", pa.float64()),

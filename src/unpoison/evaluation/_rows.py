@@ -41,11 +41,10 @@ def answers(model: Trained, goal: Goal, test: TrainingSet) -> dict[str, Any]:
     """How the adversary's inputs are answered: by what margin, and how many with their own class."""
     images, places = goal.victims(test)
     logits = predict(model.model, images).cpu()
-    places = places.cpu()
-    own = test.labels.cpu()[places.clamp(min=0)]
+    own = goal.own_labels(test, places)
     return {
-        "margin": float(goal.margin(logits).mean()),
-        "attack_correct": int(((logits.argmax(1) == own) & (places >= 0)).sum()),
+        "margin": float(goal.margin(logits, own).mean()),
+        "attack_correct": int((logits.argmax(1) == own).sum()),
     }
 
 

@@ -67,7 +67,8 @@ class Experiment:
         defenses: how else victims are trained; the undefended one is always there.
         detectors: what searches for the poison.
         input_detectors: what says of single inputs whether they bear a trigger.
-        unlearners: what heals.
+        unlearners: what heals. Those that need no findings heal every victim once, by the reference rows.
+        discovered: shares of the poison, drawn at random, that unlearners are told of in further trials.
         probe: what is noted of every victim before each epoch: "logits" of the adversary's inputs,
             "gradients" (where poisons lie among the logit gradients of their class), "norms" of the mean
             gradient over all parameters with and without what a defense dropped.
@@ -90,6 +91,7 @@ class Experiment:
     detectors: tuple[DetectorChoice, ...] = ()
     input_detectors: tuple[InputDetectorChoice, ...] = ()
     unlearners: tuple[UnlearnerChoice, ...] = ()
+    discovered: tuple[float, ...] = ()
     probe: tuple[str, ...] = ()
     description: str = ""
     threads: int = 1
@@ -120,8 +122,20 @@ class Experiment:
             raise InputError(
                 "input_detectors: are calibrated on clean examples; say by data.reference_rows on which"
             )
-        if self.unlearners and not self.detectors:
-            raise InputError("unlearners: heal what detectors flag, so the recipe needs one of those")
+        told = [one.label for one in self.unlearners if one.method.needs_findings]
+        if told and not self.detectors and not self.discovered:
+            raise InputError(
+                f"unlearners: {told[0]} heals what detectors flag, so the recipe needs one of those, or "
+                "'discovered' shares of the poison"
+            )
+        check_ranges(self, discovered=(1e-9, 1.0))
+        if self.discovered and not (told and self.attacks):
+            raise InputError("discovered: what unlearners are told of the poison of attacks; it has not both")
+        for one in self.unlearners:
+            if one.method.uses_reference and self.data.reference_rows is None:
+                raise InputError(
+                    f"unlearners: {one.label} repairs by clean examples; give data.reference_rows"
+                )
         scanning = [one.label for one in self.detectors if not one.method.needs_observation]
         if scanning and any(one.rounds for one in self.unlearners):
             raise InputError(

@@ -21,6 +21,8 @@ PARTS: Final = ("detected", "undetected", "random poison", "first half", "last h
 """The parts of the poison, seen by a detector, that healing can be tried without."""
 ANY: Final = "*"
 """The source of a pair that stands for all classes but the target."""
+FOR_ALL: Final = ("all-to-all", "availability")
+"""The kinds of goal that are of all classes and name none; their pair is (ANY, ANY)."""
 MOST_SEED: Final = 2**62
 Options = Mapping[str, Any]
 ClassName = str | int
@@ -222,6 +224,8 @@ class Targets:
 
     Arguments:
         pairs: (source class, target class), by name or number; the source "*" is all classes but the target.
+            The pair ("*", "*") is for the goals "all-to-all" and "availability", which are of all classes;
+            every attack is crafted for the pairs that its goal can have.
         images: test images, each with the class as which it is to be predicted.
         correct: with `pairs`, how many test images of each source class become `images`: the first ones that
             clean networks predict correctly; `choose_targets` finds them.
@@ -258,7 +262,7 @@ class Targets:
         most = 10**6
         check_ranges(self, correct=(1, most), networks=(1, most), first=(0, most), count=(1, most))
         for source, target in self.pairs:
-            if source == target:
+            if source == target != ANY:
                 raise InputError(f"pairs: source and target are the same class {source!r}")
 
 

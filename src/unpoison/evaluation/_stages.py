@@ -24,6 +24,7 @@ from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors import Calibration, Findings, Observation, Threshold
 from unpoison.errors import InputError
+from unpoison.evaluation._gaussian import ATTACK, gaussian_unlearning_score
 from unpoison.evaluation._probe import Probe, Undefended
 from unpoison.evaluation._rows import (
     NOTHING,
@@ -182,11 +183,14 @@ def random_filter(configuration: Values, inputs: Inputs, surroundings: Values, o
 
 
 def part_of_poison(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
-    """`findings/`: a part of the poison, as a detector sees it; without a detector all of it."""
+    """`findings/`: a part of the poison, as a detector sees it; without a detector a share of it."""
     training_set, poison = _poisoned(inputs, StageData.of(configuration, surroundings))
     assert poison is not None
-    part = configuration["part"]
+    part, share = configuration["part"], configuration.get("share")
     chosen = poison.indices
+    if share is not None:
+        order = torch.randperm(len(poison), generator=generator(configuration["seed"], "discovered"))
+        chosen = poison.indices[order[: max(1, round(share * len(poison)))]]
     if part is not None:
         findings = Findings.load(inputs["findings"] / "findings")
         order = torch.randperm(len(poison), generator=generator(configuration["seed"], "part of poison"))
@@ -206,11 +210,14 @@ def part_of_poison(configuration: Values, inputs: Inputs, surroundings: Values, 
 
 
 def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
-    """`model/`: healed of what was flagged; `unchanged.json` in its place when nothing was."""
+    """`model/`: healed of what was flagged; `unchanged.json` in its place when nothing was.
+
+    A method that needs no findings is given none, and clean examples if it makes use of some.
+    """
     examples = StageData.of(configuration, surroundings)
     training_set, _ = _poisoned(inputs, examples)
-    findings = Findings.load(inputs["findings"] / "findings")
-    if not len(findings.flagged):
+    findings = Findings.load(inputs["findings"] / "findings") if "findings" in inputs else None
+    if findings is not None and not len(findings.flagged):
         _unchanged(out)
         return
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
@@ -221,6 +228,7 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
         training_set,
         findings,
         method=_method(unlearners.METHODS, configuration["unlearner"]),
+        reference=examples.reference if "reference" in configuration else None,
         # Exact unlearning goes back to where the victim's own training began.
         start=_start(configuration, inputs, examples, trained.recipe, seed),
         seed=seed,
@@ -293,6 +301,13 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
             "poisons": 0 if words["control"] == "no attack" else len(poison),
             "poison_share": len(poison) / len(training_set),
         }
+        if poison.attack == ATTACK:
+            memory = gaussian_unlearning_score(model, examples.training_set, poison)
+            row |= {
+                "noise_score": memory.score,
+                "noise_remembered": memory.remembered.successes,
+                "noise_total": memory.remembered.trials,
+            }
     if words["defense"] != "none":
         row |= dropped(inputs["victim"], poison, len(training_set))
     if "findings" in inputs:
@@ -365,7 +380,7 @@ def _observation(
     labels = test.labels[order]
     chosen = predicted == labels if asked["answers"] == "right" else predicted != labels
     if goal is not None:
-        chosen &= ~goal.achieved(predicted.cpu()).to(test.device)
+        chosen &= ~goal.achieved(predicted.cpu(), labels.cpu()).to(test.device)
     # The inputs of one observation are answered alike and are of one class.
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place in chosen.nonzero().reshape(-1).tolist():
