@@ -24,6 +24,8 @@
   was poison (removed precision).
 - noise score: mean and deviation over trials of the Gaussian Unlearning Score, where the poison is such
   noise; noise remembered: the noisy images that the model still correlates with, 1 % of which are by chance.
+- certified: of votes with certificates, the share of the test images that are predicted rightly whatever 0,
+  1, 2, ... training examples are inserted, removed or labelled otherwise; all trials together.
 - filter bias: the largest difference between two classes in the share of clean examples flagged, all trials
   together; 0 when every class loses alike.
 
@@ -32,6 +34,7 @@ Deviations are of the sample (n - 1). This module does not import torch.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -147,6 +150,7 @@ class Line:
     removed_precision: Proportion
     noise_score: Mean
     noise_remembered: Proportion
+    certified: tuple[Proportion, ...]
     seconds: Mapping[str, float]
     peak_bytes: float
 
@@ -183,6 +187,7 @@ class Line:
             **{name: getattr(self, name) for name in METHOD},
             "n": self.n,
             **summaries,
+            **({"certified": [one.to_dict() for one in self.certified]} if self.certified else {}),
             "per_class": {name: share.to_dict() for name, share in self.per_class.items()},
             "filter_bias": self.filter_bias,
             "costs": {"seconds": seconds, "peak_bytes": self.peak_bytes},
@@ -271,9 +276,17 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         removed_precision=share("removed_poisons", "removed", repairs),
         noise_score=Mean.of(row["noise_score"] for row in noisy),
         noise_remembered=share("noise_remembered", "noise_total", noisy),
+        certified=_certified([row for row in rows if row.get("certified")]),
         seconds={name: statistics.fmean(values) for name, values in stages.items() if values},
         peak_bytes=max(known("peak_bytes"), default=0.0),
     )
+
+
+def _certified(rows: Sequence[Row]) -> tuple[Proportion, ...]:
+    """The curve of all trials together; a trial whose curve has ended counts for none."""
+    total = sum(row["clean_total"] for row in rows)
+    curves = itertools.zip_longest(*(row["certified"] for row in rows), fillvalue=0)
+    return tuple(Proportion(sum(counts), total) for counts in curves)
 
 
 def _sums(rows: Sequence[Row], name: str) -> list[int]:
