@@ -90,9 +90,7 @@ def learned(examples: TrainingSet, uses: Tensor, query: int) -> tuple[Partition,
 @pytest.mark.parametrize("uses", [DISJOINT, OVERLAPPING], ids=["dpa", "finite aggregation"])
 def test_no_poison_within_the_radius_changes_a_prediction(uses: Tensor) -> None:
     """Brute force: every removal, insertion and other label of a tiny set, one and two at a time."""
-    pixels = torch.tensor([10, 20, 30, 40, 140, 200, 210, 220]).to(torch.uint8)
-    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-    whole = TrainingSet(pixels[:, None, None, None], labels, ("a", "b"), "tiny")
+    clean = [(value, int(value > 120)) for value in (*range(3, 100, 8), *range(150, 255, 8))]
 
     def predicted(rows: list[tuple[int, int]], query: int) -> tuple[int, int]:
         values = torch.tensor([value for value, _ in rows]).to(torch.uint8)[:, None, None, None]
@@ -100,15 +98,14 @@ def test_no_poison_within_the_radius_changes_a_prediction(uses: Tensor) -> None:
         found = certified(learned(examples, uses, query)[1], uses, classes=2)
         return int(found.predicted), int(found.radius)
 
-    clean = list(zip(pixels.tolist(), labels.tolist(), strict=True))
-    changes: list[Any] = [("without", one) for one in range(8)]
+    changes: list[Any] = [("without", one) for one in range(len(clean))]
     changes += [("with", (value, label)) for value in range(0, 256, 15) for label in (0, 1)]
-    changes += [("relabel", one) for one in range(8)]
+    changes += [("relabel", one) for one in range(len(clean))]
     tested = 0
     for query in (15, 90, 120, 215):
         answer, radius = predicted(clean, query)
         for count in range(1, min(radius, 2) + 1):
-            for chosen in itertools.combinations(changes, count):
+            for chosen in list(itertools.combinations(changes, count))[:: 1 if count == 1 else 71]:
                 rows: list[tuple[int, int]] = list(clean)
                 for how, what in chosen:
                     if how == "relabel":
@@ -121,7 +118,6 @@ def test_no_poison_within_the_radius_changes_a_prediction(uses: Tensor) -> None:
                 assert predicted(rows, query)[0] == answer
                 tested += 1
     assert tested > 50
-    assert len(whole) == 8
 
 
 @pytest.mark.parametrize(
@@ -213,8 +209,10 @@ def test_parts_that_are_too_small_cast_no_vote() -> None:
 def test_what_needs_gradients_is_refused_in_one_line(tmp_path: Path) -> None:
     examples = some_set(24, classes=2)
     voted = train(examples, RECIPE, seed=0, defense=DPA(partitions=2))
-    with pytest.raises(unpoison.errors.UnpoisonError) as error:
+    with pytest.raises(InputError, match="scrub: the model is a vote of networks, which gives no gradients"):
         unpoison.heal(voted, examples, [1, 2], method="scrub")
+    with pytest.raises(unpoison.errors.UnpoisonError, match="gradient") as error:
+        unpoison.trace(voted, examples, unpoison.Observation(examples.images[0]), method="ek-fac")
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="the model is no vote of networks"):
         certify(train(examples, RECIPE, seed=0), examples)
