@@ -87,7 +87,7 @@ def test_each_stage_minimises_what_the_paper_says(epoch: int, limit: float | Non
             expected += loss / 8
         else:
             expected -= (loss if limit is None else min(loss, limit)) / 4
-    assert float(value) == pytest.approx(expected, rel=1e-5)
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_short_run_and_wrong_options() -> None:

@@ -111,20 +111,6 @@ def train(
     target = training_set.device if device is None else torch.device(device)
     included = _included(training_set, include)
     fingerprint = training_set.fingerprint
-    store = None
-    if checkpoints is not None:
-        store = Checkpoints(
-            checkpoints,
-            {
-                "recipe": recipe.fingerprint,
-                "seed": seed,
-                "training set": fingerprint,
-                "choice of examples": None if include is None else digest_of({"included": included}),
-                "defense": repr(defense),
-                "starting model": None if start is None else digest_of(start.state_dict()),
-            },
-            kind=TRAINING,
-        )
     # The caller may have turned gradients off.
     with usual_mode(target), torch.enable_grad(), own_randomness(target, deterministic=True):
         prepared = training_set
@@ -146,6 +132,20 @@ def train(
                 )
                 report = {"name": repr(defense), **defense.report()}
                 return replace(voted, training_fingerprint=fingerprint, defense=report)
+        store = None
+        if checkpoints is not None:
+            store = Checkpoints(
+                checkpoints,
+                {
+                    "recipe": recipe.fingerprint,
+                    "seed": seed,
+                    "training set": fingerprint,
+                    "choice of examples": None if include is None else digest_of({"included": included}),
+                    "defense": repr(defense),
+                    "starting model": None if start is None else digest_of(start.state_dict()),
+                },
+                kind=TRAINING,
+            )
         network = _initial(prepared, recipe, seed, included, start)
         run = _Run(network, prepared.to(target), recipe, seed, defense, included.to(target))
         if store is not None and (checkpoint := store.latest()) is not None:
