@@ -65,7 +65,7 @@ from unpoison.models import (
 from unpoison.registry import Method, Registry
 from unpoison.tasks import ClassificationTask
 from unpoison.threats import Budget, Goal, PoisonSet, TriggeredGoal
-from unpoison.training import Defense, Recipe, Trained, predict
+from unpoison.training import Defense, Recipe, Trained, Voting, certify, predict
 from unpoison.unlearners import OwnTraining, Unlearner, retrain_with
 
 Model = Trained | nn.Module
@@ -711,11 +711,16 @@ def check_findings(findings: Findings, training_set: Examples) -> None:
 @final
 @dataclass(frozen=True)
 class Measurement:
-    """Accuracy on clean test images, in all and by class; success of the attack if there is a goal."""
+    """Accuracy on clean test images, in all and by class; success of the attack if there is a goal.
+
+    Of a vote with certificates, `certified` is the share of the test images that are predicted rightly, and
+    would be so after 0, 1, 2, ... training examples had been inserted, removed or labelled otherwise.
+    """
 
     clean_accuracy: Proportion
     per_class: tuple[Proportion, ...]
     attack_success: Proportion | None
+    certified: tuple[Proportion, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a class without test images has the rate None."""
@@ -723,6 +728,7 @@ class Measurement:
             "clean_accuracy": self.clean_accuracy.to_dict(),
             "per_class": [proportion.to_dict() for proportion in self.per_class],
             "attack_success": None if self.attack_success is None else self.attack_success.to_dict(),
+            **({"certified": [one.to_dict() for one in self.certified]} if self.certified else {}),
         }
 
 
@@ -772,6 +778,9 @@ def measure(
         attack_success=None
         if goal is None
         else goal.success(network, as_training_set(examples), batch_size=batch_size),
+        certified=certify(network, examples, batch_size=batch_size).curve(labels)
+        if isinstance(network, Voting)
+        else (),
     )
 
 
