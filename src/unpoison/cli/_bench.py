@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 LOG = "bench.log"
 FAILED = 1
-_KINDS = ("craft", "train", "calibrate", "find", "heal", "measure")
+_KINDS = ("craft", "train", "calibrate", "find", "screen", "heal", "measure")
 
 
 @final

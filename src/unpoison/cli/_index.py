@@ -48,6 +48,7 @@ def _index(options: Index, console: Console, interrupts: Interrupts) -> int:
         shared: dict[str, Any] = {
             "modules": list(options.modules) or None,
             "covariance_examples": options.covariance_examples,
+            "eigenvalue_examples": options.eigenvalue_examples,
             "numbers": options.numbers,
         }
         if options.estimate:

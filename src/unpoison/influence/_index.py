@@ -163,6 +163,7 @@ class InfluenceIndex:
         damping: Damping | None = None,
         modules: Sequence[str] | None = None,
         covariance_examples: int | None = None,
+        eigenvalue_examples: int | None = None,
         gradient: Gradient = "measurement",
         numbers: int | None = None,
         sketch: int | None = None,
@@ -186,6 +187,7 @@ class InfluenceIndex:
             damping: `RelativeDamping()` by default; queries may ask for another.
             modules: as for `fit_factors`.
             covariance_examples: as for `fit_factors`.
+            eigenvalue_examples: as for `fit_factors`.
             gradient: what to differentiate at the training examples, see `Task.measurement`.
             numbers: m, at most the number of examples; 2,048 by default, fewer where memory is short.
             sketch: D, at least m; 262,144 by default, fewer where memory is short.
@@ -211,6 +213,7 @@ class InfluenceIndex:
             damping=RelativeDamping() if damping is None else damping,
             modules=None if modules is None else tuple(modules),
             covariance_examples=covariance_examples,
+            eigenvalue_examples=eigenvalue_examples,
             gradient=gradient,
             numbers=numbers,
             sketch=sketch,
@@ -233,6 +236,7 @@ class InfluenceIndex:
         *,
         modules: Sequence[str] | None = None,
         covariance_examples: int | None = None,
+        eigenvalue_examples: int | None = None,
         numbers: int | None = None,
         sketch: int | None = None,
         memory: int | str | None = None,
@@ -247,6 +251,7 @@ class InfluenceIndex:
             task: `ClassificationTask()` by default.
             modules: whose parameters to track.
             covariance_examples: as for `fit_factors`.
+            eigenvalue_examples: as for `fit_factors`.
             numbers: m.
             sketch: D.
             memory: as for `build`.
@@ -264,6 +269,7 @@ class InfluenceIndex:
             damping=RelativeDamping(),
             modules=None if modules is None else tuple(modules),
             covariance_examples=covariance_examples,
+            eigenvalue_examples=eigenvalue_examples,
             gradient="measurement",
             numbers=numbers,
             sketch=sketch,
@@ -331,7 +337,12 @@ class InfluenceIndex:
     @property
     def numbers(self) -> int:
         """m, the numbers kept of each example."""
-        return self._basis["basis"].shape[0]
+        return self._basis["basis"].shape[0] or self._basis["basis"].shape[1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the rows are whole gradients, so that influences are exact up to rounding."""
+        return self.numbers == self.factors.num_parameters
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -459,6 +470,26 @@ class InfluenceIndex:
         own = self._indices(indices)
         values, residuals = (self._matrix(name, own) for name in ("coordinates", "residuals"))
         return self._products(IndexQueries(values, residuals, self._record["basis"]), rows)
+
+    def principal_plane(self, directions: int = 2) -> Tensor:
+        """Float32[n directions]: the unit gradients on the directions in which they differ most.
+
+        Of what lies in the space of the basis. Examples that lie together have similar gradients.
+
+        Cost: two passes over the rows; memory for m^2 numbers beside a shard.
+        """
+        width = self.numbers
+        total, second = torch.zeros(width).double(), torch.zeros(width, width).double()
+        for span in self._spans:
+            values = self._shard(span)["coordinates"].float()
+            total += values.sum(0).double()
+            second += (values.t() @ values).double()
+        mean = total / len(self)
+        _, vectors = torch.linalg.eigh(second / len(self) - torch.outer(mean, mean))
+        axes = vectors.flip(1)[:, :directions].float()
+        middle = mean.float()
+        plane = self._gathered(lambda shard, own: (shard["coordinates"][own].float() - middle) @ axes, None)
+        return torch.nn.functional.pad(plane, (0, directions - plane.shape[1]))
 
     @property
     def self_influence(self) -> Tensor:

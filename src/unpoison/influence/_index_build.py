@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unpoison._executors import Executor
 from unpoison._memory import allowed_memory, in_words
@@ -35,6 +35,7 @@ from unpoison.influence._index_space import (
     code,
     damping_of,
     damping_record,
+    quick_type,
     span_of,
     task_text,
     unit_rows,
@@ -47,6 +48,9 @@ from unpoison.tasks import Task
 
 _NUMBERS: Final = 2048
 _SKETCH: Final = 1 << 18
+# Bytes of rows up to which gradients are kept whole, and bytes of a shard of such rows.
+_WHOLE: Final = 1 << 30
+_WHOLE_SHARD: Final = 64 << 20
 _LEAST: Final = 64
 
 
@@ -59,6 +63,7 @@ class Plan:
     damping: Damping
     modules: tuple[str, ...] | None
     covariance_examples: int | None
+    eigenvalue_examples: int | None
     gradient: Gradient
     numbers: int | None
     sketch: int | None
@@ -101,8 +106,8 @@ def build(
             "damping": damping_record(plan.damping),
             "modules": None if plan.modules is None else list(plan.modules),
             "covariance_examples": plan.covariance_examples,
+            "eigenvalue_examples": plan.eigenvalue_examples,
             "gradient": plan.gradient,
-            "shard_examples": plan.shard_examples,
             "batch_size": plan.batch_size,
         }
         part = part_of(examples)
@@ -113,9 +118,10 @@ def build(
             record = {
                 **wanted,
                 "parts": [part],
-                "asked": {"numbers": plan.numbers, "sketch": plan.sketch},
+                "asked": {name: getattr(plan, name) for name in ("numbers", "sketch", "shard_examples")},
                 "numbers": None,
                 "sketch": None,
+                "shard_examples": None,
                 "factors": None,
                 "basis": None,
             }
@@ -132,6 +138,7 @@ def build(
                     seed=derive_seed(plan.seed, "factors"),
                     modules=plan.modules,
                     covariance_examples=plan.covariance_examples,
+                    eigenvalue_examples=plan.eigenvalue_examples,
                     batch_size=plan.batch_size,
                     workspace_bytes=plan.workspace_bytes,
                     progress=progress,
@@ -140,7 +147,9 @@ def build(
             record["factors"] = factors_digest(known)
             files.write_record(record)
         if record["numbers"] is None:
-            record["numbers"], record["sketch"] = size_of(plan, known, len(examples), where(model)[0])
+            numbers, sketch = size_of(plan, known, len(examples), where(model)[0])
+            record["numbers"], record["sketch"] = numbers, sketch
+            record["shard_examples"] = _shard_examples(plan, numbers, sketch)
             files.write_record(record)
         maker = Maker(files, record, model, task, known, plan.workspace_bytes)
         if not _basis_is_kept(files, record):
@@ -192,6 +201,9 @@ def _drop_interrupted(files: IndexFiles, record: dict[str, Any]) -> None:
 def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> tuple[int, int]:
     """m and D: the defaults, or what fits into the memory.
 
+    Equal where gradients are kept whole, by default where all of them take at most 1 GiB: that is faster than
+    to compute coordinates in the space of some, and exact.
+
     Raises:
         InsufficientMemoryError: what is asked for does not fit, or hardly anything does.
     """
@@ -199,7 +211,10 @@ def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> t
     numbers = min(plan.numbers or _NUMBERS, count)
     sketch = min(max(plan.sketch or _SKETCH, numbers), factors.num_parameters)
     numbers = min(numbers, sketch)
-    while (needed := bytes_needed(plan, factors, numbers, sketch)) > limit:
+    whole = plan.numbers is None and sketch == factors.num_parameters and 2 * count * sketch <= _WHOLE
+    if whole and bytes_needed(plan, factors, sketch, sketch, device) <= limit:
+        return sketch, sketch
+    while (needed := bytes_needed(plan, factors, numbers, sketch, device)) > limit:
         if plan.sketch is None and sketch > 32 * numbers and sketch > 2 * _LEAST:
             sketch //= 2
         elif plan.numbers is None and numbers > _LEAST:
@@ -214,7 +229,7 @@ def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> t
     return numbers, sketch
 
 
-def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int) -> int:
+def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int, device: torch.device) -> int:
     """The memory of the basis, which takes most: beside factors, signs and sketches of a batch."""
     squares = sum(
         part.numel()
@@ -223,7 +238,19 @@ def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int) -> int
         if part is not None
     )
     fixed = 8 * (squares + factors.num_parameters) + 4 * factors.num_parameters
-    return fixed + 4 * sketch * (2 * numbers + plan.batch_size) + 24 * numbers**2
+    if numbers == sketch:
+        return fixed + sketch * (8 * plan.batch_size + 4 * _shard_examples(plan, numbers, sketch))
+    return (
+        fixed + sketch * (2 * quick_type(device).itemsize * numbers + 4 * plan.batch_size) + 24 * numbers**2
+    )
+
+
+def _shard_examples(plan: Plan, numbers: int, sketch: int) -> int:
+    """Rows of a shard: as asked for, but a shard of whole gradients is held in memory."""
+    if numbers < sketch:
+        return plan.shard_examples
+    batches = _WHOLE_SHARD // (2 * sketch * plan.batch_size)
+    return min(plan.shard_examples, max(1, batches) * plan.batch_size)
 
 
 def _check_same(
@@ -300,24 +327,28 @@ class Maker:
     def make_basis(self, examples: Examples, progress: Progress | None) -> None:
         """An orthonormal basis of the sketches of random examples."""
         count, size = self.record["numbers"], self.record["batch_size"]
+        if count == self.record["sketch"]:  # the space of all sketches
+            count = 0
         order = torch.randperm(len(examples), generator=generator(self.record["seed"], "index basis"))
         chosen = order[:count].sort().values
         with self.sketcher() as sketcher:
-            units = torch.zeros(count, sketcher.dimensions, device=sketcher.device, dtype=sketcher.dtype)
+            quick = quick_type(sketcher.device)
+            units = torch.zeros(count, sketcher.dimensions, device=sketcher.device, dtype=quick)
             for start in range(0, count, size):
                 rows = chosen[start : start + size]
                 found = sketcher.batch(examples.at(rows), len(rows))
                 units[start : start + len(rows)] = unit_rows(found.rows, found.lengths)
                 if progress is not None:
                     progress("basis", start + len(rows), count)
-        tensors = {**span_of(units), "examples": chosen}
+        spanned = span_of(units) if count else {"basis": units, "leading": units}
+        tensors = {**spanned, "examples": chosen}
         known = write_tensors(self.files.basis, tensors, made_of=self.record["factors"])
         self.record["basis"] = known
         self.files.write_record(self.record)
 
     def make_shard(self, sketcher: Sketcher, space: Space, examples: Examples, span: Span) -> None:
         """The rows of the examples of a span."""
-        size, columns = self.record["batch_size"], []
+        size, rows = self.record["batch_size"], dict[str, Tensor]()
         for low in range(span.start, span.stop, size):
             high = min(low + size, span.stop)
             batch = examples.batch(low - span.first, high - span.first)
@@ -327,15 +358,15 @@ class Maker:
                     f"{examples.name}: gradients of the examples {low}..{high - 1} are not finite"
                 )
             values, residuals = space.of(unit_rows(found.rows, found.lengths))
-            columns.append(
-                {
-                    "coordinates": values.half(),
-                    "residuals": residuals.half(),
-                    "lengths": found.lengths,
-                    "norms": found.norms,
-                    "values": found.values,
-                }
-            )
-        rows = {name: torch.cat([one[name] for one in columns]) for name in columns[0]}
+            for name, column, dtype in (
+                ("coordinates", values, torch.float16),
+                ("residuals", residuals, torch.float16),
+                ("lengths", found.lengths, torch.float64),
+                ("norms", found.norms, torch.float64),
+                ("values", found.values, found.values.dtype),
+            ):
+                if name not in rows:
+                    rows[name] = torch.empty(span.stop - span.start, *column.shape[1:], dtype=dtype)
+                rows[name][low - span.start : high - span.start] = column
         rows["labels"] = examples.labels[span.start - span.first : span.stop - span.first]
         self.files.write_shard(span, rows, self.record["basis"])

@@ -92,7 +92,10 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         stage: (ends[-1] - ends[0]) / max(count - size, 1) if len(ends) > 1 else (ended - began) / count
         for stage, ends in times.items()
     }
-    read = {"covariance": min(plan.covariance_examples or total, total), "eigenvalues": total}
+    read = {
+        "covariance": min(plan.covariance_examples or total, total),
+        "eigenvalues": min(plan.eigenvalue_examples or total, total),
+    }
     decompositions = max(0.0, ended - began - count * sum(per_example.values()))
     numbers, sketch = size_of(plan, factors, total, where(model)[0])
     function = task.measurement if plan.gradient == "measurement" else task.loss
@@ -106,7 +109,8 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         workspace_bytes=plan.workspace_bytes,
     ) as sketcher:
         dimensions = sketcher.dimensions
-        blank = torch.zeros(numbers, dimensions, device=sketcher.device, dtype=quick_type(sketcher.device))
+        spanning = 0 if numbers == sketch else numbers  # examples of the basis
+        blank = torch.zeros(spanning, dimensions, device=sketcher.device, dtype=quick_type(sketcher.device))
         leading = blank[:LEADING].float()
         space = Space(blank, leading, 0)
 
@@ -122,25 +126,29 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
 
         rows(0)
         spent = _timed(all_rows)
-    probe = min(_PROBE, numbers)
-    rows_of_probe = torch.randn(probe, dimensions, generator=generator(0)).to(sketcher.device)
-    basis = _timed(lambda: span_of(rows_of_probe)) * (numbers / probe) ** 2.5
+    probe, basis = min(_PROBE, spanning), 0.0
+    if probe:
+        rows_of_probe = torch.randn(probe, dimensions, generator=generator(0)).to(sketcher.device)
+        basis = _timed(lambda: span_of(rows_of_probe)) * (numbers / probe) ** 2.5
     factor_bytes = 4 * sum(
         part.numel()
         for layer in factors.layers.values()
         for part in (layer.eigenvalues, layer.input_basis, layer.output_basis)
         if part is not None
     )
-    row_bytes = 2 * (numbers + min(RESIDUAL, dimensions)) + 32
+    row_bytes = 2 * (numbers + (min(RESIDUAL, dimensions) if spanning else 0)) + 32
     return IndexEstimate(
         examples=total,
         measured=count,
         numbers=numbers,
         sketch=dimensions,
-        fixed_seconds=decompositions + basis + spent / count * min(numbers, total),
+        fixed_seconds=decompositions + basis + spent / count * min(spanning, total),
         factor_seconds=sum(read[stage] * seconds for stage, seconds in per_example.items()),
         shard_seconds=spent / count * total,
-        peak_bytes=max(peak_bytes(sketcher.device), before + bytes_needed(plan, factors, numbers, sketch)),
+        peak_bytes=max(
+            peak_bytes(sketcher.device),
+            before + bytes_needed(plan, factors, numbers, sketch, sketcher.device),
+        ),
         disk_bytes=factor_bytes
         + blank.nbytes
         + leading.nbytes
