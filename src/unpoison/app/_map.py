@@ -157,6 +157,6 @@ class Map:
                 with tag(
                     "a", classes="tile", href=address("/investigation", search=self.search, example=number)
                 ):
-                    Sight(self.work).show("train", number, f"training example {self.work.name_of(number)}")
+                    Sight(self.work, "train").show(number, f"training example {self.work.name_of(number)}")
                     tag("span", label, "names")
                     tag("span", self.work.name_of(number), "quiet")

@@ -206,13 +206,19 @@ export default {
       context.textAlign = "center";
       context.lineWidth = 4 * this.ratio;
       context.lineJoin = "round";
-      this.middles.forEach(([x, y], label) => {
-        const at = [this.view.x + x * this.view.scale, this.view.y - y * this.view.scale];
+      const placed = [];
+      for (const [label, [x, y]] of [...this.middles].sort((one, other) => other[1][1] - one[1][1])) {
+        const half = context.measureText(this.names[label]).width / 2;
+        const [a, line] = [this.view.x + x * this.view.scale, 16 * this.ratio];
+        let b = this.view.y - y * this.view.scale;
+        for (const [left, right, at] of placed)
+          if (a - half < right && a + half > left && Math.abs(b - at) < line) b = at + line;
+        placed.push([a - half, a + half, b]);
         context.strokeStyle = "#ffffff";
-        context.strokeText(this.names[label], ...at);
-        context.fillStyle = PALETTE[label % PALETTE.length];
-        context.fillText(this.names[label], ...at);
-      });
+        context.strokeText(this.names[label], a, b);
+        context.fillStyle = "#1d2126";
+        context.fillText(this.names[label], a, b);
+      }
     },
     point(event) {
       const box = this.$refs.canvas.getBoundingClientRect();
