@@ -59,10 +59,11 @@ def attempt(action: Callable[[], Any]) -> None:
 
 def button(
     text: str,
-    on_click: Callable[[], Any],
+    on_click: Callable[[], Any] | None = None,
     *,
     key: str = "",
     shown: str = "",
+    script: str | None = None,
     classes: str = "",
     **attributes: Any,
 ) -> Any:
@@ -70,9 +71,10 @@ def button(
 
     Arguments:
         text: what it does.
-        on_click: is called when it is pressed.
+        on_click: is called when it is pressed, or when the script says so.
         key: as `KeyboardEvent.key` has it; several with a space between.
         shown: what to write for the key.
+        script: a function of JavaScript that is called in the window first; `emit()` then calls `on_click`.
         classes: of style.
         attributes: of the element.
     """
@@ -83,7 +85,7 @@ def button(
         tag("span", text)
         if key:
             tag("kbd", shown or key.split()[0], aria_hidden="true")
-    made.on("click", lambda: attempt(on_click))
+    made.on("click", None if on_click is None else lambda: attempt(on_click), js_handler=script)
     return made
 
 

@@ -262,7 +262,7 @@ class Investigation:
             (self.heal, counts["blame"] and self.work.can_ask),
             (self.export, counts["blame"]),
         ):
-            set_attribute(element, "disabled", None if on else True)
+            set_attribute(element, "aria-disabled", None if on else "true")
         self._draw_results()
 
     def _draw_current(self) -> None:
