@@ -201,8 +201,8 @@ def _representations(
                 bad = (~torch.isfinite(value)).any(1).nonzero()
                 if len(bad):
                     raise InputError(
-                        f"{examples.name}: the activations of example {done + int(bad[0])} are not finite "
-                        "numbers; train the model anew"
+                        f"{examples.name}: the features of example {done + int(bad[0])} in some layer are "
+                        "not finite numbers; train the model anew"
                     )
                 rows.setdefault(module, []).append(value)
             done += len(next(iter(read.values()), ()))
