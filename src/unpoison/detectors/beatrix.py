@@ -21,8 +21,7 @@ Feature maps are the last output with a height and a width that the network has;
 of the last output with three dimensions (tokens), and else single numbers, of which all orders are alike.
 
 Presets: `original` has the paper's constants; `modified-z`, ours, takes 3.5 deviations for a contaminated
-class, the usual limit of modified z-scores (Iglewicz and Hoaglin, 1993): with few classes one far off
-widens the median deviation that it is measured by.
+class, the usual limit of modified z-scores (Iglewicz and Hoaglin, 1993).
 
 With fewer than three classes that have examples nothing can be judged; the summary says so. A class with
 fewer than four examples is passed over.
