@@ -20,11 +20,11 @@ from typing import Final
 
 from benchmarks import (
     _ledger,
+    art,
     compatibility,
     demo,
     detectors,
     gradient_matching,
-    growth,
     influence,
     metapoison,
     own_data,
@@ -50,10 +50,10 @@ WRITTEN: Final = "<!-- Written by python -m benchmarks.tables from the stored re
 
 SPEED: Final = (
     influence,
-    growth,
     training,
     trak,
     detectors,
+    art,
     selection,
     gradient_matching,
     metapoison,
