@@ -17,6 +17,7 @@ from unpoison.errors import InputError
 from unpoison.evaluation._schema import Experiment
 from unpoison.evaluation._sections import (
     ANY,
+    FOR_ALL,
     AttackChoice,
     DefenseChoice,
     DetectorChoice,
@@ -91,7 +92,12 @@ def _planned(graph: StageGraph, trials: Iterable[str]) -> Plan:
 def _check(graph: StageGraph) -> None:
     """Look at every method's options, class and budget before anything is done."""
     experiment, data = graph.experiment, graph.data
-    for choice in (*experiment.defenses, *experiment.detectors, *experiment.unlearners):
+    for choice in (
+        *experiment.defenses,
+        *experiment.detectors,
+        *experiment.input_detectors,
+        *experiment.unlearners,
+    ):
         choice.described()
     for attack in experiment.attacks:
         graph.attack(attack)
@@ -116,19 +122,39 @@ def _trials(graph: StageGraph) -> Iterator[str]:
     targets = [_checked(graph, *one) for one in _targets(graph)]
     for choice in experiment.attacks:
         label = experiment.attack_label(choice)
-        concealed = choice.goal_kind == "self-concealment"
-        combinations = product(_budgets(choice), choice.known, targets, experiment.seeds)
+        fitting = _fitting(choice, targets)
+        combinations = product(_budgets(choice), choice.known, fitting, experiment.seeds)
         for budget, known, target, seed in combinations:
             words = {
                 "attack": f"{label}, {100 * known:g} % known" if known else label,
                 "budget": float(budget.share if budget.share is not None else budget.count or 0),
                 "source": "any other" if target["source"] is None else names[target["source"]],
-                "target": "any other" if concealed else names[target["target"]],
+                "target": _target_in_words(choice, target, names),
                 "test_indices": target["test_indices"],
             }
             subset = graph.subset(target["bases"])
             poison = graph.poison(choice, budget, target, known, seed, subset)
             yield from _victims(graph, words, {"poison": poison}, subset, seed)
+
+
+def _fitting(choice: AttackChoice, targets: Sequence[Values]) -> list[Values]:
+    """The targets that the goal of an attack can have: one for all classes, or one that names a class."""
+    for_all = choice.goal_kind in FOR_ALL
+    found = [one for one in targets if (one["target"] is None) == for_all]
+    if not found:
+        pair = f'["{ANY}", "{ANY}"]' if for_all else "a target class"
+        raise InputError(
+            f"targets: the goal {choice.goal_kind!r} of {choice.name} needs {pair} among the pairs"
+        )
+    return found
+
+
+def _target_in_words(choice: AttackChoice, target: Values, names: Sequence[str]) -> str:
+    if choice.goal_kind == "all-to-all":
+        return "the next"
+    if target["target"] is None or choice.goal_kind == "self-concealment":
+        return "any other"
+    return names[target["target"]]
 
 
 def _budgets(choice: AttackChoice) -> list[Budget]:
@@ -144,8 +170,11 @@ def _targets(graph: StageGraph) -> list[tuple[Any, Any, Sequence[int], Sequence[
     if targets.correct is not None:
         raise InputError("targets.correct: the images are to be chosen by `choose_targets` first")
     if targets.setups is None:
-        pairs = [(None if source == ANY else source, target, (), ()) for source, target in targets.pairs]
-        return [*pairs, *((one.source, one.target, one.test_index, ()) for one in targets.images)]
+        named = [[None if name == ANY else name for name in pair] for pair in targets.pairs]
+        return [
+            *((source, target, (), ()) for source, target in named),
+            *((one.source, one.target, one.test_index, ()) for one in targets.images),
+        ]
     path = graph.experiment.path(targets.setups)
     listed = read_setups(path)
     chosen = listed[targets.first :][: targets.count]
@@ -175,8 +204,8 @@ def _checked(
                 "another test set?"
             )
         source = own
-    target = find_class(target, names, option="targets")
-    if source == target:
+    target = None if target is None else find_class(target, names, option="targets")
+    if source == target is not None:
         what = f"test image {indices[0]} is of" if indices else "the source is"
         raise InputError(f"targets: {what} the target class {names[target]!r} itself")
     places = list(bases)
@@ -242,6 +271,10 @@ class _Scene:
         for detector in experiment.detectors:
             for number in range(detector.observations):
                 yield from self._searched(detector, number, victim)
+        for screener in experiment.input_detectors:
+            pair = {**self.poison, "victim": victim}
+            screening = graph.screened(screener, self.seed, self.subset, pair)
+            yield self._row({"detector": screener.label}, {"victim": victim, "screening": screening})
         if experiment.detectors and self.poison:
             perfect = graph.filtered("part_of_poison", {**self.subset, "part": None}, self.poison)
             yield from self._healed({"detector": "perfect", "control": "perfect filter"}, victim, perfect)

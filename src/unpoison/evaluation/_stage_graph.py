@@ -23,6 +23,7 @@ from unpoison.evaluation._sections import (
     AttackChoice,
     DefenseChoice,
     DetectorChoice,
+    InputDetectorChoice,
     MethodChoice,
     UnlearnerChoice,
     VictimChoice,
@@ -202,7 +203,7 @@ class StageGraph:
 
     def trigger(self, choice: AttackChoice) -> tuple[Values, Values]:
         """The trigger of a goal, and where its picture lies; hashed is what the picture shows."""
-        if choice.goal_kind != "backdoor":
+        if choice.goal_kind not in ("backdoor", "all-to-all"):
             return {}, {}
         path = Path(self.experiment.path(choice.trigger))
         if not path.is_file():
@@ -242,6 +243,21 @@ class StageGraph:
         if declared.calibrates and self.experiment.data.groups is not None:
             given["groups"] = self.experiment.data.groups
         return given
+
+    def screened(self, detector: InputDetectorChoice, seed: int, subset: Given, pair: Keys) -> str:
+        """What a test-time detector says of test images with and without the trigger."""
+        reference = self.data.reference
+        assert reference is not None
+        screening = {
+            **self.tested,
+            **subset,
+            "reference": reference.fingerprint,
+            "input_detector": detector.described(),
+            "clean": detector.clean,
+            "triggered": detector.triggered,
+            "seed": derive_seed(seed, "screen", detector.label),
+        }
+        return self.add("screen", "screen", screening, pair, _module(detector), *_MEASURING)
 
     def filtered(self, function: str, configuration: Given, inputs: Keys) -> str:
         """What a filter takes out that detectors are compared with."""

@@ -1,4 +1,5 @@
-"""The stages of a trial: craft, train, calibrate, find, heal, measure. Each reads artefacts and writes one.
+"""The stages of a trial: craft, train, calibrate, find, screen, heal, measure. Each reads artefacts and
+writes one.
 
 They are what `Stage.function` names; `_plan` says which depends on which. A stage sees nothing but its
 arguments, so its artefact may be made in any process on any machine that sees the store and the data. What
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from unpoison import attacks, defenses, detectors, unlearners, workflow
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners, workflow
 from unpoison._artefacts import write_json
 from unpoison._repair import repair
 from unpoison._seeds import generator
@@ -25,7 +26,16 @@ from unpoison.detectors import Calibration, Findings, Observation, Threshold
 from unpoison.errors import InputError
 from unpoison.evaluation._gaussian import ATTACK, gaussian_unlearning_score
 from unpoison.evaluation._probe import Probe, Undefended
-from unpoison.evaluation._rows import NOTHING, answers, costs, dropped, healing, judged, write_row
+from unpoison.evaluation._rows import (
+    NOTHING,
+    answers,
+    costs,
+    dropped,
+    healing,
+    judged,
+    screened,
+    write_row,
+)
 from unpoison.evaluation._stage_data import StageData, goal_of
 from unpoison.evaluation._transfer import finished, starting_network
 from unpoison.registry import Registry
@@ -138,6 +148,30 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
         nothing = torch.empty(0, dtype=torch.int64)
         found = _filter(training_set, nothing, NOTHING, "the victim gives no answer to trace")
     found.save(out / "findings")
+
+
+def screen(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`clean/` and `triggered/`: what a test-time detector says of test images.
+
+    Triggered are those of the adversary's inputs that are answered as the adversary wants; there is no
+    `triggered/` where there are none.
+    """
+    examples = StageData.of(configuration, surroundings)
+    _, poison = _poisoned(inputs, examples)
+    trained = Trained.load(inputs["victim"] / "model", device=examples.device)
+    assert examples.reference is not None
+    asked = {
+        "method": _method(input_detectors.METHODS, configuration["input_detector"]),
+        "seed": configuration["seed"],
+    }
+    shown = {"clean": examples.test.images[: configuration["clean"]]}
+    if poison is not None:
+        images, _ = poison.goal.victims(examples.test)
+        hits = poison.goal.achieved(predict(trained.model, images).argmax(1).cpu()).to(images.device)
+        shown["triggered"] = images[hits][: configuration["triggered"]]
+    for name, images in shown.items():
+        if len(images):
+            workflow.screen(trained, images, examples.reference, **asked).save(out / name)
 
 
 def random_filter(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
@@ -279,6 +313,8 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
         row |= dropped(inputs["victim"], poison, len(training_set))
     if "findings" in inputs:
         row |= judged(Findings.load(inputs["findings"] / "findings"), poison, training_set, words["control"])
+    if "screening" in inputs:
+        row |= screened(inputs["screening"])
     if healed is not None and (healed / "repair.json").exists():
         row |= healing(healed, poison)
     write_row(out, row, costs(inputs))
@@ -345,7 +381,7 @@ def _observation(
     labels = test.labels[order]
     chosen = predicted == labels if asked["answers"] == "right" else predicted != labels
     if goal is not None:
-        chosen &= ~goal.achieved(predicted.cpu()).to(test.device)
+        chosen &= ~goal.achieved(predicted.cpu(), labels.cpu()).to(test.device)
     # The inputs of one observation are answered alike and are of one class.
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place in chosen.nonzero().reshape(-1).tolist():
