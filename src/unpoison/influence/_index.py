@@ -125,7 +125,7 @@ class InfluenceIndex:
         self._basis = tensors
         self.damping = damping_of(self._record["damping"])
         self.gradient: Gradient = self._record["gradient"]
-        self._waiting = 0
+        self._waiting, self._checked = 0, False
         if len(self._record["parts"]) > 1 and self._files.missing(self._record)[1]:
             self._waiting = self._record["parts"].pop()["examples"]
         self._spans, missing = self._files.missing(self._record)
@@ -219,7 +219,9 @@ class InfluenceIndex:
         files = IndexFiles(Path(path))
         with limited(memory):
             build(files, plan, model, examples, task or ClassificationTask(), factors, progress)
-        return cls(path)
+        made = cls(path)
+        made._checked = True  # all that was there has just been read
+        return made
 
     @classmethod
     def estimate(
@@ -550,7 +552,7 @@ class InfluenceIndex:
     def _shard(self, span: Span) -> dict[str, Tensor]:
         known = self._shards.get(span)
         if known is None:
-            tensors, made_of, _ = read_tensors(self._files.shard(span))
+            tensors, made_of, _ = read_tensors(self._files.shard(span), check=not self._checked)
             if made_of != self._record["basis"] or len(tensors["labels"]) != span.stop - span.start:
                 raise InputError(f"{self._files.shard(span)}: of another index; unpoison index makes it anew")
             self._shards[span] = known = tensors
