@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES, LASSO, MANY = 50_000, 10_000, 1_000_000
+EXAMPLES, LASSO, MANY, REPEATS = 50_000, 10_000, 1_000_000, 6
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 
 
@@ -104,7 +104,7 @@ def large() -> None:
     """Serve a made-up case of `EXAMPLES` images of 32 pixels, until it is stopped."""
     import torch
 
-    from unpoison.app import Case, serve
+    from unpoison.app import Case, listen, serve
     from unpoison.data import TrainingSet
     from unpoison.detectors import Findings, Observation, Threshold
     from unpoison.models import build
@@ -140,58 +140,59 @@ def large() -> None:
             poison=None,
             runs=(run,),
             out=Path(folder) / "work",
-            options=(),
         )
         with contextlib.suppress(KeyboardInterrupt):
-            serve(case, ready=lambda address: print(address, file=sys.stderr, flush=True))
+            serve(case, listen(), ready=lambda address: print(address, file=sys.stderr, flush=True))
 
 
 def speed() -> dict[str, Any]:
-    """Seconds and frames a second, with `EXAMPLES` examples."""
+    """Seconds and frames a second, with `EXAMPLES` examples; the best of the repeats."""
     seconds: dict[str, float] = {}
     with server(__file__, "large") as address, window(address) as page:
         base = address.partition("/?")[0]
-        page.wait_for_timeout(2_000)  # the browser itself has started
+        page.goto(f"{base}/map")
+        page.wait_for_function(LOADED)  # the server has read the set, and the browser has started
         for name, path, ready in (
-            ("first view: overview", "/", ".figures"),
-            ("first view: investigation", "/investigation", ".grid .tile:nth-child(48)"),
+            ("overview", "/", "() => document.querySelectorAll('#wrong ~ .grid .tile').length == 48"),
+            (
+                "investigation",
+                "/investigation",
+                "() => document.querySelectorAll('.grid .tile').length == 48",
+            ),
+            ("map", "/map", LOADED),
         ):
-            seconds[name] = min(opened(page, base + path, ready) for _ in range(3))
+            seconds[f"first view: {name}"] = min(opened(page, base + path, ready) for _ in range(REPEATS))
         page.goto(f"{base}/investigation")
         page.wait_for_selector(".grid .tile:nth-child(48)")
-        page.wait_for_timeout(1_000)
+        page.wait_for_function("() => window.socket && window.socket.connected")
         turns = []
-        for number in range(1, 6):
+        for number in range(1, 2 * REPEATS):
             start = time.perf_counter()
             page.keyboard.press("]")
-            first = f"{48 * number + 1:,} to"
-            page.wait_for_function("(t) => document.body.textContent.includes(t)", arg=first, polling=10)
+            page.wait_for_function(TURNED, arg=f"{48 * number + 1:,} to", polling=5)
             turns.append(time.perf_counter() - start)
-        seconds["next page of 48"] = min(turns)
+        seconds["next page of 48, until its images are there"] = min(turns)
         page.goto(f"{base}/map")
-        loaded = "/none selected/.test(document.querySelector('.map p').textContent)"
-        page.wait_for_function(loaded, timeout=300_000)
-        seconds["first view: map"] = min(
-            opened(page, f"{base}/map", ".map", f"() => {loaded}") for _ in range(3)
-        )
-        found = page.evaluate(SCRIPT, {"lasso": LASSO, "many": MANY})
+        page.wait_for_function(LOADED)
+        found = page.evaluate(SCRIPT, {"lasso": LASSO, "many": MANY, "repeats": REPEATS})
     assert abs(found["selected"] - LASSO) < 200, found
     seconds["lasso_10k"] = found["lasso"] / 1000
     seconds["decision on 10k, until it is on the disk"] = found["decide"] / 1000
     seconds["first_view"] = max(value for name, value in seconds.items() if name.startswith("first view"))
-    rates = {f"frames a second, {EXAMPLES:,} points": found["frames"]}
-    rates |= {f"frames a second, {MANY:,} points": found["many"]}
-    return {"seconds": seconds, "frames": rates}
+    return {"seconds": seconds, "frames": {f"{int(n):,} points": rate for n, rate in found["frames"].items()}}
 
 
-SCRIPT = """async ({ lasso, many }) => {
+LOADED = "() => /none selected/.test(document.querySelector('.map p')?.textContent)"
+TURNED = """(text) => document.querySelector(".controls .quiet").textContent.startsWith(text)
+  && [...document.querySelectorAll(".grid img")].every((one) => one.complete)"""
+SCRIPT = """async ({ lasso, many, repeats }) => {
   const map = document.querySelector(".map").__vueParentComponent.proxy;
   const p = map.columns.plane, x = [];
   for (let i = 0; i < p.length; i += 2) x.push(p[i]);
   x.sort((a, b) => a - b);
   const edge = map.view.x + x[lasso] * map.view.scale, h = map.$refs.canvas.height;
   const times = [], saved = [];
-  for (let i = 0; i < 5; i++) {
+  for (let i = 0; i < 2 * repeats; i++) {
     map.select([[0, 0], [edge, 0], [edge, h], [0, h]]);
     times.push(map.times.lasso);
     await map.decide("blame");
@@ -199,24 +200,30 @@ SCRIPT = """async ({ lasso, many }) => {
   }
   const selected = map.selected;
   map.clear();
-  const frames = await map.measure(60);
-  const plane = new Float32Array(2 * many);
-  for (let i = 0; i < 2 * many; i++) plane[i] = p[i % p.length] * (1 + 0.2 * Math.random());
-  map.columns.plane = plane;
+  const best = async () => {
+    let most = 0;
+    for (let i = 0; i < repeats; i++) most = Math.max(most, await map.measure(20));
+    return most;
+  };
+  const frames = { [p.length / 2]: await best() };
   const old = map.colours;
-  map.colours = Uint32Array.from({ length: many }, (_, i) => old[i % old.length]);
-  const frames_of_many = await map.measure(40);
-  return { lasso: Math.min(...times), decide: Math.min(...saved), selected, frames, many: frames_of_many };
+  for (let n = many; n > p.length / 2; n /= 2) {  // the largest number that is panned smoothly
+    const plane = new Float32Array(2 * n);
+    for (let i = 0; i < 2 * n; i++) plane[i] = p[i % p.length] * (1 + 0.2 * Math.random());
+    map.columns.plane = plane;
+    map.colours = Uint32Array.from({ length: n }, (_, i) => old[i % old.length]);
+    frames[n] = await best();
+    if (frames[n] >= 20) break;
+  }
+  return { lasso: Math.min(...times), decide: Math.min(...saved), selected, frames };
 }"""
 
 
-def opened(page: Any, address: str, selector: str, ready: str | None = None) -> float:
+def opened(page: Any, address: str, ready: str) -> float:
     """Seconds from asking for a view until it is there."""
     start = time.perf_counter()
-    page.goto(address)
-    page.wait_for_selector(selector)
-    if ready is not None:
-        page.wait_for_function(ready, polling=10)
+    page.goto(address, wait_until="commit")
+    page.wait_for_function(ready, polling=5)
     return time.perf_counter() - start
 
 

@@ -11,6 +11,8 @@ import http.client
 import json
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -19,12 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from chromium import BROWSER, FLAGS, MARKS
 from unpoison.cli import main
+from unpoison.evaluation import Results
+from unpoison.evaluation._results import ROW
 
 pytest.importorskip("nicegui", reason="the extra app is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -69,6 +74,41 @@ def write_images(folder: Path, count: int, seed: int) -> None:
             image[:, 4 * label : 4 * label + 4] += 120
             hostile = f"<img src=stolen onerror={OWNED}> {number:03}.png"
             Image.fromarray(image.numpy()).save(folder / name / hostile)
+
+
+def write_store(place: Path) -> None:
+    """A store of results with one trial, whose method has a hostile name."""
+    row = {
+        **dict.fromkeys(ROW.names),
+        "key": "0" * 32,
+        "attack": f"badnets {OWNED}",
+        "budget": 0.02,
+        "source": "a",
+        "target": "b",
+        "test_indices": [],
+        "seed": 0,
+        "victim": "default",
+        "number": 0,
+        "observation": 0,
+        "defense": "none",
+        "detector": "none",
+        "unlearner": "none",
+        "control": "no defense",
+        "poisons": 10,
+        "poison_share": 0.02,
+        "clean_correct": 80,
+        "clean_total": 100,
+        "attack_successes": 30,
+        "attack_total": 40,
+        "class_names": ["a"],
+        "class_correct": [80],
+        "class_total": [100],
+    }
+    table = pa.Table.from_pylist([row], schema=ROW.append(pa.field("key", pa.string())))
+    (place / "recipes").mkdir(parents=True)
+    manifest = {"rows": [row["key"]], "stages": [], "experiment": {}}
+    (place / "recipes" / "made.json").write_text(json.dumps(manifest))
+    Results("made", table, 1, (), place, {}).pack()
 
 
 @dataclass
@@ -119,6 +159,7 @@ class Story:
     address: str
     page: Page
     context: Any
+    server: int
 
     @property
     def out(self) -> Path:
@@ -144,6 +185,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     assert main([*crafted, "--out", str(folder / "poison")]) == 0
     network = ("--model", "resnet9", "--width", "4", "--epochs", "4", "--poison", str(folder / "poison"))
     assert main(["train", *data, *network, "--out", str(folder / "model")]) == 0
+    write_store(folder / "bench")
     paths = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     log = folder / "server.log"
     with log.open("w") as said:
@@ -170,7 +212,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             page.window.goto(address.group(0))
             page.sees("h1", "Overview")
             page.connected()
-            yield Story(folder, address.group(0), page, context)
+            yield Story(folder, address.group(0), page, context, process.pid)
             browser.close()
     finally:
         process.terminate()
@@ -193,6 +235,7 @@ def test_from_a_wrong_answer_to_the_healed_model_by_the_keyboard(story: Story) -
 
     page.view("2", "Poison found: 20 of 180 training examples")
     page.sees("#current", "^1 of 180: .*flagged, undecided")
+    page.sees("figcaption >> nth=1", r"Training example .*\d\d\d\.png: labelled")
     second = Page(story.context.new_page(), story.base)
     second.window.goto(f"{story.base}/investigation")
     second.connected()
@@ -228,7 +271,7 @@ def test_from_a_wrong_answer_to_the_healed_model_by_the_keyboard(story: Story) -
     page.view("4", "Before and after healing")
     page.sees("#content", "Attack success, before → after")
     page.sees("#content", "answers have changed")
-    page.view("5", "Runs and log")
+    page.view("6", "Log")
     page.sees("#content", "unpoison heal --model")
     page.sees("#content", "blame: ")
     second.window.close()
@@ -280,6 +323,79 @@ def test_a_trace_is_cancelled(story: Story) -> None:
     assert not [one for one in story.out.iterdir() if "trace-2" in one.name]
 
 
+def test_a_trace_that_is_killed_from_outside_says_so(story: Story) -> None:
+    page = story.page
+    page.tab_to("button[aria-label^='Trace triggered:']")
+    page.press("Enter")
+    page.sees(".status", "Trace of triggered:.*scores")
+    [child] = Path(f"/proc/{story.server}/task/{story.server}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    page.sees(".status", "failed – was ended from outside .signal 9.")
+
+
+def test_what_the_disk_does_not_take_is_not_decided(story: Story) -> None:
+    page, log = story.page, story.out / "decisions.jsonl"
+    page.view("2", "Poison found")
+    page.sees("#counts", "Blamed 20, cleared 0, unsure 0")
+    before = log.read_bytes()
+    unlimited = resource.prlimit(
+        story.server, resource.RLIMIT_FSIZE, (len(before) + 5, resource.RLIM_INFINITY)
+    )
+    try:
+        page.press("u")
+        page.sees("#alert", "decisions.jsonl: cannot be written")
+        page.sees("#counts", "Blamed 20, cleared 0, unsure 0")
+        assert log.read_bytes() == before
+    finally:
+        resource.prlimit(story.server, resource.RLIMIT_FSIZE, unlimited)
+    page.press("u")
+    page.sees("#counts", "Blamed 19, cleared 0, unsure 1")
+    assert page.window.locator("#alert").text_content() == ""
+    page.press("z")
+    page.sees("#counts", "Blamed 20, cleared 0, unsure 0")
+
+
+def test_an_image_of_ones_own_is_answered_and_what_is_none_is_refused(story: Story) -> None:
+    page = story.page
+    page.view("1", "Overview")
+    suspect = story.folder / "test" / CLASSES[0]
+    page.window.set_input_files("#upload", next(suspect.iterdir()))
+    page.sees("#own ~ .grid .tile", "suspect-1.png, confidence")
+    assert (
+        page.window.locator("#own ~ .grid img").evaluate(
+            "(image) => image.decode().then(() => image.naturalWidth)"
+        )
+        == 12
+    )
+    drop = """([text, size]) => {
+      const data = new DataTransfer();
+      data.items.add(new File([text.padEnd(size)], "<b>notes</b>.png"));
+      const drop = { dataTransfer: data, bubbles: true, cancelable: true };
+      document.body.dispatchEvent(new DragEvent("drop", drop));
+    }"""
+    for text, size, reason in (
+        ("no image", 0, "not an image of a known kind"),
+        ("", 17 << 20, "larger than 16 MiB"),
+    ):
+        page.window.evaluate(drop, [text, size])
+        page.sees("#refused", f"^<b>notes</b>.png: is {reason}")
+    assert len(list((story.out / "suspects").iterdir())) == 1
+
+
+def test_runs_and_leaderboards_beside(story: Story) -> None:
+    page = story.page
+    page.view("5", "Runs")
+    page.sees("#beside ~ div", "model.*train.*clean accuracy")
+    page.sees("#searches ~ div", "trace-1")
+    page.sees("#boards ~ div table", re.escape(f"badnets {OWNED}"))
+    page.sees("#boards ~ div table", "80.0 %")
+    page.window.get_by_text("All columns, plots and trials").click()
+    page.sees("h1", "made")
+    page.window.go_back()
+    page.sees("h1", "Runs")
+    page.connected()
+
+
 def test_names_from_data_are_text_and_nothing_is_asked_of_others(story: Story) -> None:
     page = story.page
     page.window.set_viewport_size({"width": 400, "height": 900})
@@ -289,6 +405,7 @@ def test_names_from_data_are_text_and_nothing_is_asked_of_others(story: Story) -
         ("3", "Map"),
         ("4", "Before"),
         ("5", "Runs"),
+        ("6", "Log"),
     ):
         page.view(key, heading)
         assert "owned" not in page.window.title()
@@ -317,6 +434,7 @@ def test_without_the_token_the_server_gives_nothing(story: Story) -> None:
         ("/image/train/0.png", {}),
         ("/static/app.css", {}),
         ("/column/label", {}),
+        ("/leaderboard/bench/made", {}),
         ("/_nicegui_ws/socket.io/?EIO=4&transport=polling", {}),
         ("/_nicegui_ws/socket.io/?EIO=4&transport=websocket", upgrade),
     ):

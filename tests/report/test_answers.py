@@ -55,8 +55,8 @@ def test_the_nearest_example_is_that_of_a_loop() -> None:
             for other in range(40)
             if other != index and not excluded[other]
         }
-        assert nearest_example(examples, index, excluded) == min(distances, key=distances.__getitem__)
-    assert nearest_example(examples, 0, np.ones(40, bool)) is None
+        assert nearest_example(examples.images, index, excluded) == min(distances, key=distances.__getitem__)
+    assert nearest_example(examples.images, 0, np.ones(40, bool)) is None
 
 
 def test_a_difference_is_grey_where_there_is_none() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, final
 
 from unpoison._statistics import Proportion
-from unpoison.app._elements import figures, select, tag
+from unpoison.app._elements import Sight, figures, select, tag
 from unpoison.app._overview import note
-from unpoison.app._work import Healed, Work
+from unpoison.app._searches import Healed
+from unpoison.app._work import Work
 from unpoison.report import Answers, percent
 
 SHOWN = 24
@@ -100,13 +101,7 @@ class Compare:
             with tag("div", classes="grid"):
                 for row in shown:
                     with tag("article", classes="tile"):
-                        tag(
-                            "img",
-                            src=f"/image/{kind}/{row}.png?v={work.version}",
-                            alt=f"input {row}",
-                            loading="lazy",
-                            classes="pixels",
-                        )
+                        Sight(work).show(kind, row, f"input {row}")
                         with tag("p", classes="names"):
                             tag("span", work.class_name(int(before.labels[row])), "truth")
                         right = after.answers[row] == before.labels[row]

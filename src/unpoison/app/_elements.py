@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlencode
+from weakref import WeakKeyDictionary
 
-from nicegui import ui
+from nicegui import Client, background_tasks, ui
 from nicegui.elements.mixins.text_element import TextElement
+
+from unpoison.errors import UnpoisonError
+
+if TYPE_CHECKING:
+    from unpoison.app._work import Work
+
+_ALERTS: WeakKeyDictionary[Client, Any] = WeakKeyDictionary()
 
 
 @final
@@ -27,6 +36,25 @@ def tag(kind: str, /, text: str = "", classes: str = "", **attributes: Any) -> A
         if value is not None:
             made.props[key.replace("_", "-")] = value
     return made
+
+
+def alert() -> None:
+    """Make the line of this window that says what was refused."""
+    _ALERTS[ui.context.client] = tag("p", "", "trouble", role="alert", id="alert")
+
+
+def tell(text: str) -> None:
+    """Say in this window what was refused, or by "" that nothing is."""
+    set_text(_ALERTS[ui.context.client], text)
+
+
+def attempt(action: Callable[[], Any]) -> None:
+    """Do what was asked for; why not, where it cannot be done."""
+    tell("")
+    try:
+        action()
+    except UnpoisonError as error:
+        tell(str(error))
 
 
 def button(
@@ -55,8 +83,46 @@ def button(
         tag("span", text)
         if key:
             tag("kbd", shown or key.split()[0], aria_hidden="true")
-    made.on("click", lambda: on_click())
+    made.on("click", lambda: attempt(on_click))
     return made
+
+
+@final
+class Sight:
+    """Where an example is looked at: its picture, or its text.
+
+    Arguments:
+        work: what knows it.
+        attributes: of the element of the picture.
+    """
+
+    def __init__(self, work: Work, **attributes: Any) -> None:
+        self.work = work
+        self.shown: tuple[str, int, str] | None = None
+        self.image = tag("img", "", "pixels hidden", loading="lazy", **attributes)
+        self.words = tag("p", "", "text hidden", tabindex="-1")
+
+    def show(self, kind: str, number: int, alt: str, search: str = "") -> None:
+        """Show the example `number` of a kind, as `Work.picture` has them."""
+        wanted = (kind, number, search)
+        if wanted == self.shown:
+            return
+        self.shown = wanted
+        pictured = self.work.is_pictured(kind)
+        set_class(self.image, "hidden", not pictured)
+        set_class(self.words, "hidden", pictured)
+        if pictured:
+            query = {"search": search} if search else {}
+            source = address(f"/image/{kind}/{number}.png", v=self.work.version, **query)
+            set_attribute(self.image, "src", source)
+            set_attribute(self.image, "alt", alt)
+        else:
+            background_tasks.create(self._read(wanted))
+
+    async def _read(self, wanted: tuple[str, int, str]) -> None:
+        text = await asyncio.to_thread(self.work.text, *wanted)
+        if self.shown == wanted:
+            set_text(self.words, text)
 
 
 def address(path: str, **query: object) -> str:
@@ -66,6 +132,26 @@ def address(path: str, **query: object) -> str:
     '/map?search=a%26b'
     """
     return f"{path}?{urlencode(query)}" if query else path
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], links: Sequence[str | None] = (), caption: str = ""
+) -> None:
+    """A table of text; the first cell of a row is a link where there is one."""
+    with tag("div", classes="wide"), tag("table", classes="numbers left"):
+        if caption:
+            tag("caption", caption)
+        with tag("thead"), tag("tr"):
+            for text in head:
+                tag("th", text, scope="col")
+        with tag("tbody"):
+            for place, row in enumerate(rows):
+                link = links[place] if links else None
+                with tag("tr"):
+                    for column, text in enumerate(row):
+                        with tag("td", "" if link and not column else text):
+                            if link and not column:
+                                tag("a", text, href=link)
 
 
 def told_counts(counts: Mapping[Any, int]) -> str:

@@ -56,7 +56,7 @@ def is_loopback(host: str) -> bool:
     >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("0.0.0.0")
     (True, True, True, False)
     """
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -75,7 +75,7 @@ class Guard:
     """
 
     def __init__(self, application: Application, token: str, host: str) -> None:
-        self.application, self.token, self.host = application, token, host
+        self.application, self.token, self.host = application, token, host.lower()
         self.port = 0
         self._session = secrets.token_urlsafe(32)
 
@@ -101,7 +101,7 @@ class Guard:
         elif not self._has_cookie(headers):
             await _refuse(scope, receive, send)
         elif int(headers.get("content-length") or 0) > LARGEST_BODY:
-            await _answer(send, 413, b"413: too large\n", {"content-type": "text/plain"})
+            await _answer(send, 413, b"413: is larger than 16 MiB\n", {"content-type": "text/plain"})
         else:
             await self.application(scope, _limited(receive), _with_headers(send))
 
@@ -124,7 +124,7 @@ class Guard:
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            return name == platform.node().lower()
+            return name in (platform.node().lower(), platform.node().lower().partition(".")[0])
         return True
 
     def _has_cookie(self, headers: dict[str, str]) -> bool:

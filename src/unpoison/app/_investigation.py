@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from functools import partial
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
-from nicegui import ui
+from nicegui import background_tasks, ui
 
 from unpoison.app._elements import (
+    Sight,
     address,
     button,
     drawing,
@@ -24,12 +25,14 @@ from unpoison.app._elements import (
     told_counts,
 )
 from unpoison.app._overview import short_verdict
-from unpoison.app._work import Search, Work
-from unpoison.errors import UnpoisonError
+from unpoison.app._searches import Search
+from unpoison.app._work import Work
 from unpoison.report import VERDICTS, Verdict, number, plain, score_histogram, verdict
 from unpoison.unlearners import names as unlearners
 
 PAGE = 48
+_SETTLED = 0.12
+"""Seconds that an example is looked at before the nearest one is searched."""
 _MARKS = {"undecided": "", "blame": "blamed", "clear": "cleared", "unsure": "unsure"}
 _SHOWN = (
     ("all", "all, flagged first"),
@@ -96,7 +99,7 @@ class Investigation:
                     button("Next page", lambda: self._turn(1), key="]")
                 self.range = tag("p", "", "quiet")
             self.grid = tag("div", classes="grid small", role="group", aria_label="ranked examples")
-        self._next_steps()
+        self._next_steps(self.search)
         self._evidence(self.search)
         self._filter()
         if 0 <= example < len(work.training_set):
@@ -157,32 +160,27 @@ class Investigation:
     def _pictures(self) -> None:
         search = self.search
         assert search is not None
-        data = search.data
+        data, seen = search.data, search.findings.observation
         with tag("div", classes="pictures"):
+            if seen is not None and len(seen):
+                said = ""
+                if data.predicted is not None:
+                    said = f": answered “{data.class_name(data.predicted, limit=40)}”"
+                if data.true_label is not None:
+                    said += f", is “{data.class_name(data.true_label, limit=40)}”"
+                with tag("figure"):
+                    Sight(self.work).show("suspect", 0, "the input that was traced", search.name)
+                    tag("figcaption", f"Suspect {plain(' '.join(search.suspects), limit=80)}{said}")
             with tag("figure"):
-                if data.observation is not None and len(data.observation):
-                    source = address("/image/suspect/0.png", search=search.name, v=self.work.version)
-                    tag("img", src=source, alt="the input that was traced", classes="pixels")
-                said = (
-                    ""
-                    if data.predicted is None
-                    else f"answered “{data.class_name(data.predicted, limit=40)}”"
-                )
-                truth = (
-                    "" if data.true_label is None else f", is “{data.class_name(data.true_label, limit=40)}”"
-                )
-                tag(
-                    "figcaption",
-                    f"Suspect {' '.join(search.suspects)}: {said}{truth}" if said else "No suspect: a scan",
-                )
-            with tag("figure"):
-                self.example = tag("img", classes="pixels", alt="the training example", id="example")
+                self.example = Sight(self.work, id="example")
                 self.caption = tag("figcaption")
+            self.difference: Sight | None = None
+            if data.observation is not None and self.work.is_pictured("train"):
+                with tag("figure"):
+                    self.difference = Sight(self.work)
+                    tag("figcaption", "Suspect minus training example; grey is no difference")
             with tag("figure"):
-                self.difference = tag("img", classes="pixels", alt="suspect minus training example")
-                tag("figcaption", "Suspect minus training example; grey is no difference")
-            with tag("figure"):
-                self.nearest = tag("img", classes="pixels", alt="the nearest example that is not suspicious")
+                self.nearest = Sight(self.work)
                 self.nearest_caption = tag("figcaption")
 
     def _buttons(self) -> None:
@@ -197,7 +195,7 @@ class Investigation:
             self.redo = button("Redo", self.work.redo, key="y")
             self.all = button("Blame all flagged", self._blame_flagged, key="B", shown="⇧b")
 
-    def _next_steps(self) -> None:
+    def _next_steps(self, search: Search) -> None:
         with tag("section", aria_labelledby="next"):
             tag("h2", "With what is decided", id="next")
             self.counts = tag("p", "", "status-line", id="counts")
@@ -211,8 +209,8 @@ class Investigation:
                 self.heal = button("Heal without the blamed", self._heal, key="h")
                 select("Quarantine as", _FORMS, self.form, lambda value: setattr(self, "form", value))
                 self.export = button("Export the blamed", self._export, key="e")
-                button("Write the report", lambda: self.search and self.work.report(self.search), key="r")
-            self.trouble = tag("p", "", "trouble", role="alert")
+                if search.is_run:
+                    button("Write the report", lambda: self.work.report(search), key="r")
             self.results = tag("ul", classes="results")
 
     def _evidence(self, search: Search) -> None:
@@ -261,7 +259,7 @@ class Investigation:
         for element, on in (
             (self.undo, decisions.can_undo),
             (self.redo, decisions.can_redo),
-            (self.heal, counts["blame"]),
+            (self.heal, counts["blame"] and self.work.can_ask),
             (self.export, counts["blame"]),
         ):
             set_attribute(element, "disabled", None if on else True)
@@ -281,36 +279,37 @@ class Investigation:
         name, score = self.work.name_of(index), number(float(data.scores[index]))
         rank = f"{self.place + 1:,} of {len(self.order):,}"
         set_text(self.status, f"{rank}: example {name}, label “{label}”, score {score}, {flagged}, {said}")
-        for name, element in self.choices.items():
-            set_attribute(element, "aria-pressed", "true" if name == verdict else "false")
+        for choice, element in self.choices.items():
+            set_attribute(element, "aria-pressed", "true" if choice == verdict else "false")
         if index == self._compared:
             return
         self._compared = index
-        version = self.work.version
-        set_attribute(self.example, "src", f"/image/train/{index}.png?v={version}")
-        set_text(self.caption, f"Training example {self.work.name_of(index)}: labelled “{label}”")
-        if data.observation is not None and len(data.observation):
-            set_attribute(
-                self.difference,
-                "src",
-                address(f"/image/difference/{index}.png", search=search.name, v=version),
-            )
-        ui.timer(0.0, lambda: self._show_nearest(index), once=True)
+        self.example.show("train", index, f"training example {name}")
+        set_text(self.caption, f"Training example {name}: labelled “{label}”")
+        if self.difference is not None:
+            self.difference.show("difference", index, "suspect minus training example", search.name)
+        background_tasks.create(self._show_nearest(index))
 
     async def _show_nearest(self, index: int) -> None:
         search = self.search
         assert search is not None
+        await asyncio.sleep(_SETTLED)
+        if index != self._compared:
+            return  # gone through quickly
         found = await asyncio.to_thread(self.work.nearest, index, search.name)
         if index != self._compared:
             return
         if found is None:
-            set_text(self.nearest_caption, "Every other example is flagged or blamed")
+            waits = self.work.can_ask and not self.work.can_compare
+            told = "The nearest example is known when the map has been made"
+            set_text(self.nearest_caption, told if waits else "No other example to compare with")
             return
-        label = self.work.class_name(int(search.data.labels[found]))
-        set_attribute(self.nearest, "src", f"/image/train/{found}.png?v={self.work.version}")
+        nearest, by = found
+        label, name = self.work.class_name(int(search.data.labels[nearest])), self.work.name_of(nearest)
+        self.nearest.show("train", nearest, f"training example {name}")
         set_text(
             self.nearest_caption,
-            f"Nearest image neither flagged nor blamed, {self.work.name_of(found)}: labelled “{label}”",
+            f"Nearest by {by}, neither flagged nor blamed: {name}, labelled “{label}”",
         )
 
     def _draw_results(self) -> None:
@@ -377,17 +376,10 @@ class Investigation:
         self._go((self.place // PAGE + by) * PAGE)
 
     def _heal(self) -> None:
-        self._try(lambda: self.work.heal(self.unlearner, self.search))
+        self.work.heal(self.unlearner, self.search)
 
     def _export(self) -> None:
-        self._try(lambda: self.work.export(self.form, self.search))
-
-    def _try(self, action: Any) -> None:
-        set_text(self.trouble, "")
-        try:
-            action()
-        except UnpoisonError as error:
-            set_text(self.trouble, str(error))
+        self.work.export(self.form, self.search)
 
 
 @final
@@ -402,13 +394,7 @@ class _Tile:
         label, score = work.class_name(int(data.labels[index])), number(float(data.scores[index]))
         name = work.name_of(index)
         with tag("button", classes="tile", type="button", title=f"example {name}") as self.box:
-            tag(
-                "img",
-                src=f"/image/train/{index}.png?v={work.version}",
-                alt=f"training example {name}",
-                loading="lazy",
-                classes="pixels",
-            )
+            Sight(work).show("train", index, f"training example {name}")
             tag("span", label, "names")
             flagged = " flagged" if place < len(data.flagged) and view.shown in ("all", "flagged") else ""
             tag("span", f"score {score}{flagged}", "quiet")

@@ -140,12 +140,14 @@ class Jobs:
             try:
                 status = await self._run(job)
             except OSError as error:
-                status, job.message = -1, str(error)
+                status, job.message = 1, str(error)
             job.ended = time.monotonic()
             if job.message == "cancelled" and status != 0:
                 job.state = "cancelled"
             else:
                 job.state = "done" if status == 0 else "failed"
+                if status < 0:
+                    job.message = f"was ended from outside (signal {-status}), perhaps for want of memory"
             self._finished(job)
             self._changed()
 

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from nicegui.element import Element
 
-from unpoison.app._elements import address, button, select, set_attribute, set_text, tag, told_counts
+from unpoison.app._elements import Sight, address, button, select, set_attribute, set_text, tag, told_counts
 from unpoison.app._work import Work
 
 _COLOURS = (("label", "label"), ("score", "score"), ("decision", "decision"))
@@ -31,15 +31,22 @@ class Map:
         self.work = work
         found = work.search_named(search)
         self.search = "" if found is None else found.name
-        self._loaded = work.plane is not None
+        self._loaded = work.features is not None
+        work.lay_out()
         self._known = -1
         tag("h1", "Map of the training examples")
+        made_of = "the features before the last layer of the model"
+        if work.case.index is not None:
+            made_of = "its gradient, as the index has it"
         tag(
             "p",
-            "Each point is a training example: the features before the last layer of the model, on their two "
-            "directions of largest variance. Examples that the model takes for alike lie together.",
+            f"Each point is a training example: {made_of}, on the two directions of largest variance. "
+            "Examples that lie together are alike for the model.",
             "summary",
         )
+        if not work.can_ask:
+            tag("p", "The map is made of the model and its data, and only findings are known.", "trouble")
+            return
         with tag("div", classes="controls"):
             colours = _COLOURS if self.search else (_COLOURS[0], _COLOURS[2])
             select("Colour by", colours, "label", self._colour)
@@ -57,12 +64,13 @@ class Map:
                 "colour": "label",
                 "search": self.search,
                 "lasso": True,
-                "classes": len(work.names),
+                "names": [work.class_name(label) for label in range(len(work.names))],
                 "label": "Map of the training examples. Arrow keys move it, plus and minus zoom, 0 shows "
                 "all, v selects what is in view, Escape selects nothing.",
             }
         )
         self.canvas.on("selected", lambda event: self._selected(event.args))
+        self.waiting = tag("p", "", "quiet")
         self.legend = tag("ul", classes="legend")
         with tag("div", classes="buttons", role="group", aria_label="decisions about the selection"):
             # They are never disabled: a key that is pressed right after the lasso counts.
@@ -89,9 +97,16 @@ class Map:
 
     def update(self) -> None:
         """Show what has changed: the map that was not ready, decisions."""
-        if not self._loaded and self.work.plane is not None:
+        if not self.work.can_ask:
+            return
+        if not self._loaded and self.work.features is not None:
             self._loaded = True
             self.canvas.run_method("load")
+        done, total = self.work.laid_out
+        waits = (
+            "" if self._loaded or not self.work.can_ask else f"{done:,} of {total:,} examples are read ..."
+        )
+        set_text(self.waiting, waits)
         decisions = self.work.decisions
         if self._known != len(decisions.audit):
             if self._known >= 0:
@@ -138,16 +153,10 @@ class Map:
                 number = int(index)
                 if not 0 <= number < len(self.work.training_set):
                     continue
-                label = self.work.class_name(int(self.work.training_set.labels[number]))
+                label = self.work.class_name(int(self.work.labels[number]))
                 with tag(
                     "a", classes="tile", href=address("/investigation", search=self.search, example=number)
                 ):
-                    tag(
-                        "img",
-                        src=f"/image/train/{number}.png?v={self.work.version}",
-                        alt=f"training example {self.work.name_of(number)}",
-                        loading="lazy",
-                        classes="pixels",
-                    )
+                    Sight(self.work).show("train", number, f"training example {self.work.name_of(number)}")
                     tag("span", label, "names")
                     tag("span", self.work.name_of(number), "quiet")

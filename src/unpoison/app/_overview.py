@@ -7,10 +7,22 @@ from typing import Any, final
 import numpy as np
 
 from unpoison._statistics import Proportion
-from unpoison.app._elements import address, button, figures, select, set_attribute, set_class, set_text, tag
-from unpoison.app._work import InputSet, Search, Work
+from unpoison.app._elements import (
+    Sight,
+    address,
+    button,
+    figures,
+    select,
+    set_attribute,
+    set_class,
+    set_text,
+    tag,
+)
+from unpoison.app._guard import LARGEST_BODY
+from unpoison.app._searches import Search
+from unpoison.app._work import InputSet, Upload, Work
 from unpoison.detectors import describe, names
-from unpoison.report import number, percent, verdict
+from unpoison.report import number, percent, plain, verdict
 from unpoison.training import Trained
 
 PAGE = 48
@@ -30,30 +42,52 @@ class Overview:
         self.kind = next((one.kind for one in reversed(work.inputs)), "")
         self.label = -1
         self.first = 0
-        self.method = "calibrated"
+        self.method = work.case.method
         self.tiles: list[_Tile] = []
+        self.own_tiles: list[_Tile] = []
         tag("h1", "Overview")
         self.head = tag("div")
-        self.trouble = tag("p", "", "trouble", role="alert")
         with tag("section", aria_labelledby="wrong"):
             tag("h2", "Wrong answers", id="wrong")
             self.controls = tag("div", classes="controls")
             self.grid = tag("div", classes="grid")
+        if work.case.read_input is not None:
+            self._uploads()
         with tag("section", aria_labelledby="classes"):
             tag("h2", "Accuracy by class", id="classes")
             self.classes = tag("div", classes="columns")
         self._shown: tuple[Any, ...] = ()
+        self._uploaded = 0
         self.update()
 
     def update(self) -> None:
         """Show what has changed."""
-        set_text(self.trouble, self.work.trouble)
+        for row in range(self._uploaded, len(self.work.uploads)):
+            with self.own:
+                self.own_tiles.append(_Tile.of_upload(self, self.work.uploads[row], row))
+        self._uploaded = len(self.work.uploads)
         known = (len(self.work.answers), len(self.work.searches), self.kind, self.label, self.first)
         if known != self._shown:
             self._shown = known
             self._draw()
-        for one in self.tiles:
+        for one in [*self.tiles, *self.own_tiles]:
             one.update()
+
+    def _uploads(self) -> None:
+        with tag("section", aria_labelledby="own"):
+            tag("h2", "An image of your own", id="own")
+            with tag("div", classes="drop", id="drop", data_limit=LARGEST_BODY):
+                with tag("label", classes="choice"):
+                    tag("span", "Drop an image here, or choose one")
+                    tag("input", type="file", accept="image/*", id="upload")
+                tag(
+                    "p",
+                    f"Up to {LARGEST_BODY >> 20} MiB; prepared as the training images are, and kept on this "
+                    "machine beside the decisions.",
+                    "quiet",
+                )
+            tag("p", "", "trouble", role="alert", id="refused")
+            self.own = tag("div", classes="grid")
 
     def _draw(self) -> None:
         for part in (self.head, self.controls, self.grid, self.classes):
@@ -64,12 +98,12 @@ class Overview:
         given, answers = self.work.input_set(self.kind), self.work.answers.get(self.kind)
         if given is None or answers is None:
             with self.grid:
-                waiting = "There is no test set to look for wrong answers in; give --test-data."
-                tag(
-                    "p",
-                    waiting if given is None else "The model is being asked about the test inputs ...",
-                    "quiet",
-                )
+                waiting = "The model is being asked about the test inputs ..."
+                if given is None:
+                    waiting = "There is no test set to look for wrong answers in; give --test-data."
+                if not self.work.can_ask:
+                    waiting = "Only findings are known; give --model and --data to ask the model and heal it."
+                tag("p", waiting, "quiet")
             return
         wrong = answers.wrong()
         if self.label >= 0:
@@ -92,7 +126,7 @@ class Overview:
                 "quiet",
             )
         with self.grid:
-            self.tiles = [_Tile(self, given, int(row)) for row in shown.tolist()]
+            self.tiles = [_Tile.of_input(self, given, int(row)) for row in shown.tolist()]
         with self.classes:
             if (of_all := self.work.answers.get(self.work.inputs[0].kind)) is not None:
                 self._by_class(of_all)
@@ -127,13 +161,13 @@ class Overview:
         work = self.work
         model = work.case.model
         recipe = model.recipe if isinstance(model, Trained) else None
-        network = type(model).__name__ if recipe is None else f"{recipe.model}, width {recipe.width}"
+        network = "not known" if model is None else type(model).__name__
+        told = ""
+        if recipe is not None:
+            network = f"{recipe.model}, width {recipe.width}"
+            told = f"{recipe.epochs} epochs, learning rate {recipe.learning_rate:g}"
         shown = [
-            (
-                "Model",
-                network,
-                "" if recipe is None else f"{recipe.epochs} epochs, learning rate {recipe.learning_rate:g}",
-            ),
+            ("Model", network, told),
             ("Training examples", f"{len(work.training_set):,}", f"{len(work.names):,} classes"),
         ]
         for one in work.inputs:
@@ -209,29 +243,69 @@ class Overview:
 
 @final
 class _Tile:
-    """A wrongly answered input: image, label, answer, confidence, verdict, and what can be done."""
+    """An input: picture or text, label, answer, confidence, verdict, and what can be done.
 
-    def __init__(self, view: Overview, given: InputSet, row: int) -> None:
-        self.view, self.suspect = view, given.suspect(row)
-        work, answers = view.work, view.work.answers[given.kind]
-        truth, answer = work.class_name(int(answers.labels[row])), work.class_name(int(answers.answers[row]))
+    Arguments:
+        view: that it is in.
+        suspect: what the command calls it.
+        called: what people call it.
+        truth: the name of its class, where that is known.
+        answer: the name of the class that the model gives.
+        confidence: the probability that the model gives it.
+        at: the kind and the number by which it is shown.
+    """
+
+    def __init__(
+        self,
+        view: Overview,
+        suspect: str,
+        called: str,
+        *,
+        truth: str,
+        answer: str,
+        confidence: float,
+        at: tuple[str, int],
+    ) -> None:
+        self.view, self.suspect = view, suspect
         with tag("article", classes="tile"):
-            tag(
-                "img",
-                src=f"/image/{given.kind}/{row}.png?v={work.version}",
-                alt=f"input {self.suspect}",
-                loading="lazy",
-                classes="pixels",
-            )
+            Sight(view.work).show(*at, f"input {called}")
             with tag("p", classes="names"):
-                tag("span", truth, "truth")
+                if truth:
+                    tag("span", truth, "truth")
                 tag("span", " answered ", "quiet")
                 tag("strong", answer)
-            tag("p", f"{self.suspect}, confidence {percent(float(answers.confidence[row]))}", "quiet")
+            tag("p", f"{called}, confidence {percent(confidence)}".replace(" %", "\u00a0%"), "quiet")
             self.said = tag("p", "", "said")
-            self.start = button("Trace", self._trace, classes="small", aria_label=f"Trace {self.suspect}")
+            self.start = button("Trace", self._trace, classes="small", aria_label=f"Trace {called}")
             self.link = tag("a", "Investigate", "button small", href="/investigation")
         self.update()
+
+    @classmethod
+    def of_input(cls, view: Overview, given: InputSet, row: int) -> _Tile:
+        """A test input."""
+        work, answers, called = view.work, view.work.answers[given.kind], given.suspect(row)
+        return cls(
+            view,
+            called,
+            called,
+            truth=work.class_name(int(answers.labels[row])),
+            answer=work.class_name(int(answers.answers[row])),
+            confidence=float(answers.confidence[row]),
+            at=(given.kind, row),
+        )
+
+    @classmethod
+    def of_upload(cls, view: Overview, given: Upload, row: int) -> _Tile:
+        """An image of the user's own."""
+        return cls(
+            view,
+            str(given.path),
+            plain(given.path.name, limit=60),
+            truth="",
+            answer=view.work.class_name(given.answer),
+            confidence=given.confidence,
+            at=("upload", row),
+        )
 
     def _trace(self) -> None:
         self.view.work.trace(self.suspect, self.view.method)

@@ -9,8 +9,9 @@ from typing import Any, final
 from nicegui import Event, ui
 
 from unpoison.app._compare import Compare
-from unpoison.app._elements import button, set_attribute, set_class, set_text, tag
+from unpoison.app._elements import alert, button, set_attribute, set_class, set_text, tag
 from unpoison.app._investigation import Investigation
+from unpoison.app._log import Log
 from unpoison.app._map import Map
 from unpoison.app._overview import Overview
 from unpoison.app._runs import Runs
@@ -23,7 +24,8 @@ _VIEWS = {
     "/investigation": ("Investigation", "2"),
     "/map": ("Map", "3"),
     "/compare": ("Before and after", "4"),
-    "/runs": ("Runs and log", "5"),
+    "/runs": ("Runs", "5"),
+    "/log": ("Log", "6"),
 }
 
 
@@ -41,7 +43,7 @@ class Pages:
 
     def add(self) -> None:
         """Give each view its address."""
-        for path, view in (("/", Overview), ("/compare", Compare), ("/runs", Runs)):
+        for path, view in (("/", Overview), ("/compare", Compare), ("/runs", Runs), ("/log", Log)):
             ui.page(path)(self._plain(path, view))
 
         @ui.page("/investigation")
@@ -68,7 +70,8 @@ class Pages:
     @contextlib.contextmanager
     def _frame(self, here: str) -> Iterator[None]:
         ui.add_head_html(
-            '<link rel="stylesheet" href="/static/app.css"><script src="/static/keys.js" defer></script>'
+            '<link rel="stylesheet" href="/static/app.css">'
+            '<script src="/static/keys.js" defer></script><script src="/static/upload.js" defer></script>'
         )
         ui.page_title(f"{_VIEWS[here][0]} – unpoison")
         tag("a", "Skip to the content", "skip", href="#content")
@@ -82,6 +85,7 @@ class Pages:
                         tag("kbd", key, aria_hidden="true")
             _Status(self.work, self.changed)
         with tag("div", classes="view", id="content", tabindex="-1"):
+            alert()
             try:
                 yield
             except UnpoisonError as error:
@@ -104,6 +108,7 @@ class _Status:
             self.text = tag("span")
             self.bar = tag("progress", max=1, aria_label="progress of the present stage")
             self.cancel = button("Cancel", self._cancel, classes="small", id="cancel")
+        self.trouble = tag("p", "", "trouble wide-line", role="alert", id="trouble")
         changed.subscribe(self.update)
         self.update()
 
@@ -112,7 +117,8 @@ class _Status:
             self.work.jobs.cancel(job)
 
     def update(self) -> None:
-        """Show how far the job is."""
+        """Show how far the job is, and what is wrong with the server's work."""
+        set_text(self.trouble, self.work.trouble)
         job = self.work.jobs.current
         set_class(self.box, "idle", job is None)
         if job is None:

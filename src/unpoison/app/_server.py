@@ -23,16 +23,17 @@ from nicegui import Event, ui
 
 from unpoison.app._guard import Guard
 from unpoison.app._pages import Pages
+from unpoison.app._serve import Listening
 from unpoison.app._work import Work
 from unpoison.data import encode_png
 from unpoison.errors import UnpoisonError
-from unpoison.report import VERDICTS
+from unpoison.report import VERDICTS, leaderboard_html
 
-_STATIC = {"app.css": "text/css", "keys.js": "text/javascript"}
+_STATIC = {"app.css": "text/css", "keys.js": "text/javascript", "upload.js": "text/javascript"}
 _TICK = 0.25
 
 
-def run(work: Work, *, host: str, port: int, token: str, ready: Callable[[str], None]) -> None:
+def run(work: Work, at: Listening, *, ready: Callable[[str], None]) -> None:
     """Serve until the process is interrupted."""
     changed: Event[[]] = Event()
     application = FastAPI(
@@ -50,11 +51,10 @@ def run(work: Work, *, host: str, port: int, token: str, ready: Callable[[str], 
         gzip_middleware_factory=None,
         binding_refresh_interval=None,
     )
-    guard = Guard(application, token, host)
+    guard = Guard(application, at.token, at.host)
+    guard.port = at.socket.getsockname()[1]
     config = uvicorn.Config(
         guard,
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,  # it would hold the token
         server_header=False,
@@ -65,7 +65,7 @@ def run(work: Work, *, host: str, port: int, token: str, ready: Callable[[str], 
     warnings.filterwarnings("ignore", category=FutureWarning, module="nicegui")
     server = _Server(config)
     server.guard, server.ready = guard, ready
-    server.run()
+    server.run(sockets=[at.socket])
 
 
 class _Server(uvicorn.Server):
@@ -79,7 +79,6 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.started:
             return
-        self.guard.port = self.servers[0].sockets[0].getsockname()[1]
         shown = f"[{self.guard.host}]" if ":" in self.guard.host else self.guard.host
         self.ready(f"http://{shown}:{self.guard.port}/?token={quote(self.guard.token, safe='')}")
 
@@ -111,7 +110,7 @@ async def _lifespan(work: Work, changed: Event[[]], _: FastAPI) -> AsyncIterator
     finally:
         for task in tasks:
             task.cancel()
-        await work.jobs.close()
+        await work.close()
 
 
 def _add_endpoints(application: FastAPI, work: Work) -> None:
@@ -121,6 +120,10 @@ def _add_endpoints(application: FastAPI, work: Work) -> None:
         if image is None:
             return None
         return encode_png(image if len(image) in (1, 3) else image[:1])
+
+    @application.exception_handler(UnpoisonError)
+    def refused(_: Request, error: Exception) -> Response:
+        return Response(str(error), status_code=400, media_type="text/plain")
 
     @application.get("/image/{kind}/{number}.png")
     def image(kind: str, number: int, search: str = "") -> Response:
@@ -142,11 +145,20 @@ def _add_endpoints(application: FastAPI, work: Work) -> None:
         if verdict not in VERDICTS:
             return Response(status_code=404)
         bits = np.unpackbits(np.frombuffer(await request.body(), np.uint8), bitorder="little")
-        try:
-            work.decide(np.flatnonzero(bits), verdict)
-        except UnpoisonError as error:
-            return Response(str(error), status_code=400, media_type="text/plain")
+        work.decide(np.flatnonzero(bits), verdict)
         return Response(status_code=204)
+
+    @application.post("/upload")
+    async def upload(request: Request, name: str = "") -> Response:
+        """Take in the image file in the body."""
+        await work.upload(name, await request.body())
+        return Response(status_code=204)
+
+    @application.get("/leaderboard/{store}/{recipe}")
+    def board(store: str, recipe: str) -> Response:
+        """The page of a leaderboard, of a store beside the runs; our own, with a script named by its hash."""
+        found = leaderboard_html(work.results(store, recipe))
+        return Response(found, media_type="text/html", headers={"cache-control": "no-store"})
 
     @application.get("/static/{name}")
     def static(name: str) -> Response:

@@ -7,9 +7,11 @@ command in a process of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
@@ -19,27 +21,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unpoison import workflow
 from unpoison.app._case import Case
 from unpoison.app._jobs import Job, Jobs
-from unpoison.data import TrainingSet
-from unpoison.detectors import Findings, principal_plane
-from unpoison.errors import InputError, UnpoisonError
+from unpoison.app._searches import Beside, Healed, Search, list_beside, read_healed, read_search
+from unpoison.app._shown import Named, Shown, picture_of, text_of
+from unpoison.data import Examples, Inputs, TrainingSet
+from unpoison.detectors import Findings, Observation, answers_of, principal_plane
+from unpoison.errors import InputError, UnpoisonError, one_line
+from unpoison.evaluation import Results
 from unpoison.report import (
     Answers,
     Decisions,
-    ReportData,
     Verdict,
     decided_findings,
     difference_image,
     nearest_example,
     plain,
 )
-from unpoison.runs import RunRecord
-from unpoison.threats import Backdoor
-from unpoison.training import Trained
+from unpoison.runs import RECORD
+from unpoison.threats import TriggeredGoal
 
 LOG = "decisions.jsonl"
 _SUFFIXES = {"list": "txt", "clean-list": "txt", "cyclonedx": "json", "markdown": "md"}
+_DIRECTIONS = 16
+"""In which features are kept, to find the nearest example by; the map has the first two."""
 
 
 @final
@@ -50,13 +56,13 @@ class InputSet:
     Arguments:
         kind: "test", or "triggered" for test images with the trigger of a known backdoor.
         title: for people.
-        examples: the inputs and their right labels.
+        shown: the inputs and their right labels.
         numbers: Int64[m], their places in the test set.
     """
 
     kind: str
     title: str
-    examples: TrainingSet
+    shown: Shown
     numbers: npt.NDArray[np.int64]
 
     def suspect(self, row: int) -> str:
@@ -66,42 +72,20 @@ class InputSet:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Search:
-    """The findings of one run directory.
+class Upload:
+    """An image of the user's own, with the model's answer.
 
     Arguments:
-        name: the name of the directory; its path where another one has that name.
-        folder: the directory.
-        data: the content of its report.
-        findings: as saved.
-        order: Int64[n], all examples, the flagged ones first and then by score.
-        suspects: what the command called the inputs that were traced.
+        path: the file; what the command calls it.
+        inputs: as the model is given it.
+        answer: the label.
+        confidence: the probability that the model gives it.
     """
 
-    name: str
-    folder: Path
-    data: ReportData
-    findings: Findings
-    order: npt.NDArray[np.int64]
-    suspects: tuple[str, ...]
-
-
-@final
-@dataclass(eq=False)
-class Healed:
-    """A healed model, from a run directory.
-
-    Arguments:
-        name: the name of the directory; its path where another one has that name.
-        data: its record.
-        model: None where its network is not one of ours.
-        answers: by the kind of the inputs, when they are known.
-    """
-
-    name: str
-    record: RunRecord
-    model: Trained | None
-    answers: dict[str, Answers] = field(default_factory=dict)
+    path: Path
+    inputs: Inputs
+    answer: int
+    confidence: float
 
 
 @final
@@ -119,8 +103,10 @@ class Work:
 
     def __init__(self, case: Case, changed: Callable[[], None] = lambda: None) -> None:
         self.case, self.changed = case, changed
-        self.training_set = case.training_set.to("cpu")
+        self.training_set = case.training_set
+        self.shown = Shown(case.training_set, case.words)
         self.names = self.training_set.class_names
+        self.labels = self.training_set.labels.cpu().numpy()
         self.decisions = Decisions(case.out / LOG, self.training_set.fingerprint, len(self.training_set))
         self.jobs = Jobs(lambda: self.changed(), self._ended)
         self._named: dict[Path, str] = {}
@@ -128,25 +114,47 @@ class Work:
         self.healed: list[Healed] = []
         self.inputs = list(_input_sets(case))
         self.answers: dict[str, Answers] = {}
-        self.plane: npt.NDArray[np.float32] | None = None
+        self.uploads: list[Upload] = []
+        self.features: Tensor | None = None
+        self.laid_out = (0, len(self.training_set))
         self.trouble = ""
         self.version = secrets.token_hex(4)  # in addresses of images, so that no other case's are shown
-        for folder in (*case.runs, *_kept(case.out, "trace"), *_kept(case.out, "heal")):
-            self._add(folder)
+        self._laying: asyncio.Task[None] | None = None
+        self._closed = False
+        for folder in case.runs:
+            self.add(folder)
+        self._adopt()
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a model to ask, trace and heal."""
+        return self.case.model is not None and not isinstance(self.training_set, Named)
 
     async def prepare(self) -> None:
         """Ask the model about the test inputs and lay out the map, in the background."""
-        try:
+        if not self.can_ask:
+            return
+        with self._telling():
             for one in self.inputs:
-                self.answers[one.kind] = await asyncio.to_thread(Answers.of, self.case.model, one.examples)
+                self.answers[one.kind] = await asyncio.to_thread(self._answers, self.case.model, one)
                 self.changed()
+            for path in sorted(self.case.out.glob("suspects/*")):
+                self.uploads.append(await asyncio.to_thread(self._read_upload, path))
             await self._ask_healed()
-            network = self.case.model.model if isinstance(self.case.model, Trained) else self.case.model
-            plane = await asyncio.to_thread(principal_plane, network, self.case.training_set)
-            self.plane = np.ascontiguousarray(plane.numpy())
-        except UnpoisonError as error:
-            self.trouble = str(error)
-        self.changed()
+        if self.case.index is not None or isinstance(self.training_set, TrainingSet):
+            self.lay_out()
+
+    def lay_out(self) -> None:
+        """Begin to make the map, where that has not been begun: a pass over the set, if there is no index."""
+        if self._laying is None and self.can_ask:
+            self._laying = asyncio.get_running_loop().create_task(self._lay_out())
+
+    async def close(self) -> None:
+        """End what is done in the background."""
+        self._closed = True
+        await self.jobs.close()
+
+    # --- what is known
 
     def class_name(self, label: int) -> str:
         """The name of a class on one line; as reports have it."""
@@ -175,8 +183,85 @@ class Work:
         found = next((one for one in self.searches if one.name == name), None)
         return found or (self.searches[-1] if self.searches else None)
 
+    def is_pictured(self, kind: str) -> bool:
+        """Whether examples of a kind are pictures; their texts are shown where they are not."""
+        given = self.input_set(kind)
+        return (self.shown if given is None else given.shown).kind == "picture" or kind == "upload"
+
+    def picture(self, kind: str, number: int, search: str = "") -> Tensor | None:
+        """UInt8[c h w]: a training image, an input, a suspect, or a suspect minus a training image.
+
+        Raises:
+            InputError: it cannot be read any more.
+        """
+        if kind == "train":
+            return self.shown.picture(number)
+        if kind == "upload":
+            return picture_of(self.uploads[number].inputs) if 0 <= number < len(self.uploads) else None
+        if kind in ("suspect", "difference"):
+            suspect = self._suspect(search)
+            if kind == "suspect" or suspect is None:
+                return None if suspect is None else picture_of(suspect)
+            other = self.shown.inputs(number)
+            both = isinstance(suspect, Tensor) and isinstance(other, Tensor) and suspect.ndim == 4
+            return difference_image(suspect[0], other[0]) if both else None  # type: ignore[index]
+        given = self.input_set(kind)
+        return None if given is None else given.shown.picture(number)
+
+    def text(self, kind: str, number: int, search: str = "") -> str:
+        """What is shown of an example that is no picture; why, where it cannot be read."""
+        try:
+            if kind == "suspect":
+                suspect = self._suspect(search)
+                return "" if suspect is None else text_of(suspect, self.case.words)
+            given = self.input_set(kind)
+            return (self.shown if given is None else given.shown).text(number)
+        except InputError as error:
+            return str(error)
+
+    def column(self, name: str, search: str = "") -> bytes | None:
+        """A column of the map, as bytes.
+
+        "plane" is Float32[n 2], "label" UInt16[n], "score" Float32[n] and "decision" UInt8[n]; None for a
+        column that is not there (yet).
+        """
+        if name == "plane":
+            return None if self.features is None else self.features[:, :2].contiguous().numpy().tobytes()
+        if name == "label":
+            return self.labels.astype(np.uint16).tobytes()
+        if name == "decision":
+            return self.decisions.codes.tobytes()
+        found = self.search_named(search) if name == "score" else None
+        return None if found is None else found.data.scores.astype(np.float32).tobytes()
+
+    @property
+    def can_compare(self) -> bool:
+        """Whether the nearest examples are known."""
+        return isinstance(self.training_set, TrainingSet) or self.features is not None
+
+    def nearest(self, index: int, search: str) -> tuple[int, str] | None:
+        """The nearest example that is neither flagged nor blamed now, and by what it is nearest."""
+        excluded = self.decisions.codes == 1
+        found = self.search_named(search)
+        if found is not None:
+            excluded = excluded | found.data.is_flagged
+        if isinstance(self.shown.examples, TrainingSet):
+            nearest, by = nearest_example(self.shown.examples.images, index, excluded), "image"
+        elif self.features is not None:
+            nearest = nearest_example(self.features, index, excluded)
+            by = "gradient" if self.case.index is not None else "features of the model"
+        else:
+            return None
+        return None if nearest is None else (nearest, by)
+
+    # --- what is decided and done
+
     def decide(self, examples: Any, verdict: Verdict) -> None:
-        """Decide about examples, and tell all windows."""
+        """Decide about examples, and tell all windows.
+
+        Raises:
+            InputError: the log cannot be written; nothing is decided then.
+        """
         self.decisions.decide(examples, verdict)
         self.changed()
 
@@ -192,21 +277,26 @@ class Work:
 
     def refresh(self) -> bool:
         """Read what other processes have decided; whether there is anything to tell the windows."""
+        before, trouble = self.trouble, ""
         try:
-            return self.decisions.refresh()
-        except (OSError, UnpoisonError) as error:
-            new = self.trouble != str(error)
-            self.trouble = str(error)
-            return new
+            if new := self.decisions.refresh():
+                self._adopt()
+        except UnpoisonError as error:
+            new, trouble = False, str(error)
+        if trouble or before.startswith(str(self.decisions.path)):  # of this log; other trouble stays
+            self.trouble = trouble
+        return new or self.trouble != before
 
-    def trace(self, suspect: str, method: str = "calibrated") -> Job:
+    def trace(self, suspect: str, method: str) -> Job:
         """Trace an answer in a process of its own, unless that is being done."""
         if (job := self.job_of(suspect)) is not None:
             return job
-        out = self._free("trace")
-        words = ["trace", *self.case.options, "--suspect", suspect, "--method", method, "--out", str(out)]
+        self._check_can_ask()
+        out = self._reserved("trace")
+        words = ["trace", *self.case.options, "--suspect", suspect, "--method", method]
+        words += [*self.case.tracing(method), "--out", str(out)]
         self.decisions.note("trace", suspect=suspect, method=method, out=out.name)
-        return self.jobs.start(f"Trace of {suspect}", words, out, suspect)
+        return self.jobs.start(f"Trace of {_short(suspect)}", words, out, suspect)
 
     def heal(self, method: str = "retrain", search: Search | None = None) -> Job:
         """Heal the model of the examples that are decided to be blamed, in a process of its own.
@@ -214,8 +304,9 @@ class Work:
         Raises:
             InputError: none is.
         """
-        out = self._free("heal")
+        self._check_can_ask()
         findings = self.decided(search)
+        out = self._reserved("heal")
         place = self.case.out / f"decided-{out.name}"
         findings.save(place)
         words = ["heal", *self.case.options, "--findings", str(place), "--method", method, "--out", str(out)]
@@ -237,7 +328,13 @@ class Work:
         return self.jobs.start(f"Export of {len(findings.flagged):,} examples as {form}", words, out)
 
     def report(self, search: Search) -> Job:
-        """Write the report of a search."""
+        """Write the report of a search.
+
+        Raises:
+            InputError: it is of findings alone.
+        """
+        if not search.is_run:
+            raise InputError(f"{search.folder}: a report is of a run directory, and these are findings alone")
         out = self._free("report", ".html")
         return self.jobs.start(
             f"Report of {search.name}", ["report", str(search.folder), "--out", str(out)], out
@@ -249,47 +346,135 @@ class Work:
             self.decisions, self.training_set, None if search is None else search.findings
         )
 
-    def picture(self, kind: str, number: int, search: str = "") -> Tensor | None:
-        """UInt8[c h w]: a training image, an input, a suspect, or a suspect minus a training image."""
-        if kind == "train":
-            return self.training_set.images[number] if 0 <= number < len(self.training_set) else None
-        if kind in ("suspect", "difference"):
-            found = self.search_named(search)
-            seen = None if found is None else found.data.observation
-            if seen is None or not len(seen):
-                return None
-            suspect = torch.from_numpy(seen[0])
-            if kind == "suspect":
-                return suspect
-            other = self.picture("train", number)
-            return None if other is None else difference_image(suspect, other)
-        given = self.input_set(kind)
+    async def upload(self, name: str, content: bytes) -> Upload:
+        """Take an image of the user's own in, and ask the model about it.
+
+        Raises:
+            InputError: it does not decode, or is no input of this model.
+        """
+        called = plain(name, limit=60) or "the image"
+        suffix = Path(name).suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,5}", Path(name).suffix) else ""
+        place = self._free("suspects/suspect", suffix)
+        try:
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(content)
+            found = await asyncio.to_thread(self._read_upload, place)
+            self.decisions.note("upload", name=called, out=place.name)
+        except UnpoisonError as error:
+            place.unlink(missing_ok=True)
+            raise InputError(str(error).replace(str(place), called)) from None
+        except OSError as error:
+            place.unlink(missing_ok=True)
+            raise InputError(f"{place}: cannot be written ({error.strerror})") from None
+        self.uploads.append(found)
+        self.changed()
+        return found
+
+    def add(self, folder: Path) -> None:
+        """Take in the findings and the healed model of a run directory, whichever it has.
+
+        Raises:
+            InputError: they cannot be read, or are of another training set.
+        """
+        if folder.resolve() in self._named:
+            return  # given on the command line, and kept by an earlier server as well
+        name = folder.name
+        if not name or name in self._named.values():
+            name = str(folder.resolve())
+        search = read_search(folder, name, self.training_set.fingerprint)
+        device = torch.device("cpu") if isinstance(self.training_set, Named) else self.training_set.device
+        healed = read_healed(folder, name, device)
+        self._named[folder.resolve()] = name
+        self.searches += [search] if search is not None else []
+        self.healed += [healed] if healed is not None else []
+
+    def has(self, folder: Path) -> bool:
+        """Whether a run directory is worked on."""
+        return folder.resolve() in self._named
+
+    def beside(self) -> list[Beside]:
+        """The runs and stores in the directory of the first one that is worked on."""
+        return list_beside((self.case.runs[0] if self.case.runs else self.case.out).resolve().parent)
+
+    def results(self, store: str, recipe: str) -> Results:
+        """The results of a recipe in a store beside the runs.
+
+        Raises:
+            InputError: there is no such store or recipe.
+        """
+        found = next((one for one in self.beside() if one.folder.name == store), None)
+        if found is None or recipe not in found.recipes:
+            raise InputError(f"{store}: has no results of {recipe}")
+        return Results.read(found.folder, recipe)
+
+    # --- how it is done
+
+    def _adopt(self) -> None:
+        """Take in what is kept: by an earlier server, or by another one on the same directory."""
+        for verb in ("trace", "heal"):
+            for folder in _kept(self.case.out, verb):
+                self.add(folder)
+
+    def _check_can_ask(self) -> None:
+        if not self.can_ask:
+            raise InputError("the model and its data are not known; give unpoison app --model and --data")
+
+    def _suspect(self, search: str) -> Inputs | None:
+        """The first of the inputs that were traced, with a first dimension of 1."""
+        found = self.search_named(search)
+        seen = None if found is None else found.findings.observation
+        if seen is None or not len(seen):
+            return None
         return (
-            given.examples.images[number] if given is not None and 0 <= number < len(given.numbers) else None
+            seen.inputs[:1]
+            if isinstance(seen.inputs, Tensor)
+            else {name: part[:1] for name, part in seen.inputs.items()}
         )
 
-    def column(self, name: str, search: str = "") -> bytes | None:
-        """A column of the map, as bytes.
+    def _answers(self, model: Any, given: InputSet) -> Answers:
+        examples = given.shown.examples
+        assert not isinstance(examples, Named)
+        return Answers.of(model, examples)
 
-        "plane" is Float32[n 2], "label" UInt16[n], "score" Float32[n] and "decision" UInt8[n]; None for a
-        column that is not there (yet).
-        """
-        if name == "plane":
-            return None if self.plane is None else self.plane.tobytes()
-        if name == "label":
-            return self.training_set.labels.numpy().astype(np.uint16).tobytes()
-        if name == "decision":
-            return self.decisions.codes.tobytes()
-        found = self.search_named(search) if name == "score" else None
-        return None if found is None else found.data.scores.astype(np.float32).tobytes()
+    def _read_upload(self, path: Path) -> Upload:
+        if self.case.read_input is None or self.case.model is None:
+            raise InputError(f"{path}: the inputs of this model are no images of files")
+        inputs = Observation(self.case.read_input(path)).inputs
+        logits = answers_of(workflow.network_of(self.case.model), inputs)
+        confidence, answer = torch.softmax(logits.float(), 1).max(1)
+        return Upload(path, inputs, int(answer), float(confidence))
 
-    def nearest(self, index: int, search: str) -> int | None:
-        """The example nearest to this one that is neither flagged nor blamed now."""
-        excluded = self.decisions.codes == 1
-        found = self.search_named(search)
-        if found is not None:
-            excluded = excluded | found.data.is_flagged
-        return nearest_example(self.training_set, index, excluded)
+    async def _lay_out(self) -> None:
+        with self._telling():
+            self.features = await asyncio.to_thread(self._features)
+
+    def _features(self) -> Tensor:
+        """Float32[n k]: what the map is made of."""
+        if self.case.index is not None:
+            found = self.case.index.principal_plane(_DIRECTIONS)
+            if len(found) != len(self.training_set):
+                raise InputError(f"{self.case.index.directory}: is of another training set")
+            return found
+        examples, model = self.case.training_set, self.case.model
+        assert model is not None
+        assert not isinstance(examples, Named)
+
+        def told(stage: str, done: int, total: int, /, **metrics: float) -> None:
+            if self._closed:
+                raise InputError("stopped")
+            self.laid_out = (done, total)
+            self.changed()
+
+        return principal_plane(workflow.network_of(model), examples, directions=_DIRECTIONS, progress=told)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Any:
+        """What goes wrong in the background is shown, and does not end the server."""
+        try:
+            yield
+        except (UnpoisonError, RuntimeError, ValueError, TypeError, OSError) as error:
+            self.trouble = str(error) if isinstance(error, UnpoisonError) else one_line(error)
+        self.changed()
 
     def _files(self) -> list[str]:
         """The options of export that name the files of data and model, to be hashed; where there are such."""
@@ -309,82 +494,73 @@ class Work:
     def _free(self, what: str, suffix: str = "") -> Path:
         """A place that no job has had; that of a cancelled job is not used again."""
         used = [*self.case.out.glob(f"*{what}-*"), *(job.out for job in self.jobs.all)]
-        tails = [one.stem.rpartition("-")[2] for one in used if f"{what}-" in one.stem]
+        stem = Path(what).name
+        tails = [one.stem.rpartition("-")[2] for one in used if f"{stem}-" in one.stem]
         last = max((int(tail) for tail in tails if tail.isdigit()), default=0)
         return self.case.out / f"{what}-{last + 1}{suffix}"
 
-    def _add(self, folder: Path) -> None:
-        """Take in the findings and the healed model of a run directory, whichever it has."""
-        if folder.resolve() in self._named:
-            return  # given on the command line, and kept by an earlier server as well
-        record = RunRecord.load(folder)
-        name = folder.name
-        if not name or name in self._named.values():
-            name = str(folder.resolve())
-        self._named[folder.resolve()] = name
-        if (folder / "findings").is_dir():
-            findings = Findings.load(folder / "findings")
-            if findings.fingerprint != self.training_set.fingerprint:
-                raise InputError(
-                    f"{folder}: its findings are of another training set than {self.training_set.name}; give "
-                    "the --data and --poison that were searched"
-                )
-            data = ReportData.from_runs([folder])
-            scores = np.where(data.is_flagged, np.inf, data.scores)
-            order = np.argsort(-scores, kind="stable").astype(np.int64)
-            order = np.concatenate([data.flagged, order[len(data.flagged) :]])
-            self.searches.append(Search(name, folder, data, findings, order, _suspects(record)))
-        place = folder / ("healed" if record.verb == "demo" else "model")
-        if record.verb in ("heal", "repair", "demo") and place.is_dir():
+    def _reserved(self, what: str) -> Path:
+        """A free place with an empty directory, which another server on the same work does not take."""
+        while True:
+            place = self._free(what)
             try:
-                model: Trained | None = Trained.load(place, device=self.case.training_set.device)
-            except UnpoisonError:
-                model = None  # of a network of the user's own: only what its record says can be shown
-            self.healed.append(Healed(name, record, model))
+                place.mkdir()
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise InputError(f"{place}: cannot be written ({error.strerror})") from None
+            return place
 
     def _ended(self, job: Job) -> None:
-        if job.state == "done" and not job.is_file:
-            try:
-                self._add(job.out)
-            except UnpoisonError as error:
-                job.state, job.message = "failed", str(error)
-        self.decisions.note(f"{job.words[0]} {job.state}", out=job.out.name, seconds=round(job.seconds, 1))
+        with contextlib.suppress(OSError):
+            job.out.rmdir()  # the place of a job that left nothing
+        with self._telling():
+            if job.state == "done" and not job.is_file:
+                try:
+                    self.add(job.out)
+                except UnpoisonError as error:
+                    job.state, job.message = "failed", str(error)
+            self.decisions.note(
+                f"{job.words[0]} {job.state}", out=job.out.name, seconds=round(job.seconds, 1)
+            )
         if job.words[0] == "heal" and job.state == "done":
             self._asking = asyncio.get_running_loop().create_task(self._ask_healed())
 
     async def _ask_healed(self) -> None:
         for healed in self.healed:
-            if (model := healed.model) is None or healed.answers:
+            if healed.model is None or healed.answers:
                 continue
             for one in self.inputs:
-                healed.answers[one.kind] = await asyncio.to_thread(Answers.of, model, one.examples)
+                healed.answers[one.kind] = await asyncio.to_thread(self._answers, healed.model, one)
         self.changed()
 
 
 def _input_sets(case: Case) -> list[InputSet]:
     if case.test_set is None:
         return []
-    test = case.test_set.to("cpu")
-    found = [InputSet("test", "Test set", test, np.arange(len(test)))]
-    if case.poison is not None and isinstance(case.poison.goal, Backdoor):
-        images, indices = case.poison.goal.victims(test)
-        labels = test.labels[indices.cpu()]
-        triggered = TrainingSet(images.cpu(), labels, test.class_names, "test images with the trigger")
+    test: Examples = case.test_set
+    found = [InputSet("test", "Test set", Shown(test, case.words), np.arange(len(test)))]
+    if (
+        case.poison is not None
+        and isinstance(case.poison.goal, TriggeredGoal)
+        and isinstance(test, TrainingSet)
+    ):
+        held = test.to("cpu")
+        images, indices = case.poison.goal.victims(held)
+        labels = held.labels[indices.cpu()]
+        triggered = TrainingSet(images.cpu(), labels, held.class_names, "test images with the trigger")
         found.append(
-            InputSet("triggered", "Test set with the known trigger", triggered, indices.cpu().numpy())
+            InputSet("triggered", "Test set with the known trigger", Shown(triggered), indices.cpu().numpy())
         )
     return found
 
 
-def _suspects(record: RunRecord) -> tuple[str, ...]:
-    """What the command called the inputs that a run traced."""
-    given = record.configuration.get("suspect")
-    if record.verb == "demo":
-        return (f"triggered:{record.results['observed']}",)
-    return tuple(str(one) for one in given) if isinstance(given, list) else ()
+def _short(suspect: str) -> str:
+    """What people call a suspect: the name of a file without its folders."""
+    return plain(Path(suspect).name, limit=60)
 
 
 def _kept(out: Path, verb: str) -> list[Path]:
     """The run directories of earlier jobs, in their order."""
-    found = [one for one in out.glob(f"{verb}-*") if (one / "run.json").is_file()]
+    found = [one for one in out.glob(f"{verb}-*") if (one / RECORD).is_file()]
     return sorted(found, key=lambda one: (len(one.name), one.name))

@@ -20,7 +20,7 @@ export default {
       <canvas ref="over" class="over" aria-hidden="true"></canvas>
       <p class="status-line" role="status">{{ said }}</p>
     </div>`,
-  props: { count: Number, colour: String, search: String, label: String, lasso: Boolean, classes: Number },
+  props: { count: Number, colour: String, search: String, label: String, lasso: Boolean, names: Array },
   data: () => ({ said: "loading ..." }),
   async mounted() {
     this.chosen = new Uint8Array(this.count);
@@ -49,7 +49,7 @@ export default {
     async load() {
       const plane = await this.column("plane", Float32Array);
       if (!plane) {
-        this.said = "The features of the training examples are being read ...";
+        this.said = "The map is being made ...";
         return;
       }
       const [label, score, decision] = await Promise.all([
@@ -57,6 +57,7 @@ export default {
       ]);
       this.columns = { plane, label, score, decision };
       this.whole();
+      this.centre();
       await this.paint();
       this.tell();
       this.$emit("loaded");
@@ -78,6 +79,20 @@ export default {
       this.bounds = bounds;
       this.fit();
     },
+    // The mean of the points of each class; of few classes alone, or the names would hide the points.
+    centre() {
+      const { plane, label } = this.columns;
+      const sums = this.names.map(() => [0, 0, 0]);
+      if (this.names.length <= 20)
+        for (let i = 0; i < label.length; i++) {
+          const sum = sums[label[i]];
+          sum[0] += plane[2 * i];
+          sum[1] += plane[2 * i + 1];
+          sum[2]++;
+        }
+      this.middles = new Map();
+      sums.forEach(([x, y, n], one) => n && this.middles.set(one, [x / n, y / n]));
+    },
     fit() {
       if (!this.columns.plane) return;
       const [w, h] = [this.$refs.canvas.width, this.$refs.canvas.height];
@@ -88,7 +103,7 @@ export default {
     resize() {
       const canvas = this.$refs.canvas;
       const box = canvas.parentElement.getBoundingClientRect();
-      const ratio = Math.min(window.devicePixelRatio || 1, 2);
+      const ratio = (this.ratio = Math.min(window.devicePixelRatio || 1, 2));
       const [w, h] = [Math.round(box.width * ratio), Math.round(canvas.clientHeight * ratio)];
       if (!w || !h || (canvas.width === w && canvas.height === h)) return;
       for (const one of [canvas, this.$refs.over]) [one.width, one.height] = [w, h];
@@ -165,10 +180,39 @@ export default {
       if (some) for (let i = 0; i < count; i++) if (chosen[i]) put(i, size + 1, colours[i]);
       if (this.colour === "decision") {
         const { decision } = this.columns;
-        for (let i = 0; i < count; i++) if (decision[i]) put(i, size + 1, colours[i]);
+        for (let i = 0; i < count; i++) if (decision[i]) this.mark(i, decision[i], colours[i]);
       }
       context.putImageData(this.image, 0, 0);
+      if (this.colour === "label") this.write(context);
       this.times.render = performance.now() - start;
+    },
+    // Decisions differ by shape as well as by colour: blamed a square, cleared a ring, unsure a cross.
+    mark(i, verdict, colour) {
+      const { width: w, height: h } = this.$refs.canvas;
+      const p = this.columns.plane;
+      const a = Math.floor(this.view.x + p[2 * i] * this.view.scale);
+      const b = Math.floor(this.view.y - p[2 * i + 1] * this.view.scale);
+      if (a < 3 || b < 3 || a >= w - 3 || b >= h - 3) return;
+      for (let dy = -3; dy <= 3; dy++)
+        for (let dx = -3; dx <= 3; dx++) {
+          const far = Math.max(Math.abs(dx), Math.abs(dy));
+          const on = verdict === 1 ? far < 3 : verdict === 2 ? far === 3 || far === 2 : Math.abs(dx) === Math.abs(dy);
+          if (on) this.pixels[(b + dy) * w + a + dx] = colour;
+        }
+    },
+    // The names of the classes where their points lie, so that nobody depends on the colours.
+    write(context) {
+      context.font = `600 ${13 * this.ratio}px system-ui, "Liberation Sans", Arial, sans-serif`;
+      context.textAlign = "center";
+      context.lineWidth = 4 * this.ratio;
+      context.lineJoin = "round";
+      this.middles.forEach(([x, y], label) => {
+        const at = [this.view.x + x * this.view.scale, this.view.y - y * this.view.scale];
+        context.strokeStyle = "#ffffff";
+        context.strokeText(this.names[label], ...at);
+        context.fillStyle = PALETTE[label % PALETTE.length];
+        context.fillText(this.names[label], ...at);
+      });
     },
     point(event) {
       const box = this.$refs.canvas.getBoundingClientRect();

@@ -133,10 +133,11 @@ def principal_plane(
     model: nn.Module,
     training_set: Examples,
     *,
+    directions: int = 2,
     batch_size: int = 256,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Float32[n 2]: the penultimate features of all examples, on their two directions of largest variance.
+    """Float32[n directions]: the penultimate features of all examples, on those of largest variance.
 
     A picture of which examples the model takes for alike. What little variance there is beyond the plane is
     not seen in it, so nothing is decided by it.
@@ -144,6 +145,7 @@ def principal_plane(
     Arguments:
         model: takes a batch of inputs; used in evaluation mode and left as it was.
         training_set: what to read.
+        directions: how many; those without variance are zero.
         batch_size: images of a forward pass.
         progress: called with "features", examples done and examples to do.
 
@@ -154,9 +156,9 @@ def principal_plane(
     """
     values = Reader(model, training_set, module=None, batch_size=batch_size, progress=progress).all()
     centred = values - values.mean(0)
-    directions = principal(centred, 2)[1].to(centred.dtype)
-    plane = (centred @ directions).cpu()
-    return torch.nn.functional.pad(plane, (0, 2 - plane.shape[1]))
+    axes = principal(centred, directions)[1].to(centred.dtype)
+    plane = (centred @ axes).cpu()
+    return torch.nn.functional.pad(plane, (0, directions - plane.shape[1]))
 
 
 def last_module(model: nn.Module, inputs: Inputs) -> str:

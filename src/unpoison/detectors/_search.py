@@ -156,6 +156,24 @@ class Search:
         except InputError as error:
             raise InputError(f"{self._detector.method.name}: works on 8-bit images alone; {error}") from None
 
+    @property
+    def clean(self) -> Examples:
+        """What is taken for clean: the reference, or else the training set, most of which is.
+
+        Raises:
+            InputError: the reference has no examples, or such as the training set has not.
+        """
+        if self.reference is None:
+            return self.training_set
+        if not len(self.reference):
+            raise InputError(f"{self.reference.name}: the reference has no examples; leave it out")
+        if self.reference.input_shape != self.training_set.input_shape:
+            raise InputError(
+                f"{self.reference.name}: a reference needs inputs of shape {self.training_set.input_shape}, "
+                f"found {self.reference.input_shape}"
+            )
+        return self.reference
+
     def lap(self, stage: str) -> None:
         """Count the time since the last call for the stage."""
         now = time.perf_counter()

@@ -20,7 +20,7 @@ from unpoison.report._svg import plain
 from unpoison.runs import RunRecord
 
 if TYPE_CHECKING:
-    from unpoison.detectors import Cause, Draw
+    from unpoison.detectors import Cause, Draw, Findings
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -219,9 +219,23 @@ class ReportData:
                 "attack": poison_set.attack,
                 "average_precision": findings.judge(poison_set).average_precision,
             }
+        repair = next((record.results for _, record in runs if record.verb == "repair"), {})
+        return cls.from_findings(
+            findings,
+            top_indices=indices,
+            top_images=images,
+            outcomes=_outcomes([record for _, record in runs]),
+            rounds=tuple(repair.get("rounds", ())),
+            repaired=str(repair.get("repair", "")),
+            runs=runs,
+            **truth,
+        )
+
+    @classmethod
+    def from_findings(cls, findings: Findings, **more: Any) -> ReportData:
+        """What findings alone say; `more` are other arguments, from what else is known."""
         observation = findings.observation
         pictures = None if observation is None else observation.pictures
-        repair = next((record.results for _, record in runs if record.verb == "repair"), {})
         return cls(
             method=findings.method,
             poison_found=findings.poison_found,
@@ -244,16 +258,10 @@ class ReportData:
             true_label=None if observation is None else observation.true_label,
             draws=findings.draws,
             draw_images=None if findings.draw_images is None else findings.draw_images.numpy(),
-            top_indices=indices,
-            top_images=images,
-            outcomes=_outcomes([record for _, record in runs]),
             configuration=findings.configuration,
             seconds=findings.seconds,
             peak_bytes=findings.peak_bytes,
-            rounds=tuple(repair.get("rounds", ())),
-            repaired=str(repair.get("repair", "")),
-            runs=runs,
-            **truth,
+            **more,
         )
 
 

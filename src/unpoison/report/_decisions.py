@@ -119,17 +119,12 @@ class Decisions:
         self._undone: list[_Step] = []
         self._read = 0
         self._guard = threading.RLock()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked() as file:
-                # A first line that was cut off says nothing yet.
-                if b"\n" not in (begun := _bytes_at(file, 0)) and _HEAD.startswith(begun[: len(_HEAD)]):
-                    os.ftruncate(file, 0)
-                    head = {"format": _FORMAT, "fingerprint": fingerprint, "examples": examples}
-                    self._write(file, head)
-                self._catch_up(file)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
+        with self._locked(os.O_CREAT) as file:
+            # A first line that was cut off says nothing yet.
+            if b"\n" not in (begun := _bytes_at(file, 0)) and _HEAD.startswith(begun[: len(_HEAD)]):
+                os.ftruncate(file, 0)
+                self._write(file, {"format": _FORMAT, "fingerprint": fingerprint, "examples": examples})
+            self._catch_up(file)
 
     def __len__(self) -> int:
         """How many training examples there are."""
@@ -167,7 +162,8 @@ class Decisions:
         """Decide about some examples, together: one undo takes all of it back.
 
         Raises:
-            InputError: there is no such example or verdict.
+            InputError: there is no such example or verdict, or the log cannot be written, such as on a full
+                disk; nothing is decided then.
         """
         if verdict not in VERDICTS:
             raise InputError(f"decide: {verdict!r} is none of {', '.join(VERDICTS)}")
@@ -208,25 +204,35 @@ class Decisions:
             return True
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
+    def _locked(self, create: int = 0) -> Iterator[int]:
         """The log, opened to read and to append; no other process has it locked."""
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            if _locks is not None:
-                _locks.flock(file, _locks.LOCK_EX)
-            yield file
-        finally:
-            os.close(file)  # which also gives the lock up
+            if create:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | create, 0o644)
+            try:
+                if _locks is not None:
+                    _locks.flock(file, _locks.LOCK_EX)
+                yield file
+            finally:
+                os.close(file)  # which also gives the lock up
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror or error})") from None
 
     def _write(self, file: int, value: Mapping[str, Any]) -> None:
+        """Append a line, or nothing of it where that fails."""
         line = json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         size = os.fstat(file).st_size
         if size and _bytes_at(file, size - 1) != b"\n":
             line = b"\n" + line  # closes the line of a writer that was killed
         written = 0
-        while written < len(line):
-            written += os.write(file, line[written:])
-        os.fsync(file)
+        try:
+            while written < len(line):
+                written += os.write(file, line[written:])
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, size)
+            raise
 
     def _catch_up(self, file: int) -> None:
         """Take in the whole lines that have not been read; what follows the last of them is not finished."""
