@@ -7,7 +7,7 @@ pixels, each in a process of its own. Processor seconds, in those of a forward p
 two passes for the factors, without the eigenvectors, which take the same time for any number of images; of
 the rows of the index; and of all three as reckoned with both factors of a tenth of the images
 (`covariance_examples`, `eigenvalue_examples`). A trace is one query and its products with all rows. Goes into
-benchmarks/results/index.json as "networks"; what is there of a network is measured anew.
+benchmarks/results/index_networks.json; what is there of a network is measured anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks._harness import RESULTS, encoded, peak_bytes, say, timed
+from benchmarks._harness import RESULTS, encoded, machine, peak_bytes, provenance, say, timed
 
 from unpoison._memory import limited
 from unpoison.data import TensorExamples
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["resnet18", "vit_tiny"])
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--memory", default="4GB")
-    parser.add_argument("--out", type=Path, default=RESULTS / "index.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "index_networks.json")
     arguments = parser.parse_args()
     for name in arguments.networks:
         call = f"print(json.dumps(point({name!r}, {arguments.images}, {arguments.memory!r})))"
@@ -114,7 +114,13 @@ def main() -> None:
         say(json.dumps(found))
         stored = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
         rows = [row for row in stored.get("networks", []) if row["network"] != name]
-        arguments.out.write_text(encoded({**stored, "networks": [*rows, found]}), encoding="utf-8")
+        record = {
+            "networks": [*rows, found],
+            **provenance("index_networks", torch.get_num_threads()),
+            "command": f"python -m recipes.index_networks --images {arguments.images}",
+            "machine": machine(torch.get_num_threads()),
+        }
+        arguments.out.write_text(encoded(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -273,7 +273,6 @@ def main() -> None:
         say(json.dumps(trials[-1]))
         command = f"python -m recipes.index_study STORE --suspects {arguments.suspects}"
         record = {
-            "networks": stored.get("networks", []),
             **summary(trials),
             **provenance("index", arguments.threads),
             "command": command,

@@ -125,17 +125,20 @@ def test_a_sketch_is_a_signed_sum_of_the_entries(
         full = sketcher.batch(batch, 4)
     with Sketcher(model, factors, damping, TASK.measurement, dimensions=limit, seed=0) as sketcher:
         few = sketcher.batch(batch, 4)
-        roots = [part.roots for part in sketcher._visitor.parts]
+        parts = sketcher._visitor.parts
     chosen, first, place = widths(factors, damping, limit), 0, 0
     assert few.rows.shape[1] == sum(chosen) <= limit
-    for layer, width, root in zip(factors.layers.values(), chosen, roots, strict=True):
+    for layer, width, part in zip(factors.layers.values(), chosen, parts, strict=True):
         size = layer.eigenvalues.numel()
-        signs = root.flatten().sign()
+        signs = part.roots.flatten().sign()
+        kept, energy = part.kept.tolist(), layer.eigenvalues * inverse(layer, damping)
+        assert kept == energy.flatten().argsort(descending=True)[: len(kept)].tolist()
         expected = torch.zeros(4, width)
         for entry in range(size):
-            expected[:, entry % width] += full.rows[:, first + entry] * signs[entry]
+            place_of = kept.index(entry) if entry in kept else len(kept) + entry % part.buckets
+            expected[:, place_of] += full.rows[:, first + entry] * signs[entry]
         assert torch.allclose(few.rows[:, place : place + width], expected, atol=1e-4)
-        assert width == size or math.gcd(width, layer.eigenvalues.shape[2]) == 1
+        assert width == size or math.gcd(part.buckets, layer.eigenvalues.shape[2]) == 1
         first, place = first + size, place + width
     assert torch.equal(few.lengths, full.lengths)
 

@@ -112,8 +112,10 @@ def joined(first: Queries, second: Queries) -> Queries:
 
 
 def queries_at_a_time(search: Search) -> int:
-    """How many queries fit into 1 GiB of float32; at least 8. In an index they are small."""
-    return _INDEXED if search.index is not None else most_queries(search.factors.num_parameters)
+    """How many queries fit into 1 GiB of float32, for an index of float64; at least 8."""
+    if search.index is not None:
+        return min(_INDEXED, most_queries(2 * search.index.numbers))
+    return most_queries(search.factors.num_parameters)
 
 
 def most_queries(parameters: int) -> int:

@@ -225,7 +225,9 @@ class InfluenceIndex:
         files = IndexFiles(Path(path))
         with limited(memory):
             build(files, plan, model, examples, task or ClassificationTask(), factors, executor, progress)
-        return cls(path)
+        made = cls(path)
+        made._sound.update(made._spans)  # all have just been made or checked
+        return made
 
     @classmethod
     def estimate(

@@ -211,9 +211,10 @@ def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> t
     numbers = min(plan.numbers or _NUMBERS, count)
     sketch = min(max(plan.sketch or _SKETCH, numbers), factors.num_parameters)
     numbers = min(numbers, sketch)
-    whole = plan.numbers is None and sketch == factors.num_parameters and 2 * count * sketch <= _WHOLE
-    if whole and bytes_needed(plan, factors, sketch, sketch, device) <= limit:
-        return sketch, sketch
+    every = factors.num_parameters
+    whole = plan.numbers is None and (plan.sketch or every) >= every and 2 * count * every <= _WHOLE
+    if whole and bytes_needed(plan, factors, every, every, device) <= limit:
+        return every, every
     while (needed := bytes_needed(plan, factors, numbers, sketch, device)) > limit:
         if plan.sketch is None and sketch > 32 * numbers and sketch > 2 * _LEAST:
             sketch //= 2

@@ -6,11 +6,12 @@ For a layer with EK-FAC factors Q_a, Q_g, Lambda and the gradient G_j of example
 
 so that <W_j, W_k>, summed over the layers, is the influence of j on k. It is sketched to D numbers. A layer
 of p numbers gets a share D_l of them in proportion to its expected |W|^2, which makes the error of an inner
-product least, and at most p: layers that are small are kept as they are. In the others the numbers get random
-signs, and those whose places are equal modulo D_l are added up: a count sketch (Charikar, Chen and
-Farach-Colton, 2002) with buckets of equal size, D_l being prime to the length of a row of W, so that no
-bucket is a column. Inner products are kept on average, with a deviation of about |W_j| |W_k| / sqrt(D).
-|W_j| and |G_j| are exact.
+product least, and at most p: layers that are small are kept as they are. So are in the others the numbers
+with the largest expected squares, which make up most of |W|^2. The rest R_j get random signs, and those whose
+places are equal modulo the number b of buckets are added up: a count sketch (Charikar, Chen and
+Farach-Colton, 2002) with buckets of equal size, b being prime to the numbers of rows and columns, so that no
+bucket is a column. Inner products are kept on average, with a deviation of about |R_j| |R_k| / sqrt(b). |W_j|
+and |G_j| are exact.
 
 A rotation takes nine forward passes of a 3x3 convolution. But for most directions Lambda is far below the
 damping, so that they have nearly the same weight, and a space of these can be left as it is: for directions F
@@ -75,7 +76,7 @@ def widths(factors: Factors, damping: Damping, dimensions: int) -> list[int]:
     >>> from unpoison.influence import AbsoluteDamping, LayerFactors
     >>> small, large = (LayerFactors(None, None, torch.ones(1, 1, n)) for n in (10, 1000))
     >>> widths(Factors({"a": small, "b": large}, "", "", {}), AbsoluteDamping(1.0), 101)
-    [1, 99]
+    [1, 100]
     """
     layers = list(factors.layers.values())
     sizes = [one.eigenvalues.numel() for one in layers]
@@ -90,7 +91,7 @@ def widths(factors: Factors, damping: Damping, dimensions: int) -> list[int]:
         whole = {index for index in open_ if shares[index] >= sizes[index]}
         if not whole:
             for index in open_:
-                chosen[index] = _prime_to(max(1, int(shares[index])), sizes[index])
+                chosen[index] = max(1, int(shares[index]))
             break
         for index in whole:
             chosen[index] = sizes[index]
@@ -160,12 +161,14 @@ class Sketcher:
             own = factors.layers[layer.name].to(device, dtype)
             root = inverse(own, damping).sqrt()
             split = _Split.of(own, root, width)
+            kept, buckets = _kept(own.eigenvalues, root, split, width)
             if reweighted is not None:
                 root = torch.where(root > 0, inverse(own, reweighted) / root, root)
             signs = generator(seed, "sketch", layer.name)
             if split is not None:
                 split, root = split.weighted(own.eigenvalues, root, signs)
-            parts.append(_Part(own, _signed(root, signs) if width < root.numel() else root, width, split))
+            root = _signed(root, signs) if width < root.numel() else root
+            parts.append(_Part(own, root, split, kept, buckets))
         self._visitor = _Rows(layers, parts, self._sweeper)
         self.dimensions, self.device, self.dtype = sum(sizes), device, dtype
 
@@ -187,12 +190,42 @@ class Sketcher:
 @final
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A layer: its factors, Float[k o i] signs over sqrt(Lambda + damping), and its number of buckets."""
+    """A layer: its factors, Float[k o i] signs over sqrt(Lambda + damping), which directions are rotated,
+    Int64[e] the places of the numbers that are kept, of these directions, and the number of buckets."""
 
     factors: LayerFactors
     roots: Tensor
-    width: int
     split: _Split | None
+    kept: Tensor
+    buckets: int
+
+    @property
+    def width(self) -> int:
+        """How many numbers the layer gets."""
+        return len(self.kept) + self.buckets
+
+
+def _kept(eigenvalues: Tensor, weights: Tensor, split: _Split | None, width: int) -> tuple[Tensor, int]:
+    """Int64[e]: the places of the numbers of a layer that are not added up; and the number of buckets.
+
+    Those with the largest expected squares, as many as make the expected error of the others' products least.
+    """
+    squares = (eigenvalues * weights.square()).double()
+    total, size = squares.sum(), squares.numel()
+    if width >= size:
+        return torch.zeros(0, dtype=torch.int64, device=squares.device), width
+    if split is not None:
+        squares = _exchanged(squares, split.turned)[..., split.near]
+        size *= len(split.near)
+    ordered = squares.flatten().sort(descending=True)
+    sums = torch.cat([total.new_zeros(1), ordered.values.cumsum(0)])
+    tried = sorted({min(width * part // 8, len(sums) - 1) for part in range(8)})
+    errors = [float((total - sums[count]).square()) / (width - count) for count in tried]
+    best = tried[errors.index(min(errors))]
+    # No factor in common with the rows, or else a column would be few buckets.
+    buckets = _prime_to(width - best, size)
+    count = min(width - buckets, len(sums) - 1)
+    return ordered.indices[:count], buckets
 
 
 @final
@@ -224,8 +257,7 @@ class _Split:
             return None
         eigenvalues, weights = (_exchanged(part, turned) for part in (factors.eigenvalues, weights))
         order, fewest = near_directions(eigenvalues, weights, _SHARE)
-        # More of them, until the rows of their gradients have no factor in common with the buckets.
-        count = next(number for number in range(max(fewest, 1), width + 2) if math.gcd(number, width) == 1)
+        count = max(fewest, 1)
         if 8 * count > 3 * own.shape[2]:
             return None
         near = order[-count:]
@@ -289,28 +321,33 @@ class _Rows(Visitor):
         assert own.output_basis is not None
         if split is not None:
             near, rest = split.parts(activations, output_gradients, self.scratch)
-            self._add(index, start, near, split.near)
+            self._add(index, start, near, split.near, leading=True)
         else:
             rest = rotated(activations, output_gradients, own.input_basis, own.output_basis, self.scratch)
-        self._add(index, start, rest, self.parts[index].roots)
+        self._add(index, start, rest, self.parts[index].roots, leading=split is None)
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
-        self._add(index, start, gradient.clone(), self.parts[index].roots)
+        self._add(index, start, gradient.clone(), self.parts[index].roots, leading=True)
 
-    def _add(self, index: int, start: int, turned: Tensor, roots: Tensor) -> None:
-        """Add a layer's part, or some of it; `turned` is overwritten."""
-        width, first = self.parts[index].width, self.first[index]
+    def _add(self, index: int, start: int, turned: Tensor, roots: Tensor, *, leading: bool) -> None:
+        """Add a layer's part, or some of it, which has the numbers to keep where `leading`; `turned` is
+        overwritten."""
+        width, kept, first = self.parts[index].buckets, self.parts[index].kept, self.first[index]
         rows = slice(start, start + len(turned))
         flat = turned.flatten(1)
         # A rotation keeps the length.
         self.norms[rows] += torch.linalg.vector_norm(flat, dim=1).double().square()
-        into, whole = self.rows[rows, first : first + width], flat.shape[1] // width * width
+        start, whole = first + len(kept), flat.shape[1] // width * width
+        into = self.rows[rows, start : start + width]
         if width == flat.shape[1]:
             torch.mul(flat, roots.flatten(), out=into)
             self.lengths[rows] += torch.linalg.vector_norm(into, dim=1).double().square()
             return
         flat.mul_(roots.flatten())
         self.lengths[rows] += torch.linalg.vector_norm(flat, dim=1).double().square()
+        if leading and len(kept):
+            self.rows[rows, first:start] = flat.index_select(1, kept)
+            flat.index_fill_(1, kept, 0)
         into += flat[:, :whole].view(len(flat), -1, width).sum(1)
         if whole < flat.shape[1]:
             into[:, : flat.shape[1] - whole] += flat[:, whole:]
