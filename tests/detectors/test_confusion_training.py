@@ -1,4 +1,4 @@
-"""Confusion training: wrong labels are wrong, and clean examples lose their labels."""
+"""Confusion training: wrong labels are wrong, and the poison keeps its label."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ def test_wrong_labels_are_each_of_the_others_equally_often() -> None:
     )
 
 
-def test_clean_examples_lose_their_labels(scene: Any) -> None:
-    detector = detectors.get("confusion-training", steps=60, concentrations=[0.5], batch_size=32)
+def test_the_poison_keeps_its_label_and_most_clean_examples_lose_theirs(scene: Any) -> None:
+    detector = detectors.get("confusion-training", steps=200, concentrations=[0.5, 0.2], batch_size=32)
     before = predict(scene.model, scene.poisoned.images).argmax(1) == scene.poisoned.labels
-    found = detector.find(scene.model, scene.poisoned, reference=scene.held_out, seed=1)
     assert float(before.double().mean()) > 0.9
-    assert found.judge(scene.poison).false_positives.rate < 0.5
-    assert int(found.evidence["rounds_fitted"].max()) <= 2
-    again = detector.find(scene.model, scene.poisoned, reference=scene.held_out, seed=1)
-    assert torch.equal(found.scores, again.scores)
+    found = detector.find(scene.model, scene.poisoned, reference=scene.held_out, seed=1)
+    judged = found.judge(scene.poison)
+    assert judged.recall.rate > 0.9
+    # A confused network may give every clean example the label of one class, which then agrees.
+    assert judged.false_positives.rate < 0.4
+    assert judged.average_precision > 0.5
+    assert int(found.evidence["rounds_fitted"].max()) <= 3
 
 
 def test_options_out_of_range_are_refused() -> None:
