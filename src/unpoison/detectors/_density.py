@@ -69,15 +69,14 @@ def first_split(points: Tensor, *, neighbours: int, smallest: int, block_bytes: 
     ([[0, 1, 2, 3], [4, 5, 6]], [4, 5, 6])
     """
     count = len(points)
-    if count < 2 * smallest:
+    if count < max(2, 2 * smallest):
         return None
     points = points.double()
     core = core_distances(points, min(neighbours, count - 1), block_bytes)
     tree = _Tree(count, *spanning_tree(points, core))
-    split = tree.split(tree.root, smallest)
-    if split is None:
+    node = tree.split(tree.root, smallest)
+    if node is None:
         return None
-    node, _ = split
     birth = tree.height(node)
     sides = tuple(tree.points(child) for child in tree.children(node))
     stabilities = tuple(birth * tree.stability(child, smallest, birth) for child in tree.children(node))
@@ -162,16 +161,13 @@ class _Tree:
                 waiting += self.children(one)
         return torch.tensor(sorted(found), dtype=torch.int64)
 
-    def split(self, node: int, smallest: int) -> tuple[int, list[tuple[int, float]]] | None:
-        """The node at which a cluster splits, and how many points fell out before at what density."""
-        fallen: list[tuple[int, float]] = []
-        while node >= self.count:
-            first, second = self.children(node)
-            if min(self.sizes[first], self.sizes[second]) >= smallest:
-                return node, fallen
-            smaller, node_next = sorted((first, second), key=self.sizes.__getitem__)
-            fallen.append((self.sizes[smaller], 1 / self.height(node)))
-            node = node_next
+    def split(self, node: int, smallest: int) -> int | None:
+        """The node at which a cluster splits into two; None where it does not."""
+        while self.sizes[node] >= 2 * smallest:
+            smaller, larger = sorted(self.children(node), key=self.sizes.__getitem__)
+            if self.sizes[smaller] >= smallest:
+                return node
+            node = larger
         return None
 
     def stability(self, node: int, smallest: int, birth: float) -> float:
@@ -181,8 +177,8 @@ class _Tree:
             first, second = self.children(node)
             last = 1 / self.height(node)
             smaller, larger = sorted((first, second), key=self.sizes.__getitem__)
-            if self.sizes[smaller] >= smallest:
-                break
+            if self.sizes[smaller] >= smallest or self.sizes[larger] < smallest:
+                break  # it splits, or is too small to be a cluster
             total += self.sizes[smaller] * (last - 1 / birth)
             node = larger
         return (total + self.sizes[node] * (last - 1 / birth)) / size

@@ -15,7 +15,8 @@ Ma, Wang, Sun, Xu, Xue and Zhang, "The Beatrix Resurrections: Robust Backdoor De
 
 Clean examples are those of `reference`: 30 of a class, at random, for the bounds, and the others for the
 95 %. Departures: without a reference (or with fewer than four examples of a class in it) both are taken from
-the training set, whose medians a minority of poison hardly moves. The paper regularises the discrepancy;
+the training set, whose medians a minority of poison hardly moves; of poison that is more than 5 % of its
+class only so much is then flagged. The paper regularises the discrepancy;
 here at most 500 examples of either group are compared as they are, with the median distance for the width.
 Feature maps are the last output with a height and a width that the network has; where it has none, the rows
 of the last output with three dimensions (tokens), and else single numbers, of which all orders are alike.

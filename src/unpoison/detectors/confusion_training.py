@@ -13,7 +13,7 @@ Samples" (USENIX Security 2023, arXiv 2205.13616). Stages:
 4. decision: after the last round an example is flagged that the confused network gives its own label.
 
 The score is the log-probability of the own label minus that of the likeliest other one; what is above 0 is
-flagged. Presets: `original` takes the published 6,000 steps a round; `quick`, ours and the default, 150, at a
+flagged. Presets: `original` takes the published 6,000 steps a round; `quick`, ours and the default, 200, at a
 higher learning rate, and the first two concentrations.
 
 Departures: the paper trains the starting network itself, and anew on what is concentrated; the given model
@@ -21,6 +21,9 @@ has been trained on the suspicious set, so every round starts from a copy of it.
 wrong ones, so that a confused network avoids the own label of a clean example; the paper, which cannot
 exclude agreement by chance, clusters what agrees once more. Without a `reference` the clean examples are
 drawn from the set itself, so that a small part of the poison is confused, too.
+
+Limits: a confused network may give all clean examples the label of one class; that class is then flagged as
+a whole, below the poison.
 
 Cost: 2 `batch_size` examples of forward and backward passes a step, and a pass over the set a round. Memory:
 a copy of the model with gradients and momentum, and the activations of a step.
@@ -88,7 +91,7 @@ class ConfusionTraining(Searcher):
         },
     }
 
-    steps: PositiveInt = 150
+    steps: PositiveInt = 200
     confusion: Annotated[float, "[1, inf)"] = 20.0
     concentrations: tuple[Annotated[float, "(0, 1]"], ...] = (1 / 2, 1 / 5)
     learning_rate: PositiveFloat = 0.01
