@@ -12,7 +12,7 @@ from typing import Final, final
 from benchmarks._recipe_tables import CALIBRATED, FILTER, defended, line_of, share, told
 from benchmarks._study_tables import hits
 from benchmarks._tables import NOT_MEASURED, Record, proportion, rate, table
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 
 Results = Mapping[str, Record]
 PAGE: Final = "docs/which_method.md"
@@ -129,7 +129,7 @@ SITUATIONS: Final = (
             ),
         ),
         detectors.describe(CALIBRATED).cost,
-        "found attacks on CIFAR-10 or larger images; networks of full size; a GPU",
+        "images larger than 32 pixels; networks of full size; a GPU",
     ),
     Situation(
         "the same, with a small budget",
@@ -150,7 +150,7 @@ SITUATIONS: Final = (
             ),
         ),
         detectors.describe("delta-influence").cost,
-        "the present `calibrated` on these attacks; MetaPoison; poison without noise",
+        "MetaPoison; poison without noise",
     ),
     Situation(
         "one wrong answer; no labelled held-out data",
@@ -201,6 +201,14 @@ SITUATIONS: Final = (
         ),
         detectors.describe("frequency").cost,
         "poison of small eps, or of colour and smooth patterns",
+    ),
+    Situation(
+        "no wrong answer, and no training set: inputs of a model in use may bear a trigger",
+        "`screen`, then `trace` what it flags",
+        (),
+        input_detectors.describe("strip").cost,
+        "how many triggers it flags; its false-positive rate holds by construction, for inputs like those "
+        "held out",
     ),
     Situation(
         "before training; labels are right, images may be optimised",
@@ -261,7 +269,7 @@ SITUATIONS: Final = (
             ),
         ),
         attacks.describe("metapoison").cost,
-        "present MetaPoison: its studies are of version 0.1",
+        "training at full size; [the ledger](results/ledger.md) says which numbers are of version 0.1",
     ),
     Situation(
         "the inputs are texts, vectors or volumes",

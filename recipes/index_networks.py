@@ -1,13 +1,13 @@
 """What an index of a real network takes: time in forward passes, and peak memory.
 
-    python -m recipes.index_networks [--networks resnet18 vit_tiny_patch16_224] [--images 16] [--memory 4GB]
+    python -m recipes.index_networks [--networks resnet18 vit_tiny] [--images 16] [--memory 4GB]
 
-Networks of timm with random weights on random images of 224 pixels, each in a process of its own. Processor
-seconds, in those of a forward pass of the same images: of the two passes for the factors, without the
-eigenvectors, which take the same time for any number of images; of the rows of the index; and of all three as
-reckoned with both factors of a tenth of the images (`covariance_examples`, `eigenvalue_examples`). A trace is
-one query and its products with all rows. Goes into benchmarks/results/index.json as "networks"; what is there
-of a network is measured anew.
+Networks of torchvision, and a ViT-Tiny made of its blocks, with random weights on random images of 224
+pixels, each in a process of its own. Processor seconds, in those of a forward pass of the same images: of the
+two passes for the factors, without the eigenvectors, which take the same time for any number of images; of
+the rows of the index; and of all three as reckoned with both factors of a tenth of the images
+(`covariance_examples`, `eigenvalue_examples`). A trace is one query and its products with all rows. Goes into
+benchmarks/results/index.json as "networks"; what is there of a network is measured anew.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ TASK = ClassificationTask()
 def point(network: str, images: int, memory: str) -> dict[str, Any]:
     """Seconds and peak memory of one network, in this process."""
     torch.manual_seed(0)
-    model = import_module("timm").create_model(network, num_classes=10).eval()
+    models = import_module("torchvision").models
+    tiny = {"image_size": 224, "patch_size": 16, "num_layers": 12, "num_heads": 3, "hidden_dim": 192}
+    make = partial(models.VisionTransformer, **tiny, mlp_dim=768) if network == "vit_tiny" else None
+    model = (make or getattr(models, network))(num_classes=10).eval()
     train = TensorExamples(torch.randn(images, 3, 224, 224), torch.arange(images) % 10)
     batch = max(1, images // 4)
     some = train.batch(0, batch)[0].contiguous(memory_format=torch.channels_last)
@@ -97,7 +101,7 @@ def point(network: str, images: int, memory: str) -> dict[str, Any]:
 def main() -> None:
     """Measure every network in a process of its own, and keep what was found after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet18", "vit_tiny_patch16_224"])
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "vit_tiny"])
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--out", type=Path, default=RESULTS / "index.json")

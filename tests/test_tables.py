@@ -216,14 +216,14 @@ def test_the_guide_claims_nothing_that_was_not_measured() -> None:
     rows = _guide.situations({}).splitlines()[2:]
     assert len(rows) == len(_guide.SITUATIONS)
     assert all(f"| {_tables.NOT_MEASURED} |" in row for row in rows)
-    record = {"rates": {"found": rate(39, 39), "false_alarms_01": rate(0, 0)}}
+    record = {"rates": {"found": rate(39, 39), "false_alarms_01": {"successes": 0, "trials": 0}}}
     first = _guide.situations({"verdict": record}).splitlines()[2]
     assert "| attacks found at level .01: 100.0 % (39 of 39) |" in first
 
 
 def test_the_guide_names_methods_that_there_are() -> None:
     known = {name for package in (attacks, defenses, detectors, unlearners) for name in package.names()}
-    verbs = {"trace", "scan", "heal", "repair", "index", "craft"}
+    verbs = {"trace", "scan", "screen", "heal", "repair", "index", "craft"}
     for situation in _guide.SITUATIONS:
         named = {word.split(" ")[-1] for word in re.findall(r"`([a-z -]+)`", situation.take)}
         assert named <= known | verbs | {"published-matching"}, situation.what

@@ -63,8 +63,8 @@ def methods(kind: str, *wanted: str) -> list[str]:
         "attack": ("Labels, knowledge", lambda one: f"{one.labels} labels; {one.knowledge or 'the data'}"),
         "detector": ("Can find nothing", lambda one: "yes" if one.can_find_nothing else "no"),
         "input detector": ("Inputs", lambda one: "images in [0, 1]" if one.changes_pixels else "any"),
-        "defense": ("Drops examples", lambda one: "yes" if one.drops_examples or one.copies_drops else "no"),
-        "unlearner": ("Reads the forget set", lambda one: "yes" if one.reads_forget_set else "no"),
+        "defense": ("Drops examples", _drops),
+        "unlearner": ("Is told", _told),
     }[kind]
     return table(
         ("Method", "Paper", own[0], "Cost", "Presets"),
@@ -80,6 +80,22 @@ def methods(kind: str, *wanted: str) -> list[str]:
             for one in chosen
         ],
     )
+
+
+def _drops(method: Method) -> str:
+    return (
+        "no; certifies"
+        if method.certifies
+        else "yes"
+        if method.drops_examples or method.copies_drops
+        else "no"
+    )
+
+
+def _told(method: Method) -> str:
+    if not method.needs_findings:
+        return "clean examples, or what findings left"
+    return "the examples to forget, which it reads" if method.reads_forget_set else "the examples to forget"
 
 
 def _has(method: Method, wanted: Sequence[str]) -> bool:
@@ -218,7 +234,9 @@ def app_speed() -> list[str]:
     }
     rows = [(names.get(name, name), f"{1000 * value:.0f} ms") for name, value in found["seconds"].items()]
     rows += [(f"panning {name}", f"{value:.0f} frames a second") for name, value in found["frames"].items()]
-    return [*table(("What", "Best of its repeats"), rows), "", f"Measured on {found['date']}."]
+    load = found["machine"]["load"]
+    told = f", while other work kept {load:.0f} processes ready to run" if load >= 1 else ""
+    return [*table(("What", "Best of its repeats"), rows), "", f"Measured on {found['date']}{told}."]
 
 
 DIRECTIVES: dict[str, Callable[..., list[str]]] = {

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison import training as trainer
 from unpoison._arguments import check_arguments
+from unpoison._executors import Executor
 from unpoison._inputs import Inputs, count_of
 from unpoison._memory import explained, limited
 from unpoison._progress import Progress
@@ -64,7 +65,7 @@ from unpoison.models import (
 from unpoison.registry import Method, Registry
 from unpoison.tasks import ClassificationTask
 from unpoison.threats import Budget, Goal, PoisonSet, TriggeredGoal
-from unpoison.training import Defense, Recipe, Trained, predict
+from unpoison.training import Defense, Recipe, Trained, Voting, certify, predict
 from unpoison.unlearners import OwnTraining, Unlearner, retrain_with
 
 Model = Trained | nn.Module
@@ -381,6 +382,7 @@ def index(
     eigenvalue_examples: int | None = None,
     numbers: int | None = None,
     processes: int = 1,
+    executor: Executor | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -400,7 +402,8 @@ def index(
         covariance_examples: fit the covariances to this many examples only.
         eigenvalue_examples: fit the eigenvalues to this many examples only.
         numbers: kept of each example; 2,048 by default, fewer where memory is short.
-        processes: how many make shards at a time.
+        processes: how many make shards at a time, with a thread each where there are several.
+        executor: makes shards in place of processes, such as an `evaluation.RayExecutor`.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
@@ -422,7 +425,7 @@ def index(
     with usual_mode(device_of(network)):
         if append:
             known = InfluenceIndex.open(path)
-            return known.append(network, examples, processes=processes, progress=progress)
+            return known.append(network, examples, processes=processes, executor=executor, progress=progress)
         return InfluenceIndex.build(
             path,
             network,
@@ -434,6 +437,7 @@ def index(
             eigenvalue_examples=eigenvalue_examples,
             numbers=numbers,
             processes=processes,
+            executor=executor,
             progress=progress,
         )
 
@@ -445,6 +449,7 @@ def scan(
     *,
     method: str | Detector = "statistical-contamination",
     reference: Dataset | None = None,
+    index: InfluenceIndex | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -459,6 +464,7 @@ def scan(
         method: the name of a detector, or an instance with its own options. Those that can find nothing say
             so (`detectors.describe(method).can_find_nothing`); the others flag a share of any set.
         reference: as for `trace`.
+        index: of this model and training set, by `index`, for "gradient-clusters", which makes one otherwise.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
@@ -480,8 +486,14 @@ def scan(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
             f"{_detectors(needs_observation=False)}"
         )
+    given = {} if index is None else {"index": index}
+    if given and (declared is None or not declared.uses_index):
+        name = type(detector).__name__ if declared is None else declared.name
+        raise InputError(
+            f"scan: {name} reads no index; {_detectors(uses_index=True, needs_observation=False)} does"
+        )
     findings: Findings = _run(
-        "find", detector, model, training_set, reference, normalization, task, seed, progress
+        "find", detector, model, training_set, reference, normalization, task, seed, progress, **given
     )
     return findings
 
@@ -585,7 +597,8 @@ def heal(
         findings: from `trace` or `scan`, or loaded with `Findings.load`; or the indices of the examples to
             forget. None where nothing was found, for the methods that need no findings ("nad",
             "fine-pruning", "i-bau").
-        method: the name of an unlearner, or an instance with its own options.
+        method: the name of an unlearner, or an instance with its own options. Where the findings are whole,
+            "retrain", or in less time "relabel"; where only a part of the poison was found, "potion".
         reference: labelled examples that are known to be clean, by which the methods that need no findings
             repair; without it they take what the findings left.
         recipe: how to train; a `Trained` brings its own. For another network "retrain" needs one, while
@@ -699,11 +712,16 @@ def check_findings(findings: Findings, training_set: Examples) -> None:
 @final
 @dataclass(frozen=True)
 class Measurement:
-    """Accuracy on clean test images, in all and by class; success of the attack if there is a goal."""
+    """Accuracy on clean test images, in all and by class; success of the attack if there is a goal.
+
+    Of a vote with certificates, `certified` is the share of the test images that are predicted rightly, and
+    would be so after 0, 1, 2, ... training examples had been inserted, removed or labelled otherwise.
+    """
 
     clean_accuracy: Proportion
     per_class: tuple[Proportion, ...]
     attack_success: Proportion | None
+    certified: tuple[Proportion, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a class without test images has the rate None."""
@@ -711,6 +729,7 @@ class Measurement:
             "clean_accuracy": self.clean_accuracy.to_dict(),
             "per_class": [proportion.to_dict() for proportion in self.per_class],
             "attack_success": None if self.attack_success is None else self.attack_success.to_dict(),
+            **({"certified": [one.to_dict() for one in self.certified]} if self.certified else {}),
         }
 
 
@@ -760,6 +779,9 @@ def measure(
         attack_success=None
         if goal is None
         else goal.success(network, as_training_set(examples), batch_size=batch_size),
+        certified=certify(network, examples, batch_size=batch_size).curve(labels)
+        if isinstance(network, Voting)
+        else (),
     )
 
 

@@ -371,7 +371,7 @@ class Poles(nn.Module):
 
 @pytest.mark.parametrize("case", sorted(set(CASES) - set(TRACING)))
 def test_a_feature_that_is_not_a_number_is_an_error_that_names_the_example(case: str) -> None:
-    if case.startswith(WITHOUT_MODEL):
+    if case.startswith((*WITHOUT_MODEL, "gradient-clusters")):  # which read no features
         return
     images = SETS["grey"].images.clamp(max=250)
     images[17, 0, 0, 0] = 255

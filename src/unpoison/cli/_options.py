@@ -144,6 +144,19 @@ class ReadingOptions:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class ExecutorOptions:
+    """Where work is done that is done in parallel."""
+
+    executor: Literal["local", "ray"] = "local"
+    """Where: in processes of this machine, or on a Ray cluster."""
+    ray_address: MaybeText = None
+    """The Ray cluster, e.g. auto; one is started on this machine when not given."""
+    gpu_share: Annotated[float, arg(metavar="X")] = 0.0
+    """With Ray, how much of a GPU each worker needs: .25 lets four share one."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """A model that unpoison did not train."""
 
@@ -338,8 +351,10 @@ class Index(OfModel):
 
     numbers: MaybeCount = None
     """How many numbers to keep of each example; 2048 when not given, fewer where memory is short."""
-    processes: Annotated[int, arg(metavar="N")] = 1
-    """How many processes read training examples at a time."""
+    processes: MaybeCount = None
+    """How many processes read training examples at a time, with a thread each where there are several; 1 when
+    not given, with Ray as many as its cores allow."""
+    place: ExecutorOptions
     modules: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
     """Modules whose parameters to track, or patterns such as layer4*; all that can be when not given."""
     covariance_examples: MaybeCount = None
@@ -407,6 +422,8 @@ class Scan(OfModel):
     option: Options = ()
     reference: MaybeData = None
     """Images that are known to be clean, for detectors that make use of some."""
+    index: MaybeDirectory = None
+    """An index of the model and its training set, by unpoison index, for gradient-clusters."""
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
     architecture: ModelOptions
@@ -447,7 +464,8 @@ class Heal(OfModel):
     clean examples. Writes the healed model to DIR/model."""
 
     findings: MaybeDirectory = None
-    """A run directory of trace (or its findings/). nad, fine-pruning and i-bau do without."""
+    """A run directory of trace (or its findings/). Where they are whole, retrain, or in less time relabel;
+    where only a part of the poison was found, potion; nad, fine-pruning and i-bau do without."""
     reference: MaybeData = None
     """Labelled examples that are known to be clean, for nad, fine-pruning and i-bau; what the findings left
     when not given."""
@@ -474,12 +492,7 @@ class Bench:
     """The recipe; docs/benchmarking.md says what it may hold."""
     workers: MaybeCount = None
     """How many stages to do at a time; as many as there are cores when not given."""
-    executor: Literal["local", "ray"] = "local"
-    """Where: in processes of this machine, or on a Ray cluster."""
-    ray_address: MaybeText = None
-    """The Ray cluster, e.g. auto; one is started on this machine when not given."""
-    gpu_share: Annotated[float, arg(metavar="X")] = 0.0
-    """With Ray, how much of a GPU each stage needs: .25 lets four share one."""
+    place: ExecutorOptions
     out: Directory = Path("bench")
     """The store of results to write, or to go on with."""
     run: RunOptions

@@ -34,6 +34,7 @@ from .ekfac_threshold import EKFACThreshold as EKFACThreshold
 from .flare import Flare as Flare
 from .frequency import Frequency as Frequency
 from .frequency import FrequencyClassifier as FrequencyClassifier
+from .gradient_clusters import GradientClusters as GradientClusters
 from .shortcut_probe import ShortcutProbe as ShortcutProbe
 from .spectral_signatures import SpectralSignatures as SpectralSignatures
 from .spectre import Spectre as Spectre

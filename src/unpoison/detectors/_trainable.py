@@ -39,7 +39,7 @@ def finite_answers(model: nn.Module, examples: Examples, batch_size: int) -> Ten
     if not bool(torch.isfinite(logits).all()):
         row = int((~torch.isfinite(logits)).any(1).nonzero()[0])
         raise InputError(
-            f"{examples.name}: the answer to example {row} is not a finite number; train the model anew, or "
-            "lower learning_rate"
+            f"{examples.name}: the features of example {row} in the last layer are not finite numbers; train "
+            "the model anew, or lower learning_rate"
         )
     return logits

@@ -57,6 +57,8 @@ from unpoison.training import in_training_mode, training_bytes
 _HIDDEN: Final = 128
 _INNER_RATE: Final = 0.01
 _CLIPPED: Final = 1.0
+_ROUNDS: Final = 300
+_LEAST_VARIANCE: Final = 1e-6
 
 
 @final
@@ -193,23 +195,54 @@ def higher_group(values: Tensor) -> Tensor | None:
     >>> (higher_group(values) > 0).sum()
     tensor(5)
     """
-    from sklearn.mixture import GaussianMixture
-
+    if len(set(values.tolist())) < 4:
+        return None
     spread = float(values.std(correction=0))
-    if len(values) < 4 or not spread > 1e-9 or len(set(values.tolist())) < 4:
+    if not spread > 1e-9:
         return None
-    column = ((values - values.mean()) / spread).cpu().numpy()[:, None]
-    one = GaussianMixture(1, random_state=0).fit(column)
-    two = GaussianMixture(2, random_state=0, n_init=3, max_iter=1000, tol=1e-4).fit(column)
-    if not two.bic(column) < one.bic(column):
+    values = (values - values.mean()) / spread
+    higher, lower = _two_normals(values)
+    likelihood = float(torch.logaddexp(higher.log_density, lower.log_density).sum())
+    alone = -0.5 * len(values) * (1 + math.log(2 * math.pi))
+    # Two means, two variances and a share, in place of a mean and a variance.
+    if not likelihood - alone > 1.5 * math.log(len(values)):
         return None
-    chances = torch.from_numpy(two.predict_proba(column))
-    higher = int(two.means_[:, 0].argmax())
+    odds = higher.log_density - lower.log_density
     # A wide distribution is likelier at both ends: the lower end is not of the higher group.
-    lower_mean = float(two.means_[1 - higher, 0])
-    odds = chances[:, higher].clamp(1e-12, 1 - 1e-12).logit()
-    odds = torch.where(torch.from_numpy(column[:, 0]) < lower_mean, odds.clamp(max=-1e-6), odds)
+    odds = torch.where(values < lower.mean, odds.clamp(max=-1e-6), odds)
     return odds if 0 < int((odds > 0).sum()) <= len(values) / 2 else None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Normal:
+    """A part of a mixture: its mean, and Float64[n], the logarithm of its share times its density."""
+
+    mean: float
+    log_density: Tensor
+
+
+def _two_normals(values: Tensor) -> tuple[_Normal, _Normal]:
+    """The higher and the lower part of a mixture of two normal distributions, by expectation-maximisation.
+
+    Starts from the half of the range that a value is in; values are in units of their deviation.
+    """
+    belonging = (values > (values.min() + values.max()) / 2).double()
+    parts: list[_Normal] = []
+    for _ in range(_ROUNDS):
+        parts = []
+        for weight in (belonging, 1 - belonging):
+            total = weight.sum().clamp(min=1e-9)
+            mean = (weight * values).sum() / total
+            variance = (weight * (values - mean).square()).sum() / total + _LEAST_VARIANCE
+            density = -0.5 * ((values - mean).square() / variance + (2 * math.pi * variance).log())
+            parts.append(_Normal(float(mean), density + (total / len(values)).log()))
+        updated = (parts[0].log_density - parts[1].log_density).sigmoid()
+        if float((updated - belonging).abs().max()) < 1e-6:
+            break
+        belonging = updated
+    higher, lower = sorted(parts, key=lambda part: -part.mean)
+    return higher, lower
 
 
 def _classifier(width: int, seed: int, device: torch.device) -> nn.Module:

@@ -28,6 +28,8 @@
   (true) and of the clean ones (false) at false-positive rates of .01 and .05 of their calibration; the area
   under the ROC curve of triggered against clean inputs, mean and deviation over trials. Triggered are those
   that are answered as the adversary wants.
+- certified: of votes with certificates, the share of the test images that are predicted rightly whatever 0,
+  1, 2, ... training examples are inserted, removed or labelled otherwise; all trials together.
 - filter bias: the largest difference between two classes in the share of clean examples flagged, all trials
   together; 0 when every class loses alike.
 
@@ -36,6 +38,7 @@ Deviations are of the sample (n - 1). This module does not import torch.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -163,6 +166,7 @@ class Line:
     screened_false_01: Proportion
     screened_false_05: Proportion
     screened_auroc: Mean
+    certified: tuple[Proportion, ...]
     seconds: Mapping[str, float]
     peak_bytes: float
 
@@ -200,6 +204,7 @@ class Line:
             **{name: getattr(self, name) for name in METHOD},
             "n": self.n,
             **summaries,
+            **({"certified": [one.to_dict() for one in self.certified]} if self.certified else {}),
             "per_class": {name: share.to_dict() for name, share in self.per_class.items()},
             "filter_bias": self.filter_bias,
             "costs": {"seconds": seconds, "peak_bytes": self.peak_bytes},
@@ -296,9 +301,17 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         screened_false_01=share("screened_false_01", "screened_clean", screened),
         screened_false_05=share("screened_false_05", "screened_clean", screened),
         screened_auroc=Mean.of(row["screened_auroc"] for row in screened),
+        certified=_certified([row for row in rows if row.get("certified")]),
         seconds={name: statistics.fmean(values) for name, values in stages.items() if values},
         peak_bytes=max(known("peak_bytes"), default=0.0),
     )
+
+
+def _certified(rows: Sequence[Row]) -> tuple[Proportion, ...]:
+    """The curve of all trials together; a trial whose curve has ended counts for none."""
+    total = sum(row["clean_total"] for row in rows)
+    curves = itertools.zip_longest(*(row["certified"] for row in rows), fillvalue=0)
+    return tuple(Proportion(sum(counts), total) for counts in curves)
 
 
 def _sums(rows: Sequence[Row], name: str) -> list[int]:

@@ -64,6 +64,7 @@ ROW = pa.schema(
         ("noise_score", pa.float64()),  # the Gaussian Unlearning Score, where the poison is such noise
         ("noise_remembered", pa.int64()),  # noisy images that the model still correlates with
         ("noise_total", pa.int64()),
+        ("certified", _MANY),  # test images predicted rightly and certified against 0, 1, 2, ... changes
         ("class_false_positives", _MANY),
         ("class_clean", _MANY),
         ("seconds_craft", pa.float64()),

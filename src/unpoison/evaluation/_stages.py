@@ -290,6 +290,7 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
         "class_names": list(examples.test.class_names),
         "class_correct": [one.successes for one in result.per_class],
         "class_total": [one.trials for one in result.per_class],
+        "certified": [one.successes for one in result.certified] or None,
         "poisons": 0,
     }
     if poison is not None:

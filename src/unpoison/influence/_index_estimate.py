@@ -19,13 +19,16 @@ from unpoison._seeds import derive_seed, generator
 from unpoison.data import Examples
 from unpoison.influence._factors import fit_factors
 from unpoison.influence._index_build import Plan, bytes_needed, size_of
-from unpoison.influence._index_space import RESIDUAL, Space, quick_type, span_of, unit_rows
+from unpoison.influence._index_files import content_digest
+from unpoison.influence._index_space import LEADING, RESIDUAL, Space, quick_type, span_of, unit_rows
 from unpoison.influence._sketch import Sketcher
 from unpoison.influence._sweep import where
 from unpoison.tasks import Task
 
 _MEASURED: Final = 256
 _PROBE: Final = 256
+# Quotes, a comma, a line and its indentation in the file of names.
+_AROUND_A_NAME: Final = 8
 
 
 @final
@@ -62,7 +65,7 @@ class IndexEstimate:
 
 def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> IndexEstimate:
     """Time the stages on at most 256 examples, spread over the set, and reckon for all."""
-    total = len(examples)
+    total, before = len(examples), peak_bytes(where(model)[0])
     step = max(1, total // _MEASURED)
     some = examples.subset(torch.arange(0, total, step)[:_MEASURED])
     count = len(some)
@@ -108,12 +111,14 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         dimensions = sketcher.dimensions
         spanning = 0 if numbers == sketch else numbers  # examples of the basis
         blank = torch.zeros(spanning, dimensions, device=sketcher.device, dtype=quick_type(sketcher.device))
-        space = Space(blank, blank[:64].float(), 0)
+        leading = blank[:LEADING].float()
+        space = Space(blank, leading, 0)
 
         def rows(low: int) -> None:
             high = min(low + size, count)
             found = sketcher.batch(some.batch(low, high), high - low)
-            space.of(unit_rows(found.rows, found.lengths))
+            values, residuals = space.of(unit_rows(found.rows, found.lengths))
+            content_digest({"coordinates": values.half(), "residuals": residuals.half()})
 
         def all_rows() -> None:
             for low in range(0, count, size):
@@ -141,9 +146,14 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         factor_seconds=sum(read[stage] * seconds for stage, seconds in per_example.items()),
         shard_seconds=spent / count * total,
         peak_bytes=max(
-            peak_bytes(sketcher.device), bytes_needed(plan, factors, numbers, sketch, sketcher.device)
+            peak_bytes(sketcher.device),
+            before + bytes_needed(plan, factors, numbers, sketch, sketcher.device),
         ),
-        disk_bytes=factor_bytes + blank.element_size() * blank.numel() + total * row_bytes,
+        disk_bytes=factor_bytes
+        + blank.nbytes
+        + leading.nbytes
+        + total * row_bytes
+        + sum(len(name) + _AROUND_A_NAME for name in examples.ids or ()),
     )
 
 

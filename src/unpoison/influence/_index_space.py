@@ -27,11 +27,12 @@ from unpoison.tasks import Task
 
 #: r
 RESIDUAL: Final = 512
+#: How many coordinates are computed in float32.
+LEADING: Final = 64
 _AT_A_TIME: Final = 128
 # The share of the largest eigenvalue of the Gram matrix below which a direction is rounding.
 _RANK: Final = 1e-6
 _COLUMNS: Final = 4096
-_LEADING: Final = 64
 _DAMPINGS: Final = {"AbsoluteDamping": AbsoluteDamping, "RelativeDamping": RelativeDamping}
 _CODE: Final = (
     *(
@@ -137,10 +138,10 @@ def span_of(rows: Tensor) -> dict[str, Tensor]:
     scaled = torch.where(kept, vectors / values.clamp(min=_RANK * float(values[0]) or 1.0).sqrt(), 0)
     turned = scaled.t().float()
     basis, quickly = rows.new_zeros(rows.shape, dtype=quick), turned.to(quick)
-    leading = turned.new_zeros(min(_LEADING, len(rows)), rows.shape[1])
+    leading = turned.new_zeros(min(LEADING, len(rows)), rows.shape[1])
     for own in columns:
         basis[:, own] = torch.mm(quickly, rows[:, own].to(quick))
-        leading[:, own] = turned[:_LEADING] @ rows[:, own].float()
+        leading[:, own] = turned[:LEADING] @ rows[:, own].float()
     return {"basis": basis, "leading": leading}
 
 

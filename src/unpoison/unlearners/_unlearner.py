@@ -25,7 +25,7 @@ from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
 from unpoison.models import Activations, activations_of, check_network, check_outputs, device_of, usual_mode
 from unpoison.registry import Method
-from unpoison.training import EpochRecord, Recipe, Trained, check_training, predict_examples
+from unpoison.training import EpochRecord, Recipe, Trained, Voting, check_training, predict_examples
 from unpoison.unlearners._own_loop import kept_indices
 
 BATCH_SIZE = 128
@@ -226,6 +226,11 @@ class Unlearner(CheckedOptions, ABC):
         name = type(self).__name__ if declared is None else declared.name
         network = model.model if isinstance(model, Trained) else model
         check_network(network)
+        if isinstance(network, Voting):
+            raise InputError(
+                f"{name}: the model is a vote of networks, which gives no gradients; train it again without "
+                "the examples, under the same defense"
+            )
         if not isinstance(training_set, TrainingSet) and not self.any_examples:
             raise InputError(f"{name}: works on 8-bit images in memory; give a TrainingSet")
         if reference is not None:
