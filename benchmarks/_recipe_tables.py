@@ -74,16 +74,20 @@ def ranking(attack: str) -> Callable[[Record], str]:
     return value
 
 
-def held_out(record: Record) -> str:
+def held_out(detector: str = CALIBRATED) -> Callable[[Record], str]:
     """Success after retraining without what was flagged, and how much of the poison that was."""
-    return "; ".join(
-        f"{percent(line['success_rate']['mean'])}, {share(line, 'true_positives')} found"
-        for line in record["lines"]
-        if line["detector"] == CALIBRATED and not line["control"]
-    )
+
+    def value(record: Record) -> str:
+        return "; ".join(
+            f"{percent(line['success_rate']['mean'])}, {share(line, 'true_positives')} found"
+            for line in record["lines"]
+            if line["detector"] == detector and not line["control"]
+        )
+
+    return value
 
 
-def defended(*defenses: str) -> Callable[[Record], str]:
+def defended(*defenses: str, attack: str = "") -> Callable[[Record], str]:
     """Attack success and clean accuracy under each defense; of several presets the one hit least."""
 
     def value(record: Record) -> str:
@@ -94,6 +98,7 @@ def defended(*defenses: str) -> Callable[[Record], str]:
                 for line in record["lines"]
                 if line["control"] in ("", "no defense")
                 and line["detector"] == "none"
+                and line["attack"].startswith(attack)
                 and line["defense"].split(" ")[0] == defense
             ]
             least = min(own, key=lambda line: (line["success"]["rate"], -line["clean_accuracy"]["mean"]))
@@ -172,7 +177,14 @@ DETECTORS: Final = (
         "delta-influence-held-out",
         "Backdoors that were held out",
         Row(
-            "attacks that were held out: BadNets; smooth trigger", "≤ 2 % success after retraining", held_out
+            "attacks that were held out: BadNets; smooth trigger",
+            "≤ 2 % success after retraining",
+            held_out(),
+        ),
+        Row(
+            "the same, four inputs traced together",
+            "≤ 2 % success after retraining",
+            held_out(f"{CALIBRATED} (inputs 4)"),
         ),
     ),
     section(
@@ -184,7 +196,14 @@ DETECTORS: Final = (
         "delta-influence-matching-held-out",
         "Gradient matching that was held out",
         Row("the same, attacks that were held out; best other", BEST, MATCHING),
-        Row("success there after retraining without what `calibrated` flagged", "none", held_out),
+        Row("success there after retraining without what `calibrated` flagged", "none", held_out()),
+    ),
+    section(
+        "matching-through-jpeg",
+        "Gradient matching through JPEG",
+        Row("average precision where poison is crafted through JPEG and shifts; best other", "", MATCHING),
+        Row("success there after retraining without what `calibrated` flagged", "none", held_out()),
+        Row("success there under the recompression filter", "a tenth", defended(FILTER, "none")),
     ),
     section("badnets-sample", "BadNets on the sample"),
     *(
@@ -200,6 +219,9 @@ DETECTORS: Final = (
             "signs-power": "further poisoned networks of traffic signs",
             "cifar10": "poisoned networks of CIFAR-10",
             "cifar100": "poisoned networks of CIFAR-100",
+            "several-null-sample": "clean networks of the sample, four errors together",
+            "several-null-signs": "clean networks of traffic signs, four errors together",
+            "several-sample": "poisoned networks of the sample, four inputs together",
         }.items()
     ),
 )
@@ -217,4 +239,16 @@ DEFENSES: Final = (
         Row("the same on attacks that were held out", "a tenth", defended(FILTER, "none")),
     ),
     section("matching-adaptive", "Gradient matching that knows the filter"),
+    section(
+        "epic-transfer",
+        "Transfer learning",
+        *(
+            Row(f"{title} on published transfer set-ups: {what}", wanted, defended(*names, attack=attack))
+            for attack, title in (("bullseye", "Bullseye polytope"), ("feature", "feature collision"))
+            for what, wanted, names in (
+                ("EPIC, its presets' best", TENTH, ("epic", "none")),
+                ("the recompression filter", TENTH, (FILTER,)),
+            )
+        ),
+    ),
 )

@@ -1,11 +1,11 @@
-"""How time and memory of influence grow with images, queries and networks.
+"""How time and memory of influence grow with images and queries.
 
     python -m benchmarks.growth [--memory 2GB] [--json]
 
-ResNet-9 of width 8 on CIFAR's shape and, where timm is installed, its networks with random weights at 224
-pixels; each point in a process of its own. Seconds are processor time: of a forward pass of all images, of
-the passes of `fit_factors`, of the eigenvectors, and of `influence_scores` within `--memory`. "Forward
-passes" are the three passes in units of the first; "of a tenth" is reckoned, for `*_examples` of a tenth.
+ResNet-9 of width 8 on CIFAR's shape; each point in a process of its own. Seconds are processor time: of a
+forward pass of all images, of the passes of `fit_factors`, of the eigenvectors, and of `influence_scores`
+within `--memory`. "Forward passes" are the three passes in units of the first; "of a tenth" is reckoned, for
+`*_examples` of a tenth.
 """
 
 from __future__ import annotations
@@ -13,30 +13,23 @@ from __future__ import annotations
 import json
 import time
 from functools import partial
-from importlib import import_module, util
 
 import torch
 
 from benchmarks._harness import Bench, main, peak_bytes, random_images, timed
 from benchmarks._tables import Section, generic
-from unpoison.data import Examples, TensorExamples
 from unpoison.influence import fit_factors, influence_scores
 from unpoison.models import build
 from unpoison.tasks import ClassificationTask
 
-SMALL = [(images, 50) for images in (1250, 2500, 5000, 10000)] + [(5000, count) for count in (1, 10, 200)]
-NETWORKS = ("resnet18", "vit_tiny_patch16_224", "resnet50", "vit_base_patch16_224")
-LARGE = [(name, *one) for name in NETWORKS for one in ((16, 5), (32, 5), (16, 50))]
+POINTS = [(images, 50) for images in (1250, 2500, 5000, 10000)] + [(5000, count) for count in (1, 10, 200)]
 TASK = ClassificationTask()
 
 
-def point(network: str, images: int, queries: int, memory: str) -> None:
+def point(images: int, queries: int, memory: str) -> None:
     """Print time and memory of one size, measured in this process."""
-    train: Examples = random_images(images, torch.Generator().manual_seed(0))
+    train = random_images(images, torch.Generator().manual_seed(0))
     model = build("resnet9", num_classes=10, width=8, seed=0).eval()
-    if network != "resnet9":
-        model = import_module("timm").create_model(network, num_classes=10).eval()
-        train = TensorExamples(torch.randn(images, 3, 224, 224), torch.arange(images) % 10)
     clock, forward, batch = time.process_time, list[float](), min(128, images // 4)
     some = train.batch(0, batch)[0].float().contiguous(memory_format=torch.channels_last)
     asked = train.at(torch.arange(queries) % images)
@@ -65,11 +58,9 @@ def point(network: str, images: int, queries: int, memory: str) -> None:
 
 def measure(bench: Bench) -> None:
     """Every point in a process of its own; those that are stored stay."""
-    points = [*[("resnet9", *one) for one in SMALL], *(LARGE if util.find_spec("timm") else [])]
-    for key in points[:2] if bench.options.quick else points:
+    for key in POINTS[:2] if bench.options.quick else POINTS:
         call = f"benchmarks.growth.point(*{key}, {bench.options.memory!r})"
-        named = dict(zip(("network", "images", "queries"), key, strict=True))
-        bench.trial(named, partial(bench.apart, call))
+        bench.trial(dict(zip(("images", "queries"), key, strict=True)), partial(bench.apart, call))
 
 
 SECTION = Section.of(__name__, __doc__, tables=generic)

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import (
+    _guide,
     _ledger,
+    art,
     compatibility,
     demo,
     detectors,
@@ -54,6 +56,7 @@ SPEED: Final = (
     training,
     trak,
     detectors,
+    art,
     selection,
     gradient_matching,
     metapoison,
@@ -105,17 +108,17 @@ def numbers(results: Mapping[str, Record], *, every_row: bool = False) -> str:
     return table(("what", "measured", "wanted", "made by"), rows)
 
 
-def in_readme(readme: str, results: Mapping[str, Record]) -> str:
-    """The README with its table written anew.
+def between(name: str, text: str, begin: str, end: str, content: str) -> str:
+    """A page with what stands between two lines written anew.
 
     Raises:
-        SystemExit: it has no markers.
+        SystemExit: it has no such lines.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{README}: needs the lines {BEGIN} and {END}, between which the table goes")
-    return f"{before}{BEGIN}\n{numbers(results)}\n{END}{after}"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise SystemExit(f"{name}: needs the lines {begin} and {end}, between which the table goes")
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def pages(results: Mapping[str, Record]) -> dict[str, str]:
@@ -156,8 +159,17 @@ def pages(results: Mapping[str, Record]) -> dict[str, str]:
 def written(root: Path = ROOT) -> dict[str, str]:
     """What each file must hold."""
     results = read_results(root)
-    readme = (root / README).read_text(encoding="utf-8")
-    return {README: in_readme(readme, results), **pages(results)}
+    marked = {
+        README: (BEGIN, END, numbers(results)),
+        _guide.PAGE: (_guide.BEGIN, _guide.END, f"{_guide.situations(results)}\n"),
+    }
+    return {
+        **{
+            name: between(name, (root / name).read_text(encoding="utf-8"), *lines)
+            for name, lines in marked.items()
+        },
+        **pages(results),
+    }
 
 
 def main() -> int:

@@ -6,9 +6,11 @@
 Pools the trials of the recipes `verdict-*` that lie in the folder of stores. False alarms are natural errors,
 and right answers whose truth is not given, whose p-value is at most the level; networks are clean unless the
 row says otherwise. Power is of victims whose trigger works on more than half of the adversary's test inputs;
-one input of a victim is traced. Nothing was chosen on these networks and pairs; the ledger says what had been
-looked at. Healed: after `repair` at most 2 % of the inputs are still answered as the adversary wants, and
-accuracy is within one point of that after the perfect filter.
+one input of a victim is traced, or four with one answer together where the row says so. Nothing was chosen on
+these networks and pairs; the ledger says what had been looked at. Healed: after `repair` at most 2 % of the
+inputs are still answered as the adversary wants, and accuracy is within one point of that after the perfect
+filter. Some smooth triggers work on networks without any poison, too; one row leaves out those that the
+perfect filter does not heal either.
 """
 
 from __future__ import annotations
@@ -30,15 +32,18 @@ KEPT: Final = (
     *("seconds_calibrate", "seconds_find", "average_precision"),
 )
 REPAIR: Final = ("rounds", "outcome", "removed", "removed_poisons")
+AFTER: Final = ("works after", "after the perfect filter", "rounds")
 PICTURE: Final = RESULTS.parents[1] / "docs" / "images" / "verdict-p-values.svg"
 ROUNDING: Final = 1e-9
+HEALED: Final = 0.02
 
 
 def measure(bench: Bench) -> None:
     """Read the stores, pool, and draw the p-values."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for trial in trials(Path(bench.options.stores)):  # a recipe that heals has victims of another
-        found.setdefault((trial["set"], place(trial), trial["asked"], trial["observation"]), {}).update(trial)
+        key = (trial["set"], place(trial), trial["asked"], trial["several"], trial["observation"])
+        found.setdefault(key, {}).update(trial)
     if not found:
         raise SystemExit(f"{bench.options.stores}: holds no store of a recipe verdict-*; name it by --stores")
     bench.trials[:] = list(found.values())
@@ -62,6 +67,7 @@ def trials(stores: Path) -> Iterator[dict[str, Any]]:
             trial = {
                 "set": next(name for name in reversed(SETS) if name in results.name),
                 "asked": asked,
+                "several": "inputs " in row["detector"],
                 "success": before.get(place(row)),
                 **{name: row[name] for name in (*PLACE, *KEPT)},
             }
@@ -90,16 +96,25 @@ def alarms(chosen: Sequence[Mapping[str, Any]], level: float) -> dict[str, int]:
 
 def summarise(bench: Bench) -> None:
     """The rates, from the trials."""
-    clean, poisoned, right = (
-        [one for one in bench.trials if one["asked"] == asked and (one["attack"] == "none") == is_clean]
-        for asked, is_clean in (("errors", True), ("errors", False), ("right", True))
+    single = [one for one in bench.trials if not one["several"]]
+    several = [one for one in bench.trials if one["several"]]
+    clean, poisoned, right, clean_several, poisoned_several = (
+        [one for one in chosen if one["asked"] == asked and (one["attack"] == "none") == is_clean]
+        for chosen, asked, is_clean in (
+            *((single, "errors", True), (single, "errors", False), (single, "right", True)),
+            *((several, "errors", True), (several, "errors", False)),
+        )
     )
     groups = {"": clean, "_poisoned": poisoned, "_right": right}
+    groups |= {"_several": clean_several, "_several_poisoned": poisoned_several}
     groups |= {f"_{name}": [one for one in clean if one["set"] == name] for name in SETS}
     for suffix, chosen in groups.items():
         for name, level in LEVELS.items():
             bench.rates[f"false_alarms_{name}{suffix}"] = alarms(chosen, level)
-    working = [one for one in bench.trials if one["asked"] == "attack" and (one["success"] or 0) > 0.5]
+    working, working_several = (
+        [one for one in chosen if one["asked"] == "attack" and (one["success"] or 0) > 0.5]
+        for chosen in (single, several)
+    )
     found = [one for one in working if one["found"]]
     bench.rates["found"] = tally(one["found"] for one in working)
     for budget in sorted({one["budget"] for one in working}):
@@ -107,22 +122,30 @@ def summarise(bench: Bench) -> None:
         bench.rates[f"found, {100 * budget:g} %"] = tally(own)
     for name in SETS:
         bench.rates[f"found, {name}"] = tally(one["found"] for one in working if one["set"] == name)
+    bench.rates["found, several inputs"] = tally(one["found"] for one in working_several)
     bench.rates["p at most .05"] = alarms(working, 0.05)
     bench.rates["recall of those found"] = pooled([counted(one, "poisons") for one in found])
     bench.rates["precision"] = pooled([counted(one, "flagged") for one in found])
     bench.rates["recall of all"] = pooled([counted(one, "poisons") for one in working])
+    bench.rates["recall, several inputs"] = pooled([counted(one, "poisons") for one in working_several])
+    bench.rates["precision, several inputs"] = pooled([counted(one, "flagged") for one in working_several])
     for name in ("recall of those found", "precision"):
         whole = bench.rates[name]
         key = name.partition(" ")[0]
         bench.agreement[key] = whole["successes"] / whole["trials"] if whole["trials"] else None
     repaired = [one for one in found if one.get("rounds") is not None]
-    bench.rates["healed"] = tally(
-        one["success_after"] <= 0.02 and one["accuracy_after"] >= one["accuracy_perfect"] - 0.01
-        for one in repaired
-    )
+    bench.rates["healed"] = tally(map(healed, repaired))
+    curable = [one for one in repaired if one["success_perfect"] <= HEALED]
+    bench.rates["healed, of those that the perfect filter heals"] = tally(map(healed, curable))
     bench.rates["last trace empty"] = tally(one["outcome"] != "poison remains" for one in repaired)
     for rounds in sorted({one["rounds"] for one in repaired}):
         bench.rates[f"rounds, {rounds}"] = tally(one["rounds"] == rounds for one in repaired)
+
+
+def healed(trial: Mapping[str, Any]) -> bool:
+    """Whether the repaired network neither obeys the trigger nor lost accuracy."""
+    kept = trial["accuracy_after"] >= trial["accuracy_perfect"] - 0.01 - ROUNDING
+    return bool(trial["success_after"] <= HEALED) and kept
 
 
 def counted(trial: Mapping[str, Any], whole: str) -> dict[str, int]:
@@ -134,7 +157,7 @@ def draw(found: Sequence[Mapping[str, Any]]) -> None:
     """The p-values of natural errors and of triggered inputs beside the uniform distribution."""
     from recipes.plots import uniform
 
-    errors = [one for one in found if one["asked"] == "errors"]
+    errors = [one for one in found if one["asked"] == "errors" and not one["several"]]
     curves = {name: [one for one in errors if (one["set"], one["attack"]) == (name, "none")] for name in SETS}
     curves["errors of poisoned networks"] = [one for one in errors if one["attack"] != "none"]
     known = {f"{name} (n = {len(chosen)})": chosen for name, chosen in curves.items() if chosen}
@@ -159,13 +182,14 @@ def tables(record: Record) -> Iterator[str]:
             str(one["flagged"] - one["true_positives"]) if one["found"] else "",
             f"{one['average_precision']:.3f}",
             percent(one["success_after"]) if "success_after" in one else "",
+            percent(one["success_perfect"]) if "success_perfect" in one else "",
             f"{one['rounds']}, {one['outcome']}" if one.get("outcome") else "",
         ]
         for one in record["trials"]
-        if one["asked"] == "attack"
+        if one["asked"] == "attack" and not one["several"]
     ]
     header = ("set", "attack", "budget", "classes", "trigger works", "p", "found", "poison flagged")
-    yield table((*header, "false positives", "average precision", "works after", "rounds"), rows)
+    yield table((*header, "false positives", "average precision", *AFTER), rows)
 
 
 TITLE: Final = "false alarms of `calibrated` on natural errors of clean networks"
@@ -186,7 +210,18 @@ ROWS: Final = [
     Row("victims whose trigger works: found at level .01", "≥ 95 %", rate("found", interval=True)),
     Row("their poison flagged, of those found", "≥ 95 %", rate("recall of those found")),
     Row("of the flagged, poison", "≥ 90 %", rate("precision")),
+    Row("the same, of four inputs traced together", "≥ 95 %", rate("found, several inputs", interval=True)),
+    Row(
+        "false alarms on four natural errors traced together, level .05",
+        "≤ 5 %",
+        rate("false_alarms_05_several", interval=True),
+    ),
     Row("healed by `repair`, of those found", "≥ 95 %", rate("healed", interval=True)),
+    Row(
+        "the same, of those that the perfect filter heals",
+        "≥ 95 %",
+        rate("healed, of those that the perfect filter heals", interval=True),
+    ),
 ]
 SECTION: Final = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 

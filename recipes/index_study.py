@@ -1,9 +1,13 @@
 """How faithful an index of influences is: scores, verdicts and flags with one beside those without.
 
     unpoison bench recipes/verdict-sample.toml --out STORE
+    unpoison bench recipes/index-cifar10.toml --out STORE2
     python -m recipes.index_study STORE [--suspects 5] [--sizes 512 1024 2048] [--most 20]
+    python -m recipes.index_study STORE2 --data cifar10-train-0.parquet cifar10-test.parquet
+        --held-out 400 2400
 
-For every poisoned network of the store: an index of each size and the exact engine, with the same factors.
+For every poisoned network of the store: an index of the default size and of each other, and the exact engine,
+with the same factors.
 
 1. scores     of all training examples for inputs with the trigger and for natural errors (renormalised
               influence on the answer): Spearman correlation, and how many of the first 100 are the same;
@@ -12,8 +16,8 @@ For every poisoned network of the store: an index of each size and the exact eng
 3. seconds    of the processor: of a trace with its own calibration, of one through the index, and of
               further ones.
 
-The test set is split as in the recipe: answers are traced from its first 400 images, the null is made of the
-others. Writes benchmarks/results/index.json after each network, and goes on from it.
+Answers are traced from the first 400 test images, the null is made of the others, as in the recipes. Writes
+benchmarks/results/index.json after each network, and goes on from it.
 """
 
 from __future__ import annotations
@@ -26,10 +30,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from benchmarks._harness import RESULTS, encoded, machine, peak_bytes, provenance, reset_peak, say, tally
+from benchmarks._harness import (
+    RESULTS,
+    encoded,
+    machine,
+    peak_bytes,
+    pooled,
+    provenance,
+    reset_peak,
+    say,
+    tally,
+)
 from torch import Tensor
 
 from unpoison import data
+from unpoison.data import TrainingSet
 from unpoison.detectors import Calibrated, Calibration, Findings, Observation
 from unpoison.influence import InfluenceIndex, RelativeDamping, fit_factors, precondition, score
 from unpoison.tasks import ClassificationTask
@@ -37,6 +52,7 @@ from unpoison.threats import PoisonSet
 from unpoison.training import Trained, predict
 
 TASK: Final = ClassificationTask()
+DEFAULT: Final = "default"
 
 
 def victims(store: Path) -> list[tuple[str, Path, Path]]:
@@ -81,12 +97,15 @@ def verdict(found: Findings, poison: PoisonSet) -> dict[str, Any]:
     }
 
 
-def study(model: torch.nn.Module, poison: PoisonSet, suspects: int, numbers: list[int]) -> dict[str, Any]:
-    """All of it for one network."""
-    sample = data.sample()
-    assert sample.test is not None
-    train, test = poison.apply(sample.train), sample.test
-    traced, reference = test.subset(range(400)), test.subset(range(400, len(test)))
+def study(
+    model: torch.nn.Module,
+    poison: PoisonSet,
+    sets: tuple[TrainingSet, TrainingSet, TrainingSet],
+    suspects: int,
+    numbers: list[int],
+) -> dict[str, Any]:
+    """All of it for one network; `sets` are for training, to trace from, and for the null."""
+    train, traced, reference = sets
     images, _ = poison.goal.victims(traced)
     answers, own = predict(model, images).argmax(1), predict(model, traced.images).argmax(1)
     hit = poison.goal.achieved(answers).nonzero()[:suspects, 0]
@@ -136,7 +155,7 @@ def study(model: torch.nn.Module, poison: PoisonSet, suspects: int, numbers: lis
     )
     assert scores.gradient_norms is not None
     norms, sizes = scores.gradient_norms.double(), {}
-    for kept in numbers:
+    for kept in [*numbers, None]:
         with tempfile.TemporaryDirectory() as folder:
             reset_peak()
             clock = time.process_time()
@@ -144,7 +163,7 @@ def study(model: torch.nn.Module, poison: PoisonSet, suspects: int, numbers: lis
             lap("index")
             peak["index"] = peak_bytes()
             found = index.influence(index.queries(model, batch))
-            sizes[str(kept)] = row = compared(scores.values.double() / norms, found / norms)
+            sizes[str(kept or DEFAULT)] = row = compared(scores.values.double() / norms, found / norms)
             clock = time.process_time()
             calibration = detector.calibrate(model, train, reference, index=index)
             lap("calibration through the index")
@@ -152,7 +171,7 @@ def study(model: torch.nn.Module, poison: PoisonSet, suspects: int, numbers: lis
             lap("traces through the index")
             refined = verdicts(calibration, index=index)
             lap("traces, refined")
-            row["captured"] = float(index.captured().mean())
+            row["captured"], row["numbers"] = float(index.captured().mean()), index.numbers
         row["verdicts"] = tally(a["found"] == b["found"] for a, b in zip(without, through, strict=True))
         both = [
             (a, b, c) for a, b, c in zip(without, through, refined, strict=True) if a["found"] and b["found"]
@@ -177,7 +196,7 @@ def study(model: torch.nn.Module, poison: PoisonSet, suspects: int, numbers: lis
 
 
 def ratios_of(seconds: dict[str, float], count: float) -> dict[str, float]:
-    """Ten traces without an index over ten with one, and a first trace over a further one.
+    """Ten traces without an index over ten with one; a first trace over a further one, and without over with.
 
     Arguments:
         seconds: of one network; those of traces are of `count` inputs.
@@ -188,43 +207,35 @@ def ratios_of(seconds: dict[str, float], count: float) -> dict[str, float]:
     today = seconds["factors"] + seconds["calibration"] + seconds["traces"] / count
     return {
         "ten suspects": 10 * today / (first + 10 * further),
+        "first suspect": today / (first + further),
         "further suspect": (first + further) / further,
     }
 
 
 def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means, and rates over all inputs, by size; ratios of the largest."""
-    sizes = sorted(map(int, trials[0]["sizes"]))
-    largest = str(sizes[-1])
-    agreement: dict[str, Any] = {}
+    """Means, and rates over all inputs, by data and size; ratios and memory of the default size."""
+    agreement: dict[str, float] = {}
     rates: dict[str, Any] = {}
-    for numbers in map(str, sizes):
-        rows = [trial["sizes"][numbers] for trial in trials]
-        for name in ("spearman", "first_100", "captured"):
-            agreement[f"{name}, {numbers}"] = sum(row[name] for row in rows) / len(rows)
-        agreement[f"spearman_least, {numbers}"] = min(row["spearman_least"] for row in rows)
-        for name in ("precision_difference", "precision_difference_refined"):
-            agreement[f"{name}, {numbers}"] = max(row[name] for row in rows)
-        for name in ("verdicts", "flags", "flags_refined"):
-            rates[f"{name}, {numbers}"] = {
-                part: sum(row[name][part] for row in rows) for part in ("successes", "trials")
-            }
-    last = [row["seconds"] for trial in trials if "seconds" in (row := trial["sizes"][largest])]
-    seconds = {name: sum(one[name] for one in last) / len(last) for name in (last[0] if last else ())}
-    count = sum(trial["triggered"] + trial["errors"] for trial in trials) / len(trials)
-    for name in ("spearman", "first_100"):
-        agreement[name] = agreement[f"{name}, {largest}"]
-    of_verdicts = rates[f"verdicts, {largest}"]
-    agreement["verdicts"] = of_verdicts["successes"] / of_verdicts["trials"]
-    return {
-        "ratios": ratios_of(seconds, count) if last else {},
-        "agreement": agreement,
-        "seconds": seconds,
-        "peak_bytes": {
-            side: max(trial["peak_bytes"][side] for trial in trials) for side in ("without", "index")
-        },
-        "rates": rates,
-    }
+    ratios: dict[str, float] = {}
+    for name in sorted({trial["data"] for trial in trials}):
+        own = [trial for trial in trials if trial["data"] == name]
+        for size in sorted(
+            {size for trial in own for size in trial["sizes"]}, key=lambda key: (len(key), key)
+        ):
+            rows = [trial["sizes"][size] for trial in own if size in trial["sizes"]]
+            key = f"{name}, {size}"
+            for what in ("spearman", "first_100", "captured"):
+                agreement[f"{what}, {key}"] = sum(row[what] for row in rows) / len(rows)
+            agreement[f"spearman_least, {key}"] = min(row["spearman_least"] for row in rows)
+            for what in ("precision_difference", "precision_difference_refined"):
+                agreement[f"{what}, {key}"] = max(row[what] for row in rows)
+            for what in ("verdicts", "flags", "flags_refined"):
+                rates[f"{what}, {key}"] = pooled([row[what] for row in rows])
+        parts = [trial["sizes"][DEFAULT]["seconds"] for trial in own]
+        seconds = {part: sum(one[part] for one in parts) / len(parts) for part in parts[0]}
+        count = sum(trial["triggered"] + trial["errors"] for trial in own) / len(own)
+        ratios |= {f"{what}, {name}": value for what, value in ratios_of(seconds, count).items()}
+    return {"ratios": ratios, "agreement": agreement, "rates": rates}
 
 
 def main() -> None:
@@ -232,28 +243,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("--suspects", type=int, default=5, help="of either kind, of each network")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048], help="numbers an example")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--most", type=int, default=20, help="networks")
+    parser.add_argument("--data", nargs=2, help="files of training and test images, not those of the sample")
+    parser.add_argument("--held-out", type=int, nargs=2, default=[400, 1000], help="test images for the null")
     parser.add_argument("--out", type=Path, default=RESULTS / "index.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     stored = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
-    trials: list[dict[str, Any]] = stored.get("trials", [])
+    trials: list[dict[str, Any]] = [one for one in stored.get("trials", []) if "data" in one]
+    splits = data.load(arguments.data[0], test=arguments.data[1]) if arguments.data else data.sample()
+    assert splits.test is not None
+    test = splits.test
+    traced, reference = test.subset(range(400)), test.subset(range(*arguments.held_out))
     for key, model, poison in victims(arguments.store)[: arguments.most]:
         if any(trial["network"] == key for trial in trials):
             continue
         crafted = PoisonSet.load(poison)
+        sets = crafted.apply(splits.train), traced, reference
         trials.append(
             {
                 "network": key,
                 "attack": crafted.attack,
-                **study(Trained.load(model).model, crafted, arguments.suspects, arguments.sizes),
+                "data": splits.train.name,
+                **study(Trained.load(model).model, crafted, sets, arguments.suspects, arguments.sizes),
             }
         )
         say(json.dumps(trials[-1]))
         command = f"python -m recipes.index_study STORE --suspects {arguments.suspects}"
         record = {
+            "networks": stored.get("networks", []),
             **summary(trials),
             **provenance("index", arguments.threads),
             "command": command,

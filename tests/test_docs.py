@@ -11,9 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 import unpoison
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, report, unlearners
 from unpoison.errors import MissingExtraError
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +113,36 @@ def test_the_tables_have_every_option(generated: ModuleType) -> None:
     assert "--seed" not in text
     assert "| `--device auto\\|cpu\\|cuda` |" in "\n".join(generated.shared_options())
     assert "| `RECIPE.toml` |" in "\n".join(generated.options("bench"))
+
+
+def test_every_paper_of_a_method_can_be_cited(generated: ModuleType) -> None:
+    named, listed = set(generated.methods_of_papers()), (DOCS / "papers.bib").read_text(encoding="utf-8")
+    assert not {arxiv for arxiv in named if f"eprint = {{{arxiv}}}" not in listed}, (
+        "add them to docs/papers.bib"
+    )
+    assert len(generated.papers()) == 2 + len(named)
+    keys = re.findall(r"@misc\{(.*?),", listed)
+    assert len(keys) == len(set(keys)) == listed.count("archivePrefix = {arXiv}")
+
+
+def test_the_citation_is_of_this_version_and_complete() -> None:
+    given = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "type", "version", "license"} <= set(given)
+    assert given["cff-version"] == "1.2.0"
+    assert given["version"] == unpoison.__version__
+    papers = (DOCS / "papers.bib").read_text(encoding="utf-8")
+    for reference in given["references"]:
+        assert {"type", "title", "authors"} <= set(reference)
+        assert f"title = {{{{{reference['title']}}}}}" in papers
+        [doi] = reference["identifiers"]
+        assert f"eprint = {{{doi['value'].removeprefix('10.48550/arXiv.')}}}" in papers
+
+
+def test_the_identifiers_of_exports_are_on_the_page_for_security_people(generated: ModuleType) -> None:
+    text = "\n".join(generated.identifiers())
+    assert all(one.id in text and one.uri in text for one in report.identifiers_of(traced=True))
+    assert text.count("| yes |") == 2
+    assert "```{identifiers}" in (DOCS / "security.md").read_text(encoding="utf-8")
 
 
 def test_the_tutorial_runs_and_heals(capsys: pytest.CaptureFixture[str]) -> None:

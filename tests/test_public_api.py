@@ -30,6 +30,7 @@ SUBPACKAGES = [
     "detectors",
     "evaluation",
     "influence",
+    "input_detectors",
     "integrations",
     "models",
     "report",

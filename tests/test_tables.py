@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import _ledger, _tables, tables
+from benchmarks import _guide, _ledger, _tables, tables
 from benchmarks._recipe_tables import DEFENSES, DETECTORS
 from benchmarks._study_tables import METAPOISON
+
+from unpoison import attacks, defenses, detectors, unlearners
 
 ROOT = Path(__file__).parents[1]
 
@@ -209,9 +212,26 @@ def test_a_number_whose_script_is_gone_names_the_recipe_of_today() -> None:
     assert "version 0.1" not in _tables.provenance({"command": there})
 
 
+def test_the_guide_claims_nothing_that_was_not_measured() -> None:
+    rows = _guide.situations({}).splitlines()[2:]
+    assert len(rows) == len(_guide.SITUATIONS)
+    assert all(f"| {_tables.NOT_MEASURED} |" in row for row in rows)
+    record = {"rates": {"found": rate(39, 39), "false_alarms_01": {"successes": 0, "trials": 0}}}
+    first = _guide.situations({"verdict": record}).splitlines()[2]
+    assert "| attacks found at level .01: 100.0 % (39 of 39) |" in first
+
+
+def test_the_guide_names_methods_that_there_are() -> None:
+    known = {name for package in (attacks, defenses, detectors, unlearners) for name in package.names()}
+    verbs = {"trace", "scan", "screen", "heal", "repair", "index", "craft"}
+    for situation in _guide.SITUATIONS:
+        named = {word.split(" ")[-1] for word in re.findall(r"`([a-z -]+)`", situation.take)}
+        assert named <= known | verbs | {"published-matching"}, situation.what
+
+
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(SystemExit, match="needs the lines"):
-        tables.in_readme("# unpoison\n", {})
+        tables.between(tables.README, "# unpoison\n", tables.BEGIN, tables.END, "| a |")
 
 
 def test_the_ledger_takes_the_nearest_facts_and_tells_them_once() -> None:

@@ -5,6 +5,8 @@
     {shared-options}                        the options of all verbs
     {recipes}                               the presets of `Recipe`
     {memory}                                what the methods state of their memory
+    {identifiers}                           the identifiers of MITRE ATLAS and OWASP in exports
+    {papers}                                the papers of the methods, with the methods of each
     {app-speed}                             how fast the page of the app was when it was measured
 
 The functions give Markdown and need no Sphinx, so that tests can call them.
@@ -28,7 +30,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from tyro.conf import Positional
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison.registry import Method, Registry
 from unpoison.training import Recipe
 
@@ -36,7 +38,13 @@ POSITIONAL = Positional[int].__metadata__[0]
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry
-    for registry in (attacks.METHODS, defenses.METHODS, detectors.METHODS, unlearners.METHODS)
+    for registry in (
+        attacks.METHODS,
+        defenses.METHODS,
+        detectors.METHODS,
+        input_detectors.METHODS,
+        unlearners.METHODS,
+    )
 }
 
 
@@ -48,13 +56,15 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def methods(kind: str, *wanted: str) -> list[str]:
     """The table of the methods of a kind with all properties in `wanted`; "not_" is the opposite of one."""
+    kind = kind.replace("_", " ")
     registry = REGISTRIES[kind]
     chosen = [method for method in map(registry.describe, registry.names()) if _has(method, wanted)]
     own = {
         "attack": ("Labels, knowledge", lambda one: f"{one.labels} labels; {one.knowledge or 'the data'}"),
         "detector": ("Can find nothing", lambda one: "yes" if one.can_find_nothing else "no"),
-        "defense": ("Drops examples", lambda one: "yes" if one.drops_examples or one.copies_drops else "no"),
-        "unlearner": ("Reads the forget set", lambda one: "yes" if one.reads_forget_set else "no"),
+        "input detector": ("Inputs", lambda one: "images in [0, 1]" if one.changes_pixels else "any"),
+        "defense": ("Drops examples", _drops),
+        "unlearner": ("Is told", _told),
     }[kind]
     return table(
         ("Method", "Paper", own[0], "Cost", "Presets"),
@@ -70,6 +80,22 @@ def methods(kind: str, *wanted: str) -> list[str]:
             for one in chosen
         ],
     )
+
+
+def _drops(method: Method) -> str:
+    return (
+        "no; certifies"
+        if method.certifies
+        else "yes"
+        if method.drops_examples or method.copies_drops
+        else "no"
+    )
+
+
+def _told(method: Method) -> str:
+    if not method.needs_findings:
+        return "clean examples, or what findings left"
+    return "the examples to forget, which it reads" if method.reads_forget_set else "the examples to forget"
 
 
 def _has(method: Method, wanted: Sequence[str]) -> bool:
@@ -159,6 +185,43 @@ def memory() -> list[str]:
     return table(("Method", "Kind", "Memory"), rows)
 
 
+def identifiers() -> list[str]:
+    """The table of the identifiers in exports."""
+    from unpoison.report import identifiers_of
+
+    of_data = identifiers_of(traced=False)
+    rows = [
+        (f"[{one.id}]({one.uri})", one.name, f"{one.taxonomy} {one.version}", "" if one in of_data else "yes")
+        for one in identifiers_of(traced=True)
+    ]
+    return table(("Identifier", "Name", "Taxonomy", "Only of a traced answer"), rows)
+
+
+def papers() -> list[str]:
+    """The table of the papers of papers.bib that methods name, with these methods."""
+    methods_of = methods_of_papers()
+    rows = []
+    text = (Path(__file__).parents[1] / "papers.bib").read_text(encoding="utf-8")
+    for entry in text.split("@misc")[1:]:
+        found = dict(re.findall(r"  (\w+) = \{+(.*?)\}+,?\n", entry))
+        first, *others = found["author"].replace("{\\'\\i}", "í").split(" and ")
+        authors = f"{first.partition(',')[0]}{' et al.' if others else ''} {found['year']}"
+        link = f"[{found['eprint']}](https://arxiv.org/abs/{found['eprint']})"
+        if names := methods_of.get(found["eprint"]):
+            rows.append((found["title"], authors, link, ", ".join(names)))
+    return table(("Paper", "Authors", "arXiv", "Methods"), sorted(rows))
+
+
+def methods_of_papers() -> dict[str, list[str]]:
+    """The methods that name a paper, by its arXiv identifier."""
+    found: dict[str, list[str]] = {}
+    for registry in REGISTRIES.values():
+        for name in registry.names():
+            for arxiv in re.findall(r"arXiv (\d{4}\.\d{5})", registry.describe(name).paper):
+                found.setdefault(arxiv, []).append(f"`{name}`")
+    return found
+
+
 def app_speed() -> list[str]:
     """The table of what `docs/app_screens.py speed` has measured."""
     path = Path(__file__).parents[2] / "benchmarks" / "results" / "app.json"
@@ -182,6 +245,8 @@ DIRECTIVES: dict[str, Callable[..., list[str]]] = {
     "shared-options": shared_options,
     "recipes": recipes,
     "memory": memory,
+    "identifiers": identifiers,
+    "papers": papers,
     "app-speed": app_speed,
 }
 

@@ -5,8 +5,8 @@
     healed = unpoison.heal(model, training_set, findings)
 
 The verbs are those of `unpoison.workflow`; the methods are in the packages `unpoison.attacks`,
-`unpoison.defenses`, `unpoison.detectors` and `unpoison.unlearners`. Names are imported when they are first
-used, so `import unpoison` costs nothing.
+`unpoison.defenses`, `unpoison.detectors`, `unpoison.input_detectors` and `unpoison.unlearners`. Names are
+imported when they are first used, so `import unpoison` costs nothing.
 """
 
 import lazy_loader as _lazy

@@ -6,6 +6,7 @@ from . import detectors as detectors
 from . import errors as errors
 from . import evaluation as evaluation
 from . import influence as influence
+from . import input_detectors as input_detectors
 from . import integrations as integrations
 from . import models as models
 from . import registry as registry
@@ -21,6 +22,7 @@ from .data import TrainingSet as TrainingSet
 from .detectors import Calibration as Calibration
 from .detectors import Findings as Findings
 from .detectors import Observation as Observation
+from .input_detectors import Screening as Screening
 from .threats import Backdoor as Backdoor
 from .threats import Budget as Budget
 from .threats import Goal as Goal
@@ -36,6 +38,7 @@ from .workflow import index as index
 from .workflow import measure as measure
 from .workflow import observe as observe
 from .workflow import scan as scan
+from .workflow import screen as screen
 from .workflow import trace as trace
 from .workflow import train as train
 

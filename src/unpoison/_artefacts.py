@@ -12,11 +12,14 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from unpoison.errors import InputError
+
+_WAITS = 20
 
 
 def canonical_json(value: Any) -> str:
@@ -81,6 +84,33 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def alone(directory: Path, message: str) -> Iterator[None]:
+    """Lock a directory, made if need be, and remove what a killed process left half-written in it.
+
+    Raises:
+        InputError: another process has locked it; of this message.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w", encoding="utf-8") as lock:
+        with contextlib.suppress(ImportError):  # on Windows
+            import fcntl
+
+            # The workers of a process that was killed hold its lock until they notice.
+            for waited in range(_WAITS + 1):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if waited == _WAITS:
+                        raise InputError(message) from None
+                    time.sleep(0.1)
+        for leftover in [*directory.glob(".*.partial"), *directory.glob("*/.*.partial")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+            leftover.unlink(missing_ok=True) if leftover.is_file() else None
+        yield
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:

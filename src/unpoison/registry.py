@@ -15,9 +15,9 @@ A method is one file. The declaration on its class is the only place that descri
     class DeepKNN(Detector):
         PRESETS: ClassVar[Presets] = {"original": {}}
 
-`register` comes from the package of the kind (`unpoison.attacks`, `defenses`, `detectors`, `unlearners`),
-which has a `Registry`. The command's help, the schema of recipes, the tables of the documentation and the
-conformance tests all read the registries, so nothing else has to be edited.
+`register` comes from the package of the kind (`unpoison.attacks`, `defenses`, `detectors`, `input_detectors`,
+`unlearners`), which has a `Registry`. The command's help, the schema of recipes, the tables of the
+documentation and the conformance tests all read the registries, so nothing else has to be edited.
 
 Declarations of the package's own methods are read from the source text, because importing the files would
 import torch and make `unpoison --help` slow; a declaration therefore holds literals only. Methods of other
@@ -40,7 +40,7 @@ from typing import Any, Final, Generic, Literal, TypeVar, final
 
 from unpoison.errors import InputError, nearest
 
-Kind = Literal["attack", "defense", "detector", "unlearner"]
+Kind = Literal["attack", "defense", "detector", "input detector", "unlearner"]
 Presets = Mapping[str, Mapping[str, Any]]
 """The constructor arguments of each preset, by its name."""
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Method:
     """What a person should know before choosing a method.
 
     Arguments:
-        kind: attack, defense, detector or unlearner.
+        kind: attack, defense, detector, input detector or unlearner.
         name: what it is called in commands, recipes and artefacts.
         title: what the literature calls it.
         summary: what it does, in one sentence.
@@ -75,13 +75,17 @@ class Method:
             training set alone (`scan`).
         can_find_nothing: of a detector: whether it may flag no example of a clean set; the others flag a
             share of any set.
-        uses_reference: of a detector: whether it makes use of held-out examples that are known to be clean.
+        uses_reference: of a detector or an unlearner: whether it makes use of held-out examples that are
+            known to be clean.
         calibrates: of a detector: whether what it learns of the model before the first answer is a
             `Calibration`, which can be kept for further ones.
         uses_index: of a detector: whether it can read influences from an `InfluenceIndex`.
+        changes_pixels: of an input detector: whether it changes pixels, and so works on images alone.
         drops_examples: of a defense: whether it drops examples in rounds, which a control can copy.
         copies_drops: of a defense: whether it is such a control.
         reads_forget_set: of an unlearner: whether it looks at the examples to forget, or at the rest alone.
+        needs_findings: of an unlearner: whether it has to be told which examples to forget.
+        certifies: of a defense: whether it trains a vote whose predictions have certificates.
     """
 
     kind: Kind
@@ -104,9 +108,12 @@ class Method:
     uses_reference: bool = False
     calibrates: bool = False
     uses_index: bool = False
+    changes_pixels: bool = False
     drops_examples: bool = False
     copies_drops: bool = False
     reads_forget_set: bool = False
+    needs_findings: bool = True
+    certifies: bool = False
 
     @property
     def takes_trigger(self) -> bool:

@@ -24,25 +24,36 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, ParamSpec, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison import training as trainer
 from unpoison._arguments import check_arguments
+from unpoison._executors import Executor
+from unpoison._inputs import Inputs, count_of
 from unpoison._memory import explained, limited
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison._statistics import Proportion
 from unpoison.attacks import Attack
-from unpoison.data import Examples, MapStyle, TrainingSet, as_examples, as_training_set, from_dataset
+from unpoison.data import (
+    Examples,
+    MapStyle,
+    TensorExamples,
+    TrainingSet,
+    as_examples,
+    as_training_set,
+    from_dataset,
+)
 from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import Damping, InfluenceIndex
+from unpoison.input_detectors import InputDetector, Screening
 from unpoison.models import (
     Normalized,
     OutputLogits,
@@ -53,8 +64,8 @@ from unpoison.models import (
 )
 from unpoison.registry import Method, Registry
 from unpoison.tasks import ClassificationTask
-from unpoison.threats import Backdoor, Budget, Goal, PoisonSet
-from unpoison.training import Defense, Recipe, Trained, predict
+from unpoison.threats import Budget, Goal, PoisonSet, TriggeredGoal
+from unpoison.training import Defense, Recipe, Trained, Voting, certify, predict
 from unpoison.unlearners import OwnTraining, Unlearner, retrain_with
 
 Model = Trained | nn.Module
@@ -196,7 +207,7 @@ def train(
 def observe(model: Model, goal: Goal, test_set: Dataset, *, count: int = 1) -> Observation | None:
     """The first of the adversary's inputs that are answered as the adversary wants; None if there are none.
 
-    Of a backdoor's inputs only those count that are answered rightly without the trigger.
+    Of inputs with a trigger only those count that are answered rightly without the trigger.
 
     Arguments:
         model: the victim.
@@ -208,10 +219,10 @@ def observe(model: Model, goal: Goal, test_set: Dataset, *, count: int = 1) -> O
     images, indices = goal.victims(clean)
     images, indices = images.cpu(), indices.cpu()
     answers = predict(network, images).argmax(1).cpu()
-    hits = goal.achieved(answers)
+    hits = goal.achieved(answers, goal.own_labels(clean, indices))
     known = indices >= 0
     own = clean.to("cpu").subset(indices.clamp(min=0))
-    if isinstance(goal, Backdoor):
+    if isinstance(goal, TriggeredGoal):
         hits = hits & (predict(network, own.images).argmax(1).cpu() == own.labels)
     chosen = hits.nonzero().reshape(-1)
     if not len(chosen):
@@ -368,8 +379,10 @@ def index(
     damping: Damping | None = None,
     modules: Sequence[str] | None = None,
     covariance_examples: int | None = None,
+    eigenvalue_examples: int | None = None,
     numbers: int | None = None,
     processes: int = 1,
+    executor: Executor | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -387,8 +400,10 @@ def index(
         damping: of the curvature; that of "calibrated" by default.
         modules: whose parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
+        eigenvalue_examples: fit the eigenvalues to this many examples only.
         numbers: kept of each example; 2,048 by default, fewer where memory is short.
-        processes: how many make shards at a time.
+        processes: how many make shards at a time, with a thread each where there are several.
+        executor: makes shards in place of processes, such as an `evaluation.RayExecutor`.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
@@ -410,7 +425,7 @@ def index(
     with usual_mode(device_of(network)):
         if append:
             known = InfluenceIndex.open(path)
-            return known.append(network, examples, processes=processes, progress=progress)
+            return known.append(network, examples, processes=processes, executor=executor, progress=progress)
         return InfluenceIndex.build(
             path,
             network,
@@ -419,8 +434,10 @@ def index(
             damping=damping,
             modules=modules,
             covariance_examples=covariance_examples,
+            eigenvalue_examples=eigenvalue_examples,
             numbers=numbers,
             processes=processes,
+            executor=executor,
             progress=progress,
         )
 
@@ -432,6 +449,7 @@ def scan(
     *,
     method: str | Detector = "statistical-contamination",
     reference: Dataset | None = None,
+    index: InfluenceIndex | None = None,
     normalization: Normalization | None = None,
     task: ClassificationTask | None = None,
     seed: int = 0,
@@ -446,6 +464,7 @@ def scan(
         method: the name of a detector, or an instance with its own options. Those that can find nothing say
             so (`detectors.describe(method).can_find_nothing`); the others flag a share of any set.
         reference: as for `trace`.
+        index: of this model and training set, by `index`, for "gradient-clusters", which makes one otherwise.
         normalization: as for `trace`.
         task: as for `trace`.
         seed: of everything random.
@@ -467,19 +486,99 @@ def scan(
             f"scan: {declared.name} starts from a wrong prediction; give that to trace, or scan with "
             f"{_detectors(needs_observation=False)}"
         )
+    given = {} if index is None else {"index": index}
+    if given and (declared is None or not declared.uses_index):
+        name = type(detector).__name__ if declared is None else declared.name
+        raise InputError(
+            f"scan: {name} reads no index; {_detectors(uses_index=True, needs_observation=False)} does"
+        )
     findings: Findings = _run(
-        "find", detector, model, training_set, reference, normalization, task, seed, progress
+        "find", detector, model, training_set, reference, normalization, task, seed, progress, **given
     )
     return findings
+
+
+@bounded("give a smaller batch_size")
+def screen(
+    model: Model,
+    inputs: Dataset | Inputs,
+    reference: Dataset,
+    *,
+    method: str | InputDetector = "strip",
+    false_positive_rate: float = 0.05,
+    normalization: Normalization | None = None,
+    task: ClassificationTask | None = None,
+    seed: int = 0,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
+) -> Screening:
+    """Say of single inputs whether they look triggered, without training set and without a wrong answer.
+
+    What is flagged can be traced: `Observation(inputs[screening.suspects()[:3]])` is what `trace` takes.
+
+    Arguments:
+        model: as for `trace`.
+        inputs: what to screen: UInt8[m c h w] images, or whatever inputs the model takes, with a first
+            dimension; or a dataset, of which the labels are not looked at.
+        reference: labelled examples that are known to be clean and that the model was not trained on, which
+            scores are compared with; at least 19 for a rate of .05, 99 for .01.
+        method: the name of a test-time detector, or an instance with its own options.
+        false_positive_rate: the share of clean inputs that may be flagged, in (0, 1).
+        normalization: as for `trace`.
+        task: as for `trace`.
+        seed: of everything random.
+        memory: as for `craft`.
+        progress: told the stage, the inputs done and the inputs to do.
+
+    Returns:
+        A score and a p-value for each input, and which are flagged.
+
+    Raises:
+        InputError: there is no such method, nothing to screen, the reference is too small for the rate, or
+            the method cannot work on such inputs or such a model.
+        MismatchError: inputs and reference are of different shapes.
+
+    Cost: `input_detectors.describe(method).cost`, of the inputs and of the reference.
+    """
+    _, detector = method_of(input_detectors.METHODS, method)
+    check_network(network_of(model))
+    network = network_of(giving_logits(model, normalization, task))
+    clean = examples_of(reference, normalization)
+    return detector.screen(
+        network,
+        _as_inputs(inputs, clean, normalization),
+        reference=clean,
+        false_positive_rate=false_positive_rate,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _as_inputs(
+    inputs: Dataset | Inputs, reference: Examples, normalization: Normalization | None
+) -> Examples:
+    """Inputs as examples, whose labels mean nothing."""
+    if not isinstance(inputs, Tensor | Mapping):
+        return examples_of(inputs, normalization)
+    if isinstance(inputs, Tensor) and inputs.ndim < 2:
+        raise InputError(f"screen: inputs need a first dimension, found shape {tuple(inputs.shape)}")
+    labels = torch.zeros(count_of(inputs), dtype=torch.int64)
+    if isinstance(inputs, Tensor) and inputs.dtype == torch.uint8 and inputs.ndim == 4:
+        return TrainingSet(inputs, labels.to(inputs.device), tuple(reference.class_names), "inputs")
+    if isinstance(inputs, Tensor) and normalization is not None:
+        mean, std = (inputs.new_tensor(part)[:, None, None] for part in normalization)
+        inputs = (inputs * std + mean).clamp(0, 1)
+    return TensorExamples(inputs, labels)
 
 
 @bounded(_LESS_TRAINING)
 def heal(
     model: Model,
     training_set: Dataset,
-    findings: Findings | Sequence[int] | Tensor,
+    findings: Findings | Sequence[int] | Tensor | None = None,
     *,
     method: str | Unlearner = "retrain",
+    reference: Dataset | None = None,
     recipe: Recipe | None = None,
     start: Model | None = None,
     retrain: OwnTraining | None = None,
@@ -490,14 +589,18 @@ def heal(
     memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Make a model that has forgotten what the findings flagged.
+    """Make a model that has forgotten what the findings flagged, or whatever backdoor there is.
 
     Arguments:
         model: as for `trace`; the healed one is a new one.
         training_set: as for `trace`; the very set that the findings are of.
         findings: from `trace` or `scan`, or loaded with `Findings.load`; or the indices of the examples to
-            forget.
-        method: the name of an unlearner, or an instance with its own options.
+            forget. None where nothing was found, for the methods that need no findings ("nad",
+            "fine-pruning", "i-bau").
+        method: the name of an unlearner, or an instance with its own options. Where the findings are whole,
+            "retrain", or in less time "relabel"; where only a part of the poison was found, "potion".
+        reference: labelled examples that are known to be clean, by which the methods that need no findings
+            repair; without it they take what the findings left.
         recipe: how to train; a `Trained` brings its own. For another network "retrain" needs one, while
             "fine-tune" and "relabel" find an optimiser and a learning rate on held-out clean examples
             (`Trained.tuning`).
@@ -521,18 +624,21 @@ def heal(
 
     Raises:
         MismatchError: the findings are of another training set.
-        InputError: nothing is flagged, there is no such unlearner, the recipe is missing, or as
-            `Unlearner.heal`.
+        InputError: nothing is flagged, there is no such unlearner, it needs findings, a reference or a recipe
+            that are missing, or as `Unlearner.heal`.
 
     Cost: `unlearners.describe(method).cost`.
     """
-    unlearner = method_of(unlearners.METHODS, method)[1]
+    declared, unlearner = method_of(unlearners.METHODS, method)
+    check_reference_used(declared, unlearner, reference is not None)
     check_network(network_of(model))
     examples = examples_of(training_set, normalization)
     if isinstance(findings, Findings):
         check_findings(findings, examples)
     forget = findings.flagged if isinstance(findings, Findings) else findings
     if retrain is not None:
+        if forget is None:
+            raise InputError("heal: retrain= trains without what was found; give findings")
         return retrain_with(
             retrain,
             network_of(model),
@@ -547,6 +653,7 @@ def heal(
         giving_logits(model, normalization, task),
         examples if unlearner.any_examples else as_training_set(examples),
         forget,
+        reference=None if reference is None else examples_of(reference, normalization),
         recipe=recipe,
         start=None if start is None else network_of(giving_logits(start, normalization, task)),
         seed=seed,
@@ -558,6 +665,20 @@ def heal(
     if isinstance(healed.model, Normalized) and not isinstance(network_of(model), Normalized):
         healed = replace(healed, model=healed.model.network)
     return healed
+
+
+def check_reference_used(declared: Method | None, unlearner: Unlearner, given: bool) -> None:
+    """That an unlearner which is given clean examples makes use of them.
+
+    Raises:
+        InputError: it makes none.
+    """
+    if given and declared is not None and not declared.uses_reference:
+        known = map(unlearners.describe, unlearners.names())
+        named = ", ".join(one.name for one in known if one.uses_reference)
+        raise InputError(
+            f"heal: {declared.name} makes no use of a reference; leave it out, or heal by {named}"
+        )
 
 
 def _rows_of_own(training_set: Dataset, examples: Examples) -> Any:
@@ -591,11 +712,16 @@ def check_findings(findings: Findings, training_set: Examples) -> None:
 @final
 @dataclass(frozen=True)
 class Measurement:
-    """Accuracy on clean test images, in all and by class; success of the attack if there is a goal."""
+    """Accuracy on clean test images, in all and by class; success of the attack if there is a goal.
+
+    Of a vote with certificates, `certified` is the share of the test images that are predicted rightly, and
+    would be so after 0, 1, 2, ... training examples had been inserted, removed or labelled otherwise.
+    """
 
     clean_accuracy: Proportion
     per_class: tuple[Proportion, ...]
     attack_success: Proportion | None
+    certified: tuple[Proportion, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a class without test images has the rate None."""
@@ -603,6 +729,7 @@ class Measurement:
             "clean_accuracy": self.clean_accuracy.to_dict(),
             "per_class": [proportion.to_dict() for proportion in self.per_class],
             "attack_success": None if self.attack_success is None else self.attack_success.to_dict(),
+            **({"certified": [one.to_dict() for one in self.certified]} if self.certified else {}),
         }
 
 
@@ -652,6 +779,9 @@ def measure(
         attack_success=None
         if goal is None
         else goal.success(network, as_training_set(examples), batch_size=batch_size),
+        certified=certify(network, examples, batch_size=batch_size).curve(labels)
+        if isinstance(network, Voting)
+        else (),
     )
 
 
@@ -660,7 +790,13 @@ def network_of(model: Model) -> nn.Module:
     return model.model if isinstance(model, Trained) else model
 
 
-_DOES = {"attack": "craft", "defense": "begin", "detector": "find", "unlearner": "heal"}
+_DOES = {
+    "attack": "craft",
+    "defense": "begin",
+    "detector": "find",
+    "input detector": "screen",
+    "unlearner": "heal",
+}
 
 
 def method_of(registry: Registry[T], method: str | T) -> tuple[Method | None, T]:

@@ -86,7 +86,7 @@ def test_a_trigger_that_is_invisible_is_refused_with_one_that_is_not(clean: Trai
 
 
 def test_other_nonsense_is_refused(clean: TrainingSet) -> None:
-    with pytest.raises(InputError, match="serves the goal 'backdoor' only, not 'targeted-misclassification'"):
+    with pytest.raises(InputError, match="'backdoor' or 'all-to-all' only, not 'targeted-misclassification'"):
         BadNets().craft(
             TargetedMisclassification.of(clean, 0, target=1), clean, budget=Budget(count=1), seed=0
         )

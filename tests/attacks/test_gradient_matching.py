@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unpoison._recompression import recompressed
+from unpoison._seeds import generator
 from unpoison.attacks import GradientMatching
 from unpoison.attacks._alignment import Alignment, gradient_of, unchanged
-from unpoison.attacks._signed_descent import SignedDescent, translated
+from unpoison.attacks._signed_descent import SignedDescent, through_jpeg, translated
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats import Backdoor, Budget, PatchTrigger, PoisonSet, TargetedMisclassification
@@ -271,7 +273,18 @@ def test_a_victim_learns_what_the_adversary_wants_of_fresh_and_stored_poison(
     assert fresh > margin(training_set) + 0.5
 
 
-@pytest.mark.parametrize("augmentation", ["translate", "crop"])
+def test_jpeg_is_seen_and_has_the_gradient_of_the_identity() -> None:
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    quality = int(torch.randint(50, 96, (1,), generator=generator(5)))
+    seen = through_jpeg(images, generator(5))
+    pixels = images.detach().mul(255).round().to(torch.uint8)
+    assert torch.equal(seen.detach().mul(255).round().to(torch.uint8), recompressed(pixels, quality=quality))
+    assert bool((seen.detach() - images.detach()).abs().max() > 0.01)
+    slope = torch.autograd.grad((seen * torch.arange(16.0)).sum(), images)[0]
+    assert torch.equal(slope, torch.arange(16.0).expand_as(images))
+
+
+@pytest.mark.parametrize("augmentation", ["translate", "crop", "jpeg"])
 def test_augmented_crafting_runs_in_pieces(
     augmentation: str, case: tuple[TrainingSet, nn.Module, TargetedMisclassification]
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from unpoison.cli import main
 from unpoison.detectors import Findings
+from unpoison.evaluation import LocalExecutor
 from unpoison.influence import InfluenceIndex
 from unpoison.runs import run_schema
 
@@ -81,6 +82,23 @@ def test_an_estimate_makes_nothing(story: Any, tmp_path: Path, capsys: pytest.Ca
     assert "2 processes, each with a core of its own" in said
     assert "costs" in said
     assert not (tmp_path / "none").exists()
+
+
+def test_shards_are_made_by_the_executor_that_is_named(
+    story: Any, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    asked: list[Any] = []
+
+    def executor(options: Any, workers: int | None, threads: int) -> LocalExecutor:
+        asked.append((options.executor, options.ray_address, options.gpu_share, workers, threads))
+        return LocalExecutor(2, start="fork")
+
+    monkeypatch.setattr("unpoison.cli._index.ray_executor", executor)
+    ray = ("--executor", "ray", "--ray-address", "auto", "--gpu-share", "0.5", "--threads", "1")
+    assert main(build(story, tmp_path / "index", *ray)) == 0
+    assert asked == [("ray", "auto", 0.5, None, 1)]
+    assert InfluenceIndex.open(tmp_path / "index").digest == InfluenceIndex.open(made).digest
+    assert "are for --executor ray" in fails(build(story, tmp_path / "other", "--gpu-share", "0.5"))
 
 
 def test_what_is_wrong_is_said(

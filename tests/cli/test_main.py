@@ -56,7 +56,7 @@ def test_a_missing_parser_is_one_line(monkeypatch: pytest.MonkeyPatch, fails: Ca
     [
         (
             [],
-            "expected one of {demo, craft, train, index, trace, similar, scan, heal, repair, bench, report,",
+            "expected one of {demo, craft, train, index, trace, similar, scan, screen, heal, repair, bench,",
         ),
         (["craft"], "missing from unpoison craft: ATTACK, --data DATA, --out DIR"),
         (["train", "--data", "d", "--out", "o", "--epochs", "1.5"], "--epochs"),

@@ -21,6 +21,8 @@ from unpoison.attacks import Attack, CraftRequest
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError
 from unpoison.threats import (
+    AllToAll,
+    Availability,
     Backdoor,
     Budget,
     Goal,
@@ -34,10 +36,13 @@ from unpoison.threats import (
 # Options that make an attack quick; attacks that are not listed here are tested with their defaults.
 QUICK: dict[str, dict[str, Any]] = {
     "bullseye-polytope": {"steps": 4, "draws": 2},
+    "combat": {"epochs": 1, "width": 2, "batch_size": 256},
     "convex-polytope": {"steps": 4, "inner": 3},
+    "error-minimizing": {"rounds": 2, "steps": 1, "training_steps": 1, "batch_size": 256},
     "feature-collision": {"steps": 4},
     "gradient-matching": {"steps": 2, "restarts": 1, "shift": 1},
     "hidden-trigger": {"steps": 4, "match_every": 2},
+    "input-aware": {"mask_epochs": 1, "epochs": 1, "width": 2, "batch_size": 256},
     "label-consistent": {"within_eps": True, "steps": 3},
     "metapoison": {
         "surrogates": 1,
@@ -52,6 +57,7 @@ QUICK: dict[str, dict[str, Any]] = {
             "nesterov": False,
         },
     },
+    "narcissus": {"steps": 3},
     "sig": {"frequency": 1},
     "sleeper-agent": {
         "steps": 2,
@@ -60,23 +66,36 @@ QUICK: dict[str, dict[str, Any]] = {
         "shift": 1,
     },
     "smooth-trigger": {"rounds": 2, "steps": 2, "images": 20},
+    "tap": {"steps": 2, "shift": 1, "step_size": 2.0},
 }
 
 # With these options too, an attack with the option `eps` must stay within it, although it takes large steps.
 LARGE_STEPS: dict[str, dict[str, Any]] = {
+    "combat": {"generator_rate": 1.0},
+    "error-minimizing": {"step_size": 99},
     "feature-collision": {"step_size": 1e3},
     "hidden-trigger": {"learning_rate": 1e3},
     "label-consistent": {"step": 99},
+    "narcissus": {"step_size": 99},
     "sleeper-agent": {"retrainings": 0},
+    "tap": {"step_size": 99},
 }
 
 # Attacks that also change examples without changing their labels, and how many of a count of changes.
-COVERS: dict[str, Callable[[int], int]] = {"wanet": lambda count: count - max(1, round(count / 3))}
+COVERS: dict[str, Callable[[int], int]] = {
+    "adaptive-blend": lambda count: count - max(1, round(count / 2)),
+    "adaptive-patch": lambda count: count - max(1, round(count / 3)),
+    "input-aware": lambda count: count - max(1, round(count / 2)),
+    "tact": lambda count: count - max(1, round(count / 2)),
+    "wanet": lambda count: count - max(1, round(count / 3)),
+}
 
 # Attacks that list every base they were given, although some may not change at all.
 UNCHANGED = {"convex-polytope"}
 
 GOALS: dict[str, Callable[[TrainingSet], Goal]] = {
+    "all-to-all": lambda clean: AllToAll(PatchTrigger.white_corner(2), clean.num_classes),
+    "availability": lambda clean: Availability(),
     "backdoor": lambda clean: Backdoor(PatchTrigger.white_corner(2), source=1, target=0),
     "label-noise": lambda clean: LabelNoise(source=1),
     "self-concealment": lambda clean: SelfConcealment(clean.images[:1], 1),
@@ -204,13 +223,14 @@ def test_an_attack_that_needs_a_surrogate_says_so(name: str) -> None:
 def test_a_class_that_is_not_there_is_named(name: str) -> None:
     clean = SETS["two classes"]
     goals: dict[str, Goal] = {
+        "all-to-all": AllToAll(PatchTrigger.white_corner(2), 8),
         "backdoor": Backdoor(PatchTrigger.white_corner(2), source=1, target=7),
         "label-noise": LabelNoise(source=7),
         "self-concealment": SelfConcealment(clean.images[:1], 7),
         "targeted-misclassification": TargetedMisclassification(clean.images[:1], 1, 7),
     }
-    for kind in goals_of(name):
-        with pytest.raises(InputError, match=r"class 7.*0\.\.1"):
+    for kind in set(goals_of(name)) - {"availability"}:  # which names none
+        with pytest.raises(InputError, match=r"class [27].*0\.\.1"):
             quick(name).craft(goals[kind], clean, budget=Budget(count=1), surrogate=surrogate(clean), seed=0)
 
 

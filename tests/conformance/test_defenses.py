@@ -21,6 +21,9 @@ from unpoison.training import Defense, Recipe, Trained, train
 # What a defense needs to do something in a training of four epochs. One that is not listed is tried with its
 # defaults, so that a plug-in's is tested, too.
 QUICK: dict[str, dict[str, Any]] = {
+    "abl": {"isolated": 0.1},
+    "dpa": {"partitions": 2},
+    "finite-aggregation": {"partitions": 2, "spread": 2},
     "epic": {"subset_size": 0.3, "interval": 1, "warm_up": 1, "last_epoch": 2},
     "knn-outlier-filter": {
         "epochs": (1, 3),

@@ -32,6 +32,9 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
     "spectre": {"expected_share": 0.1},
     "deep-knn": {"expected_share": 0.05},
     "frequency": {"rounds": 1, "epochs": 1},
+    "confusion-training": {"steps": 4, "concentrations": [0.5], "batch_size": 16},
+    "asset": {"steps": 6, "inner_steps": 1, "batch_size": 16},
+    "beatrix": {"orders": 2},
 }
 SEED = 3
 
@@ -57,6 +60,8 @@ SETS = {
     ),
     "one example": make_set(counts=(14, 14, 14), channels=1).subset([20]),
 }
+# Those that make no use of the model but for its device.
+WITHOUT_MODEL = ("frequency", "shortcut-probe")
 # Sets with too few labelled examples to calibrate on.
 REFUSED = {("calibrated default", "one example")}
 
@@ -207,7 +212,16 @@ def test_equal_seeds_give_equal_findings_and_arguments_are_unchanged(case: str) 
 
 
 # Those that draw labels, transformations, projections or initial weights; another tracer need not.
-DRAWING = ("artifact-mixture", "calibrated", "delta-influence", "ek-fac", "trak", "frequency quick")
+DRAWING = (
+    "artifact-mixture",
+    "calibrated",
+    "delta-influence",
+    "ek-fac",
+    "trak",
+    "frequency quick",
+    "asset",
+    "confusion",
+)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith(DRAWING)])
@@ -252,7 +266,7 @@ def test_scans_need_no_observation(case: str) -> None:
     assert torch.equal(found.scores, find(case, "grey").scores)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("frequency")])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(WITHOUT_MODEL)])
 def test_a_network_that_gives_nan_is_an_input_error_of_one_line(case: str) -> None:
     model = copy.deepcopy(MODELS["grey"])
     with torch.no_grad():
@@ -269,10 +283,11 @@ def test_an_empty_set_is_an_input_error(case: str) -> None:
         make(case).find(MODELS["grey"], SETS["grey"].subset([]), observe("grey"))
 
 
-# Absolute damping of 1e-8 amplifies rounding, and the frequency detector trains in batches of this size.
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if not case.startswith(("delta-influence", "ek-fac", "frequency"))]
-)
+# Absolute damping of 1e-8 amplifies rounding, and the last three train in batches of this size.
+_OWN_BATCHES = ("delta-influence", "ek-fac", "frequency", "confusion-training", "asset")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(_OWN_BATCHES)])
 def test_the_batch_size_does_not_change_the_scores(case: str) -> None:
     expected = find(case, "colour").scores
     torch.testing.assert_close(find(case, "colour", batch_size=5).scores, expected, rtol=1e-3, atol=1e-3)
@@ -331,7 +346,7 @@ def test_a_model_in_training_is_left_as_it_was_also_after_an_error(case: str) ->
     with pytest.raises(Stop):
         make(case).find(model, SETS["colour"], observe("colour"), seed=SEED, progress=stop)
     before.check(model)
-    if not case.startswith("frequency"):  # which makes no use of the model
+    if not case.startswith(WITHOUT_MODEL):
         with pytest.raises(InputError):
             make(case).find(model, make_set(counts=(9, 9, 9), channels=1), observe("colour"), seed=SEED)
         before.check(model)
@@ -356,7 +371,7 @@ class Poles(nn.Module):
 
 @pytest.mark.parametrize("case", sorted(set(CASES) - set(TRACING)))
 def test_a_feature_that_is_not_a_number_is_an_error_that_names_the_example(case: str) -> None:
-    if case.startswith("frequency"):  # which makes no use of the model
+    if case.startswith((*WITHOUT_MODEL, "gradient-clusters")):  # which read no features
         return
     images = SETS["grey"].images.clamp(max=250)
     images[17, 0, 0, 0] = 255

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unpoison import unlearners
 from unpoison.data import TrainingSet
-from unpoison.errors import InputError, MismatchError
+from unpoison.errors import InputError, MismatchError, UnpoisonError
 from unpoison.training import Recipe, Trained, train
 from unpoison.unlearners import Unlearner
 
@@ -28,6 +28,10 @@ QUICK: dict[str, dict[str, Any]] = {
     # Longer steps, for a shorter search.
     "potion default": {"step": 10.0},
     "potion published": {"step": 10.0},
+    "nad default": {"epochs": 1},
+    "nad published": {"epochs": 1},
+    "fine-pruning default": {"epochs": 1},
+    "i-bau default": {"rounds": 1, "fixed_points": 1},
     # With all its steps it diverges on so little data.
     "scrub published": {"steps": 3},
 }
@@ -55,6 +59,7 @@ def _cases() -> dict[str, Unlearner]:
 CASES = [pytest.param(unlearner, id=case) for case, unlearner in _cases().items()]
 READERS = [case for case in CASES if case.values[0].method.reads_forget_set]  # type: ignore[union-attr]
 OTHERS = [case for case in CASES if case not in READERS]
+OF_CLEAN = [case for case in CASES if case.values[0].method.uses_reference]  # type: ignore[union-attr]
 
 RECIPE = Recipe(model="resnet9", width=2, epochs=2, batch_size=16, learning_rate=0.05, flip=True)
 
@@ -250,7 +255,8 @@ def test_the_recipe_of_the_sample_is_not_assumed_for_another_network(
     healed = unlearner.heal(network, make_set(), FORGET, start=start)
     assert healed.recipe is None
     assert not torch.equal(weights(healed.model), weights(network))
-    assert (healed.tuning is not None) == (unlearner.method.name in ("fine-tune", "relabel"))
+    found = ("fine-pruning", "fine-tune", "nad", "relabel")
+    assert (healed.tuning is not None) == (unlearner.method.name in found)
 
 
 @pytest.mark.parametrize("unlearner", [case for case in CASES if case.values[0].uses_start])  # type: ignore[union-attr]
@@ -347,6 +353,64 @@ def test_what_cannot_be_forgotten_is_refused_in_one_line(
 def test_a_class_may_be_lost_on_purpose(unlearner: Any, victim: Trained) -> None:
     healed = dataclasses.replace(unlearner, lose_classes=True).heal(victim, make_set(), range(0, 48, 3))
     assert healed.training_fingerprint == make_set().without(range(0, 48, 3)).fingerprint
+
+
+@pytest.mark.parametrize("unlearner", CASES)
+def test_without_findings(unlearner: Unlearner, victim: Trained) -> None:
+    declared, clean = unlearner.method, make_set(shift=50).subset(torch.arange(24))
+    if declared.needs_findings:
+        with pytest.raises(InputError, match="forgets examples that were found; give findings"):
+            unlearner.heal(victim, make_set(), reference=clean)
+        return
+    if declared.uses_reference:
+        with pytest.raises(
+            InputError, match="repairs by examples that are known to be clean; give reference="
+        ):
+            unlearner.heal(victim, make_set())
+    one, again = (unlearner.heal(victim, make_set(), reference=clean) for _ in range(2))
+    assert torch.equal(weights(one.model), weights(again.model))
+    assert not torch.equal(weights(one.model), weights(victim.model))
+    assert one.training_fingerprint == make_set().fingerprint
+    # The training set is held to be poisoned: nothing of it is learned.
+    other = unlearner.heal(victim, make_set(shift=50), reference=clean)
+    assert torch.equal(weights(one.model), weights(other.model))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (make_set().subset(torch.arange(0)), "the reference drawn is empty"),
+        (
+            TrainingSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), tuple("abcd"), "four"),
+            "has 4",
+        ),
+        (
+            TrainingSet(
+                torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4).long(), tuple("abc"), "rgb"
+            ),
+            "8",
+        ),
+    ],
+    ids=["empty", "classes", "shape"],
+)
+@pytest.mark.parametrize("unlearner", OF_CLEAN)
+def test_a_reference_that_does_not_fit_is_refused(
+    unlearner: Unlearner, reference: TrainingSet, message: str, victim: Trained
+) -> None:
+    with pytest.raises(UnpoisonError, match=message) as error:
+        unlearner.heal(victim, make_set(), reference=reference)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("unlearner", OF_CLEAN)
+def test_one_clean_example_is_enough(unlearner: Unlearner, victim: Trained) -> None:
+    # Batch norm cannot train on one example.
+    frozen = copy.deepcopy(victim.model)
+    for part in frozen.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.requires_grad_(False)
+    healed = unlearner.heal(frozen, make_set(), reference=make_set().subset(torch.tensor([7])), recipe=RECIPE)
+    assert bool(weights(healed.model).isfinite().all())
 
 
 @pytest.mark.parametrize("name", unlearners.names())

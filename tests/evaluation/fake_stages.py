@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unpoison.evaluation import Executor, LocalExecutor, Outcome, Plan, Stage, sweep, write_row
-from unpoison.evaluation._store import perform
+from unpoison._executors import Done
+from unpoison.evaluation import Executor, LocalExecutor, Plan, Stage, sweep, write_row
 
 
 def work(
@@ -106,16 +106,19 @@ class InlineExecutor(Executor):
 
     def __init__(self) -> None:
         self.workers = 1
-        self.done: list[Outcome] = []
+        self.done: list[Done] = []
 
-    def submit(self, root: Path, stage: Stage) -> None:
+    def share(self, value: Any) -> None:
+        """Nothing is."""
+
+    def submit(self, key: str, function: Callable[..., Any], *arguments: Any) -> None:
         """Do it."""
-        self.done.append(perform(str(root), stage))
+        self.done.append(Done(key, function(*arguments)))
 
-    def wait(self) -> list[Outcome]:
+    def wait(self) -> list[Done]:
         """What was done."""
-        outcomes, self.done = self.done, []
-        return outcomes
+        done, self.done = self.done, []
+        return done
 
     def close(self) -> None:
         """Nothing to stop."""

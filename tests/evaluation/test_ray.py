@@ -26,8 +26,8 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("threads", "share", "said"),
     [
-        (1, 0.5, r"a stage needs 0\.5 GPU, the cluster has 0"),
-        (4, 0.0, "a stage needs 4 CPU, the cluster has 2"),
+        (1, 0.5, r"a worker needs 0\.5 GPU, the cluster has 0"),
+        (4, 0.0, "a worker needs 4 CPU, the cluster has 2"),
     ],
 )
 def test_what_the_cluster_does_not_have_is_not_waited_for(

@@ -265,5 +265,5 @@ def test_a_stage_that_kills_every_worker_fails_in_the_end(tmp_path: Path) -> Non
     plan = make_plan(tmp_path / "log", trials=1, killer="find 0", always=True)
     with LocalExecutor(1) as executor:
         results = sweep(plan, tmp_path / "store", executor)
-    assert results.failures == ("the worker died 3 times in this stage (find); out of memory?",)
+    assert results.failures == ("the worker died 3 times; out of memory?",)
     assert done(tmp_path / "log") == {"poison": 1, "victim": 1, "find 0": 3}

@@ -13,6 +13,7 @@ PLAIN: dict[str, Any] = {
     "attack": "badnets",
     "budget": 0.01,
     "asked": "attack",
+    "several": False,
     "success": 0.9,
     "p_value": 0.009,
     "found": True,
@@ -50,6 +51,16 @@ def test_power_is_of_victims_whose_trigger_works() -> None:
     assert given["healed"] == (0, 0)
 
 
+def test_several_inputs_are_counted_apart() -> None:
+    apart = {**PLAIN, "several": True}
+    given = rates(PLAIN, {**PLAIN, "found": False}, apart, {**ERROR, "several": True, "attack": "none"})
+    assert given["found"] == (1, 2)
+    assert given["found, several inputs"] == (1, 1)
+    assert given["recall, several inputs"] == (9, 10)
+    assert given["false_alarms_01"] == (0, 0)
+    assert given["false_alarms_01_several"] == (1, 1)
+
+
 def test_false_alarms_are_errors_that_the_poison_did_not_cause() -> None:
     clean = {**ERROR, "attack": "none", "success": None, "p_value": 0.01}
     given = rates(clean, {**clean, "set": "signs", "p_value": 0.05}, {**ERROR, "p_value": 0.3})
@@ -65,6 +76,9 @@ def test_healed_is_what_repair_left() -> None:
     worse = {**REPAIRED, "accuracy_after": 0.88}
     given = rates(REPAIRED, rest, worse, {**REPAIRED, "found": False, "rounds": 0})
     assert given["healed"] == (1, 3)
+    assert given["healed, of those that the perfect filter heals"] == (1, 3)
+    without = {**rest, "success_perfect": 0.2}
+    assert rates(REPAIRED, without)["healed, of those that the perfect filter heals"] == (1, 1)
     assert given["last trace empty"] == (2, 3)
     assert given["rounds, 1"] == (2, 3)
     assert given["rounds, 3"] == (1, 3)

@@ -20,12 +20,14 @@ from unpoison.influence import (
     AbsoluteDamping,
     Factors,
     InfluenceIndex,
+    LayerFactors,
     RelativeDamping,
     fit_factors,
     precondition,
     score,
 )
 from unpoison.influence import _index_build as building
+from unpoison.influence import _sketch as sketching
 from unpoison.influence._index_files import IndexFiles, read_tensors, spans, write_tensors
 from unpoison.influence._index_space import span_of
 from unpoison.influence._queries import inverse
@@ -63,16 +65,21 @@ def factors(model: nn.Module, train: TensorExamples) -> Factors:
     return fit_factors(model, train, TASK, seed=0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[50, None])
 def whole(
-    tmp_path_factory: pytest.TempPathFactory, model: nn.Module, train: TensorExamples, factors: Factors
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    model: nn.Module,
+    train: TensorExamples,
+    factors: Factors,
 ) -> InfluenceIndex:
-    """An index whose basis are all examples, so that it leaves nothing out."""
-    return make(tmp_path_factory.mktemp("index"), model, train, factors=factors)
+    """An index that leaves nothing out: its basis are all examples, or it keeps whole gradients."""
+    place = tmp_path_factory.mktemp("index")
+    return make(place, model, train, factors=factors, numbers=request.param)
 
 
 def make(path: Path, model: nn.Module, train: TensorExamples, **options: Any) -> InfluenceIndex:
-    given = {"shard_examples": 16, "batch_size": 8, **options}
+    given = {"shard_examples": 16, "batch_size": 8, "numbers": 50, **options}
     return InfluenceIndex.build(path / "index", model, train, **given)
 
 
@@ -133,6 +140,52 @@ def test_a_sketch_is_a_signed_sum_of_the_entries(
     assert torch.equal(few.lengths, full.lengths)
 
 
+def test_directions_of_one_weight_are_not_rotated(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 150), nn.Linear(150, 3))
+    inputs = torch.randn(64, 16, 4, 4) * torch.logspace(0, -3, 16)[:, None, None]
+    some = TensorExamples(inputs, torch.arange(64) % 3)
+    factors = fit_factors(model.eval(), some, TASK, seed=0)
+
+    def sketched(share: float, dimensions: int, reweighted: Any = None) -> Any:
+        monkeypatch.setattr(sketching, "_SHARE", share)
+        options: dict[str, Any] = {"dimensions": dimensions, "seed": 0, "reweighted": reweighted}
+        with Sketcher(model, factors, RelativeDamping(), TASK.measurement, **options) as sketcher:
+            split = [part.split for part in sketcher._visitor.parts]
+            return sketcher.batch(some.batch(0, 64), 64), split
+
+    whole, none = sketched(1e-3, 10**6)
+    parted, split = sketched(1e-3, 1200)
+    assert none == [None] * 3
+    assert [one and one.turned for one in split[:2]] == [False, True]
+    assert torch.allclose(parted.norms, whole.norms, rtol=1e-4)
+    assert torch.allclose(parted.lengths, whole.lengths, rtol=0.03)
+    assert not torch.allclose(parted.lengths, whole.lengths, rtol=1e-5)
+    cosines = [one.rows @ one.rows.t() / one.lengths.outer(one.lengths) for one in (whole, parted)]
+    assert float((cosines[0] - cosines[1]).abs().mean()) < 2 / math.sqrt(1200)
+    # With another damping products are those with it.
+    stronger = sketched(1e-3, 1200, AbsoluteDamping(1e3))[0].rows @ parted.rows.t()
+    plain = sketched(1e-3, 10**6, AbsoluteDamping(1e3))[0].rows @ whole.rows.t()
+    assert float(torch.corrcoef(torch.stack([stronger.flatten(), plain.flatten()]))[0, 1]) > 0.95
+
+
+def test_near_directions_are_the_fewest() -> None:
+    randomness = torch.Generator().manual_seed(1)
+    squares = torch.rand(2, 3, 9, generator=randomness) ** 6
+    weights = (squares + 0.1).rsqrt()
+    order = squares.sum((0, 1)).argsort()
+
+    def error(count: int) -> float:
+        own, weight = squares[..., order[:count]], weights[..., order[:count]]
+        mean = (own * weight).sum(2, keepdim=True) / own.sum(2, keepdim=True)
+        return float((own * (weight - mean) ** 2).sum() / (squares * weights**2).sum())
+
+    for share in (1e-4, 1e-2, 0.1):
+        far = 9 - sketching.near_directions(squares, weights, share)[1]
+        assert error(far) <= share
+        assert far == 9 or error(far + 1) > share
+
+
 def test_small_layers_are_kept_whole(factors: Factors) -> None:
     sizes = [one.eigenvalues.numel() for one in factors.layers.values()]
     assert widths(factors, RelativeDamping(), sum(sizes)) == sizes
@@ -160,6 +213,7 @@ def test_influence_is_that_of_the_engine(
     if damping is None:
         assert torch.allclose(whole.self_influence, exact.self_influence, rtol=1e-4)
     assert torch.equal(whole.labels(), train.labels)
+    assert whole.whole == (whole.numbers == factors.num_parameters)
 
 
 def test_a_gradient_outside_of_the_basis_is_found(
@@ -395,12 +449,13 @@ def test_the_memory_decides_on_the_size(
 ) -> None:
     tracked = factors.num_parameters
 
-    def size(memory: int, **given: int) -> tuple[int, int]:
+    def size(memory: int, of: Factors = factors, **given: int) -> tuple[int, int]:
         plan = building.Plan(
             seed=0,
             damping=RelativeDamping(),
             modules=None,
             covariance_examples=None,
+            eigenvalue_examples=None,
             gradient="measurement",
             numbers=given.get("numbers"),
             sketch=given.get("sketch"),
@@ -410,15 +465,15 @@ def test_the_memory_decides_on_the_size(
             workspace_bytes=None,
         )
         with limited(memory):
-            return building.size_of(plan, factors, 10_000, torch.device("cpu"))
+            return building.size_of(plan, of, 10_000, torch.device("cpu"))
 
     assert size(10**9) == (tracked, tracked)
+    wide = Factors({"wide": LayerFactors(None, None, torch.ones(1, 100, 100))}, "", "", {})
+    assert size(10**9, wide) == (10_000, 10_000)
+    assert size(1_200_000, wide) == (64, 2500)
     assert size(10**9, numbers=100, sketch=200) == (100, 200)
-    numbers, sketch = size(2_000_000)
-    assert numbers < tracked
-    assert sketch <= tracked
     with pytest.raises(InputError, match=r"may be taken; allow more"):
-        size(2_000_000, numbers=tracked)
+        size(2_000_000, numbers=tracked - 1)
     with pytest.raises(InputError, match=r"may be taken; allow more"):
         make(tmp_path, model, train, factors=factors, memory=1000)
 

@@ -13,7 +13,7 @@ import pytest
 
 from unpoison._statistics import Proportion
 from unpoison.detectors import Cause
-from unpoison.report import Outcome, ReportData, render
+from unpoison.report import Outcome, ReportData, identifiers_of, render
 from unpoison.report._figures import (
     collapses,
     influence_scatter,
@@ -324,6 +324,19 @@ def test_the_cause_is_shown_with_its_numbers(make_data: Callable[..., ReportData
     said = text_of(render(none))
     assert "What the answer goes back to, as no poison was found" in said
     assert "effective number" not in said
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_identifiers_for_a_ticket_stand_where_poison_was_found(
+    make_data: Callable[..., ReportData], traced: bool
+) -> None:
+    data = make_data(n=500, poisons=20)
+    data = data if traced else replace(data, predicted=None, observation=None)
+    text = text_of(render(replace(data, poison_found=True)))
+    named = {one.id for one in identifiers_of(traced=traced)}
+    assert set(re.findall(r"AML\.T\d+|(?:ML|LLM)\d+:\d+", text)) == named
+    assert "AML.T0020" in named
+    assert "AML.T0020" not in render(replace(data, poison_found=False))
 
 
 def test_the_p_value_stands_beside_its_level(make_data: Callable[..., ReportData]) -> None:

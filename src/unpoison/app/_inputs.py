@@ -16,7 +16,7 @@ from unpoison.app._shown import Shown
 from unpoison.data import Inputs, TrainingSet
 from unpoison.detectors import Observation, answers_of
 from unpoison.errors import InputError
-from unpoison.threats import Backdoor
+from unpoison.threats import TriggeredGoal
 
 
 @final
@@ -65,9 +65,10 @@ def input_sets(case: Case) -> list[InputSet]:
         return []
     test = case.test_set
     found = [InputSet("test", "Test set", Shown(test, case.words), np.arange(len(test)))]
-    if case.poison is not None and isinstance(case.poison.goal, Backdoor) and isinstance(test, TrainingSet):
+    goal = None if case.poison is None else case.poison.goal
+    if isinstance(goal, TriggeredGoal) and isinstance(test, TrainingSet):
         held = test.to("cpu")
-        images, indices = case.poison.goal.victims(held)
+        images, indices = goal.victims(held)
         labels = held.labels[indices.cpu()]
         triggered = TrainingSet(images.cpu(), labels, held.class_names, "test images with the trigger")
         found.append(

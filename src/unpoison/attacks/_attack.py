@@ -33,6 +33,7 @@ from unpoison.threats import (
     PoisonSet,
     TargetedMisclassification,
     Trigger,
+    TriggeredGoal,
 )
 from unpoison.training import Recipe
 
@@ -184,6 +185,11 @@ class CraftRequest:
         return cast(Backdoor, self.goal)
 
     @property
+    def triggered(self) -> TriggeredGoal:
+        """The goal of an attack that serves goals with a trigger alone."""
+        return cast(TriggeredGoal, self.goal)
+
+    @property
     def targeted(self) -> TargetedMisclassification:
         """The goal of an attack that serves targeted misclassification alone."""
         return cast(TargetedMisclassification, self.goal)
@@ -229,12 +235,12 @@ class CraftRequest:
         return f"class {label} ({self.training_set.class_names[label]})"
 
     def source_examples(self) -> Tensor:
-        """Int64[m], on the CPU: the examples of a backdoor's source class, or of all but its target.
+        """Int64[m], on the CPU: the examples that the trigger is for.
 
         Raises:
             InputError: there is none.
         """
-        pool = self.backdoor.candidates(self.training_set).cpu()
+        pool = self.triggered.candidates(self.training_set).cpu()
         if not len(pool):
             raise InputError(
                 f"{self.name}: {self.training_set.name} has no example of {self._source_in_words()} to put "
@@ -243,8 +249,8 @@ class CraftRequest:
         return pool
 
     def draw_sources(self, *, count: int | None = None) -> Tensor:
-        """Int64[k], ascending: as many examples of a backdoor's source as the budget allows, or `count`."""
-        pool = self.backdoor.candidates(self.training_set).cpu()
+        """Int64[k], ascending: as many examples that the trigger is for as the budget allows, or `count`."""
+        pool = self.triggered.candidates(self.training_set).cpu()
         return self.draw(pool, self._source_in_words(), count=count)
 
     def draw_targets(self) -> Tensor:
@@ -303,21 +309,23 @@ class CraftRequest:
             candidates = candidates[torch.randperm(room, generator=draws)]
         return candidates[:count].sort().values
 
-    def with_trigger(self, trigger: Trigger) -> Backdoor:
-        """The backdoor with this trigger; the goal itself if it has it."""
-        goal = self.backdoor
-        return goal if trigger is goal.trigger else replace(goal, trigger=trigger)
+    def with_trigger(self, trigger: Trigger) -> TriggeredGoal:
+        """The goal with this trigger; the goal itself if it has it."""
+        goal: Any = self.triggered
+        changed: TriggeredGoal = goal if trigger is goal.trigger else replace(goal, trigger=trigger)
+        return changed
 
     def relabelled(self, trigger: Trigger) -> PoisonSet:
-        """The poison set of a dirty-label backdoor: source examples with the trigger, labelled as the target.
+        """The poison set of a dirty-label backdoor: examples with the trigger, labelled as the goal wants.
 
         Arguments:
             trigger: used in place of the goal's if it is another; the poison set's goal has it.
         """
         goal, indices = self.with_trigger(trigger), self.draw_sources()
-        images = trigger.stamp(self.training_set.subset(indices).images)
-        labels = torch.full((len(indices),), goal.target)
-        return self.poison_set(indices=indices, images=images, labels=labels, goal=goal)
+        clean = self.training_set.subset(indices)
+        return self.poison_set(
+            indices=indices, images=trigger.stamp(clean.images), labels=goal.wanted(clean.labels), goal=goal
+        )
 
     def poison_set(
         self,
@@ -355,7 +363,9 @@ class CraftRequest:
         )
 
     def _source_in_words(self) -> str:
-        goal = self.backdoor
+        goal = self.triggered
+        if not isinstance(goal, Backdoor):
+            return goal.source_in_words
         if goal.source is not None:
             return self.class_in_words(goal.source)
         return f"all classes but {self.class_in_words(goal.target).removeprefix('class ')}"

@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unpoison._recompression import recompressed
 from unpoison._seeds import generator
 from unpoison.attacks._alignment import View
 from unpoison.data import augment
 from unpoison.threats import LInf
 
-Augmentation = Literal["translate", "crop", "none"]
+Augmentation = Literal["translate", "crop", "jpeg", "none"]
 _DROPS = (3 / 8, 5 / 8, 7 / 8)
+_QUALITIES = (50, 95)  # of JPEG, the lowest and the highest
 
 
 @final
@@ -84,7 +86,8 @@ def view_of_step(augmentation: Augmentation, *, shift: int, flip: bool, seed: in
 
     Arguments:
         augmentation: "translate" shifts by fractions of a pixel over black; "crop" is what `Recipe` does to a
-            victim's images, a reflected crop by whole pixels; "none" is the identity.
+            victim's images, a reflected crop by whole pixels; "jpeg" recompresses the images after such a
+            crop, at one quality from 50 to 95; "none" is the identity.
         shift: the largest shift in pixels.
         flip: mirror half of the images.
         seed: of the step.
@@ -94,11 +97,22 @@ def view_of_step(augmentation: Augmentation, *, shift: int, flip: bool, seed: in
         draws = generator(seed, start)
         if augmentation == "none":
             return images
-        if augmentation == "crop":
-            return augment(images, flip=flip, crop_padding=shift, generator=draws)
-        return translated(images, shift, flip, draws)
+        if augmentation == "translate":
+            return translated(images, shift, flip, draws)
+        cropped = augment(images, flip=flip, crop_padding=shift, generator=draws)
+        return cropped if augmentation == "crop" else through_jpeg(cropped, draws)
 
     return view
+
+
+def through_jpeg(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Float[n c h w] in [0, 1] recompressed at a random quality, with the gradient of the identity.
+
+    Rounding has no gradient of use (Athalye, Carlini and Wagner, 2018, arXiv 1802.00420).
+    """
+    quality = int(torch.randint(_QUALITIES[0], _QUALITIES[1] + 1, (1,), generator=draws))
+    pixels = images.detach().mul(255).round().clamp(0, 255).to(torch.uint8)
+    return images + (recompressed(pixels, quality=quality).float() / 255 - images.detach())
 
 
 def translated(images: Tensor, shift: int, flip: bool, draws: torch.Generator) -> Tensor:

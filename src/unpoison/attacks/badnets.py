@@ -4,7 +4,8 @@ Gu, Dolan-Gavitt and Garg 2017, "BadNets: Identifying Vulnerabilities in the Mac
 Chain" (arXiv 1708.06733), section 4.1.
 
 Stages: draw poisons uniformly among the examples of the source class (of all classes but the target if the
-backdoor has no source); stamp them; label them as the target. No model is needed.
+backdoor has no source); stamp them; label them as the target. With the goal `AllToAll` they are drawn among
+all examples and labelled as the next class. No model is needed.
 
 Cost: one copy of the stamped images, in time and memory.
 
@@ -15,8 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import final
-
-import torch
 
 from unpoison._option_checks import Fraction
 from unpoison.attacks._attack import Attack, CraftRequest
@@ -33,7 +32,7 @@ from unpoison.threats import PoisonSet
     paper="Gu, Dolan-Gavitt and Garg 2017, arXiv 1708.06733",
     cost="none: one copy of the stamped images",
     labels="dirty",
-    goals=("backdoor",),
+    goals=("backdoor", "all-to-all"),
     knowledge="a share of the training set, with its labels; no model",
 )
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +52,19 @@ class BadNets(Attack):
     least_visible: Fraction = 0.5
 
     def poison(self, request: CraftRequest) -> PoisonSet:
-        """Stamped and relabelled examples of the source class.
+        """Stamped and relabelled examples.
 
         Raises:
             InputError: the budget is more than the source class has, or the trigger does not fit the images
                 or changes too few of them.
         """
-        goal = request.backdoor
-        indices = request.draw_sources()
-        clean = request.training_set.subset(indices).images
-        visible = goal.trigger.changes(clean)
+        trigger = request.triggered.trigger
+        clean = request.training_set.subset(request.draw_sources()).images
+        visible = trigger.changes(clean)
         if visible < self.least_visible:
             value = 255 if float(clean.float().mean()) < 128 else 0
             raise InputError(
-                f"badnets: the trigger changes only {100 * visible:.0f} % of the {len(indices)} images "
+                f"badnets: the trigger changes only {100 * visible:.0f} % of the {len(clean)} images "
                 f"drawn; choose one that is visible on them, such as PatchTrigger.four_pixels(value={value})"
             )
-        return request.poison_set(
-            indices=indices,
-            images=goal.trigger.stamp(clean),
-            labels=torch.full((len(indices),), goal.target),
-        )
+        return request.relabelled(trigger)

@@ -33,7 +33,7 @@ from unpoison.threats import BlendTrigger, PoisonSet
     paper="Chen, Liu, Li, Lu and Song 2017, arXiv 1712.05526",
     cost="none: one copy of the stamped images",
     labels="dirty",
-    goals=("backdoor",),
+    goals=("backdoor", "all-to-all"),
     knowledge="a share of the training set, with its labels; no model",
     makes_trigger=True,
 )
@@ -51,12 +51,12 @@ class Blended(Attack):
     alpha: Annotated[float, "(0, 1]"] = 0.2
 
     def poison(self, request: CraftRequest) -> PoisonSet:
-        """Mixed and relabelled examples of the source class.
+        """Mixed and relabelled examples.
 
         Raises:
             InputError: the budget is more than the source class has, or the picture does not fit the images.
         """
-        trigger = request.backdoor.trigger
+        trigger = request.triggered.trigger
         if not isinstance(trigger, BlendTrigger):
             shape = request.training_set.image_shape
             trigger = BlendTrigger.noise(shape, alpha=self.alpha, seed=request.seed)

@@ -74,7 +74,8 @@ class GradientMatching(Attack):
         bases: draw poisons from these examples instead, in this order.
         augmentation: of every poison in every step. "translate", as published: a flip, and a shift by
             fractions of a pixel over black; "crop", what `Recipe` does to the victim's images: a flip and a
-            reflected crop by whole pixels; "none".
+            reflected crop by whole pixels; "jpeg", the same followed by JPEG at a random quality, so that the
+            poisons work on recompressed images, too; "none".
         shift: the largest shift in pixels, 0 or more.
         flip: mirror half of the images.
         target_loss: the loss whose gradient is `g_t`: "cross-entropy" towards the target class, or

@@ -28,6 +28,7 @@ import torch
 
 from unpoison._option_checks import NonNegativeFloat, PositiveFloat
 from unpoison.attacks._attack import Attack, CraftRequest
+from unpoison.attacks._covers import draw_with_covers, poison_set_with_covers
 from unpoison.attacks._methods import register
 from unpoison.threats import PoisonSet, WarpTrigger
 
@@ -40,7 +41,7 @@ from unpoison.threats import PoisonSet, WarpTrigger
     paper="Nguyen and Tran 2021, ICLR, arXiv 2102.10369",
     cost="none: two copies of the warped images",
     labels="dirty",
-    goals=("backdoor",),
+    goals=("backdoor", "all-to-all"),
     knowledge="a share of the training set, with its labels; no model",
     makes_trigger=True,
 )
@@ -67,23 +68,12 @@ class WaNet(Attack):
         Raises:
             InputError: the poisons are more than the source class has.
         """
-        trigger, training_set = request.backdoor.trigger, request.training_set
+        trigger, training_set = request.triggered.trigger, request.training_set
         if not isinstance(trigger, WarpTrigger):
             trigger = WarpTrigger.drawn(k=self.k, strength=self.strength, seed=request.seed)
         goal = request.with_trigger(trigger)
-        poisons = max(1, round(request.count / (1 + self.cover_ratio)))
-        indices = request.draw_sources(count=poisons)
-        others = torch.ones(len(training_set), dtype=torch.bool)
-        others[indices] = False
-        rest = others.nonzero().reshape(-1)
-        order = torch.randperm(len(rest), generator=request.generator("covers"))
-        cover_indices = rest[order[: request.count - poisons]]
-        covers = training_set.subset(cover_indices)
-        warped = trigger.stamp(training_set.subset(indices).images)
-        noisy = trigger.stamp_with_noise(covers.images, seed=request.derived_seed("noise"))
-        return request.poison_set(
-            indices=torch.cat((indices, cover_indices)),
-            images=torch.cat((warped, noisy)),
-            labels=torch.cat((torch.full((poisons,), goal.target), covers.labels.cpu())),
-            goal=goal,
-        )
+        poisons, covers = draw_with_covers(request, self.cover_ratio)
+        warped = trigger.stamp(training_set.subset(poisons).images)
+        noise = request.derived_seed("noise")
+        noisy = trigger.stamp_with_noise(training_set.subset(covers).images, seed=noise)
+        return poison_set_with_covers(request, poisons, covers, images=torch.cat((warped, noisy)), goal=goal)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from unpoison._artefacts import write_json
 from unpoison.cli._console import Console
+from unpoison.cli._executors import check_place, ray_executor
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._options import Bench, configuration
 from unpoison.cli._session import device_named
@@ -27,7 +28,6 @@ from unpoison.evaluation import (
     Executor,
     Experiment,
     LocalExecutor,
-    RayExecutor,
     Results,
     SweepProgress,
     leaderboard,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 LOG = "bench.log"
 FAILED = 1
-_KINDS = ("craft", "train", "calibrate", "find", "heal", "measure")
+_KINDS = ("craft", "train", "calibrate", "find", "screen", "heal", "measure")
 
 
 @final
@@ -107,8 +107,7 @@ def _experiment(options: Bench) -> Experiment:
         raise InputError("--seed: the seeds of a sweep stand in its recipe")
     if options.run.overwrite:
         raise InputError("--overwrite: a store is gone on with, never replaced; name another with --out")
-    if options.executor == "local" and (options.ray_address is not None or options.gpu_share):
-        raise InputError("--ray-address and --gpu-share: are for --executor ray")
+    check_place(options.place)
     if options.run.threads is not None:
         return dataclasses.replace(experiment, threads=options.run.threads)
     return experiment
@@ -122,7 +121,7 @@ def _sweep(
 
         device = device_named(options.run.device).type
     with recorder.stage("plan"):
-        if device == "cuda" and options.executor == "ray" and not options.gpu_share:
+        if device == "cuda" and options.place.executor == "ray" and not options.place.gpu_share:
             raise InputError("--gpu-share: say how much of a GPU each stage needs, 1 or a part of it")
         work = None if experiment.chooses_targets else plan(experiment, device=device)
     progress = SweepProgress()
@@ -151,11 +150,8 @@ def _sweep(
 
 
 def _executor(options: Bench, threads: int) -> Executor:
-    if options.executor == "local":
-        return LocalExecutor(options.workers, threads=threads)
-    return RayExecutor(
-        options.workers, threads=threads, address=options.ray_address, gpu_share=options.gpu_share
-    )
+    on_ray = ray_executor(options.place, options.workers, threads)
+    return LocalExecutor(options.workers, threads=threads) if on_ray is None else on_ray
 
 
 def _write(results: Results, recorder: Recorder, out: Path) -> None:

@@ -11,6 +11,7 @@ from unpoison.cli._inputs import (
     load_model,
     load_set,
     options_of,
+    reference_of,
     told_of,
 )
 from unpoison.cli._interrupts import Interrupts
@@ -28,15 +29,16 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
     unlearner = unlearners.get(options.method, preset=options.preset, **options_of(options.option))
     with session(options, options.out, console, interrupts) as run:
         with run.stage("data"), run.reading() as reading:
-            findings = load_findings(options.findings)
-            splits, training_set, poison = load_set(
-                options, run.device, like=findings.fingerprint, progress=reading
-            )
+            findings = None if options.findings is None else load_findings(options.findings)
+            like = None if findings is None else findings.fingerprint
+            splits, training_set, poison = load_set(options, run.device, like=like, progress=reading)
             run.note(splits)
             try:
-                workflow.check_findings(findings, training_set)
+                if findings is not None:
+                    workflow.check_findings(findings, training_set)
             except InputError as error:
                 raise type(error)(f"--findings {options.findings}: {error}") from None
+            reference = reference_of(options.reference, options, run.device)
             subject = load_model(options.model, options.architecture, training_set, run.device)
             trained = subject.model if isinstance(subject.model, Trained) else None
             command = options.train_command
@@ -45,12 +47,14 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
                 retrain = training_by(command, subject.build, training_set.ids, seed=options.run.seed)
             recipe = None if retrain is not None else healing_recipe(options.training, subject.model)
         method = options.method if retrain is None else "--train-command"
+        removed = 0 if findings is None else len(findings.flagged)
         with run.stage("heal"), console.progress(f"healing by {method}") as progress:
             healed = workflow.heal(
                 subject.model,
                 training_set,
                 findings,
                 method=unlearner,
+                reference=reference,
                 recipe=recipe,
                 start=None if retrain is not None else subject.fresh(unlearner),
                 retrain=retrain,
@@ -65,7 +69,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             run.measure(healed, splits.test, poison, when="after", task=subject.task)
         run.results.update(
             method=method,
-            removed=len(findings.flagged),
+            removed=removed,
             recipe=None if healed.recipe is None else healed.recipe.to_dict(),
             tuning=None if healed.tuning is None else dict(healed.tuning),
             **told_of(training_set),
@@ -73,7 +77,7 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             training_seconds=None if trained is None else trained.seconds,
         )
     console.show(
-        f"healed by {method}: {len(findings.flagged)} of {len(training_set)} examples forgotten",
+        f"healed by {method}: {removed} of {len(training_set)} examples forgotten",
         *run.compared(),
         *_tuned(healed),
         f"healing took {healed.seconds:.1f} s"
@@ -94,7 +98,25 @@ def _tuned(healed: Trained) -> list[str]:
 
 
 def _check_used(options: Heal) -> None:
-    """That nothing which says how to heal is given beside a training program."""
+    """That a method has what it needs, and that nothing is given which it makes no use of."""
+    needed = unlearners.describe(options.method)
+    if options.findings is None and (needed.needs_findings or options.train_command is not None):
+        raise InputError(
+            f"--findings: {options.method} forgets what was found; give a run of trace, scan or repair, or "
+            f"repair without any by {_by_reference()}"
+        )
+    if options.findings is None and needed.uses_reference and options.reference is None:
+        raise InputError(
+            f"--reference: {options.method} repairs by clean examples; give some, or --findings, of which it "
+            "takes the rest"
+        )
+    if options.reference is not None and not needed.uses_reference:
+        raise InputError(f"--reference: {options.method} makes no use of one; heal by {_by_reference()}")
     given = [*(["--method"] if options.method != "retrain" else []), *given_of(options.training)]
     if options.train_command is not None and given:
         raise InputError(f"{given[0]}: --train-command makes no use of it; the program trains by itself")
+
+
+def _by_reference() -> str:
+    known = map(unlearners.describe, unlearners.names())
+    return ", ".join(one.name for one in known if one.uses_reference)

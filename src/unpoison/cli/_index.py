@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from unpoison import detectors, workflow
 from unpoison.cli._console import Console
+from unpoison.cli._executors import check_place, ray_executor
 from unpoison.cli._inputs import load_model, load_set, reference_of, told_of
 from unpoison.cli._interrupts import Interrupts, Terminated
 from unpoison.cli._options import Index, Similar
@@ -20,8 +22,9 @@ from unpoison.influence import IndexEstimate, InfluenceIndex
 
 def index(options: Index, console: Console, interrupts: Interrupts) -> int:
     """Make an index of the model's training set, or say what it would take."""
+    check_place(options.place)
     if not options.estimate:
-        _check_place(options.out, overwrite=options.run.overwrite)
+        _check_directory(options.out, overwrite=options.run.overwrite)
     try:
         return _index(options, console, interrupts)
     except (KeyboardInterrupt, Terminated) as end:
@@ -45,6 +48,7 @@ def _index(options: Index, console: Console, interrupts: Interrupts) -> int:
         shared: dict[str, Any] = {
             "modules": list(options.modules) or None,
             "covariance_examples": options.covariance_examples,
+            "eigenvalue_examples": options.eigenvalue_examples,
             "numbers": options.numbers,
         }
         if options.estimate:
@@ -54,16 +58,21 @@ def _index(options: Index, console: Console, interrupts: Interrupts) -> int:
             console.show(*_lines(found, options))
             return DONE
         with run.stage("index"), console.progress("index") as progress:
-            made = workflow.index(
-                place,
-                network,
-                training_set,
-                append=options.append,
-                processes=options.processes,
-                seed=options.run.seed,
-                progress=progress,
-                **shared,
-            )
+            with (
+                ray_executor(options.place, options.processes, options.run.threads or 1)
+                or nullcontext() as ray
+            ):
+                made = workflow.index(
+                    place,
+                    network,
+                    training_set,
+                    append=options.append,
+                    processes=options.processes or 1,
+                    executor=ray,
+                    seed=options.run.seed,
+                    progress=progress,
+                    **shared,
+                )
             if not options.append:
                 _calibrate(made, network, training_set, reference, options, run, progress)
         run.results.update(
@@ -131,7 +140,7 @@ def _calibrate(
     run.results["calibration"] = calibration.source
 
 
-def _check_place(place: Path, *, overwrite: bool) -> None:
+def _check_directory(place: Path, *, overwrite: bool) -> None:
     """That the directory is new, or holds an index."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
@@ -156,7 +165,7 @@ def _told(found: IndexEstimate, options: Index) -> dict[str, Any]:
         "measured": found.measured,
         "numbers": found.numbers,
         "sketch": found.sketch,
-        "estimated_seconds": {str(n): found.seconds(n) for n in sorted({1, options.processes})},
+        "estimated_seconds": {str(n): found.seconds(n) for n in sorted({1, options.processes or 1})},
         "estimated_peak_bytes": found.peak_bytes,
         "estimated_disk_bytes": found.disk_bytes,
     }
@@ -168,7 +177,7 @@ def _lines(found: IndexEstimate, options: Index) -> list[str]:
         f"sketches of {found.sketch}",
         f"memory {found.peak_bytes / 1e9:.2f} GB, disk {found.disk_bytes / 1e9:.2f} GB",
     ]
-    for count in sorted({1, options.processes}):
+    for count in sorted({1, options.processes or 1}):
         seconds = found.seconds(count)
         cost = "" if options.price is None else f", costs {seconds / 3600 * options.price:.2f}"
         words = "1 process" if count == 1 else f"{count} processes, each with a core of its own"

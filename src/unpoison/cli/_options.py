@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, final
 
 from tyro.conf import Positional, arg, subcommand
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison.registry import Registry
 from unpoison.report import Form
 from unpoison.runs import json_value
@@ -66,6 +66,13 @@ Scanner = Annotated[
         help=f"The detector; {_PRESETS}: {_listed(detectors.METHODS, needs_observation=False)}. Only "
         f"{_listed(detectors.METHODS, needs_observation=False, can_find_nothing=True)} can find nothing; the "
         "others flag a share of any set.",
+    ),
+]
+InputDetector = Annotated[
+    str,
+    arg(
+        metavar="METHOD",
+        help=f"The test-time detector; {_PRESETS}: {_listed(input_detectors.METHODS)}.",
     ),
 ]
 Unlearner = Annotated[
@@ -137,6 +144,19 @@ class ReadingOptions:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class ExecutorOptions:
+    """Where work is done that is done in parallel."""
+
+    executor: Literal["local", "ray"] = "local"
+    """Where: in processes of this machine, or on a Ray cluster."""
+    ray_address: MaybeText = None
+    """The Ray cluster, e.g. auto; one is started on this machine when not given."""
+    gpu_share: Annotated[float, arg(metavar="X")] = 0.0
+    """With Ray, how much of a GPU each worker needs: .25 lets four share one."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """A model that unpoison did not train."""
 
@@ -193,8 +213,8 @@ class Craft:
     """The test set, where it does not come with --data."""
     images: ImageOptions
     goal: MaybeText = None
-    """What the adversary wants: backdoor, targeted-misclassification, self-concealment or label-noise; the
-    first that the attack serves when not given."""
+    """What the adversary wants: backdoor, targeted-misclassification, self-concealment, label-noise,
+    all-to-all or availability; the first that the attack serves and that fits when not given."""
     source: MaybeClass = None
     """The class whose images bear the trigger; every class but the target when not given."""
     target: MaybeClass = None
@@ -331,12 +351,16 @@ class Index(OfModel):
 
     numbers: MaybeCount = None
     """How many numbers to keep of each example; 2048 when not given, fewer where memory is short."""
-    processes: Annotated[int, arg(metavar="N")] = 1
-    """How many processes read training examples at a time."""
+    processes: MaybeCount = None
+    """How many processes read training examples at a time, with a thread each where there are several; 1 when
+    not given, with Ray as many as its cores allow."""
+    place: ExecutorOptions
     modules: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
     """Modules whose parameters to track, or patterns such as layer4*; all that can be when not given."""
     covariance_examples: MaybeCount = None
     """Fit the covariances to this many examples only."""
+    eigenvalue_examples: MaybeCount = None
+    """Fit the eigenvalues to this many examples only."""
     append: bool = False
     """Add the examples of --data to the index, after those that it has, which are not read again."""
     estimate: bool = False
@@ -398,6 +422,8 @@ class Scan(OfModel):
     option: Options = ()
     reference: MaybeData = None
     """Images that are known to be clean, for detectors that make use of some."""
+    index: MaybeDirectory = None
+    """An index of the model and its training set, by unpoison index, for gradient-clusters."""
     fail_on_findings: bool = False
     """End with status 1 when poison was found."""
     architecture: ModelOptions
@@ -408,11 +434,41 @@ class Scan(OfModel):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Heal(OfModel):
-    """Make a model forget the training examples that trace flagged. Writes the healed model to DIR/model."""
+class Screen(OfModel):
+    """Say of inputs whether they look triggered, without a wrong answer to start from. What is flagged can be
+    traced. Writes DIR/screening."""
 
-    findings: Directory
-    """A run directory of trace (or its findings/)."""
+    inputs: Annotated[tuple[str, ...], arg(metavar="INPUT...")]
+    """What to screen, in the words of trace --suspect: image files, folders of image files, test:INDEX,
+    triggered:INDEX; or test, for the whole test set."""
+    reference: Data
+    """Labelled examples that are known to be clean, were not trained on and are not among the inputs; 19 or
+    more for a rate of .05, 99 for .01."""
+    method: InputDetector = "strip"
+    preset: Preset = None
+    option: Options = ()
+    false_positive_rate: Annotated[float, arg(metavar="X")] = 0.05
+    """The share of clean inputs that may be flagged."""
+    fail_on_findings: bool = False
+    """End with status 1 when an input was flagged."""
+    architecture: ModelOptions
+    out: Directory
+    """The run directory to write."""
+    run: RunOptions
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Heal(OfModel):
+    """Make a model forget the training examples that trace flagged, or, with nothing found, repair it by
+    clean examples. Writes the healed model to DIR/model."""
+
+    findings: MaybeDirectory = None
+    """A run directory of trace (or its findings/). Where they are whole, retrain, or in less time relabel;
+    where only a part of the poison was found, potion; nad, fine-pruning and i-bau do without."""
+    reference: MaybeData = None
+    """Labelled examples that are known to be clean, for nad, fine-pruning and i-bau; what the findings left
+    when not given."""
     method: Unlearner = "retrain"
     preset: Preset = None
     option: Options = ()
@@ -436,12 +492,7 @@ class Bench:
     """The recipe; docs/benchmarking.md says what it may hold."""
     workers: MaybeCount = None
     """How many stages to do at a time; as many as there are cores when not given."""
-    executor: Literal["local", "ray"] = "local"
-    """Where: in processes of this machine, or on a Ray cluster."""
-    ray_address: MaybeText = None
-    """The Ray cluster, e.g. auto; one is started on this machine when not given."""
-    gpu_share: Annotated[float, arg(metavar="X")] = 0.0
-    """With Ray, how much of a GPU each stage needs: .25 lets four share one."""
+    place: ExecutorOptions
     out: Directory = Path("bench")
     """The store of results to write, or to go on with."""
     run: RunOptions
@@ -513,7 +564,22 @@ class App:
     run: RunOptions
 
 
-Verb = Demo | Craft | Train | Index | Trace | Similar | Scan | Heal | Repair | Bench | Report | Export | App
+Verb = (
+    Demo
+    | Craft
+    | Train
+    | Index
+    | Trace
+    | Similar
+    | Scan
+    | Screen
+    | Heal
+    | Repair
+    | Bench
+    | Report
+    | Export
+    | App
+)
 VERBS: tuple[type[Verb], ...] = (
     Demo,
     Craft,
@@ -522,6 +588,7 @@ VERBS: tuple[type[Verb], ...] = (
     Trace,
     Similar,
     Scan,
+    Screen,
     Heal,
     Repair,
     Bench,

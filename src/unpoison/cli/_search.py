@@ -16,6 +16,7 @@ from unpoison.cli._tracing import Tracing
 from unpoison.data import Examples, TrainingSet
 from unpoison.detectors import Findings, Observation
 from unpoison.errors import printable
+from unpoison.influence import InfluenceIndex
 from unpoison.threats import PoisonSet
 
 _KEPT_IMAGES = 64
@@ -55,6 +56,7 @@ def scan(options: Scan, console: Console, interrupts: Interrupts) -> int:
                 training_set,
                 method=detector,
                 reference=reference,
+                index=None if options.index is None else InfluenceIndex.open(options.index),
                 task=subject.task,
                 seed=options.run.seed,
                 progress=progress,

@@ -132,6 +132,8 @@ class Session:
         suffix = f"_{when}" if when else ""
         self.rate(f"clean_accuracy{suffix}", None if measured is None else measured.clean_accuracy)
         self.rate(f"attack_success{suffix}", None if measured is None else measured.attack_success)
+        if measured is not None and measured.certified:
+            self.results[f"certified{suffix}"] = [one.to_dict() for one in measured.certified]
 
     def compared(self) -> list[str]:
         """What `measure` noted before and after healing, in lines."""

@@ -14,7 +14,7 @@ from unpoison._inputs import Inputs
 from unpoison.cli._options import ImageOptions
 from unpoison.data import DatasetExamples, Examples, Splits, TrainingSet
 from unpoison.errors import InputError
-from unpoison.threats import Backdoor, PoisonSet
+from unpoison.threats import PoisonSet, TriggeredGoal
 
 
 @final
@@ -40,6 +40,8 @@ def suspect_of(
     poison: PoisonSet | None,
     images: ImageOptions,
     transform: Callable[[Any], Any] | None = None,
+    *,
+    option: str = "--suspect",
 ) -> Suspect:
     """The input that `--suspect` names.
 
@@ -49,38 +51,43 @@ def suspect_of(
         poison: what was put into the training set, where that is known.
         images: how image files are read into memory.
         transform: what makes inputs of image files, where the training set is a dataset of the user's own.
+        option: its name in messages.
 
     Raises:
         InputError: there is no such image, or it does not fit the training set.
     """
     kind, colon, number = text.partition(":")
     if not colon or kind not in ("test", "triggered"):
-        return Suspect(input_of_file(text, splits.train, images, transform), None, Path(text).name)
+        return Suspect(input_of_file(text, splits.train, images, transform, option), None, Path(text).name)
     if splits.test is None:
-        raise InputError(f"--suspect {text}: there is no test set; name one with --test-data")
+        raise InputError(f"{option} {text}: there is no test set; name one with --test-data")
     if not (number.isascii() and number.isdigit()) or int(number) >= len(splits.test):
         raise InputError(
-            f"--suspect {text}: expected {kind}:INDEX with an index 0..{len(splits.test) - 1} of the test set"
+            f"{option} {text}: expected {kind}:INDEX with an index 0..{len(splits.test) - 1} of the test set"
         )
     index = int(number)
     label = int(splits.test.labels[index])
     held = splits.test.images[index][None] if isinstance(splits.test, TrainingSet) else None
     if kind == "test":
         return Suspect(splits.test.at([index])[0] if held is None else held, label, f"test image {number}")
-    if poison is None or not isinstance(poison.goal, Backdoor) or held is None:
+    if poison is None or not isinstance(poison.goal, TriggeredGoal) or held is None:
         raise InputError(
-            f"--suspect {text}: needs the trigger, so give --poison with the poison of a backdoor"
+            f"{option} {text}: needs the trigger, so give --poison with the poison of a backdoor"
         )
     return Suspect(poison.goal.trigger.stamp(held), label, f"test image {number} with the trigger")
 
 
 def input_of_file(
-    text: str, examples: Examples, images: ImageOptions, transform: Callable[[Any], Any] | None
+    text: str,
+    examples: Examples,
+    images: ImageOptions,
+    transform: Callable[[Any], Any] | None,
+    option: str = "--suspect",
 ) -> Inputs:
     """An image file as the one input that it is read as."""
     preparation = data.Preparation(images.size, images.orient)
     if isinstance(examples, TrainingSet):
-        return _fitting(data.read_image(text, preparation=preparation), examples, text)[None]
+        return _fitting(data.read_image(text, preparation=preparation), examples, text, option)[None]
     assert isinstance(examples, DatasetExamples)
     rows = examples.source.dataset
     if isinstance(rows, data.ImageFiles | data.Pictures):
@@ -91,17 +98,17 @@ def input_of_file(
         value = data.read_image(text, preparation=preparation)
     else:
         raise InputError(
-            f"--suspect {text}: say by --transform package.module:function how a picture becomes an input of "
+            f"{option} {text}: say by --transform package.module:function how a picture becomes an input of "
             f"{examples.name}, or give test:INDEX of a test set"
         )
-    return examples.given(f"--suspect {text}", value)
+    return examples.given(f"{option} {text}", value)
 
 
-def _fitting(image: Tensor, training_set: TrainingSet, text: str) -> Tensor:
+def _fitting(image: Tensor, training_set: TrainingSet, text: str, option: str) -> Tensor:
     channels, *size = training_set.image_shape
     if list(image.shape[1:]) != size:
         raise InputError(
-            f"--suspect {text}: is {image.shape[2]} pixels wide and {image.shape[1]} high, but the images of "
+            f"{option} {text}: is {image.shape[2]} pixels wide and {image.shape[1]} high, but the images of "
             f"{training_set.name} are {size[1]} wide and {size[0]} high; "
             f"resize it the way the model's inputs were"
         )
@@ -112,5 +119,5 @@ def _fitting(image: Tensor, training_set: TrainingSet, text: str) -> Tensor:
     if channels == 1 and bool((image == image[:1]).all()):
         return image[:1]
     raise InputError(
-        f"--suspect {text}: has {image.shape[0]} channels, the images of {training_set.name} have {channels}"
+        f"{option} {text}: has {image.shape[0]} channels, the images of {training_set.name} have {channels}"
     )

@@ -52,9 +52,17 @@ def train(options: Train, console: Console, interrupts: Interrupts) -> int:
         *([] if defense is None else [_dropped(run.results)]),
         *([] if clean is None else [f"clean accuracy {per_cent(clean)}"]),
         *([] if success is None else [f"attack success {per_cent(success)}"]),
+        *_certified(run.results),
         f"the model is {options.out / 'model'}",
     )
     return DONE
+
+
+def _certified(results: dict[str, Any]) -> list[str]:
+    """The certified accuracy of a vote, at a few numbers of changed examples, in a line."""
+    curve = results.get("certified", [])
+    told = [f"{per_cent(curve[most])} against {most}" for most in (1, 2, 5, 10, 20, 50) if most < len(curve)]
+    return [f"certified accuracy {', '.join(told)} changed examples"] if told else []
 
 
 def _augmentation(recipe: Recipe) -> str:

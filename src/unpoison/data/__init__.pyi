@@ -12,6 +12,7 @@ from ._folder import read_folder as read_folder
 from ._image_files import ImageFiles as ImageFiles
 from ._image_files import Pictures as Pictures
 from ._image_files import read_transformed as read_transformed
+from ._images import SUFFIXES as SUFFIXES
 from ._images import Preparation as Preparation
 from ._images import check_eight_bits as check_eight_bits
 from ._images import encode_png as encode_png

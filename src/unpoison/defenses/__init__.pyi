@@ -8,11 +8,14 @@ from ._methods import get as get
 from ._methods import names as names
 from ._methods import register as register
 from ._own_loop import OwnLoop as OwnLoop
+from .abl import ABL as ABL
 from .cutmix import CutMix as CutMix
 from .cutout import Cutout as Cutout
 from .dp_sgd import DPSGD as DPSGD
+from .dpa import DPA as DPA
 from .epic import EPIC as EPIC
 from .epic import isolated as isolated
+from .finite_aggregation import FiniteAggregation as FiniteAggregation
 from .friendly_noise import FriendlyNoise as FriendlyNoise
 from .jpeg import JPEG as JPEG
 from .knn_outlier_filter import KNNOutlierFilter as KNNOutlierFilter

@@ -94,7 +94,8 @@ class Searcher(Detector):
 class Search:
     """One call of `find`, see there for the arguments. The observation is checked, if the detector needs one.
 
-    Detectors by influence have the fields `damping`, `modules`, `covariance_examples` and `batch_size`.
+    Detectors by influence have the fields `damping`, `modules`, `covariance_examples`,
+    `eigenvalue_examples` and `batch_size`.
     """
 
     def __init__(
@@ -117,7 +118,8 @@ class Search:
             factors.check(model, training_set)
         self._detector: Any = detector
         self._factors, self._observation = factors, observation
-        self.index, self.refine, self.refined = index, refine, 0
+        self.index, self.refined = index, 0
+        self.refine = 0 if index is not None and index.whole else refine
         self.model, self.training_set, self.reference = model, training_set, reference
         self.seed, self.progress = seed, progress
         tensors = (*model.parameters(), *model.buffers())
@@ -153,6 +155,24 @@ class Search:
             return as_training_set(self.training_set)
         except InputError as error:
             raise InputError(f"{self._detector.method.name}: works on 8-bit images alone; {error}") from None
+
+    @property
+    def clean(self) -> Examples:
+        """What is taken for clean: the reference, or else the training set, most of which is.
+
+        Raises:
+            InputError: the reference has no examples, or such as the training set has not.
+        """
+        if self.reference is None:
+            return self.training_set
+        if not len(self.reference):
+            raise InputError(f"{self.reference.name}: the reference has no examples; leave it out")
+        if self.reference.input_shape != self.training_set.input_shape:
+            raise InputError(
+                f"{self.reference.name}: a reference needs inputs of shape {self.training_set.input_shape}, "
+                f"found {self.reference.input_shape}"
+            )
+        return self.reference
 
     def lap(self, stage: str) -> None:
         """Count the time since the last call for the stage."""
@@ -200,6 +220,7 @@ class Search:
             seed=derive_seed(self.seed, "factors"),
             modules=self._detector.modules,
             covariance_examples=self._detector.covariance_examples,
+            eigenvalue_examples=self._detector.eigenvalue_examples,
             batch_size=self._detector.batch_size,
             progress=self.progress,
         )

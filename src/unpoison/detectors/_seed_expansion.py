@@ -104,13 +104,18 @@ def expand_seeds(
             places = torch.searchsorted(chosen, seeds)
             cosines[:, chosen] = _cosines(search, examples.subset(chosen), places)
             search.refined = max(search.refined, len(chosen))
+    return expansion_of(cosines, seeds)
+
+
+def expansion_of(cosines: Tensor, seeds: Tensor) -> SeedExpansion:
+    """Stages 2 and 3, from Float64[k n] cosines of the examples at Int64[k] `seeds` with all n."""
     among = cosines[:, seeds].clone().fill_diagonal_(0)
     # Perron and Frobenius: the leading eigenvector of a non-negative matrix has one sign.
     weights = torch.linalg.eigh(((among + among.t()) / 2).clamp(min=0)).eigenvectors[:, -1].abs()
     if float(weights.sum()) <= 0 or len(seeds) == 1:
         weights = torch.ones(len(seeds), dtype=torch.float64)
     # A seed's cosine with itself says nothing.
-    present = torch.ones(len(seeds), len(examples), dtype=torch.float64)
+    present = torch.ones(cosines.shape, dtype=torch.float64)
     present[torch.arange(len(seeds)), seeds] = 0
     weighted = weights[:, None] * present
     total = weighted.sum(0)

@@ -78,6 +78,7 @@ class ArtifactMixture(Searcher):
         damping: of the curvature.
         modules: which modules' parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
+        eigenvalue_examples: fit the eigenvalues to this many examples only.
         batch_size: examples of a forward pass.
 
     Raises:
@@ -88,11 +89,17 @@ class ArtifactMixture(Searcher):
     damping: Damping = _DAMPING
     modules: tuple[str, ...] | None = None
     covariance_examples: int | None = None
+    eigenvalue_examples: int | None = None
     batch_size: int = 128
 
     def __post_init__(self) -> None:
         check_options(
-            self.method.name, self, seeds="[5, inf)", covariance_examples="[1, inf)", batch_size="[1, inf)"
+            self.method.name,
+            self,
+            seeds="[5, inf)",
+            covariance_examples="[1, inf)",
+            eigenvalue_examples="[1, inf)",
+            batch_size="[1, inf)",
         )
 
     def memory_needed(self, measured: Measured) -> Parts:

@@ -121,6 +121,7 @@ class Calibrated(Detector):
         damping: of the curvature.
         modules: which modules' parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
+        eigenvalue_examples: fit the eigenvalues to this many examples only.
         batch_size: examples of a forward pass.
 
     Raises:
@@ -134,6 +135,7 @@ class Calibrated(Detector):
     damping: Damping = _DAMPING
     modules: tuple[str, ...] | None = None
     covariance_examples: int | None = None
+    eigenvalue_examples: int | None = None
     batch_size: int = 128
 
     def __post_init__(self) -> None:
@@ -142,6 +144,7 @@ class Calibrated(Detector):
             self,
             false_alarm_level="(0, 1)",
             covariance_examples="[1, inf)",
+            eigenvalue_examples="[1, inf)",
             batch_size="[1, inf)",
         )
 

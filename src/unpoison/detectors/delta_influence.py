@@ -73,6 +73,7 @@ class DeltaInfluence(Searcher):
         damping: of the curvature; 1e-8 in the published experiments.
         modules: which modules' parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
+        eigenvalue_examples: fit the eigenvalues to this many examples only.
         batch_size: examples of a forward pass.
 
     Raises:
@@ -98,6 +99,7 @@ class DeltaInfluence(Searcher):
     damping: Damping = _DAMPING
     modules: tuple[str, ...] | None = None
     covariance_examples: int | None = None
+    eigenvalue_examples: int | None = None
     batch_size: int = 128
 
     def __post_init__(self) -> None:
@@ -107,6 +109,7 @@ class DeltaInfluence(Searcher):
             tolerance="[0, inf)",
             draws="[1, inf)",
             covariance_examples="[1, inf)",
+            eigenvalue_examples="[1, inf)",
             batch_size="[1, inf)",
         )
         if self.tolerance >= self.draws:

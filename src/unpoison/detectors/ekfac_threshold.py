@@ -45,6 +45,7 @@ class EKFACThreshold(Searcher):
         damping: of the curvature.
         modules: which modules' parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
+        eigenvalue_examples: fit the eigenvalues to this many examples only.
         batch_size: examples of a forward pass.
     """
 
@@ -57,10 +58,17 @@ class EKFACThreshold(Searcher):
     damping: Damping = _DAMPING
     modules: tuple[str, ...] | None = None
     covariance_examples: int | None = None
+    eigenvalue_examples: int | None = None
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        check_options(self.method.name, self, covariance_examples="[1, inf)", batch_size="[1, inf)")
+        check_options(
+            self.method.name,
+            self,
+            covariance_examples="[1, inf)",
+            eigenvalue_examples="[1, inf)",
+            batch_size="[1, inf)",
+        )
 
     def memory_needed(self, measured: Measured) -> Parts:
         """See `Detector.memory_needed`."""

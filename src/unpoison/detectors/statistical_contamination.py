@@ -47,7 +47,6 @@ from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader
 from unpoison.detectors._search import Search, Searcher
 from unpoison.detectors._two_means import two_means
-from unpoison.errors import InputError
 from unpoison.influence import Parts
 from unpoison.registry import Presets
 
@@ -95,15 +94,8 @@ class StatisticalContamination(Searcher):
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
         reader = search.reader(self.module, self.batch_size)
-        training_set, reference, clean = search.training_set, search.reference, reader
-        if reference is not None:
-            if reference.input_shape != training_set.input_shape:
-                raise InputError(
-                    f"{reference.name}: a reference needs inputs of shape {training_set.input_shape}, "
-                    f"found {reference.input_shape}"
-                )
-            clean = reader.of(reference)
-        whiten = self._whitening(clean)
+        training_set = search.training_set
+        whiten = self._whitening(reader if search.reference is None else reader.of(search.clean))
         margins = torch.full((len(training_set),), -1.0, dtype=torch.float64)
         statistics: dict[int, float] = {}
         for one in reader.by_class():

@@ -1,6 +1,8 @@
 from ._executors import Executor as Executor
 from ._executors import LocalExecutor as LocalExecutor
 from ._executors import RayExecutor as RayExecutor
+from ._gaussian import NoiseMemory as NoiseMemory
+from ._gaussian import gaussian_unlearning_score as gaussian_unlearning_score
 from ._metrics import Comparison as Comparison
 from ._metrics import Line as Line
 from ._metrics import Mean as Mean

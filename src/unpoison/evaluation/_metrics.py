@@ -22,6 +22,14 @@
   those whose last trace found nothing; rounds: how often they healed, mean and deviation; removed: what they
   removed in all rounds, as the share of the poison that it held (removed recall) and the share of it that
   was poison (removed precision).
+- noise score: mean and deviation over trials of the Gaussian Unlearning Score, where the poison is such
+  noise; noise remembered: the noisy images that the model still correlates with, 1 % of which are by chance.
+- screened: by test-time detectors, all trials together: the share of the triggered inputs that are flagged
+  (true) and of the clean ones (false) at false-positive rates of .01 and .05 of their calibration; the area
+  under the ROC curve of triggered against clean inputs, mean and deviation over trials. Triggered are those
+  that are answered as the adversary wants.
+- certified: of votes with certificates, the share of the test images that are predicted rightly whatever 0,
+  1, 2, ... training examples are inserted, removed or labelled otherwise; all trials together.
 - filter bias: the largest difference between two classes in the share of clean examples flagged, all trials
   together; 0 when every class loses alike.
 
@@ -30,6 +38,7 @@ Deviations are of the sample (n - 1). This module does not import torch.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -49,6 +58,13 @@ METHOD = ("attack", "budget", "victim", "defense", "detector", "unlearner", "con
 """The columns that say what was done; trials that agree in them are one line of the leaderboard."""
 TARGET = ("source", "target", "test_indices")
 """The columns that say what the attack aimed at."""
+_OF_SCREENING = (
+    "screened_true_01",
+    "screened_true_05",
+    "screened_false_01",
+    "screened_false_05",
+    "screened_auroc",
+)
 _OF_REPAIRS = ("repaired", "last_trace_empty", "rounds", "removed_recall", "removed_precision")
 SUBJECT = (*TARGET, "seed", "number", "observation")
 """The columns that say on what; two lines are compared on trials that agree in these."""
@@ -143,6 +159,14 @@ class Line:
     rounds: Mean
     removed_recall: Proportion
     removed_precision: Proportion
+    noise_score: Mean
+    noise_remembered: Proportion
+    screened_true_01: Proportion
+    screened_true_05: Proportion
+    screened_false_01: Proportion
+    screened_false_05: Proportion
+    screened_auroc: Mean
+    certified: tuple[Proportion, ...]
     seconds: Mapping[str, float]
     peak_bytes: float
 
@@ -171,6 +195,8 @@ class Line:
             if isinstance(value := getattr(self, one.name), Proportion | Mean)
             and (self.dropped.trials or not one.name.startswith("drop"))
             and (self.repaired.trials or one.name not in _OF_REPAIRS)
+            and (self.noise_remembered.trials or not one.name.startswith("noise"))
+            and (self.screened_false_01.trials or one.name not in _OF_SCREENING)
         }
         summaries["success_by_target"]["interval"] = self.target_interval
         seconds = {name: round(value, 3) for name, value in self.seconds.items()}
@@ -178,6 +204,7 @@ class Line:
             **{name: getattr(self, name) for name in METHOD},
             "n": self.n,
             **summaries,
+            **({"certified": [one.to_dict() for one in self.certified]} if self.certified else {}),
             "per_class": {name: share.to_dict() for name, share in self.per_class.items()},
             "filter_bias": self.filter_bias,
             "costs": {"seconds": seconds, "peak_bytes": self.peak_bytes},
@@ -226,6 +253,8 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     judged = [row for row in rows if row["flagged"] is not None]
     defended = [row for row in rows if row.get("dropped") is not None]
     repairs = [row for row in rows if row.get("outcome") is not None]
+    noisy = [row for row in rows if row.get("noise_total") is not None]
+    screened = [row for row in rows if row.get("screened_clean") is not None]
 
     def known(column: str) -> list[Any]:
         return [row[column] for row in rows if row[column] is not None]
@@ -236,7 +265,9 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
     accuracies = map(Proportion, _sums(rows, "class_correct"), _sums(rows, "class_total"))
     flagged = zip(_sums(judged, "class_false_positives"), _sums(judged, "class_clean"), strict=True)
     lost = [false_positives / clean for false_positives, clean in flagged if clean]
-    stages = {name: known(f"seconds_{name}") for name in ("craft", "train", "calibrate", "find", "heal")}
+    stages = {
+        name: known(f"seconds_{name}") for name in ("craft", "train", "calibrate", "find", "screen", "heal")
+    }
     return Line(
         **method,
         rows=rows,
@@ -263,9 +294,24 @@ def _line(method: Mapping[str, Any], rows: tuple[Row, ...]) -> Line:
         rounds=Mean.of(row["rounds"] for row in repairs),
         removed_recall=share("removed_poisons", "poisons", repairs),
         removed_precision=share("removed_poisons", "removed", repairs),
+        noise_score=Mean.of(row["noise_score"] for row in noisy),
+        noise_remembered=share("noise_remembered", "noise_total", noisy),
+        screened_true_01=share("screened_true_01", "screened_triggered", screened),
+        screened_true_05=share("screened_true_05", "screened_triggered", screened),
+        screened_false_01=share("screened_false_01", "screened_clean", screened),
+        screened_false_05=share("screened_false_05", "screened_clean", screened),
+        screened_auroc=Mean.of(row["screened_auroc"] for row in screened),
+        certified=_certified([row for row in rows if row.get("certified")]),
         seconds={name: statistics.fmean(values) for name, values in stages.items() if values},
         peak_bytes=max(known("peak_bytes"), default=0.0),
     )
+
+
+def _certified(rows: Sequence[Row]) -> tuple[Proportion, ...]:
+    """The curve of all trials together; a trial whose curve has ended counts for none."""
+    total = sum(row["clean_total"] for row in rows)
+    curves = itertools.zip_longest(*(row["certified"] for row in rows), fillvalue=0)
+    return tuple(Proportion(sum(counts), total) for counts in curves)
 
 
 def _sums(rows: Sequence[Row], name: str) -> list[int]:

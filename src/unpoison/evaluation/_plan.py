@@ -15,7 +15,15 @@ from unpoison._code import Source
 from unpoison._seeds import derive_seed
 from unpoison.errors import InputError
 from unpoison.evaluation._schema import Experiment
-from unpoison.evaluation._sections import ANY, AttackChoice, DefenseChoice, DetectorChoice, VictimChoice
+from unpoison.evaluation._sections import (
+    ANY,
+    FOR_ALL,
+    AttackChoice,
+    DefenseChoice,
+    DetectorChoice,
+    UnlearnerChoice,
+    VictimChoice,
+)
 from unpoison.evaluation._stage_graph import Keys, StageGraph, Values
 from unpoison.evaluation._store import Stage
 from unpoison.threats import Budget, find_class, read_setups
@@ -84,7 +92,12 @@ def _planned(graph: StageGraph, trials: Iterable[str]) -> Plan:
 def _check(graph: StageGraph) -> None:
     """Look at every method's options, class and budget before anything is done."""
     experiment, data = graph.experiment, graph.data
-    for choice in (*experiment.defenses, *experiment.detectors, *experiment.unlearners):
+    for choice in (
+        *experiment.defenses,
+        *experiment.detectors,
+        *experiment.input_detectors,
+        *experiment.unlearners,
+    ):
         choice.described()
     for attack in experiment.attacks:
         graph.attack(attack)
@@ -109,19 +122,39 @@ def _trials(graph: StageGraph) -> Iterator[str]:
     targets = [_checked(graph, *one) for one in _targets(graph)]
     for choice in experiment.attacks:
         label = experiment.attack_label(choice)
-        concealed = choice.goal_kind == "self-concealment"
-        combinations = product(_budgets(choice), choice.known, targets, experiment.seeds)
+        fitting = _fitting(choice, targets)
+        combinations = product(_budgets(choice), choice.known, fitting, experiment.seeds)
         for budget, known, target, seed in combinations:
             words = {
                 "attack": f"{label}, {100 * known:g} % known" if known else label,
                 "budget": float(budget.share if budget.share is not None else budget.count or 0),
                 "source": "any other" if target["source"] is None else names[target["source"]],
-                "target": "any other" if concealed else names[target["target"]],
+                "target": _target_in_words(choice, target, names),
                 "test_indices": target["test_indices"],
             }
             subset = graph.subset(target["bases"])
             poison = graph.poison(choice, budget, target, known, seed, subset)
             yield from _victims(graph, words, {"poison": poison}, subset, seed)
+
+
+def _fitting(choice: AttackChoice, targets: Sequence[Values]) -> list[Values]:
+    """The targets that the goal of an attack can have: one for all classes, or one that names a class."""
+    for_all = choice.goal_kind in FOR_ALL
+    found = [one for one in targets if (one["target"] is None) == for_all]
+    if not found:
+        pair = f'["{ANY}", "{ANY}"]' if for_all else "a target class"
+        raise InputError(
+            f"targets: the goal {choice.goal_kind!r} of {choice.name} needs {pair} among the pairs"
+        )
+    return found
+
+
+def _target_in_words(choice: AttackChoice, target: Values, names: Sequence[str]) -> str:
+    if choice.goal_kind == "all-to-all":
+        return "the next"
+    if target["target"] is None or choice.goal_kind == "self-concealment":
+        return "any other"
+    return names[target["target"]]
 
 
 def _budgets(choice: AttackChoice) -> list[Budget]:
@@ -137,8 +170,11 @@ def _targets(graph: StageGraph) -> list[tuple[Any, Any, Sequence[int], Sequence[
     if targets.correct is not None:
         raise InputError("targets.correct: the images are to be chosen by `choose_targets` first")
     if targets.setups is None:
-        pairs = [(None if source == ANY else source, target, (), ()) for source, target in targets.pairs]
-        return [*pairs, *((one.source, one.target, one.test_index, ()) for one in targets.images)]
+        named = [[None if name == ANY else name for name in pair] for pair in targets.pairs]
+        return [
+            *((source, target, (), ()) for source, target in named),
+            *((one.source, one.target, one.test_index, ()) for one in targets.images),
+        ]
     path = graph.experiment.path(targets.setups)
     listed = read_setups(path)
     chosen = listed[targets.first :][: targets.count]
@@ -168,8 +204,8 @@ def _checked(
                 "another test set?"
             )
         source = own
-    target = find_class(target, names, option="targets")
-    if source == target:
+    target = None if target is None else find_class(target, names, option="targets")
+    if source == target is not None:
         what = f"test image {indices[0]} is of" if indices else "the source is"
         raise InputError(f"targets: {what} the target class {names[target]!r} itself")
     places = list(bases)
@@ -235,9 +271,32 @@ class _Scene:
         for detector in experiment.detectors:
             for number in range(detector.observations):
                 yield from self._searched(detector, number, victim)
+        for screener in experiment.input_detectors:
+            pair = {**self.poison, "victim": victim}
+            screening = graph.screened(screener, self.seed, self.subset, pair)
+            yield self._row({"detector": screener.label}, {"victim": victim, "screening": screening})
         if experiment.detectors and self.poison:
             perfect = graph.filtered("part_of_poison", {**self.subset, "part": None}, self.poison)
             yield from self._healed({"detector": "perfect", "control": "perfect filter"}, victim, perfect)
+        for share in experiment.discovered if self.poison else ():
+            drawn = {
+                **self.subset,
+                "part": None,
+                "share": share,
+                "seed": derive_seed(self.seed, "discovered"),
+            }
+            found = graph.filtered("part_of_poison", drawn, self.poison)
+            words = {"detector": "perfect", "control": f"{100 * share:g} % found"}
+            yield from self._healed(words, victim, found)
+        for unlearner in self._told(False):
+            given = {**self.poison, "victim": victim, **self.start}
+            healed = graph.healed(unlearner, self._derived("heal"), self.subset, given, None)
+            yield self._row({"unlearner": unlearner.label}, {"victim": victim, "healed": healed})
+
+    def _told(self, findings: bool) -> list[UnlearnerChoice]:
+        """The unlearners that need findings, or those that need none."""
+        chosen = self.graph.experiment.unlearners
+        return [one for one in chosen if one.method.needs_findings == findings]
 
     def _derived(self, name: str) -> int:
         """A seed of its own; the first victim has the seed that a single one would have."""
@@ -254,7 +313,7 @@ class _Scene:
         pair = {**self.poison, "victim": victim}
         findings = graph.findings(detector, number, self.seed, self.subset, pair)
         yield from self._healed(words, victim, findings, detector)
-        if not self.poison and not graph.experiment.unlearners:
+        if not self.poison and not self._told(True):
             return  # a filter as large would show nothing
         inputs = {**self.poison, "findings": findings}
         if detector.random_filter:
@@ -279,9 +338,9 @@ class _Scene:
         everything = {**self.poison, **inputs, **self.start}
         if "calibration" in (made := self.graph.stages[findings].inputs):
             inputs["calibration"] = made["calibration"]
-        if not self.graph.experiment.unlearners:
+        if not self._told(True):
             yield self._row(words, inputs)
-        for unlearner in self.graph.experiment.unlearners:
+        for unlearner in self._told(True):
             seed = self._derived("heal")
             healed = self.graph.healed(unlearner, seed, self.subset, everything, detector)
             yield self._row({**words, "unlearner": unlearner.label}, {**inputs, "healed": healed})

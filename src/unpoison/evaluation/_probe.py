@@ -94,9 +94,11 @@ class Probe(Defense):
         truth = self.poison.membership(len(training_set)).to(kept.device)
         notes: Notes = {"dropped": {"poisons": _share(~kept[truth]), "clean": _share(~kept[~truth])}}
         goal = self.poison.goal
-        logits = predict(model, goal.victims(self.test_set)[0].to(training_set.device))
+        images, places = goal.victims(self.test_set)
+        logits = predict(model, images.to(training_set.device))
         if "logits" in self.quantities:
-            notes["achieved"] = _share(goal.achieved(logits.argmax(1).cpu()))
+            own_labels = goal.own_labels(self.test_set, places)
+            notes["achieved"] = _share(goal.achieved(logits.argmax(1).cpu(), own_labels))
             notes["logits"] = logits.mean(0).tolist()
         if "gradients" in self.quantities:
             wanted = getattr(goal, "target", None)

@@ -61,6 +61,10 @@ ROW = pa.schema(
         ("outcome", pa.string()),  # of a repair
         ("removed", pa.int64()),  # examples that a repair removed, all rounds together
         ("removed_poisons", pa.int64()),
+        ("noise_score", pa.float64()),  # the Gaussian Unlearning Score, where the poison is such noise
+        ("noise_remembered", pa.int64()),  # noisy images that the model still correlates with
+        ("noise_total", pa.int64()),
+        ("certified", _MANY),  # test images predicted rightly and certified against 0, 1, 2, ... changes
         ("class_false_positives", _MANY),
         ("class_clean", _MANY),
         ("seconds_craft", pa.float64()),
@@ -72,10 +76,26 @@ ROW = pa.schema(
         ("dropped", pa.int64()),  # training examples that a defense no longer used in the last epoch
         ("dropped_poisons", pa.int64()),
         ("examples", pa.int64()),  # of the training set, where there was a defense
+        ("screened_clean", pa.int64()),  # clean test images that a test-time detector screened
+        ("screened_triggered", pa.int64()),  # those with the trigger that are answered as wanted
+        ("screened_false_01", pa.int64()),  # clean ones flagged at a false-positive rate of .01
+        ("screened_false_05", pa.int64()),
+        ("screened_true_01", pa.int64()),  # triggered ones flagged at that rate
+        ("screened_true_05", pa.int64()),
+        ("screened_auroc", pa.float64()),
+        ("seconds_screen", pa.float64()),
     ]
 )
 """The columns of a row."""
-COSTS = ("seconds_craft", "seconds_train", "seconds_calibrate", "seconds_find", "seconds_heal", "peak_bytes")
+COSTS = (
+    "seconds_craft",
+    "seconds_train",
+    "seconds_calibrate",
+    "seconds_find",
+    "seconds_screen",
+    "seconds_heal",
+    "peak_bytes",
+)
 """The columns that differ from machine to machine; all others are the same wherever the recipe is run."""
 _KEYED = ROW.append(pa.field("key", pa.string()))
 

@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from unpoison._artefacts import read_json
 from unpoison.data import TrainingSet
 from unpoison.detectors import Findings
 from unpoison.errors import InputError, nearest
 from unpoison.evaluation._results import ROW
+from unpoison.input_detectors import Screening
 from unpoison.threats import Goal, PoisonSet
 from unpoison.training import Trained, predict
 
@@ -39,11 +41,10 @@ def answers(model: Trained, goal: Goal, test: TrainingSet) -> dict[str, Any]:
     """How the adversary's inputs are answered: by what margin, and how many with their own class."""
     images, places = goal.victims(test)
     logits = predict(model.model, images).cpu()
-    places = places.cpu()
-    own = test.labels.cpu()[places.clamp(min=0)]
+    own = goal.own_labels(test, places)
     return {
-        "margin": float(goal.margin(logits).mean()),
-        "attack_correct": int(((logits.argmax(1) == own) & (places >= 0)).sum()),
+        "margin": float(goal.margin(logits, own).mean()),
+        "attack_correct": int((logits.argmax(1) == own).sum()),
     }
 
 
@@ -69,6 +70,40 @@ def judged(
     return row if poison is None else {**row, "average_precision": findings.judge(poison).average_precision}
 
 
+def screened(place: Path) -> dict[str, Any]:
+    """What a test-time detector says of clean and of triggered inputs, at two false-positive rates.
+
+    A published threshold has one rate, its own, which then stands for both.
+    """
+    clean = Screening.load(place / "clean")
+    triggered = Screening.load(place / "triggered") if (place / "triggered").exists() else None
+    row: dict[str, Any] = {"screened_clean": len(clean)}
+    for name, level in (("01", 0.01), ("05", 0.05)):
+        row[f"screened_false_{name}"] = _flagged(clean, level)
+        row[f"screened_true_{name}"] = 0 if triggered is None else _flagged(triggered, level)
+    row["screened_triggered"] = 0 if triggered is None else len(triggered)
+    if triggered is not None:
+        row["screened_auroc"] = auroc(triggered.scores, clean.scores)
+    return row
+
+
+def _flagged(screening: Screening, level: float) -> int:
+    if screening.false_positive_rate is None:
+        return len(screening.flagged)
+    return int((screening.p_values <= level).sum())
+
+
+def auroc(higher: Tensor, lower: Tensor) -> float:
+    """How often one of Float[a] is above one of Float[b], a tie counting half; neither may be empty.
+
+    >>> auroc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0]))
+    0.875
+    """
+    ordered = lower.sort().values
+    below = torch.searchsorted(ordered, higher) + torch.searchsorted(ordered, higher, right=True)
+    return float(below.double().mean()) / (2 * len(lower))
+
+
 def healing(healed: Path, poison: PoisonSet | None) -> dict[str, Any]:
     """What a repair removed, and how it ended."""
     record = read_json(healed / "repair.json")
@@ -91,6 +126,7 @@ def costs(inputs: Inputs) -> dict[str, float]:
         "victim": "train",
         "calibration": "calibrate",
         "findings": "find",
+        "screening": "screen",
         "healed": "heal",
     }
     records = {

@@ -32,6 +32,7 @@ from unpoison.evaluation._sections import (
     Data,
     DefenseChoice,
     DetectorChoice,
+    InputDetectorChoice,
     Options,
     Pretraining,
     Targets,
@@ -65,7 +66,9 @@ class Experiment:
         pretraining: what victims are fine-tuned from; they are trained from scratch when not given.
         defenses: how else victims are trained; the undefended one is always there.
         detectors: what searches for the poison.
-        unlearners: what heals.
+        input_detectors: what says of single inputs whether they bear a trigger.
+        unlearners: what heals. Those that need no findings heal every victim once, by the reference rows.
+        discovered: shares of the poison, drawn at random, that unlearners are told of in further trials.
         probe: what is noted of every victim before each epoch: "logits" of the adversary's inputs,
             "gradients" (where poisons lie among the logit gradients of their class), "norms" of the mean
             gradient over all parameters with and without what a defense dropped.
@@ -86,7 +89,9 @@ class Experiment:
     pretraining: Pretraining | None = None
     defenses: tuple[DefenseChoice, ...] = ()
     detectors: tuple[DetectorChoice, ...] = ()
+    input_detectors: tuple[InputDetectorChoice, ...] = ()
     unlearners: tuple[UnlearnerChoice, ...] = ()
+    discovered: tuple[float, ...] = ()
     probe: tuple[str, ...] = ()
     description: str = ""
     threads: int = 1
@@ -105,6 +110,7 @@ class Experiment:
             ("victims", [one.name for one in self.victims]),
             ("defenses", [one.label for one in self.defenses]),
             ("detectors", [one.label for one in self.detectors]),
+            ("input_detectors", [one.label for one in self.input_detectors]),
             ("unlearners", [one.label for one in self.unlearners]),
         ):
             entry, count = Counter[Any](entries).most_common(1)[0] if entries else (None, 0)
@@ -112,8 +118,24 @@ class Experiment:
                 raise InputError(f"{what}: {entry!r} stands there twice")
         if bool(self.attacks) != (self.targets is not None):
             raise InputError("attacks and targets: give both, or neither for a recipe of clean victims")
-        if self.unlearners and not self.detectors:
-            raise InputError("unlearners: heal what detectors flag, so the recipe needs one of those")
+        if self.input_detectors and self.data.reference_rows is None:
+            raise InputError(
+                "input_detectors: are calibrated on clean examples; say by data.reference_rows on which"
+            )
+        told = [one.label for one in self.unlearners if one.method.needs_findings]
+        if told and not self.detectors and not self.discovered:
+            raise InputError(
+                f"unlearners: {told[0]} heals what detectors flag, so the recipe needs one of those, or "
+                "'discovered' shares of the poison"
+            )
+        check_ranges(self, discovered=(1e-9, 1.0))
+        if self.discovered and not (told and self.attacks):
+            raise InputError("discovered: what unlearners are told of the poison of attacks; it has not both")
+        for one in self.unlearners:
+            if one.method.uses_reference and self.data.reference_rows is None:
+                raise InputError(
+                    f"unlearners: {one.label} repairs by clean examples; give data.reference_rows"
+                )
         scanning = [one.label for one in self.detectors if not one.method.needs_observation]
         if scanning and any(one.rounds for one in self.unlearners):
             raise InputError(

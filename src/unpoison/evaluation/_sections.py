@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, final
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 from unpoison.errors import InputError, nearest
 from unpoison.registry import Method, Registry
 
@@ -21,6 +21,8 @@ PARTS: Final = ("detected", "undetected", "random poison", "first half", "last h
 """The parts of the poison, seen by a detector, that healing can be tried without."""
 ANY: Final = "*"
 """The source of a pair that stands for all classes but the target."""
+FOR_ALL: Final = ("all-to-all", "availability")
+"""The kinds of goal that are of all classes and name none; their pair is (ANY, ANY)."""
 MOST_SEED: Final = 2**62
 Options = Mapping[str, Any]
 ClassName = str | int
@@ -222,6 +224,8 @@ class Targets:
 
     Arguments:
         pairs: (source class, target class), by name or number; the source "*" is all classes but the target.
+            The pair ("*", "*") is for the goals "all-to-all" and "availability", which are of all classes;
+            every attack is crafted for the pairs that its goal can have.
         images: test images, each with the class as which it is to be predicted.
         correct: with `pairs`, how many test images of each source class become `images`: the first ones that
             clean networks predict correctly; `choose_targets` finds them.
@@ -258,7 +262,7 @@ class Targets:
         most = 10**6
         check_ranges(self, correct=(1, most), networks=(1, most), first=(0, most), count=(1, most))
         for source, target in self.pairs:
-            if source == target:
+            if source == target != ANY:
                 raise InputError(f"pairs: source and target are the same class {source!r}")
 
 
@@ -323,6 +327,27 @@ class DetectorChoice(MethodChoice):
         asked = {} if self.answers == "attack" else {"answers": self.answers}
         asked |= {} if self.inputs == 1 else {"inputs": str(self.inputs)}
         return label(self.name, self.preset, {**self.options, **asked})
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class InputDetectorChoice(MethodChoice):
+    """A test-time detector. It screens the victim's clean test images, and those with the trigger that are
+    answered as the adversary wants; it is calibrated on the rows that `data.reference_rows` names.
+
+    Arguments:
+        clean: how many clean test images are screened, the first ones.
+        triggered: how many of the adversary's inputs at most, the first ones.
+    """
+
+    METHODS: ClassVar[Registry[Any]] = input_detectors.METHODS
+
+    clean: int = 500
+    triggered: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, clean=(1, 10**7), triggered=(1, 10**7))
 
 
 @final

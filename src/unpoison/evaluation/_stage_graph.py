@@ -23,6 +23,7 @@ from unpoison.evaluation._sections import (
     AttackChoice,
     DefenseChoice,
     DetectorChoice,
+    InputDetectorChoice,
     MethodChoice,
     UnlearnerChoice,
     VictimChoice,
@@ -38,6 +39,7 @@ _TRAINING = ("unpoison.training:train", "unpoison.evaluation._transfer")
 _PROBE = "unpoison.evaluation._probe"
 _MEASURING = (
     "unpoison.evaluation._rows",
+    "unpoison.evaluation._gaussian",
     "unpoison.training:predict",
     "unpoison.threats:PoisonSet",
     "unpoison.detectors:Findings",
@@ -201,7 +203,7 @@ class StageGraph:
 
     def trigger(self, choice: AttackChoice) -> tuple[Values, Values]:
         """The trigger of a goal, and where its picture lies; hashed is what the picture shows."""
-        if choice.goal_kind != "backdoor":
+        if choice.goal_kind not in ("backdoor", "all-to-all"):
             return {}, {}
         path = Path(self.experiment.path(choice.trigger))
         if not path.is_file():
@@ -242,6 +244,21 @@ class StageGraph:
             given["groups"] = self.experiment.data.groups
         return given
 
+    def screened(self, detector: InputDetectorChoice, seed: int, subset: Given, pair: Keys) -> str:
+        """What a test-time detector says of test images with and without the trigger."""
+        reference = self.data.reference
+        assert reference is not None
+        screening = {
+            **self.tested,
+            **subset,
+            "reference": reference.fingerprint,
+            "input_detector": detector.described(),
+            "clean": detector.clean,
+            "triggered": detector.triggered,
+            "seed": derive_seed(seed, "screen", detector.label),
+        }
+        return self.add("screen", "screen", screening, pair, _module(detector), *_MEASURING)
+
     def filtered(self, function: str, configuration: Given, inputs: Keys) -> str:
         """What a filter takes out that detectors are compared with."""
         return self.add("find", function, configuration, inputs, *_MEASURING)
@@ -256,6 +273,8 @@ class StageGraph:
     ) -> str:
         """What an unlearner makes of a victim; with a detector in the rounds that the recipe allows it."""
         healing: Values = {**subset, **self._freeze, "unlearner": unlearner.described(), "seed": seed}
+        if unlearner.method.uses_reference and self.data.reference is not None:
+            healing["reference"] = self.data.reference.fingerprint
         if detector is None or not unlearner.rounds:
             return self.add("heal", "heal", healing, inputs, _module(unlearner), *_TRAINING)
         healing |= {**self._labelled(detector), "detector": detector.described(), "rounds": unlearner.rounds}

@@ -1,4 +1,5 @@
-"""The stages of a trial: craft, train, calibrate, find, heal, measure. Each reads artefacts and writes one.
+"""The stages of a trial: craft, train, calibrate, find, screen, heal, measure. Each reads artefacts and
+writes one.
 
 They are what `Stage.function` names; `_plan` says which depends on which. A stage sees nothing but its
 arguments, so its artefact may be made in any process on any machine that sees the store and the data. What
@@ -16,15 +17,25 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from unpoison import attacks, defenses, detectors, unlearners, workflow
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners, workflow
 from unpoison._artefacts import write_json
 from unpoison._repair import repair
 from unpoison._seeds import generator
 from unpoison.data import TrainingSet
 from unpoison.detectors import Calibration, Findings, Observation, Threshold
 from unpoison.errors import InputError
+from unpoison.evaluation._gaussian import ATTACK, gaussian_unlearning_score
 from unpoison.evaluation._probe import Probe, Undefended
-from unpoison.evaluation._rows import NOTHING, answers, costs, dropped, healing, judged, write_row
+from unpoison.evaluation._rows import (
+    NOTHING,
+    answers,
+    costs,
+    dropped,
+    healing,
+    judged,
+    screened,
+    write_row,
+)
 from unpoison.evaluation._stage_data import StageData, goal_of
 from unpoison.evaluation._transfer import finished, starting_network
 from unpoison.registry import Registry
@@ -139,6 +150,30 @@ def find(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
     found.save(out / "findings")
 
 
+def screen(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
+    """`clean/` and `triggered/`: what a test-time detector says of test images.
+
+    Triggered are those of the adversary's inputs that are answered as the adversary wants; there is no
+    `triggered/` where there are none.
+    """
+    examples = StageData.of(configuration, surroundings)
+    _, poison = _poisoned(inputs, examples)
+    trained = Trained.load(inputs["victim"] / "model", device=examples.device)
+    assert examples.reference is not None
+    asked = {
+        "method": _method(input_detectors.METHODS, configuration["input_detector"]),
+        "seed": configuration["seed"],
+    }
+    shown = {"clean": examples.test.images[: configuration["clean"]]}
+    if poison is not None:
+        images, _ = poison.goal.victims(examples.test)
+        hits = poison.goal.achieved(predict(trained.model, images).argmax(1).cpu()).to(images.device)
+        shown["triggered"] = images[hits][: configuration["triggered"]]
+    for name, images in shown.items():
+        if len(images):
+            workflow.screen(trained, images, examples.reference, **asked).save(out / name)
+
+
 def random_filter(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
     """`findings/`: as many examples as a detector flagged, drawn at random."""
     training_set, _ = _poisoned(inputs, StageData.of(configuration, surroundings))
@@ -148,11 +183,14 @@ def random_filter(configuration: Values, inputs: Inputs, surroundings: Values, o
 
 
 def part_of_poison(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
-    """`findings/`: a part of the poison, as a detector sees it; without a detector all of it."""
+    """`findings/`: a part of the poison, as a detector sees it; without a detector a share of it."""
     training_set, poison = _poisoned(inputs, StageData.of(configuration, surroundings))
     assert poison is not None
-    part = configuration["part"]
+    part, share = configuration["part"], configuration.get("share")
     chosen = poison.indices
+    if share is not None:
+        order = torch.randperm(len(poison), generator=generator(configuration["seed"], "discovered"))
+        chosen = poison.indices[order[: max(1, round(share * len(poison)))]]
     if part is not None:
         findings = Findings.load(inputs["findings"] / "findings")
         order = torch.randperm(len(poison), generator=generator(configuration["seed"], "part of poison"))
@@ -172,11 +210,14 @@ def part_of_poison(configuration: Values, inputs: Inputs, surroundings: Values, 
 
 
 def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path) -> None:
-    """`model/`: healed of what was flagged; `unchanged.json` in its place when nothing was."""
+    """`model/`: healed of what was flagged; `unchanged.json` in its place when nothing was.
+
+    A method that needs no findings is given none, and clean examples if it makes use of some.
+    """
     examples = StageData.of(configuration, surroundings)
     training_set, _ = _poisoned(inputs, examples)
-    findings = Findings.load(inputs["findings"] / "findings")
-    if not len(findings.flagged):
+    findings = Findings.load(inputs["findings"] / "findings") if "findings" in inputs else None
+    if findings is not None and not len(findings.flagged):
         _unchanged(out)
         return
     trained = Trained.load(inputs["victim"] / "model", device=examples.device)
@@ -187,6 +228,7 @@ def heal(configuration: Values, inputs: Inputs, surroundings: Values, out: Path)
         training_set,
         findings,
         method=_method(unlearners.METHODS, configuration["unlearner"]),
+        reference=examples.reference if "reference" in configuration else None,
         # Exact unlearning goes back to where the victim's own training began.
         start=_start(configuration, inputs, examples, trained.recipe, seed),
         seed=seed,
@@ -248,6 +290,7 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
         "class_names": list(examples.test.class_names),
         "class_correct": [one.successes for one in result.per_class],
         "class_total": [one.trials for one in result.per_class],
+        "certified": [one.successes for one in result.certified] or None,
         "poisons": 0,
     }
     if poison is not None:
@@ -259,10 +302,19 @@ def measure(configuration: Values, inputs: Inputs, surroundings: Values, out: Pa
             "poisons": 0 if words["control"] == "no attack" else len(poison),
             "poison_share": len(poison) / len(training_set),
         }
+        if poison.attack == ATTACK:
+            memory = gaussian_unlearning_score(model, examples.training_set, poison)
+            row |= {
+                "noise_score": memory.score,
+                "noise_remembered": memory.remembered.successes,
+                "noise_total": memory.remembered.trials,
+            }
     if words["defense"] != "none":
         row |= dropped(inputs["victim"], poison, len(training_set))
     if "findings" in inputs:
         row |= judged(Findings.load(inputs["findings"] / "findings"), poison, training_set, words["control"])
+    if "screening" in inputs:
+        row |= screened(inputs["screening"])
     if healed is not None and (healed / "repair.json").exists():
         row |= healing(healed, poison)
     write_row(out, row, costs(inputs))
@@ -329,7 +381,7 @@ def _observation(
     labels = test.labels[order]
     chosen = predicted == labels if asked["answers"] == "right" else predicted != labels
     if goal is not None:
-        chosen &= ~goal.achieved(predicted.cpu()).to(test.device)
+        chosen &= ~goal.achieved(predicted.cpu(), labels.cpu()).to(test.device)
     # The inputs of one observation are answered alike and are of one class.
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place in chosen.nonzero().reshape(-1).tolist():

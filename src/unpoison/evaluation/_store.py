@@ -17,7 +17,6 @@ This module does not import torch.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import shutil
 import time
@@ -28,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
-from unpoison._artefacts import atomic_directory, canonical_json, digest, read_json, write_json
+from unpoison._artefacts import alone, atomic_directory, canonical_json, digest, read_json, write_json
 from unpoison._code import commit
 from unpoison._memory import peak_bytes
 from unpoison.errors import InputError
@@ -171,17 +170,9 @@ class Store:
         Raises:
             InputError: another process has locked it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / ".lock", "w", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"{self.root}: another sweep is using this store; wait for it, or end it"
-                ) from None
-            for leftover in [*self.root.glob("*/.*.partial"), *self.root.glob("artefacts/*/.*.*")]:
+        with alone(self.root, f"{self.root}: another sweep is using this store; wait for it, or end it"):
+            for leftover in self.root.glob("artefacts/*/.*.*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-                leftover.unlink(missing_ok=True) if leftover.is_file() else None
             yield
 
 

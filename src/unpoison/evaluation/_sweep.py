@@ -24,7 +24,7 @@ from unpoison.evaluation._plan import Plan, controls
 from unpoison.evaluation._results import Results
 from unpoison.evaluation._schema import Experiment
 from unpoison.evaluation._sections import TargetImage, Targets
-from unpoison.evaluation._store import Outcome, Stage, Store
+from unpoison.evaluation._store import Outcome, Stage, Store, perform
 from unpoison.threats import find_class
 
 
@@ -201,12 +201,13 @@ class _Sweep:
         while self.ready or running:
             while self.ready and running < 2 * self.executor.workers:
                 stage = self.stages[heapq.heappop(self.ready)]
-                self.executor.submit(self.store.root, stage)
+                # A worker may have a working directory of its own.
+                self.executor.submit(stage.key, perform, str(self.store.root.absolute()), stage)
                 self.progress.running[stage.kind] += 1
                 running += 1
-            for outcome in self.executor.wait():
+            for done in self.executor.wait():
                 running -= 1
-                self._finish(outcome)
+                self._finish(done.value if done.error is None else Outcome(done.key, error=done.error))
 
     def _queue(self) -> None:
         """Put the stages that wait for nothing any more into the heap."""

@@ -452,13 +452,23 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def examples_fingerprint(examples: Examples) -> str:
-    """A digest of the examples: of all of them for a `TrainingSet`, of 64 spread over the set for others."""
-    if isinstance(examples, TrainingSet):
-        return examples.fingerprint
+    """A digest of the examples: of all that they are for a `TrainingSet`, else `sampled_fingerprint`."""
+    return examples.fingerprint if isinstance(examples, TrainingSet) else sampled_fingerprint(examples)
+
+
+def sampled_fingerprint(examples: Examples) -> str:
+    """A digest of all labels and of 64 examples spread over the set.
+
+    Equal for a set that is held in memory and for the same set read piece by piece.
+    """
     total = len(examples)
-    parts: list[str | memoryview | bytes] = [str(total)]
-    for index in sorted({place * total // 64 for place in range(64)}):
-        for part in examples.batch(index, index + 1):
+    places = torch.tensor(sorted({place * total // 64 for place in range(64)} if total else ()))
+    some = examples.subset(places)
+    if isinstance(some, TrainingSet):
+        some = some.to("cpu")  # where a division is rounded as it is while images are read
+    parts: list[str | memoryview | bytes] = [str(total), _content(examples.labels)]
+    for index in range(len(some)):
+        for part in some.batch(index, index + 1):
             for tensor in (part,) if isinstance(part, Tensor) else part.values():
                 parts.append(canonical_json([str(tensor.dtype), list(tensor.shape)]))
                 parts.append(_content(tensor))

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,17 +45,20 @@ import torch
 from torch import Tensor, nn
 
 from unpoison._artefacts import canonical_json, digest
+from unpoison._executors import Executor
 from unpoison._inputs import count_of, rows_of
 from unpoison._memory import limited
 from unpoison._progress import Progress
 from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence._factors import Factors, examples_fingerprint, model_fingerprint
+from unpoison.influence._factors import Factors, model_fingerprint
 from unpoison.influence._index_files import (
     IndexFiles,
     Span,
     factors_digest,
+    part_of,
     read_tensors,
+    same_part,
 )
 from unpoison.influence._index_space import Space, code, coordinates_of, damping_of
 from unpoison.influence._queries import Damping, RelativeDamping
@@ -130,7 +133,7 @@ class InfluenceIndex:
             self._waiting = self._record["parts"].pop()["examples"]
         self._spans, missing = self._files.missing(self._record)
         self._spaces: dict[torch.device, Space] = {}
-        self._shards: dict[Span, dict[str, Tensor]] = {}
+        self._sound: set[Span] = set()
         if missing:
             raise InputError(
                 f"{path}: unfinished, {len(missing)} of {len(self._spans)} shards are missing; give "
@@ -160,11 +163,13 @@ class InfluenceIndex:
         damping: Damping | None = None,
         modules: Sequence[str] | None = None,
         covariance_examples: int | None = None,
+        eigenvalue_examples: int | None = None,
         gradient: Gradient = "measurement",
         numbers: int | None = None,
         sketch: int | None = None,
         memory: int | str | None = None,
         processes: int = 1,
+        executor: Executor | None = None,
         shard_examples: int = 4096,
         batch_size: int = 128,
         workspace_bytes: int | None = None,
@@ -182,12 +187,15 @@ class InfluenceIndex:
             damping: `RelativeDamping()` by default; queries may ask for another.
             modules: as for `fit_factors`.
             covariance_examples: as for `fit_factors`.
+            eigenvalue_examples: as for `fit_factors`.
             gradient: what to differentiate at the training examples, see `Task.measurement`.
             numbers: m, at most the number of examples; 2,048 by default, fewer where memory is short.
             sketch: D, at least m; 262,144 by default, fewer where memory is short.
             memory: bytes for all of it, or text such as "8GB"; nine tenths of what is free by default.
-            processes: how many make shards at a time, each with its share of the threads. They are forked, so
-                with a model on a GPU, and where there is no fork, there is one.
+            processes: how many make shards at a time, with a thread each where there are several. They are
+                forked, so with a model on a GPU, and where there is no fork, there is one.
+            executor: makes shards in place of processes, on a cluster for instance; it is left open. What the
+                workers need is pickled, and the directory and the data must have the same paths for all.
             shard_examples: rows a shard. Rows are equal to the last bit for equal shards, batches and
                 threads.
             batch_size: examples of a forward pass.
@@ -205,6 +213,7 @@ class InfluenceIndex:
             damping=RelativeDamping() if damping is None else damping,
             modules=None if modules is None else tuple(modules),
             covariance_examples=covariance_examples,
+            eigenvalue_examples=eigenvalue_examples,
             gradient=gradient,
             numbers=numbers,
             sketch=sketch,
@@ -215,7 +224,7 @@ class InfluenceIndex:
         )
         files = IndexFiles(Path(path))
         with limited(memory):
-            build(files, plan, model, examples, task or ClassificationTask(), factors, progress)
+            build(files, plan, model, examples, task or ClassificationTask(), factors, executor, progress)
         return cls(path)
 
     @classmethod
@@ -227,6 +236,7 @@ class InfluenceIndex:
         *,
         modules: Sequence[str] | None = None,
         covariance_examples: int | None = None,
+        eigenvalue_examples: int | None = None,
         numbers: int | None = None,
         sketch: int | None = None,
         memory: int | str | None = None,
@@ -241,6 +251,7 @@ class InfluenceIndex:
             task: `ClassificationTask()` by default.
             modules: whose parameters to track.
             covariance_examples: as for `fit_factors`.
+            eigenvalue_examples: as for `fit_factors`.
             numbers: m.
             sketch: D.
             memory: as for `build`.
@@ -258,6 +269,7 @@ class InfluenceIndex:
             damping=RelativeDamping(),
             modules=None if modules is None else tuple(modules),
             covariance_examples=covariance_examples,
+            eigenvalue_examples=eigenvalue_examples,
             gradient="measurement",
             numbers=numbers,
             sketch=sketch,
@@ -276,6 +288,7 @@ class InfluenceIndex:
         task: Task | None = None,
         *,
         processes: int = 1,
+        executor: Executor | None = None,
         workspace_bytes: int | None = None,
         progress: Progress | None = None,
     ) -> InfluenceIndex:
@@ -289,6 +302,7 @@ class InfluenceIndex:
             examples: the new ones alone.
             task: as for `build`, like the rest.
             processes: how many make shards at a time.
+            executor: as for `build`.
             workspace_bytes: of per-example gradients at a time.
             progress: called with the stage, examples done and examples to do.
 
@@ -299,7 +313,14 @@ class InfluenceIndex:
 
         self.check(model)
         append(
-            self._files, model, examples, task or ClassificationTask(), processes, workspace_bytes, progress
+            self._files,
+            model,
+            examples,
+            task or ClassificationTask(),
+            processes,
+            executor,
+            workspace_bytes,
+            progress,
         )
         return InfluenceIndex(self.directory)
 
@@ -316,7 +337,12 @@ class InfluenceIndex:
     @property
     def numbers(self) -> int:
         """m, the numbers kept of each example."""
-        return self._basis["basis"].shape[0]
+        return self._basis["basis"].shape[0] or self._basis["basis"].shape[1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the rows are whole gradients, so that influences are exact up to rounding."""
+        return self.numbers == self.factors.num_parameters
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -346,7 +372,7 @@ class InfluenceIndex:
             for part in parts:
                 last = first + part["examples"]
                 own = examples if len(parts) == 1 else examples.subset(torch.arange(first, last))
-                if examples_fingerprint(own) != part["fingerprint"]:
+                if not same_part(part, part_of(own)):
                     break
                 first = last
         if first != len(examples) or first != len(self):
@@ -542,25 +568,37 @@ class InfluenceIndex:
         return self._gathered(lambda shard, own: shard[name][own].double(), rows)
 
     def _gathered(self, read: Any, rows: Tensor | None) -> Tensor:
-        """What `read` gives of each shard and places in it, in the order of the rows."""
+        """What `read` gives of each shard and places in it, in the order of the rows.
+
+        One shard is held at a time, so that memory does not grow with what lies on the disk.
+        """
+        count = len(self) if rows is None else len(rows)
+        result: Tensor | None = None
+        for span, places, own in self._places(rows):
+            part: Tensor = read(self._shard(span), own)
+            if result is None:
+                result = part.new_zeros(count, *part.shape[1:])
+            result[places] = part
+        if result is None:
+            result = read(self._shard(self._spans[0]), slice(0, 0))
+        return result
+
+    def _places(self, rows: Tensor | None) -> Iterator[tuple[Span, Tensor | slice, Tensor | slice]]:
+        """For each shard that has some of the rows, their places among the rows and in the shard."""
         if rows is None:
-            return torch.cat([read(self._shard(one), slice(None)) for one in self._spans])
+            yield from ((one, slice(one.start, one.stop), slice(None)) for one in self._spans)
+            return
         rows = self._indices(rows.cpu())
         owners = torch.bucketize(rows, torch.tensor([one.stop for one in self._spans]), right=True)
-        result: Tensor | None = None
         for owner in sorted(set(owners.tolist())):
             span, places = self._spans[owner], (owners == owner).nonzero()[:, 0]
-            part = read(self._shard(span), rows[places] - span.start)
-            if result is None:
-                result = part.new_zeros(len(rows), *part.shape[1:])
-            result[places] = part
-        return read(self._shard(self._spans[0]), slice(0, 0)) if result is None else result
+            yield span, places, rows[places] - span.start
 
     def _shard(self, span: Span) -> dict[str, Tensor]:
-        known = self._shards.get(span)
-        if known is None:
-            tensors, made_of, _ = read_tensors(self._files.shard(span))
-            if made_of != self._record["basis"] or len(tensors["labels"]) != span.stop - span.start:
-                raise InputError(f"{self._files.shard(span)}: of another index; unpoison index makes it anew")
-            self._shards[span] = known = tensors
-        return known
+        """A shard; its content is checked once."""
+        path = self._files.shard(span)
+        tensors, made_of, _ = read_tensors(path, check=span not in self._sound)
+        if made_of != self._record["basis"] or len(tensors["labels"]) != span.stop - span.start:
+            raise InputError(f"{path}: of another index; unpoison index makes it anew")
+        self._sound.add(span)
+        return tensors

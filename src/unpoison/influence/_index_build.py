@@ -1,25 +1,14 @@
-"""How an `InfluenceIndex` is made: its size, the basis, and the shards, by one process or by several.
-
-Shards are dealt out among processes that are forked from this one, so that they share the model, the factors
-and the basis. A process that dies is replaced: the shards that are still missing are dealt out again.
-"""
+"""How an `InfluenceIndex` is made: its size, the basis, and what is in a shard."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import multiprocessing
-import os
-import time
-import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any, Final, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from unpoison._executors import Executor
 from unpoison._memory import allowed_memory, in_words
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed, generator
@@ -27,7 +16,6 @@ from unpoison.data import Examples
 from unpoison.errors import InputError, InsufficientMemoryError, MismatchError
 from unpoison.influence._factors import (
     Factors,
-    examples_fingerprint,
     fit_factors,
     model_fingerprint,
     unchanged,
@@ -37,8 +25,9 @@ from unpoison.influence._index_files import (
     IndexFiles,
     Span,
     factors_digest,
+    part_of,
     read_tensors,
-    spans,
+    same_part,
     write_tensors,
 )
 from unpoison.influence._index_space import (
@@ -46,10 +35,12 @@ from unpoison.influence._index_space import (
     code,
     damping_of,
     damping_record,
+    quick_type,
     span_of,
     task_text,
     unit_rows,
 )
+from unpoison.influence._index_workers import check_executor, make_shards
 from unpoison.influence._queries import Damping
 from unpoison.influence._sketch import Sketcher
 from unpoison.influence._sweep import where
@@ -57,8 +48,10 @@ from unpoison.tasks import Task
 
 _NUMBERS: Final = 2048
 _SKETCH: Final = 1 << 18
+# Bytes of rows up to which gradients are kept whole, and bytes of a shard of such rows.
+_WHOLE: Final = 1 << 30
+_WHOLE_SHARD: Final = 64 << 20
 _LEAST: Final = 64
-_ROUNDS: Final = 3
 
 
 @final
@@ -70,6 +63,7 @@ class Plan:
     damping: Damping
     modules: tuple[str, ...] | None
     covariance_examples: int | None
+    eigenvalue_examples: int | None
     gradient: Gradient
     numbers: int | None
     sketch: int | None
@@ -94,14 +88,16 @@ def build(
     examples: Examples,
     task: Task,
     factors: Factors | None,
+    executor: Executor | None,
     progress: Progress | None,
 ) -> None:
     """The stages of `InfluenceIndex.build`."""
+    check_executor(executor, model)
     if not len(examples):
         raise InputError(f"{examples.name}: there are no training examples to index")
     if factors is not None:
         factors.check(model, examples)
-    with unchanged(model):
+    with unchanged(model), files.alone():
         wanted: dict[str, Any] = {
             "model": model_fingerprint(model),
             "task": task_text(task),
@@ -110,11 +106,11 @@ def build(
             "damping": damping_record(plan.damping),
             "modules": None if plan.modules is None else list(plan.modules),
             "covariance_examples": plan.covariance_examples,
+            "eigenvalue_examples": plan.eigenvalue_examples,
             "gradient": plan.gradient,
-            "shard_examples": plan.shard_examples,
             "batch_size": plan.batch_size,
         }
-        part = {"examples": len(examples), "fingerprint": examples_fingerprint(examples)}
+        part = part_of(examples)
         if files.exists():
             record = files.record()
             _check_same(files, record, wanted, part, plan, factors)
@@ -122,9 +118,10 @@ def build(
             record = {
                 **wanted,
                 "parts": [part],
-                "asked": {"numbers": plan.numbers, "sketch": plan.sketch},
+                "asked": {name: getattr(plan, name) for name in ("numbers", "sketch", "shard_examples")},
                 "numbers": None,
                 "sketch": None,
+                "shard_examples": None,
                 "factors": None,
                 "basis": None,
             }
@@ -141,20 +138,23 @@ def build(
                     seed=derive_seed(plan.seed, "factors"),
                     modules=plan.modules,
                     covariance_examples=plan.covariance_examples,
+                    eigenvalue_examples=plan.eigenvalue_examples,
                     batch_size=plan.batch_size,
                     workspace_bytes=plan.workspace_bytes,
                     progress=progress,
                 )
-            known.save(files.factors)
+            files.write_factors(known)
             record["factors"] = factors_digest(known)
             files.write_record(record)
         if record["numbers"] is None:
-            record["numbers"], record["sketch"] = size_of(plan, known, len(examples), where(model)[0])
+            numbers, sketch = size_of(plan, known, len(examples), where(model)[0])
+            record["numbers"], record["sketch"] = numbers, sketch
+            record["shard_examples"] = _shard_examples(plan, numbers, sketch)
             files.write_record(record)
-        maker = _Maker(files, record, model, task, known, plan.workspace_bytes)
+        maker = Maker(files, record, model, task, known, plan.workspace_bytes)
         if not _basis_is_kept(files, record):
             maker.make_basis(examples, progress)
-        _make_shards(maker, examples, 0, plan.processes, progress)
+        make_shards(maker, examples, 0, plan.processes, executor, progress)
 
 
 def append(
@@ -163,25 +163,27 @@ def append(
     examples: Examples,
     task: Task,
     processes: int,
+    executor: Executor | None,
     workspace_bytes: int | None,
     progress: Progress | None,
 ) -> None:
     """The work of `InfluenceIndex.append`."""
+    check_executor(executor, model)
     if not len(examples):
         raise InputError(f"{examples.name}: there are no examples to append")
     record = files.record()
     if task_text(task) != record["task"]:
         raise MismatchError(f"{files.directory}: the index is of the task {record['task']}, not of this one")
-    part = {"examples": len(examples), "fingerprint": examples_fingerprint(examples)}
-    with unchanged(model):
-        if record["parts"][-1] != part or len(record["parts"]) == 1:
+    part = part_of(examples)
+    with unchanged(model), files.alone():
+        if not same_part(record["parts"][-1], part) or len(record["parts"]) == 1:
             _drop_interrupted(files, record)
             files.write_names(len(record["parts"]), examples.ids, examples.class_names)
             record["parts"].append(part)
             files.write_record(record)
-        maker = _Maker(files, record, model, task, Factors.load(files.factors), workspace_bytes)
+        maker = Maker(files, record, model, task, Factors.load(files.factors), workspace_bytes)
         first = sum(one["examples"] for one in record["parts"][:-1])
-        _make_shards(maker, examples, first, processes, progress)
+        make_shards(maker, examples, first, processes, executor, progress)
 
 
 def _drop_interrupted(files: IndexFiles, record: dict[str, Any]) -> None:
@@ -199,6 +201,9 @@ def _drop_interrupted(files: IndexFiles, record: dict[str, Any]) -> None:
 def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> tuple[int, int]:
     """m and D: the defaults, or what fits into the memory.
 
+    Equal where gradients are kept whole, by default where all of them take at most 1 GiB: that is faster than
+    to compute coordinates in the space of some, and exact.
+
     Raises:
         InsufficientMemoryError: what is asked for does not fit, or hardly anything does.
     """
@@ -206,7 +211,10 @@ def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> t
     numbers = min(plan.numbers or _NUMBERS, count)
     sketch = min(max(plan.sketch or _SKETCH, numbers), factors.num_parameters)
     numbers = min(numbers, sketch)
-    while (needed := bytes_needed(plan, factors, numbers, sketch)) > limit:
+    whole = plan.numbers is None and sketch == factors.num_parameters and 2 * count * sketch <= _WHOLE
+    if whole and bytes_needed(plan, factors, sketch, sketch, device) <= limit:
+        return sketch, sketch
+    while (needed := bytes_needed(plan, factors, numbers, sketch, device)) > limit:
         if plan.sketch is None and sketch > 32 * numbers and sketch > 2 * _LEAST:
             sketch //= 2
         elif plan.numbers is None and numbers > _LEAST:
@@ -221,7 +229,7 @@ def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> t
     return numbers, sketch
 
 
-def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int) -> int:
+def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int, device: torch.device) -> int:
     """The memory of the basis, which takes most: beside factors, signs and sketches of a batch."""
     squares = sum(
         part.numel()
@@ -230,7 +238,19 @@ def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int) -> int
         if part is not None
     )
     fixed = 8 * (squares + factors.num_parameters) + 4 * factors.num_parameters
-    return fixed + 4 * sketch * (2 * numbers + plan.batch_size) + 24 * numbers**2
+    if numbers == sketch:
+        return fixed + sketch * (8 * plan.batch_size + 4 * _shard_examples(plan, numbers, sketch))
+    return (
+        fixed + sketch * (2 * quick_type(device).itemsize * numbers + 4 * plan.batch_size) + 24 * numbers**2
+    )
+
+
+def _shard_examples(plan: Plan, numbers: int, sketch: int) -> int:
+    """Rows of a shard: as asked for, but a shard of whole gradients is held in memory."""
+    if numbers < sketch:
+        return plan.shard_examples
+    batches = _WHOLE_SHARD // (2 * sketch * plan.batch_size)
+    return min(plan.shard_examples, max(1, batches) * plan.batch_size)
 
 
 def _check_same(
@@ -246,7 +266,7 @@ def _check_same(
         if record[name] != value:
             said = words.get(name, f"{name} {record[name]!r}, not {value!r}")
             raise MismatchError(f"{files.directory}: holds an index of {said}; name another directory")
-    if record["parts"][0] != part:
+    if not same_part(record["parts"][0], part):
         raise MismatchError(f"{files.directory}: holds an index of other examples; name another directory")
     for name, before in record["asked"].items():
         asked = getattr(plan, name)
@@ -281,7 +301,7 @@ def _basis_is_kept(files: IndexFiles, record: dict[str, Any]) -> bool:
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Maker:
+class Maker:
     """Makes the basis and shards of the index that a record describes."""
 
     files: IndexFiles
@@ -307,24 +327,28 @@ class _Maker:
     def make_basis(self, examples: Examples, progress: Progress | None) -> None:
         """An orthonormal basis of the sketches of random examples."""
         count, size = self.record["numbers"], self.record["batch_size"]
+        if count == self.record["sketch"]:  # the space of all sketches
+            count = 0
         order = torch.randperm(len(examples), generator=generator(self.record["seed"], "index basis"))
         chosen = order[:count].sort().values
         with self.sketcher() as sketcher:
-            units = torch.zeros(count, sketcher.dimensions, device=sketcher.device, dtype=sketcher.dtype)
+            quick = quick_type(sketcher.device)
+            units = torch.zeros(count, sketcher.dimensions, device=sketcher.device, dtype=quick)
             for start in range(0, count, size):
                 rows = chosen[start : start + size]
                 found = sketcher.batch(examples.at(rows), len(rows))
                 units[start : start + len(rows)] = unit_rows(found.rows, found.lengths)
                 if progress is not None:
                     progress("basis", start + len(rows), count)
-        tensors = {**span_of(units), "examples": chosen}
+        spanned = span_of(units) if count else {"basis": units, "leading": units}
+        tensors = {**spanned, "examples": chosen}
         known = write_tensors(self.files.basis, tensors, made_of=self.record["factors"])
         self.record["basis"] = known
         self.files.write_record(self.record)
 
     def make_shard(self, sketcher: Sketcher, space: Space, examples: Examples, span: Span) -> None:
         """The rows of the examples of a span."""
-        size, columns = self.record["batch_size"], []
+        size, rows = self.record["batch_size"], dict[str, Tensor]()
         for low in range(span.start, span.stop, size):
             high = min(low + size, span.stop)
             batch = examples.batch(low - span.first, high - span.first)
@@ -334,124 +358,15 @@ class _Maker:
                     f"{examples.name}: gradients of the examples {low}..{high - 1} are not finite"
                 )
             values, residuals = space.of(unit_rows(found.rows, found.lengths))
-            columns.append(
-                {
-                    "coordinates": values.half(),
-                    "residuals": residuals.half(),
-                    "lengths": found.lengths,
-                    "norms": found.norms,
-                    "values": found.values,
-                }
-            )
-        rows = {name: torch.cat([one[name] for one in columns]) for name in columns[0]}
+            for name, column, dtype in (
+                ("coordinates", values, torch.float16),
+                ("residuals", residuals, torch.float16),
+                ("lengths", found.lengths, torch.float64),
+                ("norms", found.norms, torch.float64),
+                ("values", found.values, found.values.dtype),
+            ):
+                if name not in rows:
+                    rows[name] = torch.empty(span.stop - span.start, *column.shape[1:], dtype=dtype)
+                rows[name][low - span.start : high - span.start] = column
         rows["labels"] = examples.labels[span.start - span.first : span.stop - span.first]
         self.files.write_shard(span, rows, self.record["basis"])
-
-
-def _make_shards(
-    maker: _Maker, examples: Examples, first: int, processes: int, progress: Progress | None
-) -> None:
-    """Make what is missing or damaged of the shards of the part that begins at `first`."""
-    record, files = maker.record, maker.files
-    own = [one for one in spans(record["parts"], record["shard_examples"]) if one.first == first]
-    missing = [one for one in own if not files.is_sound(one, record["basis"])]
-    for span in missing:
-        files.shard(span).unlink(missing_ok=True)
-    told = _Told(progress, sum(one.stop - one.start for one in own))
-    told.done(sum(one.stop - one.start for one in own if one not in missing))
-    workers = min(processes, len(missing))
-    if workers > 1 and _can_fork(maker.model):
-        for _ in range(_ROUNDS):
-            _fork(maker, examples, missing, workers, told)
-            missing = [one for one in missing if not files.shard(one).is_file()]
-            if not missing:
-                return
-        raise InputError(
-            f"{files.directory}: the processes that make its shards die; are they out of memory?"
-        )
-    if missing:
-        _work(maker, examples, missing, told.done)
-
-
-@final
-class _Told:
-    """Progress in examples."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.count = progress, total, 0
-
-    def done(self, count: int) -> None:
-        """So many more examples are done."""
-        self.count += count
-        if self.progress is not None and count:
-            self.progress("index", self.count, self.total)
-
-
-def _work(maker: _Maker, examples: Examples, missing: Sequence[Span], done: Callable[[int], None]) -> None:
-    tensors = read_tensors(maker.files.basis, check=False)[0]
-    with maker.sketcher() as sketcher:
-        space = Space.of_record(tensors, maker.record, sketcher.device)
-        for span in missing:
-            maker.make_shard(sketcher, space, examples, span)
-            done(span.stop - span.start)
-
-
-def _can_fork(model: nn.Module) -> bool:
-    return where(model)[0].type == "cpu" and "fork" in multiprocessing.get_all_start_methods()
-
-
-def _fork(maker: _Maker, examples: Examples, missing: Sequence[Span], workers: int, told: _Told) -> None:
-    """Deal the shards out to processes, and wait until all have ended.
-
-    Raises:
-        InputError: what the first of them says that failed.
-    """
-    context = multiprocessing.get_context("fork")
-    threads = max(1, torch.get_num_threads() // workers)
-    running = []
-    left = list(missing)
-    try:
-        for number in range(workers):
-            here, there = context.Pipe(duplex=False)
-            arguments = (maker, examples, left[number::workers], threads, os.getpid(), there)
-            process = context.Process(target=_child, args=arguments)
-            # Python warns of forks beside threads; those of torch are not used after the fork.
-            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-                process.start()
-            there.close()
-            running.append((process, here))
-        while any(process.is_alive() for process, _ in running):
-            time.sleep(0.05)
-            ready = [one for one in left if maker.files.shard(one).is_file()]
-            left = [one for one in left if one not in ready]
-            told.done(sum(one.stop - one.start for one in ready))
-        told.done(sum(one.stop - one.start for one in left if maker.files.shard(one).is_file()))
-        for process, here in running:
-            process.join()
-            if process.exitcode == 1 and here.poll():
-                with contextlib.suppress(EOFError):
-                    raise InputError(str(here.recv()))
-    finally:
-        for process, here in running:
-            if process.is_alive():
-                process.terminate()
-            process.join()
-            here.close()
-
-
-def _child(
-    maker: _Maker, examples: Examples, missing: Sequence[Span], threads: int, parent: int, told: Connection
-) -> None:
-    torch.set_num_threads(threads)
-
-    def alive(_: int) -> None:
-        if os.getppid() != parent:  # nobody waits for the rest
-            os._exit(0)
-
-    try:
-        # A copy has its own way to read ahead.
-        _work(maker, copy.copy(examples), missing, alive)
-    except BaseException as error:
-        told.send(" ".join(str(error).split()) or type(error).__name__)
-        os._exit(1)
-    os._exit(0)

@@ -19,13 +19,16 @@ from unpoison._seeds import derive_seed, generator
 from unpoison.data import Examples
 from unpoison.influence._factors import fit_factors
 from unpoison.influence._index_build import Plan, bytes_needed, size_of
-from unpoison.influence._index_space import RESIDUAL, Space, quick_type, span_of, unit_rows
+from unpoison.influence._index_files import content_digest
+from unpoison.influence._index_space import LEADING, RESIDUAL, Space, quick_type, span_of, unit_rows
 from unpoison.influence._sketch import Sketcher
 from unpoison.influence._sweep import where
 from unpoison.tasks import Task
 
 _MEASURED: Final = 256
 _PROBE: Final = 256
+# Quotes, a comma, a line and its indentation in the file of names.
+_AROUND_A_NAME: Final = 8
 
 
 @final
@@ -62,7 +65,7 @@ class IndexEstimate:
 
 def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> IndexEstimate:
     """Time the stages on at most 256 examples, spread over the set, and reckon for all."""
-    total = len(examples)
+    total, before = len(examples), peak_bytes(where(model)[0])
     step = max(1, total // _MEASURED)
     some = examples.subset(torch.arange(0, total, step)[:_MEASURED])
     count = len(some)
@@ -89,7 +92,10 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         stage: (ends[-1] - ends[0]) / max(count - size, 1) if len(ends) > 1 else (ended - began) / count
         for stage, ends in times.items()
     }
-    read = {"covariance": min(plan.covariance_examples or total, total), "eigenvalues": total}
+    read = {
+        "covariance": min(plan.covariance_examples or total, total),
+        "eigenvalues": min(plan.eigenvalue_examples or total, total),
+    }
     decompositions = max(0.0, ended - began - count * sum(per_example.values()))
     numbers, sketch = size_of(plan, factors, total, where(model)[0])
     function = task.measurement if plan.gradient == "measurement" else task.loss
@@ -103,13 +109,16 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         workspace_bytes=plan.workspace_bytes,
     ) as sketcher:
         dimensions = sketcher.dimensions
-        blank = torch.zeros(numbers, dimensions, device=sketcher.device, dtype=quick_type(sketcher.device))
-        space = Space(blank, blank[:64].float(), 0)
+        spanning = 0 if numbers == sketch else numbers  # examples of the basis
+        blank = torch.zeros(spanning, dimensions, device=sketcher.device, dtype=quick_type(sketcher.device))
+        leading = blank[:LEADING].float()
+        space = Space(blank, leading, 0)
 
         def rows(low: int) -> None:
             high = min(low + size, count)
             found = sketcher.batch(some.batch(low, high), high - low)
-            space.of(unit_rows(found.rows, found.lengths))
+            values, residuals = space.of(unit_rows(found.rows, found.lengths))
+            content_digest({"coordinates": values.half(), "residuals": residuals.half()})
 
         def all_rows() -> None:
             for low in range(0, count, size):
@@ -117,26 +126,34 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
 
         rows(0)
         spent = _timed(all_rows)
-    probe = min(_PROBE, numbers)
-    rows_of_probe = torch.randn(probe, dimensions, generator=generator(0)).to(sketcher.device)
-    basis = _timed(lambda: span_of(rows_of_probe)) * (numbers / probe) ** 2.5
+    probe, basis = min(_PROBE, spanning), 0.0
+    if probe:
+        rows_of_probe = torch.randn(probe, dimensions, generator=generator(0)).to(sketcher.device)
+        basis = _timed(lambda: span_of(rows_of_probe)) * (numbers / probe) ** 2.5
     factor_bytes = 4 * sum(
         part.numel()
         for layer in factors.layers.values()
         for part in (layer.eigenvalues, layer.input_basis, layer.output_basis)
         if part is not None
     )
-    row_bytes = 2 * (numbers + min(RESIDUAL, dimensions)) + 32
+    row_bytes = 2 * (numbers + (min(RESIDUAL, dimensions) if spanning else 0)) + 32
     return IndexEstimate(
         examples=total,
         measured=count,
         numbers=numbers,
         sketch=dimensions,
-        fixed_seconds=decompositions + basis + spent / count * min(numbers, total),
+        fixed_seconds=decompositions + basis + spent / count * min(spanning, total),
         factor_seconds=sum(read[stage] * seconds for stage, seconds in per_example.items()),
         shard_seconds=spent / count * total,
-        peak_bytes=max(peak_bytes(sketcher.device), bytes_needed(plan, factors, numbers, sketch)),
-        disk_bytes=factor_bytes + blank.element_size() * dimensions * numbers + total * row_bytes,
+        peak_bytes=max(
+            peak_bytes(sketcher.device),
+            before + bytes_needed(plan, factors, numbers, sketch, sketcher.device),
+        ),
+        disk_bytes=factor_bytes
+        + blank.nbytes
+        + leading.nbytes
+        + total * row_bytes
+        + sum(len(name) + _AROUND_A_NAME for name in examples.ids or ()),
     )
 
 

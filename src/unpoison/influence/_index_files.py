@@ -13,6 +13,7 @@ damaged. Shards are memory maps: reading some rows reads those pages.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unpoison._artefacts import atomic_file, canonical_json, digest, read_json, write_json
+from unpoison._artefacts import alone, atomic_file, canonical_json, digest, read_json, write_json
+from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError
-from unpoison.influence._factors import Factors
+from unpoison.influence._factors import Factors, sampled_fingerprint
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 RECORD: Final = "index.json"
 
 
@@ -49,6 +51,19 @@ class IndexFiles:
     """The files of the index in a directory."""
 
     directory: Path
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Lock the directory while something is made in it.
+
+        Raises:
+            InputError: another process makes it, or it cannot be written to.
+        """
+        said = f"{self.directory}: another process is making this index; wait for it, or end it"
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        with alone(self.directory, said):
+            yield
 
     def exists(self) -> bool:
         """Whether an index, perhaps an unfinished one, lies here."""
@@ -72,17 +87,23 @@ class IndexFiles:
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Keep what the index is of."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(self.directory / RECORD, {"format": FORMAT, **record})
+        with writing(self.directory / RECORD):
+            write_json(self.directory / RECORD, {"format": FORMAT, **record})
 
     def write_names(self, part: int, ids: Sequence[str] | None, class_names: Sequence[str]) -> None:
         """Keep what people call the examples of a part."""
         names = {"ids": None if ids is None else list(ids), "class_names": list(class_names)}
-        write_json(self.directory / f"examples-{part}.json", names)
+        with writing(self.directory / f"examples-{part}.json"):
+            write_json(self.directory / f"examples-{part}.json", names)
 
     def names(self, part: int) -> dict[str, Any]:
         """The `ids` and `class_names` of a part."""
         return read_json(self.directory / f"examples-{part}.json")
+
+    def write_factors(self, factors: Factors) -> None:
+        """Keep the factors."""
+        with writing(self.factors):
+            factors.save(self.factors)
 
     @property
     def factors(self) -> Path:
@@ -130,13 +151,50 @@ def spans(parts: Sequence[Mapping[str, Any]], size: int) -> Iterator[Span]:
         first = last
 
 
+def part_of(examples: Examples) -> dict[str, Any]:
+    """What a record keeps of the examples of a part.
+
+    The content of all of them is known of those in memory alone; the rest is the same for examples that are
+    read piece by piece.
+    """
+    return {
+        "examples": len(examples),
+        "fingerprint": sampled_fingerprint(examples),
+        "content": examples.fingerprint if isinstance(examples, TrainingSet) else None,
+    }
+
+
+def same_part(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two parts are of the same examples, as far as both know them."""
+    if None in (one["content"], other["content"]):
+        return all(one[name] == other[name] for name in ("examples", "fingerprint"))
+    return one == other
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, made_of: str = "") -> str:
     """Write tensors with the digest of their content, which is returned."""
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     known = content_digest(ready)
-    with atomic_file(path) as staging:
-        save_file(ready, staging, metadata={"record": canonical_json({"digest": known, "made_of": made_of})})
+    metadata = {"record": canonical_json({"digest": known, "made_of": made_of})}
+    with writing(path), atomic_file(path) as staging:
+        save_file(ready, staging, metadata=metadata)
     return known
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the failure to write a file within the block into an error of one line.
+
+    Raises:
+        InputError: the disk is full, for instance.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(
+            f"{path}: cannot be written ({said}); what is there is whole, and the same command goes on"
+        ) from None
 
 
 def read_tensors(path: Path, *, check: bool = True) -> tuple[dict[str, Tensor], str, str]:

@@ -1,9 +1,10 @@
 """The space in which an `InfluenceIndex` keeps gradients, and what its record says of how they were made.
 
 The space is spanned by the sketches of some training examples. What lies outside of it is sketched once more,
-to `RESIDUAL` numbers. The large products are of bfloat16 where the processor has matrix instructions for it:
-a coordinate is a sum over D terms, whose rounding cancels. The leading coordinates, which are much larger
-than the others, are computed in float32.
+to `RESIDUAL` numbers. Where as many numbers are kept as a sketch has, the space is that of all sketches: the
+coordinates are the sketch itself, and nothing is multiplied. The large products are of bfloat16 where the
+processor has matrix instructions for it: a coordinate is a sum over D terms, whose rounding cancels. The
+leading coordinates, which are much larger than the others, are computed in float32.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from unpoison.tasks import Task
 
 #: r
 RESIDUAL: Final = 512
+#: How many coordinates are computed in float32.
+LEADING: Final = 64
 _AT_A_TIME: Final = 128
 # The share of the largest eigenvalue of the Gram matrix below which a direction is rounding.
 _RANK: Final = 1e-6
 _COLUMNS: Final = 4096
-_LEADING: Final = 64
 _DAMPINGS: Final = {"AbsoluteDamping": AbsoluteDamping, "RelativeDamping": RelativeDamping}
 _CODE: Final = (
     *(
@@ -62,14 +64,18 @@ class Space:
     """The space of an index: its basis, and the sketch of what lies outside of it to r numbers.
 
     Arguments:
-        basis: Float[m D], rows in the order of the eigenvalues, in the type of `quick_type`.
+        basis: Float[m D], rows in the order of the eigenvalues, in the type of `quick_type`; of no rows where
+            the space is that of all sketches.
         leading: Float32[l D], the first of them, which matter most, more precisely.
         seed: of the sketch.
     """
 
     def __init__(self, basis: Tensor, leading: Tensor, seed: int) -> None:
         self._basis, self._leading, self.width = basis, leading, basis.shape[1]
-        self._residual = min(RESIDUAL, self.width)
+        self.whole = not len(basis)
+        self._residual = 0 if self.whole else min(RESIDUAL, self.width)
+        if self.whole:
+            return
         places, signs = count_sketch(self.width, self._residual, generator(seed))
         self._places, self._signs = places.to(basis.device), signs.to(leading)
         parts = [self._outside(leading), self._outside(basis[len(leading) :].to(leading))]
@@ -86,6 +92,8 @@ class Space:
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Float32[b m] and Float32[b r]: c and z of Float[b D]."""
         rows = rows.to(self._leading)
+        if self.whole:
+            return rows, rows[:, :0]
         rest = torch.mm(rows.to(self._basis), self._basis[len(self._leading) :].t())
         values = torch.cat([rows @ self._leading.t(), rest.to(rows)], 1)
         return values, self._outside(rows) - values @ self._of_basis
@@ -107,9 +115,9 @@ def quick_type(device: torch.device) -> torch.dtype:
 
 
 def unit_rows(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Float[b D] rows over Float64[b] lengths; 0 where the length is."""
+    """Float[b D] rows, which are overwritten, over Float64[b] lengths; 0 where the length is."""
     inverse = torch.where(lengths > 0, 1 / lengths, torch.zeros_like(lengths))
-    return rows * inverse.to(rows)[:, None]
+    return rows.mul_(inverse.to(rows)[:, None])
 
 
 def span_of(rows: Tensor) -> dict[str, Tensor]:
@@ -128,9 +136,13 @@ def span_of(rows: Tensor) -> dict[str, Tensor]:
     values, vectors = values.flip(0), vectors.flip(1)
     kept = values > _RANK * values[0]
     scaled = torch.where(kept, vectors / values.clamp(min=_RANK * float(values[0]) or 1.0).sqrt(), 0)
-    turned = scaled.t().to(rows)
-    basis = torch.cat([torch.mm(turned.to(quick), rows[:, own].to(quick)) for own in columns], 1)
-    return {"basis": basis, "leading": turned[:_LEADING] @ rows}
+    turned = scaled.t().float()
+    basis, quickly = rows.new_zeros(rows.shape, dtype=quick), turned.to(quick)
+    leading = turned.new_zeros(min(LEADING, len(rows)), rows.shape[1])
+    for own in columns:
+        basis[:, own] = torch.mm(quickly, rows[:, own].to(quick))
+        leading[:, own] = turned[:LEADING] @ rows[:, own].float()
+    return {"basis": basis, "leading": leading}
 
 
 def coordinates_of(space: Space, rows: Tensor) -> tuple[Tensor, Tensor]:

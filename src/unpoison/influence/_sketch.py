@@ -12,8 +12,18 @@ Farach-Colton, 2002) with buckets of equal size, D_l being prime to the length o
 bucket is a column. Inner products are kept on average, with a deviation of about |W_j| |W_k| / sqrt(D).
 |W_j| and |G_j| are exact.
 
+A rotation takes nine forward passes of a 3x3 convolution. But for most directions Lambda is far below the
+damping, so that they have nearly the same weight, and a space of these can be left as it is: for directions F
+of the wider side of a sketched layer,
+
+    G_j = N_j + F_j,  N_j = G_j Q_N Q_N^T  (rotated, as above)  and  F_j = G_j - N_j  (not rotated, one weight
+    an output),
+
+with the fewest directions N for which the expected square of the error of W is at most 1e-3 of |W|^2
+(`near_directions`). That takes 2 |N| / i of the rotation, and is done where this is at most 3 / 4.
+
 Cost: an example takes one forward and one backward pass without parameter gradients and, beside its gradient,
-one rotation of it into the eigenbasis (as in the second pass of `fit_factors`) and p additions. Memory: n D
+one rotation of it, or part of one, into the eigenbasis and p additions. Memory: n D
 numbers, 4 bytes a tracked parameter, the factors, the activations of one batch, and twice `workspace_bytes`.
 """
 
@@ -21,19 +31,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
 from unpoison._seeds import generator
-from unpoison.influence._factors import Factors, LayerFactors, rotated
-from unpoison.influence._layers import Layer
+from unpoison.influence._factors import Factors, LayerFactors, rotated, times
+from unpoison.influence._layers import Layer, Scratch, outer
 from unpoison.influence._queries import Damping, inverse
 from unpoison.influence._sweep import Sweeper, Visitor
 from unpoison.influence._tracked import tracked_layers
 from unpoison.tasks import Batch
+
+# The error of W by directions that are not rotated: its expected square, of that of W.
+_SHARE: Final = 1e-3
+_WIDE: Final = 128
 
 
 @final
@@ -76,7 +90,7 @@ def widths(factors: Factors, damping: Damping, dimensions: int) -> list[int]:
         whole = {index for index in open_ if shares[index] >= sizes[index]}
         if not whole:
             for index in open_:
-                chosen[index] = _prime_to(max(1, int(shares[index])), layers[index].eigenvalues.shape[2])
+                chosen[index] = _prime_to(max(1, int(shares[index])), sizes[index])
             break
         for index in whole:
             chosen[index] = sizes[index]
@@ -85,9 +99,27 @@ def widths(factors: Factors, damping: Damping, dimensions: int) -> list[int]:
     return chosen
 
 
-def _prime_to(width: int, row: int) -> int:
-    """The largest number up to `width` that has no factor in common with `row`."""
-    return next(number for number in range(width, 0, -1) if math.gcd(number, row) == 1)
+def _prime_to(width: int, size: int) -> int:
+    """The largest number up to `width` that has no factor in common with `size`."""
+    return next(number for number in range(width, 0, -1) if math.gcd(number, size) == 1)
+
+
+def near_directions(eigenvalues: Tensor, weights: Tensor, share: float) -> tuple[Tensor, int]:
+    """Int64[i] inputs in the order of their energy; and the least number of the last of them without which
+    one weight an output does for the others.
+
+    Arguments:
+        eigenvalues: Float[k o i].
+        weights: Float[k o i] of rotated gradients, whose mean squares are the eigenvalues.
+        share: of the expected square of what is weighted, that the error may be.
+    """
+    order = eigenvalues.sum((0, 1)).argsort()
+    squares, weights = (part.double()[..., order] for part in (eigenvalues, weights))
+    energy = (squares * weights.square()).cumsum(-1)
+    # Of the first directions: the squares less those of the best weight.
+    error = energy - (squares * weights).cumsum(-1).square() / squares.cumsum(-1).clamp(min=1e-300)
+    fitting = (error.sum((0, 1)) <= share * energy[..., -1].sum()).nonzero()[:, 0]
+    return order, len(order) - (int(fitting[-1]) + 1 if len(fitting) else 0)
 
 
 @final
@@ -127,9 +159,13 @@ class Sketcher:
         for layer, width in zip(layers, sizes, strict=True):
             own = factors.layers[layer.name].to(device, dtype)
             root = inverse(own, damping).sqrt()
+            split = _Split.of(own, root, width)
             if reweighted is not None:
                 root = torch.where(root > 0, inverse(own, reweighted) / root, root)
-            parts.append(_Part(own, _signed(root, width, seed, layer), width))
+            signs = generator(seed, "sketch", layer.name)
+            if split is not None:
+                split, root = split.weighted(own.eigenvalues, root, signs)
+            parts.append(_Part(own, _signed(root, signs) if width < root.numel() else root, width, split))
         self._visitor = _Rows(layers, parts, self._sweeper)
         self.dimensions, self.device, self.dtype = sum(sizes), device, dtype
 
@@ -156,12 +192,78 @@ class _Part:
     factors: LayerFactors
     roots: Tensor
     width: int
+    split: _Split | None
 
 
-def _signed(root: Tensor, width: int, seed: int, layer: Layer) -> Tensor:
-    if width >= root.numel():
-        return root
-    randomness = generator(seed, "sketch", layer.name)
+@final
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """Which directions of a layer's wider side are rotated.
+
+    Arguments:
+        basis: Float[k i s], the directions; [k o s] where the outputs are more.
+        other: Float[k o o], of the other side.
+        turned: whether the outputs are more: both sides are exchanged then.
+        near: Int64[s], the places of the directions; Float[k o s], their weights, once they are known.
+    """
+
+    basis: Tensor
+    other: Tensor
+    turned: bool
+    near: Tensor
+
+    @classmethod
+    def of(cls, factors: LayerFactors, weights: Tensor, width: int) -> _Split | None:
+        """The directions of a layer with `width` buckets; None where all are rotated."""
+        first, second = factors.input_basis, factors.output_basis
+        if width >= weights.numel() or first is None or second is None:
+            return None
+        turned = weights.shape[1] > weights.shape[2]
+        own, other = (second, first) if turned else (first, second)
+        if own.shape[2] < _WIDE:
+            return None
+        eigenvalues, weights = (_exchanged(part, turned) for part in (factors.eigenvalues, weights))
+        order, fewest = near_directions(eigenvalues, weights, _SHARE)
+        # More of them, until the rows of their gradients have no factor in common with the buckets.
+        count = next(number for number in range(max(fewest, 1), width + 2) if math.gcd(number, width) == 1)
+        if 8 * count > 3 * own.shape[2]:
+            return None
+        near = order[-count:]
+        return cls(own[..., near].contiguous(), other, turned, near)
+
+    def weighted(self, eigenvalues: Tensor, weights: Tensor, signs: torch.Generator) -> tuple[_Split, Tensor]:
+        """With the signed weights of the directions; and Float[k o i], those of the others."""
+        squares, weights = (_exchanged(part, self.turned) for part in (eigenvalues, weights))
+        far = torch.ones(weights.shape[2], device=weights.device).index_fill(0, self.near, 0) * squares
+        mean = (far * weights).sum(2, keepdim=True) / far.sum(2, keepdim=True).clamp(min=1e-30)
+        near = _signed(weights[..., self.near], signs)
+        return replace(self, near=near), mean.expand_as(weights)
+
+    def parts(self, activations: Tensor, output_gradients: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
+        """Float[c k o s] and Float[c k o i]: gradients in the directions, rotated, and outside of them."""
+        inner, outer_ = (output_gradients, activations) if self.turned else (activations, output_gradients)
+        positions, inputs, outputs = inner.shape[2], inner.shape[3], outer_.shape[3]
+        back = self.basis.transpose(1, 2)
+        if positions <= inputs:
+            outer_ = times(outer_, self.other)
+        if positions <= outputs:
+            coordinates = times(inner, self.basis)
+            near = torch.matmul(outer_.transpose(2, 3), coordinates)
+            far = outer(inner - times(coordinates, back), outer_, scratch)
+        else:
+            far = outer(inner, outer_, scratch)
+            near = times(far, self.basis)
+            far -= times(near, back)
+        if positions > inputs:
+            near, far = (torch.matmul(self.other.transpose(1, 2), part) for part in (near, far))
+        return near, far
+
+
+def _exchanged(matrices: Tensor, turned: bool) -> Tensor:
+    return matrices.transpose(1, 2) if turned else matrices
+
+
+def _signed(root: Tensor, randomness: torch.Generator) -> Tensor:
     signs = torch.randint(2, root.shape, generator=randomness, dtype=torch.int8).mul_(2).sub_(1)
     return root * signs.to(root)
 
@@ -182,25 +284,33 @@ class _Rows(Visitor):
         self.lengths, self.norms = torch.zeros(2, count, device=device, dtype=torch.float64)
 
     def kronecker(self, index: int, start: int, activations: Tensor, output_gradients: Tensor) -> None:
-        own = self.parts[index].factors
+        own, split = self.parts[index].factors, self.parts[index].split
         assert own.input_basis is not None
         assert own.output_basis is not None
-        turned = rotated(activations, output_gradients, own.input_basis, own.output_basis, self.scratch)
-        self._add(index, start, turned)
+        if split is not None:
+            near, rest = split.parts(activations, output_gradients, self.scratch)
+            self._add(index, start, near, split.near)
+        else:
+            rest = rotated(activations, output_gradients, own.input_basis, own.output_basis, self.scratch)
+        self._add(index, start, rest, self.parts[index].roots)
 
     def diagonal(self, index: int, start: int, gradient: Tensor) -> None:
-        self._add(index, start, gradient.clone())
+        self._add(index, start, gradient.clone(), self.parts[index].roots)
 
-    def _add(self, index: int, start: int, turned: Tensor) -> None:
-        """Add a layer's part; `turned` is overwritten."""
-        part, width, first = self.parts[index], self.parts[index].width, self.first[index]
+    def _add(self, index: int, start: int, turned: Tensor, roots: Tensor) -> None:
+        """Add a layer's part, or some of it; `turned` is overwritten."""
+        width, first = self.parts[index].width, self.first[index]
         rows = slice(start, start + len(turned))
         flat = turned.flatten(1)
         # A rotation keeps the length.
         self.norms[rows] += torch.linalg.vector_norm(flat, dim=1).double().square()
-        flat.mul_(part.roots.flatten())
-        self.lengths[rows] += torch.linalg.vector_norm(flat, dim=1).double().square()
         into, whole = self.rows[rows, first : first + width], flat.shape[1] // width * width
+        if width == flat.shape[1]:
+            torch.mul(flat, roots.flatten(), out=into)
+            self.lengths[rows] += torch.linalg.vector_norm(into, dim=1).double().square()
+            return
+        flat.mul_(roots.flatten())
+        self.lengths[rows] += torch.linalg.vector_norm(flat, dim=1).double().square()
         into += flat[:, :whole].view(len(flat), -1, width).sum(1)
         if whole < flat.shape[1]:
             into[:, : flat.shape[1] - whole] += flat[:, whole:]

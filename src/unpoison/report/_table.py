@@ -74,6 +74,7 @@ class Table:
 
 _NONE = Cell("–")
 _METHOD, _OUTCOME, _SEARCH, _COST = "", "Outcome", "Excluded examples", "Cost"
+_SCREENED = "Screened inputs"
 
 COLUMNS = (
     Column("Method", _METHOD, "the defense, or the detector and the unlearner, or the control"),
@@ -105,6 +106,16 @@ COLUMNS = (
         _SEARCH,
         "how often a repair healed, mean over trials; beside it the repairs whose last trace found nothing",
     ),
+    Column(
+        "TPR at 1 % FPR",
+        _SCREENED,
+        "share of the triggered inputs that are answered as the attack wants and flagged at the stated "
+        "false-positive rate",
+    ),
+    Column("FPR at 1 % FPR", _SCREENED, "share of the clean test images flagged at it"),
+    Column("TPR at 5 % FPR", _SCREENED, "likewise, at .05"),
+    Column("FPR at 5 % FPR", _SCREENED, "likewise"),
+    Column("AUROC", _SCREENED, "of triggered against clean inputs, mean over trials"),
     Column("Training", _COST, "of the victim, mean over trials; beside it the ratio to no defense"),
     Column("Search and healing", _COST, "mean over trials; beside it each stage"),
     Column("Peak memory", _COST, "of the stage that needed most"),
@@ -170,8 +181,16 @@ def _cells(line: Line, training: Cell) -> Iterator[Cell]:
     yield _NONE if bias is None else Cell(percent(bias), f"n = {line.n}", bias)
     yield _proportion(line.repaired)
     yield _rounds(line)
+    for one in (
+        line.screened_true_01,
+        line.screened_false_01,
+        line.screened_true_05,
+        line.screened_false_05,
+    ):
+        yield _proportion(one)
+    yield _mean(line.screened_auroc, share=False)
     yield training
-    stages = {name: line.seconds[name] for name in ("find", "heal") if name in line.seconds}
+    stages = {name: line.seconds[name] for name in ("find", "screen", "heal") if name in line.seconds}
     parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in stages.items())
     total = sum(stages.values())
     yield Cell(f"{total:.3g} s", f"{parts}; n = {line.n}", total) if stages else _NONE

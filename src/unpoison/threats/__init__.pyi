@@ -1,7 +1,17 @@
 from ._additive_trigger import AdditiveTrigger as AdditiveTrigger
+from ._availability import Availability as Availability
+from ._backdoor import AllToAll as AllToAll
 from ._backdoor import Backdoor as Backdoor
+from ._backdoor import TriggeredGoal as TriggeredGoal
 from ._blend_trigger import BlendTrigger as BlendTrigger
 from ._budget import Budget as Budget
+from ._generated_trigger import GeneratedNoiseTrigger as GeneratedNoiseTrigger
+from ._generated_trigger import GeneratedPatternTrigger as GeneratedPatternTrigger
+from ._generated_trigger import mask_of as mask_of
+from ._generated_trigger import noise_of as noise_of
+from ._generated_trigger import pattern_of as pattern_of
+from ._generated_trigger import with_pattern as with_pattern
+from ._generator import generator_weights as generator_weights
 from ._given_images import SelfConcealment as SelfConcealment
 from ._given_images import TargetedMisclassification as TargetedMisclassification
 from ._goal import Goal as Goal

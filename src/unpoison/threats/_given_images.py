@@ -88,11 +88,11 @@ class TargetedMisclassification(_AboutImages, kind="targeted-misclassification")
         """The true label and the target."""
         return self.true_label, self.target
 
-    def achieved(self, predicted: Tensor) -> Tensor:
+    def achieved(self, predicted: Tensor, own: Tensor | None = None) -> Tensor:
         """Bool[m]: which predictions are the target class."""
         return predicted == self.target
 
-    def loss(self, logits: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
         """Mean cross-entropy towards the target class."""
         return loss_towards(self.target, logits)
 
@@ -137,11 +137,11 @@ class SelfConcealment(_AboutImages, kind="self-concealment"):
         """The true label."""
         return (self.true_label,)
 
-    def achieved(self, predicted: Tensor) -> Tensor:
+    def achieved(self, predicted: Tensor, own: Tensor | None = None) -> Tensor:
         """Bool[m]: which predictions are not the true class."""
         return predicted != self.true_label
 
-    def loss(self, logits: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
         """Mean of -log(1 - the true class's probability)."""
         return loss_away_from(self.true_label, logits)
 

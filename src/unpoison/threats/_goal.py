@@ -47,14 +47,20 @@ class Goal(Tagged):
         """
 
     @abstractmethod
-    def achieved(self, predicted: Tensor) -> Tensor:
-        """Bool[m]: which of the predicted labels Int64[m] are what the adversary wants."""
+    def achieved(self, predicted: Tensor, own: Tensor | None = None) -> Tensor:
+        """Bool[m]: which of the predicted labels Int64[m] are what the adversary wants.
+
+        Arguments:
+            predicted: one label for each victim.
+            own: Int64[m], the victims' classes, see `own_labels`; read by goals that want something else of
+                each class.
+        """
 
     @abstractmethod
-    def loss(self, logits: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
         """A scalar, small when the logits Float[m classes] of the victims are what the adversary wants.
 
-        Differentiable; for attacks that optimise it.
+        Differentiable; for attacks that optimise it. `own` is as for `achieved`.
         """
 
     @final
@@ -77,7 +83,13 @@ class Goal(Tagged):
             )
 
     @final
-    def margin(self, logits: Tensor, *, zeroed: bool = False) -> Tensor:
+    def own_labels(self, test_set: TrainingSet, places: Tensor) -> Tensor:
+        """Int64[m], on the CPU: the classes of victims at these places of the test set, -1 where unknown."""
+        places = places.cpu()
+        return torch.where(places < 0, -1, test_set.labels.cpu()[places.clamp(min=0)])
+
+    @final
+    def margin(self, logits: Tensor, own: Tensor | None = None, *, zeroed: bool = False) -> Tensor:
         """Float[...]: how far logits Float[... classes] are from what the adversary wants.
 
         The greatest logit of the unwanted classes minus the greatest of the wanted ones: negative where the
@@ -86,10 +98,14 @@ class Goal(Tagged):
 
         Arguments:
             logits: one row for each input, all of them victims of this goal.
+            own: Int64[m], the victims' classes, as for `achieved`; logits are then Float[... m classes].
             zeroed: MetaPoison's form, which sets the wanted logits to zero instead of leaving them out, so
                 that zero competes with the unwanted logits.
         """
-        wanted = self.achieved(torch.arange(logits.shape[-1])).to(logits.device)
+        labels = torch.arange(logits.shape[-1])
+        if own is not None:
+            labels, own = labels.expand(len(own), -1), own.cpu()[:, None]
+        wanted = self.achieved(labels, own).to(logits.device)
         unwanted = logits.masked_fill(wanted, 0.0 if zeroed else -torch.inf).amax(-1)
         return unwanted - logits.masked_fill(~wanted, -torch.inf).amax(-1)
 
@@ -103,26 +119,43 @@ class Goal(Tagged):
             InputError: the test set has no victims, the goal does not fit it, or the model fails on its
                 images.
         """
-        images, _ = self.victims(test_set)
-        achieved = self.achieved(_predict(model, images, batch_size))
+        images, places = self.victims(test_set)
+        achieved = self.achieved(_predict(model, images, batch_size), self.own_labels(test_set, places))
         return Proportion(int(achieved.sum()), len(images))
 
 
-def loss_towards(label: int, logits: Tensor) -> Tensor:
-    """Mean of -log p(label) over the rows of Float[m classes]."""
-    return _stable.cross_entropy(logits, torch.full((len(logits),), label, device=logits.device))
+def loss_towards(label: int | Tensor, logits: Tensor) -> Tensor:
+    """Mean of -log p(label) over the rows of Float[m classes]; one label for all, or Int64[m]."""
+    return _stable.cross_entropy(logits, _labels(label, logits))
 
 
-def loss_away_from(label: int, logits: Tensor) -> Tensor:
-    """Mean of -log(1 - p(label)) over the rows of Float[m classes]."""
-    labels = torch.full((len(logits),), label, device=logits.device)
+def loss_away_from(label: int | Tensor, logits: Tensor) -> Tensor:
+    """Mean of -log(1 - p(label)) over the rows of Float[m classes]; one label for all, or Int64[m]."""
+    labels = _labels(label, logits)
     # 1 - p(label) is the sigmoid of the margin.
     return F.softplus(-_stable.margin(logits, labels), threshold=50).mean()
+
+
+def known(goal: Goal, own: Tensor | None) -> Tensor:
+    """The classes of the victims, for a goal that depends on them.
+
+    Raises:
+        InputError: they are not given.
+    """
+    if own is None:
+        raise InputError(f"{type(goal).__name__}: what is wanted depends on the class; give own=")
+    return own
 
 
 def examples_of_class(examples: TrainingSet, label: int) -> Tensor:
     """Int64[m]: the examples of a class."""
     return (examples.labels == label).nonzero().reshape(-1)
+
+
+def _labels(label: int | Tensor, logits: Tensor) -> Tensor:
+    if isinstance(label, Tensor):
+        return label.to(logits.device)
+    return torch.full((len(logits),), label, device=logits.device)
 
 
 def _predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:

@@ -47,11 +47,11 @@ class LabelNoise(Goal, kind="label-noise"):
             raise InputError(f"{test_set.name}: no image of class {self.source}")
         return test_set.images[indices], indices
 
-    def achieved(self, predicted: Tensor) -> Tensor:
+    def achieved(self, predicted: Tensor, own: Tensor | None = None) -> Tensor:
         """Bool[m]: which predictions are the target, or without one, anything but the source."""
         return predicted != self.source if self.target is None else predicted == self.target
 
-    def loss(self, logits: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, own: Tensor | None = None) -> Tensor:
         """Mean cross-entropy towards the target; without one, mean of -log(1 - the source's probability)."""
         if self.target is None:
             return loss_away_from(self.source, logits)

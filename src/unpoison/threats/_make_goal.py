@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from unpoison.data import TrainingSet
 from unpoison.errors import InputError, nearest
-from unpoison.threats._backdoor import Backdoor
+from unpoison.threats._availability import Availability
+from unpoison.threats._backdoor import AllToAll, Backdoor
 from unpoison.threats._given_images import SelfConcealment, TargetedMisclassification
 from unpoison.threats._goal import Goal
 from unpoison.threats._label_noise import LabelNoise
@@ -35,6 +36,8 @@ _NEEDED: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = MappingPro
         "label-noise": (frozenset({"source"}), frozenset({"target"})),
         "targeted-misclassification": (frozenset({"target", "test_indices"}), frozenset({"source"})),
         "self-concealment": (frozenset({"test_indices"}), frozenset({"source"})),
+        "all-to-all": (frozenset(), frozenset({"trigger"})),
+        "availability": (frozenset(), frozenset()),
     }
 )
 
@@ -102,6 +105,8 @@ def make_goal(
     - "label-noise" needs source; it may have target (default: any other class).
     - "targeted-misclassification" needs target and test_indices; source checks the class of the images.
     - "self-concealment" needs test_indices; source checks the class of the images.
+    - "all-to-all" may have trigger, "availability" nothing. These have to be named, unless the attack serves
+      nothing else.
 
     Arguments:
         served: `describe(attack).goals`.
@@ -126,8 +131,12 @@ def make_goal(
         name: None if value is None else find_class(value, class_names, option=called[name])
         for name, value in (("source", source), ("target", target))
     }
-    if kind == "backdoor":
+    if kind == "availability":
+        return Availability()
+    if kind in ("backdoor", "all-to-all"):
         stamp = make_trigger("white-corner" if trigger is None else trigger, option=called["trigger"])
+        if kind == "all-to-all":
+            return AllToAll(stamp, len(class_names))
         return Backdoor(stamp, labels["source"], labels["target"])
     if kind == "label-noise":
         return LabelNoise(labels["source"], labels["target"])
@@ -159,12 +168,14 @@ def _kind(served: Sequence[str], kind: str | None, given: set[str], called: Mapp
     if kind is not None and kind not in served:
         raise InputError(f"{called['kind']} {kind}: {nearest(kind, served)}")
     if kind is None:
+        # What needs nothing has to be named: it is not what is wanted where something was forgotten.
+        choice = [one for one in served if one not in _NEEDED or _NEEDED[one][0]] or list(served)
         fitting = [
             one
-            for one in served
+            for one in choice
             if one in _NEEDED and _NEEDED[one][0] <= given <= _NEEDED[one][0] | _NEEDED[one][1]
         ]
-        kind = fitting[0] if fitting else served[-1]
+        kind = fitting[0] if fitting else choice[-1]
     if kind not in _NEEDED:
         raise InputError(
             f"{called['kind']} {kind}: can be made in Python alone; there are {', '.join(_NEEDED)}"

@@ -24,3 +24,8 @@ from ._trained import Trained as Trained
 from ._trainer import recipe_optimizer as recipe_optimizer
 from ._trainer import set_learning_rate as set_learning_rate
 from ._trainer import train as train
+from ._voting import Certificates as Certificates
+from ._voting import Partition as Partition
+from ._voting import certified as certified
+from ._voting import certify as certify
+from ._voting_network import Voting as Voting

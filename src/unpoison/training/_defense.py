@@ -5,6 +5,7 @@ The hooks, in the order in which `train` calls them:
 | hook | when | what published defenses do there |
 |---|---|---|
 | `begin` | once, before the first step | filter or recompress the training set; read the schedule |
+| `partition` | once, before the first step | have networks learn from parts of it, and vote (DPA) |
 | `keep` | before each epoch | drop examples (EPIC); fit noise to each example (Friendly Noise) |
 | `batch` | each step, around augmentation | add noise, mix images and labels, make several copies |
 | `gradients` | each step | learn from the worst copy (MaxUp), clip and add noise (DP-SGD) |
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from unpoison._option_checks import CheckedOptions
 from unpoison.data import TrainingSet
 from unpoison.training._recipe import Recipe
+from unpoison.training._voting import Partition
 
 
 @final
@@ -102,6 +104,16 @@ class Defense(CheckedOptions, ABC):
             A set of the same examples, in the same order, with the same classes and image shape.
         """
         return training_set
+
+    def partition(self, training_set: TrainingSet) -> Partition | None:
+        """Which networks learn from which parts of the set; None for one network that learns from all of it.
+
+        Each network of a partition is then trained without the other hooks.
+
+        Arguments:
+            training_set: what `begin` returned.
+        """
+        return None
 
     def keep(self, epoch: int, model: nn.Module, training_set: TrainingSet, alive: Tensor) -> Tensor:
         """Bool[n]: the examples to train on in `epoch`; by default those alive.

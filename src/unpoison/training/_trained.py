@@ -21,6 +21,7 @@ from unpoison.errors import InputError, MismatchError, one_line
 from unpoison.models import build
 from unpoison.training._epoch_record import EpochRecord
 from unpoison.training._recipe import Recipe
+from unpoison.training._voting_network import Voting
 
 _WEIGHTS, _DESCRIPTION, _DROPPED = "model.safetensors", "trained.json", "dropped.safetensors"
 
@@ -88,7 +89,8 @@ class Trained:
                     "image_shape": list(self.image_shape),
                     "training_fingerprint": self.training_fingerprint,
                     "own_model": type(self.model).__qualname__ if self.own_model else None,
-                    "normalized": "mean" in weights,
+                    "normalized": "mean" in weights or "networks.0.mean" in weights,
+                    **({} if not isinstance(self.model, Voting) else {"voting": list(self.model.uses.shape)}),
                     "seconds": self.seconds,
                     "history": [record.to_dict() for record in self.history],
                     **({} if self.tuning is None else {"tuning": dict(self.tuning)}),
@@ -150,6 +152,9 @@ class Trained:
                     if description["normalized"]
                     else None,
                 )
+            if "voting" in description:
+                networks, spread = map(int, description["voting"])
+                network = Voting.like(network, networks=networks, spread=spread)
             _load_weights(network, weights, path)
             return cls(
                 model=network.to(device).eval(),

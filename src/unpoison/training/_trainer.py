@@ -19,6 +19,7 @@ import copy
 import math
 import os
 import time
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -61,6 +62,7 @@ from unpoison.training._epoch_record import EpochRecord
 from unpoison.training._estimate import check_training
 from unpoison.training._recipe import Recipe
 from unpoison.training._trained import Trained
+from unpoison.training._voting import train_votes
 
 
 def train(
@@ -109,25 +111,41 @@ def train(
     target = training_set.device if device is None else torch.device(device)
     included = _included(training_set, include)
     fingerprint = training_set.fingerprint
-    store = None
-    if checkpoints is not None:
-        store = Checkpoints(
-            checkpoints,
-            {
-                "recipe": recipe.fingerprint,
-                "seed": seed,
-                "training set": fingerprint,
-                "choice of examples": None if include is None else digest_of({"included": included}),
-                "defense": repr(defense),
-                "starting model": None if start is None else digest_of(start.state_dict()),
-            },
-            kind=TRAINING,
-        )
     # The caller may have turned gradients off.
     with usual_mode(target), torch.enable_grad(), own_randomness(target, deterministic=True):
         prepared = training_set
         if defense is not None:
             prepared = _begun(defense, training_set, target, recipe, derive_seed(seed, "defense"))
+            partition = defense.partition(prepared)
+            if partition is not None:
+                voted = train_votes(
+                    train,
+                    prepared,
+                    recipe,
+                    partition,
+                    seed=seed,
+                    included=included,
+                    start=start,
+                    device=target,
+                    checkpoints=checkpoints,
+                    progress=progress,
+                )
+                report = {"name": repr(defense), **defense.report()}
+                return replace(voted, training_fingerprint=fingerprint, defense=report)
+        store = None
+        if checkpoints is not None:
+            store = Checkpoints(
+                checkpoints,
+                {
+                    "recipe": recipe.fingerprint,
+                    "seed": seed,
+                    "training set": fingerprint,
+                    "choice of examples": None if include is None else digest_of({"included": included}),
+                    "defense": repr(defense),
+                    "starting model": None if start is None else digest_of(start.state_dict()),
+                },
+                kind=TRAINING,
+            )
         network = _initial(prepared, recipe, seed, included, start)
         run = _Run(network, prepared.to(target), recipe, seed, defense, included.to(target))
         if store is not None and (checkpoint := store.latest()) is not None:

@@ -11,7 +11,10 @@ from ._unlearner import Request as Request
 from ._unlearner import Unlearner as Unlearner
 from .bad_teaching import BadTeaching as BadTeaching
 from .best_of import BestOf as BestOf
+from .fine_pruning import FinePruning as FinePruning
 from .fine_tune import FineTune as FineTune
+from .i_bau import IBAU as IBAU
+from .nad import NAD as NAD
 from .potion import Potion as Potion
 from .relabel import Relabel as Relabel
 from .retrain import Retrain as Retrain

@@ -141,17 +141,10 @@ def train_further(
         TrainingDivergedError: the loss or a parameter is no longer finite.
     """
 
-    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return (
-            training.made(parameters)
-            if isinstance(training, Found)
-            else recipe_optimizer(parameters, training)
-        )
-
     def loss(inputs: Inputs, logits: Tensor, wanted: Tensor, indices: Tensor) -> Tensor:
         return cross_entropy(logits, wanted, label_smoothing=training.label_smoothing)
 
-    student, history = Student(request, optimizer, network=network), []
+    student, history = Student(request, partial(made_optimizer, training), network=network), []
     every = torch.ones(len(examples), dtype=torch.bool)
     like_the_trainer = isinstance(training, Recipe) and labels is None
     for number in range(training.epochs):
@@ -161,7 +154,7 @@ def train_further(
             number=first + number,
             batch_size=training.batch_size,
             labels=labels,
-            rate=partial(_rate_between, training, number, 1),
+            rate=partial(rate_between, training, number, 1),
             # With a recipe the batches are those of our trainer.
             order=epoch_order(every, seed=request.seed, epoch=number) if like_the_trainer else None,
         )
@@ -185,22 +178,56 @@ class Trial:
         return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
-def found_training(request: Request, network: nn.Module) -> tuple[Found, dict[str, Any]]:
+def clean_training(
+    request: Request, network: nn.Module, *, epochs: int, learning_rate: float | None
+) -> tuple[Training, dict[str, Any] | None]:
+    """How to train on a few clean examples: as the network was trained, for so many epochs, falling to zero.
+
+    Arguments:
+        request: what is healed; without a recipe, optimiser and learning rate are looked for on its clean
+            examples.
+        network: in the modes to train in.
+        epochs: passes over the clean examples.
+        learning_rate: the greatest; that of the recipe, or the one that is found, when None.
+
+    Returns:
+        How to train, and how that was found; None with a recipe.
+    """
+    training, told = (
+        found_training(request, network, request.clean) if request.recipe is None else (request.recipe, None)
+    )
+    rate = training.learning_rate if learning_rate is None else learning_rate
+    changed = shortened(training, epochs=epochs, learning_rate=rate, schedule="cosine")
+    return replace(changed, batch_size=min(changed.batch_size, BATCH_SIZE)), told
+
+
+def made_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a training."""
+    return (
+        training.made(parameters) if isinstance(training, Found) else recipe_optimizer(parameters, training)
+    )
+
+
+def found_training(
+    request: Request, network: nn.Module, examples: Examples | None = None
+) -> tuple[Found, dict[str, Any]]:
     """An optimiser and a learning rate for the network; see the module's docstring.
 
     Arguments:
         request: what is healed; the examples to forget are not read.
         network: in the modes to train in; what is frozen stays frozen. Not changed.
+        examples: to look on; the kept examples when None.
 
     Returns:
         How to train, with a constant learning rate, and how that was found, as JSON values.
     """
     started = time.perf_counter()
-    learn, out = held_out_indices(request.rest, seed=request.seed, least=1)
+    known = request.rest if examples is None else examples
+    learn, out = held_out_indices(known, seed=request.seed, least=1)
     out = _some(out, MOST_HELD_OUT, request)
     learn = _some(learn if len(learn) else out, STEPS * BATCH_SIZE, request)
-    validation, some = request.rest.subset(out), request.rest.subset(learn)
-    tolerance = TOLERANCES[len(request.rest) < STEPS * BATCH_SIZE]
+    validation, some = known.subset(out), known.subset(learn)
+    tolerance = TOLERANCES[len(known) < STEPS * BATCH_SIZE]
     before, _ = _judged(network, validation)
     enough = before - tolerance
     trials: list[Trial] = []
@@ -263,7 +290,7 @@ def _tried(
                 number=number,
                 batch_size=training.batch_size,
                 part="trial",
-                rate=partial(_rate_between, falling, done, steps),
+                rate=partial(rate_between, falling, done, steps),
             )
             number, done = number + 1, done + steps
     except TrainingDivergedError:
@@ -272,7 +299,7 @@ def _tried(
     return replace(trial, accuracy=accuracy, loss=value) if isfinite(value) else trial
 
 
-def _rate_between(training: Training, done: int, units: int, passed: float) -> float:
+def rate_between(training: Training, done: int, units: int, passed: float) -> float:
     """The learning rate when a fraction of so many epochs has passed after those that are done."""
     return training.learning_rate_at(done + passed * units)
 

@@ -25,7 +25,7 @@ from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError, MismatchError
 from unpoison.models import Activations, activations_of, check_network, check_outputs, device_of, usual_mode
 from unpoison.registry import Method
-from unpoison.training import EpochRecord, Recipe, Trained, check_training, predict_examples
+from unpoison.training import EpochRecord, Recipe, Trained, Voting, check_training, predict_examples
 from unpoison.unlearners._own_loop import kept_indices
 
 BATCH_SIZE = 128
@@ -47,8 +47,9 @@ class Request:
         own_model: whether the network is the caller's own and not built from that recipe.
         start: the network before training, where it was given.
         examples: the training set; of a method with `any_examples` perhaps no `TrainingSet`.
-        kept: Int64[k], ascending: the indices of the examples to keep.
-        forgotten: Int64[f], ascending: those of the examples to forget.
+        kept: Int64[k], ascending: the indices of the examples to keep; all without findings.
+        forgotten: Int64[f], ascending: those of the examples to forget; none without findings.
+        reference: examples that are known to be clean, where some were given.
         seed: of everything random.
         device: where to work.
         progress: as given.
@@ -64,6 +65,7 @@ class Request:
     examples: Examples
     kept: Tensor
     forgotten: Tensor
+    reference: Examples | None
     seed: int
     device: torch.device
     progress: Progress | None
@@ -77,6 +79,11 @@ class Request:
     def forget(self) -> Examples:
         """The examples to forget."""
         return on_device(self.examples.subset(self.forgotten), self.device)
+
+    @cached_property
+    def clean(self) -> Examples:
+        """The examples that are held to be clean: the reference, or without one the examples to keep."""
+        return self.rest if self.reference is None else on_device(self.reference, self.device)
 
     def copied(self) -> nn.Module:
         """A copy of the network on the device, in eval mode and without gradients."""
@@ -171,8 +178,9 @@ class Unlearner(CheckedOptions, ABC):
         self,
         model: Trained | nn.Module,
         training_set: Examples,
-        forget: Tensor | Sequence[int],
+        forget: Tensor | Sequence[int] | None = None,
         *,
+        reference: Examples | None = None,
         recipe: Recipe | None = None,
         start: nn.Module | None = None,
         seed: int = 0,
@@ -186,7 +194,10 @@ class Unlearner(CheckedOptions, ABC):
                 changed.
             training_set: what it was trained on, poison included: 8-bit images, or for methods with
                 `any_examples` any.
-            forget: the examples to forget: indices Int64[k], in any order, or a mask Bool[n].
+            forget: the examples to forget: indices Int64[k], in any order, or a mask Bool[n]. None where it
+                is not known which they are, for methods that do without (`Method.needs_findings`).
+            reference: examples that are known to be clean, of the classes of the training set, for methods
+                that repair by some (`Method.uses_reference`); without it they take the examples to keep.
             recipe: how the model was trained; a `Trained` brings its own. For another network "retrain"
                 needs one; without one "fine-tune" and "relabel" look for an optimiser and a learning rate,
                 and nothing is augmented.
@@ -205,8 +216,9 @@ class Unlearner(CheckedOptions, ABC):
 
         Raises:
             InputError: there is nothing to forget, nothing or no example of a class would be left, an index
-                is out of range, or a recipe or `start` is missing.
-            MismatchError: `start` has other weights than the model.
+                is out of range, or a recipe, a reference or `start` is missing.
+            MismatchError: the reference has other classes or inputs than the training set; `start` has other
+                weights than the model.
             TrainingDivergedError: a loss or gradient is no longer finite.
         """
         started = time.perf_counter()
@@ -214,9 +226,20 @@ class Unlearner(CheckedOptions, ABC):
         name = type(self).__name__ if declared is None else declared.name
         network = model.model if isinstance(model, Trained) else model
         check_network(network)
+        if isinstance(network, Voting):
+            raise InputError(
+                f"{name}: the model is a vote of networks, which gives no gradients; train it again without "
+                "the examples, under the same defense"
+            )
         if not isinstance(training_set, TrainingSet) and not self.any_examples:
             raise InputError(f"{name}: works on 8-bit images in memory; give a TrainingSet")
-        kept = kept_indices(training_set, forget, lose_classes=self.lose_classes, method=name)
+        if reference is not None:
+            _check_reference(reference, training_set, any_examples=self.any_examples, method=name)
+        kept = torch.arange(len(training_set))
+        if forget is not None:
+            kept = kept_indices(training_set, forget, lose_classes=self.lose_classes, method=name)
+        else:
+            self._check_without_findings(training_set, reference, method=name)
         to_forget = torch.ones(len(training_set), dtype=torch.bool)
         to_forget[kept] = False
         if start is not None and self.uses_start:
@@ -240,6 +263,7 @@ class Unlearner(CheckedOptions, ABC):
             examples=training_set,
             kept=kept,
             forgotten=to_forget.nonzero()[:, 0],
+            reference=reference,
             seed=as_seed(seed),
             device=torch.device(device),
             progress=progress,
@@ -261,6 +285,21 @@ class Unlearner(CheckedOptions, ABC):
             own_model=healed.own_model,
             tuning=healed.tuning,
         )
+
+    def _check_without_findings(
+        self, training_set: Examples, reference: Examples | None, *, method: str
+    ) -> None:
+        """That the method can do without knowing what to forget, and has what it needs instead."""
+        declared = getattr(type(self), "method", None)
+        if declared is None or declared.needs_findings:
+            raise InputError(f"{method}: forgets examples that were found; give findings, or their indices")
+        if declared.uses_reference and reference is None:
+            raise InputError(
+                f"{method}: repairs by examples that are known to be clean; give reference=, or findings, of "
+                "which it takes the rest"
+            )
+        if not len(training_set):
+            raise InputError(f"{method}: {training_set.name} is empty; there is nothing to heal")
 
     def _check_memory(self, request: Request, activations: Activations) -> None:
         """Refuse what takes more memory than may be taken; methods that take something else override it."""
@@ -288,6 +327,19 @@ def shape_of(examples: Examples) -> tuple[int, ...]:
 def on_device(examples: Examples, device: torch.device) -> Examples:
     """A `TrainingSet` on the device; other examples as they are, since they are moved batch by batch."""
     return examples.to(device) if isinstance(examples, TrainingSet) else examples
+
+
+def _check_reference(reference: Examples, training_set: Examples, *, any_examples: bool, method: str) -> None:
+    if not isinstance(reference, TrainingSet) and not any_examples:
+        raise InputError(f"{method}: works on 8-bit images in memory; give a TrainingSet as the reference")
+    if not len(reference):
+        raise InputError(f"{method}: the reference {reference.name} is empty; give some clean examples")
+    expected, found = ((one.num_classes, shape_of(one)) for one in (training_set, reference))
+    if expected != found:
+        raise MismatchError(
+            f"{method}: the reference has {found[0]} classes and inputs of shape {found[1]}, the "
+            f"training set {expected[0]} and {expected[1]}; give examples of the same task"
+        )
 
 
 def _check_start(start: nn.Module, network: nn.Module, *, method: str) -> None:

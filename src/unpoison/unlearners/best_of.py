@@ -68,6 +68,7 @@ class BestOf(Unlearner):
                     request.given,
                     together,
                     to_forget,
+                    reference=request.reference,
                     recipe=request.recipe,
                     start=request.start if candidate.uses_start else None,
                     seed=request.seed,

@@ -1,0 +1,12 @@
+from ._input_detector import InputDetector as InputDetector
+from ._input_detector import Request as Request
+from ._input_detector import Scorer as Scorer
+from ._methods import METHODS as METHODS
+from ._methods import describe as describe
+from ._methods import get as get
+from ._methods import names as names
+from ._methods import register as register
+from ._screening import Screening as Screening
+from .ibd_psc import IBDPSC as IBDPSC
+from .scale_up import ScaleUp as ScaleUp
+from .strip import Strip as Strip

@@ -1,0 +1,143 @@
+"""An index of which each shard is made by a worker: on a Ray cluster, and what it needs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from unpoison._executors import Done, Executor, LocalExecutor, RayExecutor
+from unpoison.data import TensorExamples, TrainingSet
+from unpoison.errors import InputError
+from unpoison.influence import InfluenceIndex
+from unpoison.influence import _index_workers as workers
+
+# Ray leaves sockets and processes to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "default::DeprecationWarning")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+
+
+def examples(count: int = 50, kind: type[TensorExamples] = TensorExamples) -> TensorExamples:
+    randomness = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 1, 4, 4, generator=randomness)
+    return kind(images, torch.randint(3, (count,), generator=randomness))
+
+
+def make(path: Path, train: TensorExamples, **options: Any) -> InfluenceIndex:
+    return InfluenceIndex.build(path, network(), train, **{"shard_examples": 8, "batch_size": 4, **options})
+
+
+class Deadly(TensorExamples):  # type: ignore[misc]
+    """Its first reader from 16 on is killed, where it is a worker."""
+
+    mark: Path
+    home: int
+
+    def batch(self, start: int, stop: int) -> Any:
+        if start >= 16 and os.getpid() != self.home and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(start, stop)
+
+
+def test_a_worker_of_ray_that_is_killed_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.chdir(tmp_path)
+    whole, train, seen = make(tmp_path / "whole", examples()), examples(kind=Deadly), []
+    train.mark, train.home = tmp_path / "killed", os.getpid()
+    with RayExecutor(2) as executor:
+        two = make(Path("two"), train, executor=executor, progress=lambda *told, **_: seen.append(told))
+        assert train.mark.exists()
+        assert two.digest == whole.digest
+        assert seen[-1] == ("index", 50, 50)
+        grown = two.append(network(), examples(10), executor=executor)
+    assert grown.digest == whole.append(network(), examples(10)).digest
+
+
+def test_processes_are_forked_from_one_that_has_used_several_threads(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        torch.ones(1 << 20).sin()
+        assert len(make(tmp_path / "index", examples(), processes=2)) == 50
+    finally:
+        torch.set_num_threads(threads)
+    with pytest.raises(InputError, match="a forked process has one, found 2"):
+        LocalExecutor(1, threads=2, start="fork")
+
+
+def test_an_estimate_knows_the_size_of_the_files(tmp_path: Path) -> None:
+    train = TrainingSet(
+        torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(50) % 3,
+        ("a", "b", "c"),
+        ids=tuple(f"folder/{'x' * 100}{row}.png" for row in range(50)),
+    )
+    found = InfluenceIndex.estimate(network(), train)
+    index = make(tmp_path / "index", train)
+    assert (found.numbers, found.sketch) == (index.numbers, index.settings["sketch"])
+    every = [path for path in (tmp_path / "index").rglob("*") if path.is_file()]
+    headers = 3000 * len(every)
+    assert found.disk_bytes <= sum(path.stat().st_size for path in every) <= found.disk_bytes + headers
+    assert found.seconds(2) < found.seconds(1)
+
+
+class Inline(Executor):
+    """Makes every shard in this process."""
+
+    def __init__(self, gpu: bool = False) -> None:
+        super().__init__(1)
+        self.gpu, self.value, self.done = gpu, None, list[Done]()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.gpu
+
+    def share(self, value: Any) -> None:
+        self.value = value
+
+    def submit(self, key: str, function: Any, *arguments: Any) -> None:
+        assert function is workers._make
+        self.done.append(Done(key, self.value.make(*arguments)))
+
+    def wait(self) -> list[Done]:
+        done, self.done = self.done, []
+        return done
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_share_of_a_gpu_takes_the_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+
+    def to(self: nn.Module, device: object) -> nn.Module:
+        taken.append(device)
+        return self
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    whole = make(tmp_path / "whole", examples(), executor=Inline())
+    assert taken == []
+    assert make(tmp_path / "gpu", examples(), executor=Inline(gpu=True)).digest == whole.digest
+    assert taken == ["cuda"]
+
+
+def test_a_model_on_a_gpu_needs_workers_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "where", lambda model: (torch.device("cuda"), torch.float32))
+    with pytest.raises(InputError, match="how much of one each worker needs"):
+        workers.check_executor(Inline(), network())
+    workers.check_executor(Inline(gpu=True), network())
+    workers.check_executor(None, network())
