@@ -27,7 +27,7 @@ from unpoison.app._elements import (
 from unpoison.app._overview import short_verdict
 from unpoison.app._searches import Search
 from unpoison.app._work import Work
-from unpoison.report import VERDICTS, Verdict, number, plain, score_histogram, verdict
+from unpoison.report import VERDICTS, Verdict, number, percent, plain, score_histogram, verdict
 from unpoison.unlearners import names as unlearners
 
 PAGE = 48
@@ -151,7 +151,7 @@ class Investigation:
             shown.append(
                 (
                     "Precision and recall",
-                    f"{data.precision.rate:.0%}, {data.recall.rate:.0%}",
+                    f"{percent(data.precision.rate)}, {percent(data.recall.rate)}",
                     "against the known poison",
                 )
             )

@@ -276,7 +276,7 @@ class _Tile:
                     tag("span", truth, "truth")
                 tag("span", " answered ", "quiet")
                 tag("strong", answer)
-            tag("p", f"{called}, confidence {percent(confidence)}".replace(" %", "\u00a0%"), "quiet")
+            tag("p", f"{called}, confidence {percent(confidence).replace(' ', chr(160))}", "quiet")
             self.said = tag("p", "", "said")
             self.start = button("Trace", self._trace, classes="small", aria_label=f"Trace {called}")
             self.link = tag("a", "Investigate", "button small", href="/investigation")

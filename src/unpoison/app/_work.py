@@ -91,12 +91,13 @@ class Work:
         """Ask the model about the test inputs and lay out the map, in the background."""
         if not self.can_ask:
             return
-        with self._telling():
-            for one in self.inputs:
+        for one in self.inputs:
+            with self._telling():
                 self.answers[one.kind] = await asyncio.to_thread(self._answers, self.case.model, one)
-                self.changed()
-            for path in sorted(self.case.out.glob("suspects/*")):
+        for path in sorted(self.case.out.glob("suspects/*")):
+            with self._telling():
                 self.uploads.append(await asyncio.to_thread(read_upload, self.case, path))
+        with self._telling():
             await self._ask_healed()
         if self.case.index is not None or isinstance(self.training_set, TrainingSet):
             self.lay_out()
