@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -37,37 +35,6 @@ def examples(count: int = 50, kind: type[TensorExamples] = TensorExamples) -> Te
 
 def make(path: Path, train: TensorExamples, **options: Any) -> InfluenceIndex:
     return InfluenceIndex.build(path, network(), train, **{"shard_examples": 8, "batch_size": 4, **options})
-
-
-class Deadly(TensorExamples):  # type: ignore[misc]
-    """Its first reader from 16 on is killed, where it is a worker."""
-
-    mark: Path
-    home: int
-
-    def batch(self, start: int, stop: int) -> Any:
-        if start >= 16 and os.getpid() != self.home and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().batch(start, stop)
-
-
-@pytest.mark.slow
-def test_a_worker_of_ray_that_is_killed_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.chdir(tmp_path)
-    whole, train, seen = make(tmp_path / "whole", examples()), examples(kind=Deadly), []
-    train.mark, train.home = tmp_path / "killed", os.getpid()
-    with RayExecutor(2) as executor:
-        two = make(Path("two"), train, executor=executor, progress=lambda *told, **_: seen.append(told))
-        assert train.mark.exists()
-        assert two.digest == whole.digest
-        assert seen[-1] == ("index", 50, 50)
-        grown = two.append(network(), examples(10), executor=executor)
-    assert grown.digest == whole.append(network(), examples(10)).digest
 
 
 def test_processes_are_forked_from_one_that_has_used_several_threads(tmp_path: Path) -> None:
