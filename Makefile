@@ -28,7 +28,7 @@ endif
 endif
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
-BENCHMARKS := demo influence growth training trak detectors selection gradient_matching metapoison polytope sweep
+BENCHMARKS := demo influence growth training trak detectors art selection gradient_matching metapoison polytope sweep
 PYTEST_OPTIONS ?=
 
 .DEFAULT_GOAL := help

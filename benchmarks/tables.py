@@ -21,6 +21,7 @@ from typing import Final
 from benchmarks import (
     _guide,
     _ledger,
+    art,
     compatibility,
     demo,
     detectors,
@@ -55,6 +56,7 @@ SPEED: Final = (
     training,
     trak,
     detectors,
+    art,
     selection,
     gradient_matching,
     metapoison,

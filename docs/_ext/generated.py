@@ -234,7 +234,9 @@ def app_speed() -> list[str]:
     }
     rows = [(names.get(name, name), f"{1000 * value:.0f} ms") for name, value in found["seconds"].items()]
     rows += [(f"panning {name}", f"{value:.0f} frames a second") for name, value in found["frames"].items()]
-    return [*table(("What", "Best of its repeats"), rows), "", f"Measured on {found['date']}."]
+    load = found["machine"]["load"]
+    told = f", while other work kept {load:.0f} processes ready to run" if load >= 1 else ""
+    return [*table(("What", "Best of its repeats"), rows), "", f"Measured on {found['date']}{told}."]
 
 
 DIRECTIVES: dict[str, Callable[..., list[str]]] = {

@@ -597,7 +597,8 @@ def heal(
         findings: from `trace` or `scan`, or loaded with `Findings.load`; or the indices of the examples to
             forget. None where nothing was found, for the methods that need no findings ("nad",
             "fine-pruning", "i-bau").
-        method: the name of an unlearner, or an instance with its own options.
+        method: the name of an unlearner, or an instance with its own options. Where the findings are whole,
+            "retrain", or in less time "relabel"; where only a part of the poison was found, "potion".
         reference: labelled examples that are known to be clean, by which the methods that need no findings
             repair; without it they take what the findings left.
         recipe: how to train; a `Trained` brings its own. For another network "retrain" needs one, while

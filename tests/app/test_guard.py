@@ -144,10 +144,12 @@ def test_the_names_of_this_machine() -> None:
     assert refused(ask(local, query=f"token={TOKEN}", host="192.168.0.7:8123"))
     assert ask(open_to_all, query=f"token={TOKEN}", host="192.168.0.7:8123")[0]["status"] == 200
     assert refused(ask(open_to_all, query=f"token={TOKEN}", host="evil.example:8123"))
+    # Browsers write names in small letters.
+    assert ask(guard("Box.Example"), query=f"token={TOKEN}", host="box.example:8123")[0]["status"] == 200
 
 
 def test_an_address_that_others_reach_needs_a_token() -> None:
-    assert [is_loopback(host) for host in ("127.0.0.2", "::1", "localhost")] == [True] * 3
+    assert [is_loopback(host) for host in ("127.0.0.2", "::1", "LocalHost")] == [True] * 3
     check_address("127.0.0.1", None)
     check_address("0.0.0.0", TOKEN)
     for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):

@@ -36,13 +36,13 @@ from unpoison.threats import (
 # Options that make an attack quick; attacks that are not listed here are tested with their defaults.
 QUICK: dict[str, dict[str, Any]] = {
     "bullseye-polytope": {"steps": 4, "draws": 2},
-    "combat": {"epochs": 1, "width": 2},
+    "combat": {"epochs": 1, "width": 2, "batch_size": 256},
     "convex-polytope": {"steps": 4, "inner": 3},
-    "error-minimizing": {"rounds": 2, "steps": 1, "training_steps": 1},
+    "error-minimizing": {"rounds": 2, "steps": 1, "training_steps": 1, "batch_size": 256},
     "feature-collision": {"steps": 4},
     "gradient-matching": {"steps": 2, "restarts": 1, "shift": 1},
     "hidden-trigger": {"steps": 4, "match_every": 2},
-    "input-aware": {"mask_epochs": 1, "epochs": 1, "width": 2},
+    "input-aware": {"mask_epochs": 1, "epochs": 1, "width": 2, "batch_size": 256},
     "label-consistent": {"within_eps": True, "steps": 3},
     "metapoison": {
         "surrogates": 1,

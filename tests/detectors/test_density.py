@@ -75,7 +75,7 @@ def test_the_split_and_its_stabilities_are_those_of_a_plain_search() -> None:
             parts = {frozenset(component(one, members, limit)) for one in members}
             large = [part for part in parts if len(part) >= 5]
             left = members if len(large) != 1 else members - large[0]
-            total += len(left) * (1 / limit - 1 / birth)
+            total += len(left) * (birth / limit - 1)
             members -= left
             if not members:
                 break

@@ -274,6 +274,30 @@ def test_a_network_is_calibrated_once_for_all_its_answers(tmp_path: Path) -> Non
         tiny(tmp_path, targets={"pairs": [["*", "right"]], "correct": 2})
 
 
+def test_goals_of_all_classes_have_a_pair_of_their_own(tmp_path: Path) -> None:
+    chosen = [
+        {"name": "badnets", "budget": [0.1]},
+        {"name": "badnets", "budget": [0.3], "goal": "all-to-all"},
+        {"name": "tap", "budget": [1.0], "options": {"steps": 1, "shift": 1}},
+    ]
+    pairs = {"pairs": [["left", "right"], ["*", "*"]]}
+    training = {"model": "convnet", "width": 4, "epochs": 1, "batch_size": 32, "learning_rate": 0.05}
+    experiment = tiny(tmp_path, attacks=chosen, targets=pairs, training=training)
+    work, results = swept(experiment, tmp_path)
+    # Each attack for the pair that its goal can have: a clean victim, a surrogate and three poisoned victims.
+    assert Counter(stage.kind for stage in work.stages) == {"craft": 3, "train": 5, "measure": 6}
+    rows = {row["attack"]: row for row in results.table.to_pylist() if row["control"] == "no defense"}
+    described = sorted((row["source"], row["target"], row["attack_total"]) for row in rows.values())
+    assert described == [("any other", "any other", 60), ("any other", "the next", 60), ("left", "right", 20)]
+    [available] = [row for row in rows.values() if row["target"] == "any other"]
+    assert available["attack_successes"] == available["clean_total"] - available["clean_correct"]
+    assert available["poisons"] == 300
+    with pytest.raises(InputError, match=r"goal 'backdoor' of badnets needs a target class among the pairs"):
+        plan(tiny(tmp_path, targets={"pairs": [["*", "*"]]}))
+    with pytest.raises(InputError, match=r"goal 'availability' of tap needs \["):
+        plan(tiny(tmp_path, attacks=chosen[2:], targets={"pairs": [["left", "right"]]}))
+
+
 def test_false_alarms_are_counted_on_clean_victims(tmp_path: Path) -> None:
     detectors = [
         {"name": "ek-fac", "answers": answers, "observations": 4, "options": {"threshold": 1e9}}

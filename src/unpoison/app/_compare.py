@@ -101,7 +101,7 @@ class Compare:
             with tag("div", classes="grid"):
                 for row in shown:
                     with tag("article", classes="tile"):
-                        Sight(work).show(kind, row, f"input {row}")
+                        Sight(work, kind).show(row, f"input {row}")
                         with tag("p", classes="names"):
                             tag("span", work.class_name(int(before.labels[row])), "truth")
                         right = after.answers[row] == before.labels[row]

@@ -59,10 +59,11 @@ def attempt(action: Callable[[], Any]) -> None:
 
 def button(
     text: str,
-    on_click: Callable[[], Any],
+    on_click: Callable[[], Any] | None = None,
     *,
     key: str = "",
     shown: str = "",
+    script: str | None = None,
     classes: str = "",
     **attributes: Any,
 ) -> Any:
@@ -70,9 +71,10 @@ def button(
 
     Arguments:
         text: what it does.
-        on_click: is called when it is pressed.
+        on_click: is called when it is pressed, or when the script says so.
         key: as `KeyboardEvent.key` has it; several with a space between.
         shown: what to write for the key.
+        script: a function of JavaScript that is called in the window first; `emit()` then calls `on_click`.
         classes: of style.
         attributes: of the element.
     """
@@ -83,46 +85,47 @@ def button(
         tag("span", text)
         if key:
             tag("kbd", shown or key.split()[0], aria_hidden="true")
-    made.on("click", lambda: attempt(on_click))
+    made.on("click", None if on_click is None else lambda: attempt(on_click), js_handler=script)
     return made
 
 
 @final
 class Sight:
-    """Where an example is looked at: its picture, or its text.
+    """Where examples of a kind are looked at: a picture, or a text.
 
     Arguments:
-        work: what knows it.
-        attributes: of the element of the picture.
+        work: what knows them.
+        kind: of the examples, as `Work.picture` has them.
+        search: the name of the search that they are of, for suspects and differences.
+        attributes: of the element.
     """
 
-    def __init__(self, work: Work, **attributes: Any) -> None:
-        self.work = work
-        self.shown: tuple[str, int, str] | None = None
-        self.image = tag("img", "", "pixels hidden", loading="lazy", **attributes)
-        self.words = tag("p", "", "text hidden", tabindex="-1")
-
-    def show(self, kind: str, number: int, alt: str, search: str = "") -> None:
-        """Show the example `number` of a kind, as `Work.picture` has them."""
-        wanted = (kind, number, search)
-        if wanted == self.shown:
-            return
-        self.shown = wanted
-        pictured = self.work.is_pictured(kind)
-        set_class(self.image, "hidden", not pictured)
-        set_class(self.words, "hidden", pictured)
-        if pictured:
-            query = {"search": search} if search else {}
-            source = address(f"/image/{kind}/{number}.png", v=self.work.version, **query)
-            set_attribute(self.image, "src", source)
-            set_attribute(self.image, "alt", alt)
+    def __init__(self, work: Work, kind: str, search: str = "", **attributes: Any) -> None:
+        self.work, self.kind, self.search = work, kind, search
+        self.number = -1
+        self.pictured = work.is_pictured(kind)
+        if self.pictured:
+            self.element = tag("img", "", "pixels", loading="lazy", **attributes)
         else:
-            background_tasks.create(self._read(wanted))
+            self.element = tag("p", "", "text", **attributes)
 
-    async def _read(self, wanted: tuple[str, int, str]) -> None:
-        text = await asyncio.to_thread(self.work.text, *wanted)
-        if self.shown == wanted:
-            set_text(self.words, text)
+    def show(self, number: int, alt: str) -> None:
+        """Show an example."""
+        if number == self.number:
+            return
+        self.number = number
+        if self.pictured:
+            query = {"search": self.search} if self.search else {}
+            source = address(f"/image/{self.kind}/{number}.png", v=self.work.version, **query)
+            set_attribute(self.element, "src", source)
+            set_attribute(self.element, "alt", alt)
+        else:
+            background_tasks.create(self._read(number))
+
+    async def _read(self, number: int) -> None:
+        text = await asyncio.to_thread(self.work.text, self.kind, number, self.search)
+        if self.number == number:
+            set_text(self.element, text)
 
 
 def address(path: str, **query: object) -> str:

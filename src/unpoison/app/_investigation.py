@@ -169,18 +169,18 @@ class Investigation:
                 if data.true_label is not None:
                     said += f", is “{data.class_name(data.true_label, limit=40)}”"
                 with tag("figure"):
-                    Sight(self.work).show("suspect", 0, "the input that was traced", search.name)
+                    Sight(self.work, "suspect", search.name).show(0, "the input that was traced")
                     tag("figcaption", f"Suspect {plain(' '.join(search.suspects), limit=80)}{said}")
             with tag("figure"):
-                self.example = Sight(self.work, id="example")
+                self.example = Sight(self.work, "train", id="example")
                 self.caption = tag("figcaption")
             self.difference: Sight | None = None
             if data.observation is not None and self.work.is_pictured("train"):
                 with tag("figure"):
-                    self.difference = Sight(self.work)
+                    self.difference = Sight(self.work, "difference", search.name)
                     tag("figcaption", "Suspect minus training example; grey is no difference")
             with tag("figure"):
-                self.nearest = Sight(self.work)
+                self.nearest = Sight(self.work, "train")
                 self.nearest_caption = tag("figcaption")
 
     def _buttons(self) -> None:
@@ -262,7 +262,7 @@ class Investigation:
             (self.heal, counts["blame"] and self.work.can_ask),
             (self.export, counts["blame"]),
         ):
-            set_attribute(element, "disabled", None if on else True)
+            set_attribute(element, "aria-disabled", None if on else "true")
         self._draw_results()
 
     def _draw_current(self) -> None:
@@ -284,10 +284,10 @@ class Investigation:
         if index == self._compared:
             return
         self._compared = index
-        self.example.show("train", index, f"training example {name}")
+        self.example.show(index, f"training example {name}")
         set_text(self.caption, f"Training example {name}: labelled “{label}”")
         if self.difference is not None:
-            self.difference.show("difference", index, "suspect minus training example", search.name)
+            self.difference.show(index, "suspect minus training example")
         background_tasks.create(self._show_nearest(index))
 
     async def _show_nearest(self, index: int) -> None:
@@ -306,7 +306,7 @@ class Investigation:
             return
         nearest, by = found
         label, name = self.work.class_name(int(search.data.labels[nearest])), self.work.name_of(nearest)
-        self.nearest.show("train", nearest, f"training example {name}")
+        self.nearest.show(nearest, f"training example {name}")
         set_text(
             self.nearest_caption,
             f"Nearest by {by}, neither flagged nor blamed: {name}, labelled “{label}”",
@@ -394,7 +394,7 @@ class _Tile:
         label, score = work.class_name(int(data.labels[index])), number(float(data.scores[index]))
         name = work.name_of(index)
         with tag("button", classes="tile", type="button", title=f"example {name}") as self.box:
-            Sight(work).show("train", index, f"training example {name}")
+            Sight(work, "train").show(index, f"training example {name}")
             tag("span", label, "names")
             flagged = " flagged" if place < len(data.flagged) and view.shown in ("all", "flagged") else ""
             tag("span", f"score {score}{flagged}", "quiet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, final
 
 from nicegui.element import Element
@@ -51,12 +50,11 @@ class Map:
             colours = _COLOURS if self.search else (_COLOURS[0], _COLOURS[2])
             select("Colour by", colours, "label", self._colour)
             self.tool = button("Lasso", self._switch, key="l", aria_pressed="true")
-            button("Select what is in view", lambda: self.canvas.run_method("visible"), key="v")
-            button("Zoom in", lambda: self.canvas.run_method("zoom", 1.25), key="+")
-            button("Zoom out", lambda: self.canvas.run_method("zoom", 0.8), key="-")
-            button(
-                "Show all", lambda: self.canvas.run_method("fit") and self.canvas.run_method("draw"), key="0"
-            )
+            # These act in the window alone, so that keys that follow each other quickly keep their order.
+            button("Select what is in view", key="v", script="() => map.visible()")
+            button("Zoom in", key="+", script="() => map.zoom(1.25)")
+            button("Zoom out", key="-", script="() => map.zoom(0.8)")
+            button("Show all", key="0", script="() => map.all()")
         self.canvas = Canvas()
         self.canvas.props.update(
             {
@@ -74,22 +72,15 @@ class Map:
         self.legend = tag("ul", classes="legend")
         with tag("div", classes="buttons", role="group", aria_label="decisions about the selection"):
             # They are never disabled: a key that is pressed right after the lasso counts.
-            self.choices = [
-                button(
-                    text,
-                    partial(self.canvas.run_method, "decide", verdict),
-                    key=key,
-                    classes=verdict,
-                )
-                for verdict, text, key in (
-                    ("blame", "Blame selection", "b"),
-                    ("clear", "Clear selection", "c"),
-                    ("unsure", "Unsure", "u"),
-                    ("undecided", "Undecided", "d"),
-                )
-            ]
-            self.undo = button("Undo", work.undo, key="z")
-            self.redo = button("Redo", work.redo, key="y")
+            for verdict, text, key in (
+                ("blame", "Blame selection", "b"),
+                ("clear", "Clear selection", "c"),
+                ("unsure", "Unsure", "u"),
+                ("undecided", "Undecided", "d"),
+            ):
+                button(text, key=key, classes=verdict, script=f"() => map.decide('{verdict}')")
+            self.undo = button("Undo", key="z", script="() => map.ask('/undo')")
+            self.redo = button("Redo", key="y", script="() => map.ask('/redo')")
         self.counts = tag("p", "", "status-line", id="counts", aria_live="polite")
         self.shown = tag("div", classes="grid small", role="group", aria_label="the first selected examples")
         self._legend("label")
@@ -114,8 +105,8 @@ class Map:
             self._known = len(decisions.audit)
         counts = decisions.counts()
         set_text(self.counts, told_counts(counts))
-        set_attribute(self.undo, "disabled", None if decisions.can_undo else True)
-        set_attribute(self.redo, "disabled", None if decisions.can_redo else True)
+        set_attribute(self.undo, "aria-disabled", None if decisions.can_undo else "true")
+        set_attribute(self.redo, "aria-disabled", None if decisions.can_redo else "true")
 
     def _colour(self, value: str) -> None:
         self.canvas.props["colour"] = value
@@ -157,6 +148,6 @@ class Map:
                 with tag(
                     "a", classes="tile", href=address("/investigation", search=self.search, example=number)
                 ):
-                    Sight(self.work).show("train", number, f"training example {self.work.name_of(number)}")
+                    Sight(self.work, "train").show(number, f"training example {self.work.name_of(number)}")
                     tag("span", label, "names")
                     tag("span", self.work.name_of(number), "quiet")

@@ -19,8 +19,9 @@ from unpoison.app._elements import (
     tag,
 )
 from unpoison.app._guard import LARGEST_BODY
+from unpoison.app._inputs import InputSet, Upload
 from unpoison.app._searches import Search
-from unpoison.app._work import InputSet, Upload, Work
+from unpoison.app._work import Work
 from unpoison.detectors import describe, names
 from unpoison.report import number, percent, plain, verdict
 from unpoison.training import Trained
@@ -268,7 +269,8 @@ class _Tile:
     ) -> None:
         self.view, self.suspect = view, suspect
         with tag("article", classes="tile"):
-            Sight(view.work).show(*at, f"input {called}")
+            kind, row = at
+            Sight(view.work, kind).show(row, f"input {called}")
             with tag("p", classes="names"):
                 if truth:
                     tag("span", truth, "truth")

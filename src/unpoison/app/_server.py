@@ -148,6 +148,16 @@ def _add_endpoints(application: FastAPI, work: Work) -> None:
         work.decide(np.flatnonzero(bits), verdict)
         return Response(status_code=204)
 
+    @application.post("/undo")
+    def undo() -> Response:
+        work.undo()
+        return Response(status_code=204)
+
+    @application.post("/redo")
+    def redo() -> Response:
+        work.redo()
+        return Response(status_code=204)
+
     @application.post("/upload")
     async def upload(request: Request, name: str = "") -> Response:
         """Take in the image file in the body."""

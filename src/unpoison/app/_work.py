@@ -11,23 +11,22 @@ import contextlib
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from unpoison import workflow
 from unpoison.app._case import Case
+from unpoison.app._inputs import InputSet, Upload, input_sets, read_upload
 from unpoison.app._jobs import Job, Jobs
+from unpoison.app._places import free, hashed_files, kept, short
 from unpoison.app._searches import Beside, Healed, Search, list_beside, read_healed, read_search
 from unpoison.app._shown import Named, Shown, picture_of, text_of
-from unpoison.data import Examples, Inputs, TrainingSet
-from unpoison.detectors import Findings, Observation, answers_of, principal_plane
+from unpoison.data import Inputs, TrainingSet
+from unpoison.detectors import Findings, principal_plane
 from unpoison.errors import InputError, UnpoisonError, one_line
 from unpoison.evaluation import Results
 from unpoison.report import (
@@ -39,53 +38,11 @@ from unpoison.report import (
     nearest_example,
     plain,
 )
-from unpoison.runs import RECORD
-from unpoison.threats import TriggeredGoal
 
 LOG = "decisions.jsonl"
 _SUFFIXES = {"list": "txt", "clean-list": "txt", "cyclonedx": "json", "markdown": "md"}
 _DIRECTIONS = 16
 """In which features are kept, to find the nearest example by; the map has the first two."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class InputSet:
-    """Inputs to look for wrong answers in.
-
-    Arguments:
-        kind: "test", or "triggered" for test images with the trigger of a known backdoor.
-        title: for people.
-        shown: the inputs and their right labels.
-        numbers: Int64[m], their places in the test set.
-    """
-
-    kind: str
-    title: str
-    shown: Shown
-    numbers: npt.NDArray[np.int64]
-
-    def suspect(self, row: int) -> str:
-        """What the command calls an input."""
-        return f"{self.kind}:{int(self.numbers[row])}"
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Upload:
-    """An image of the user's own, with the model's answer.
-
-    Arguments:
-        path: the file; what the command calls it.
-        inputs: as the model is given it.
-        answer: the label.
-        confidence: the probability that the model gives it.
-    """
-
-    path: Path
-    inputs: Inputs
-    answer: int
-    confidence: float
 
 
 @final
@@ -112,7 +69,7 @@ class Work:
         self._named: dict[Path, str] = {}
         self.searches: list[Search] = []
         self.healed: list[Healed] = []
-        self.inputs = list(_input_sets(case))
+        self.inputs = input_sets(case)
         self.answers: dict[str, Answers] = {}
         self.uploads: list[Upload] = []
         self.features: Tensor | None = None
@@ -139,7 +96,7 @@ class Work:
                 self.answers[one.kind] = await asyncio.to_thread(self._answers, self.case.model, one)
                 self.changed()
             for path in sorted(self.case.out.glob("suspects/*")):
-                self.uploads.append(await asyncio.to_thread(self._read_upload, path))
+                self.uploads.append(await asyncio.to_thread(read_upload, self.case, path))
             await self._ask_healed()
         if self.case.index is not None or isinstance(self.training_set, TrainingSet):
             self.lay_out()
@@ -296,7 +253,7 @@ class Work:
         words = ["trace", *self.case.options, "--suspect", suspect, "--method", method]
         words += [*self.case.tracing(method), "--out", str(out)]
         self.decisions.note("trace", suspect=suspect, method=method, out=out.name)
-        return self.jobs.start(f"Trace of {_short(suspect)}", words, out, suspect)
+        return self.jobs.start(f"Trace of {short(suspect)}", words, out, suspect)
 
     def heal(self, method: str = "retrain", search: Search | None = None) -> Job:
         """Heal the model of the examples that are decided to be blamed, in a process of its own.
@@ -324,7 +281,7 @@ class Work:
         place = self.case.out / f"decided-{out.stem}"
         findings.save(place)
         self.decisions.note("export", form=form, examples=len(findings.flagged), out=out.name)
-        words = ["export", str(place), "--as", form, *self._files(), "--out", str(out)]
+        words = ["export", str(place), "--as", form, *hashed_files(self.case.options), "--out", str(out)]
         return self.jobs.start(f"Export of {len(findings.flagged):,} examples as {form}", words, out)
 
     def report(self, search: Search) -> Job:
@@ -358,7 +315,7 @@ class Work:
         try:
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(content)
-            found = await asyncio.to_thread(self._read_upload, place)
+            found = await asyncio.to_thread(read_upload, self.case, place)
             self.decisions.note("upload", name=called, out=place.name)
         except UnpoisonError as error:
             place.unlink(missing_ok=True)
@@ -412,7 +369,7 @@ class Work:
     def _adopt(self) -> None:
         """Take in what is kept: by an earlier server, or by another one on the same directory."""
         for verb in ("trace", "heal"):
-            for folder in _kept(self.case.out, verb):
+            for folder in kept(self.case.out, verb):
                 self.add(folder)
 
     def _check_can_ask(self) -> None:
@@ -435,14 +392,6 @@ class Work:
         examples = given.shown.examples
         assert not isinstance(examples, Named)
         return Answers.of(model, examples)
-
-    def _read_upload(self, path: Path) -> Upload:
-        if self.case.read_input is None or self.case.model is None:
-            raise InputError(f"{path}: the inputs of this model are no images of files")
-        inputs = Observation(self.case.read_input(path)).inputs
-        logits = answers_of(workflow.network_of(self.case.model), inputs)
-        confidence, answer = torch.softmax(logits.float(), 1).max(1)
-        return Upload(path, inputs, int(answer), float(confidence))
 
     async def _lay_out(self) -> None:
         with self._telling():
@@ -476,28 +425,9 @@ class Work:
             self.trouble = str(error) if isinstance(error, UnpoisonError) else one_line(error)
         self.changed()
 
-    def _files(self) -> list[str]:
-        """The options of export that name the files of data and model, to be hashed; where there are such."""
-        given = dict(pairwise(self.case.options))
-        found = [("--files", given.get("--data"))]
-        if (model := given.get("--model")) is not None and (
-            Path(model) / "model/model.safetensors"
-        ).is_file():
-            found.append(("--model", model))
-        return [
-            word
-            for name, place in found
-            if place is not None and Path(place).exists()
-            for word in (name, place)
-        ]
-
     def _free(self, what: str, suffix: str = "") -> Path:
         """A place that no job has had; that of a cancelled job is not used again."""
-        used = [*self.case.out.glob(f"*{what}-*"), *(job.out for job in self.jobs.all)]
-        stem = Path(what).name
-        tails = [one.stem.rpartition("-")[2] for one in used if f"{stem}-" in one.stem]
-        last = max((int(tail) for tail in tails if tail.isdigit()), default=0)
-        return self.case.out / f"{what}-{last + 1}{suffix}"
+        return free(self.case.out, what, suffix, [job.out for job in self.jobs.all])
 
     def _reserved(self, what: str) -> Path:
         """A free place with an empty directory, which another server on the same work does not take."""
@@ -533,34 +463,3 @@ class Work:
             for one in self.inputs:
                 healed.answers[one.kind] = await asyncio.to_thread(self._answers, healed.model, one)
         self.changed()
-
-
-def _input_sets(case: Case) -> list[InputSet]:
-    if case.test_set is None:
-        return []
-    test: Examples = case.test_set
-    found = [InputSet("test", "Test set", Shown(test, case.words), np.arange(len(test)))]
-    if (
-        case.poison is not None
-        and isinstance(case.poison.goal, TriggeredGoal)
-        and isinstance(test, TrainingSet)
-    ):
-        held = test.to("cpu")
-        images, indices = case.poison.goal.victims(held)
-        labels = held.labels[indices.cpu()]
-        triggered = TrainingSet(images.cpu(), labels, held.class_names, "test images with the trigger")
-        found.append(
-            InputSet("triggered", "Test set with the known trigger", Shown(triggered), indices.cpu().numpy())
-        )
-    return found
-
-
-def _short(suspect: str) -> str:
-    """What people call a suspect: the name of a file without its folders."""
-    return plain(Path(suspect).name, limit=60)
-
-
-def _kept(out: Path, verb: str) -> list[Path]:
-    """The run directories of earlier jobs, in their order."""
-    found = [one for one in out.glob(f"{verb}-*") if (one / RECORD).is_file()]
-    return sorted(found, key=lambda one: (len(one.name), one.name))

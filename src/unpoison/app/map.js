@@ -23,6 +23,7 @@ export default {
   props: { count: Number, colour: String, search: String, label: String, lasso: Boolean, names: Array },
   data: () => ({ said: "loading ..." }),
   async mounted() {
+    window.map = this; // for the buttons beside it
     this.chosen = new Uint8Array(this.count);
     this.selected = 0;
     this.view = { x: 0, y: 0, scale: 1 };
@@ -206,13 +207,19 @@ export default {
       context.textAlign = "center";
       context.lineWidth = 4 * this.ratio;
       context.lineJoin = "round";
-      this.middles.forEach(([x, y], label) => {
-        const at = [this.view.x + x * this.view.scale, this.view.y - y * this.view.scale];
+      const placed = [];
+      for (const [label, [x, y]] of [...this.middles].sort((one, other) => other[1][1] - one[1][1])) {
+        const half = context.measureText(this.names[label]).width / 2;
+        const [a, line] = [this.view.x + x * this.view.scale, 16 * this.ratio];
+        let b = this.view.y - y * this.view.scale;
+        for (const [left, right, at] of placed)
+          if (a - half < right && a + half > left && Math.abs(b - at) < line) b = at + line;
+        placed.push([a - half, a + half, b]);
         context.strokeStyle = "#ffffff";
-        context.strokeText(this.names[label], ...at);
-        context.fillStyle = PALETTE[label % PALETTE.length];
-        context.fillText(this.names[label], ...at);
-      });
+        context.strokeText(this.names[label], a, b);
+        context.fillStyle = "#1d2126";
+        context.fillText(this.names[label], a, b);
+      }
     },
     point(event) {
       const box = this.$refs.canvas.getBoundingClientRect();
@@ -282,6 +289,10 @@ export default {
       this.times.lasso = performance.now() - start;
       this.tell();
     },
+    all() {
+      this.fit();
+      this.draw();
+    },
     visible() {
       const [w, h] = [this.$refs.canvas.width, this.$refs.canvas.height];
       this.select([[0, 0], [w, 0], [w, h], [0, h]]);
@@ -301,14 +312,21 @@ export default {
         : `${this.count.toLocaleString("en")} points, none selected`;
       this.$emit("selected", { count: this.selected, shown });
     },
-    async decide(verdict) {
-      if (!this.selected) return;
-      const start = performance.now();
+    // What is decided here goes to the server in the order of the keys, one request after the other.
+    decide(verdict) {
+      if (!this.selected) return this.pending;
       const bits = new Uint8Array((this.count + 7) >> 3);
       for (let i = 0; i < this.count; i++) if (this.chosen[i]) bits[i >> 3] |= 1 << (i & 7);
-      const answer = await fetch(`/decide/${verdict}`, { method: "POST", body: bits });
-      this.times.decide = performance.now() - start;
-      if (!answer.ok) this.said = `The server refused this: ${await answer.text()}`;
+      return this.ask(`/decide/${verdict}`, bits);
+    },
+    ask(address, body) {
+      this.pending = Promise.resolve(this.pending).then(async () => {
+        const start = performance.now();
+        const answer = await fetch(address, { method: "POST", body });
+        this.times.decide = performance.now() - start;
+        if (!answer.ok) this.said = `The server refused this: ${await answer.text()}`;
+      });
+      return this.pending;
     },
     zoom(by, at) {
       const [w, h] = [this.$refs.canvas.width, this.$refs.canvas.height];
@@ -330,10 +348,8 @@ export default {
       if (step) this.pan(...step);
       else if (event.key === "+" || event.key === "=") this.zoom(1.25);
       else if (event.key === "-") this.zoom(0.8);
-      else if (event.key === "0") {
-        this.fit();
-        this.draw();
-      } else if (event.key === "Escape") this.clear();
+      else if (event.key === "0") this.all();
+      else if (event.key === "Escape") this.clear();
       else if (event.key !== "Tab") {
         // The buttons' keys hold on the canvas as well.
         const pressed = [...document.querySelectorAll("[aria-keyshortcuts]")].find((element) =>

@@ -464,7 +464,8 @@ class Heal(OfModel):
     clean examples. Writes the healed model to DIR/model."""
 
     findings: MaybeDirectory = None
-    """A run directory of trace (or its findings/). nad, fine-pruning and i-bau do without."""
+    """A run directory of trace (or its findings/). Where they are whole, retrain, or in less time relabel;
+    where only a part of the poison was found, potion; nad, fine-pruning and i-bau do without."""
     reference: MaybeData = None
     """Labelled examples that are known to be clean, for nad, fine-pruning and i-bau; what the findings left
     when not given."""

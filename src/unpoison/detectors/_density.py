@@ -26,7 +26,7 @@ class Split:
     Arguments:
         sides: Int64[a] and Int64[b], the points of each.
         stabilities: of each: the mean over its points of 1 / distance where the point leaves it minus
-            1 / distance of the split.
+            1 / distance of the split, in units of the latter.
     """
 
     sides: tuple[Tensor, Tensor]
@@ -42,6 +42,16 @@ class Split:
         """The points of the more stable side, and its stability."""
         place = int(self.stabilities[1] > self.stabilities[0])
         return self.sides[place], self.stabilities[place]
+
+    @property
+    def smaller_is_more_stable(self) -> bool:
+        """Whether the more stable side has fewer points than the other."""
+        return 2 * len(self.more_stable[0]) < self.held
+
+    @property
+    def strength(self) -> tuple[bool, float]:
+        """Greater where the smaller side is the more stable one, and the more so the stabler it is."""
+        return self.smaller_is_more_stable, self.more_stable[1]
 
 
 def first_split(points: Tensor, *, neighbours: int, smallest: int, block_bytes: int) -> Split | None:
@@ -70,7 +80,7 @@ def first_split(points: Tensor, *, neighbours: int, smallest: int, block_bytes: 
     node, _ = split
     birth = tree.height(node)
     sides = tuple(tree.points(child) for child in tree.children(node))
-    stabilities = tuple(tree.stability(child, smallest, birth) for child in tree.children(node))
+    stabilities = tuple(birth * tree.stability(child, smallest, birth) for child in tree.children(node))
     return Split((sides[0], sides[1]), (stabilities[0], stabilities[1]))
 
 

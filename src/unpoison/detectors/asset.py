@@ -195,8 +195,10 @@ def higher_group(values: Tensor) -> Tensor | None:
     >>> (higher_group(values) > 0).sum()
     tensor(5)
     """
+    if len(set(values.tolist())) < 4:
+        return None
     spread = float(values.std(correction=0))
-    if len(values) < 4 or not spread > 1e-9 or len(set(values.tolist())) < 4:
+    if not spread > 1e-9:
         return None
     values = (values - values.mean()) / spread
     higher, lower = _two_normals(values)

@@ -8,11 +8,11 @@ such as all-to-all ones. Stages:
    layers are on one scale; of each channel the value that is farthest from 0 in the image. The
    representations of all layers stand side by side;
 2. subspace: the layers from the first to the k-th, for k from all of them downwards. In each the whole set is
-   clustered by density (HDBSCAN); the one is taken whose first split leaves the most examples in two
-   clusters;
+   clustered by density (HDBSCAN); the one is taken in whose first split into two clusters the smaller one is
+   the most stable;
 3. stability: of a cluster, the mean over its examples of by how much density (one over distance) rises from
-   where the cluster appears to where the example leaves it. The more stable cluster is poison, as poison
-   shares a trigger.
+   where the cluster appears to where the example leaves it, in units of the former. The more stable cluster
+   is poison, as poison shares a trigger.
 
 Departures: the paper reduces representations by UMAP first; here `dimensions` principal components are
 clustered, which need no optimisation. Its constants for clusters are not taken over: a cluster has at least
@@ -115,7 +115,7 @@ class Flare(Searcher):
             split = first_split(
                 points, neighbours=self.neighbours, smallest=smallest, block_bytes=self.block_bytes
             )
-            if split is not None and (best is None or split.held > best[2].held):
+            if split is not None and (best is None or split.strength > best[2].strength):
                 best = kept, points, split
             if search.progress is not None:
                 search.progress("clusters", len(layers) - kept + 1, len(layers))
@@ -135,7 +135,7 @@ class Flare(Searcher):
                 f"{len(layers)} layers"
             )
             stable[poison] = stability
-            if split.held < _LEAST_HELD * count or 2 * len(poison) > split.held:
+            if split.held < _LEAST_HELD * count or not split.smaller_is_more_stable:
                 scores, how = scores - 1, f"{how}; it is no minority of most of the set"
         return search.findings(
             scores=scores,
