@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from benchmarks._harness import provenance, say
 
-from recipes.index_growth import COVARIANCE_EXAMPLES, Synthetic, network
+from recipes.index_growth import COVARIANCE_EXAMPLES, NUMBERS, Synthetic, network
 from unpoison.evaluation import RayExecutor
 from unpoison.influence import InfluenceIndex
 
@@ -36,6 +36,7 @@ def made(folder: Path, count: int, progress: Callable[..., None] | None = None, 
         network(folder.parent),
         Synthetic(torch.arange(count)),
         covariance_examples=COVARIANCE_EXAMPLES,
+        numbers=NUMBERS,
         shard_examples=SHARD,
         progress=progress,
         **how,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,36 +37,6 @@ def make(path: Path, train: TensorExamples, **options: Any) -> InfluenceIndex:
     return InfluenceIndex.build(path, network(), train, **{"shard_examples": 8, "batch_size": 4, **options})
 
 
-class Deadly(TensorExamples):  # type: ignore[misc]
-    """Its first reader from 16 on is killed, where it is a worker."""
-
-    mark: Path
-    home: int
-
-    def batch(self, start: int, stop: int) -> Any:
-        if start >= 16 and os.getpid() != self.home and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().batch(start, stop)
-
-
-def test_a_worker_of_ray_that_is_killed_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.chdir(tmp_path)
-    whole, train, seen = make(tmp_path / "whole", examples()), examples(kind=Deadly), []
-    train.mark, train.home = tmp_path / "killed", os.getpid()
-    with RayExecutor(2) as executor:
-        two = make(Path("two"), train, executor=executor, progress=lambda *told, **_: seen.append(told))
-        assert train.mark.exists()
-        assert two.digest == whole.digest
-        assert seen[-1] == ("index", 50, 50)
-        grown = two.append(network(), examples(10), executor=executor)
-    assert grown.digest == whole.append(network(), examples(10)).digest
-
-
 def test_processes_are_forked_from_one_that_has_used_several_threads(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -93,6 +63,56 @@ def test_an_estimate_knows_the_size_of_the_files(tmp_path: Path) -> None:
     headers = 3000 * len(every)
     assert found.disk_bytes <= sum(path.stat().st_size for path in every) <= found.disk_bytes + headers
     assert found.seconds(2) < found.seconds(1)
+
+
+class Remote:
+    """A function of Ray's, called when its result is asked for."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def options(self, **_: Any) -> Remote:
+        return self
+
+    def remote(self, *arguments: Any) -> Any:
+        return partial(self.function, *arguments)
+
+
+def test_what_is_sent_to_ray_makes_the_same_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from ray import cloudpickle, exceptions
+
+    sent: list[int] = []
+
+    def get(reference: Any) -> Any:
+        if isinstance(reference, bytes):
+            sent.append(len(reference))
+            return cloudpickle.loads(reference)
+        if fails:
+            raise fails.pop()
+        return reference()
+
+    fails: list[Exception] = []
+    fake = SimpleNamespace(
+        init=lambda **_: None,
+        shutdown=lambda: None,
+        cancel=lambda *_, **__: None,
+        cluster_resources=lambda: {"CPU": 2.0},
+        put=cloudpickle.dumps,
+        get=get,
+        remote=Remote,
+        wait=lambda references, num_returns: (references[:num_returns], references[num_returns:]),
+        exceptions=exceptions,
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.chdir(tmp_path)
+    whole = make(tmp_path / "whole", examples())
+    with RayExecutor(2) as executor:
+        assert make(Path("other"), examples(), executor=executor).digest == whole.digest
+        assert len(sent) == 1  # by the one process that the workers are here
+        fails.append(exceptions.WorkerCrashedError())
+        with pytest.raises(InputError, match="the worker died 3 times; out of memory"):
+            make(Path("third"), examples(), executor=executor)
 
 
 class Inline(Executor):
