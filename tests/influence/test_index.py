@@ -253,6 +253,16 @@ def test_rows_depend_neither_on_shards_nor_on_batches(
     assert torch.allclose(other.lengths(), whole.lengths(), rtol=1e-4)
 
 
+def test_rows_do_not_depend_on_what_a_process_read_first(train: TensorExamples, factors: Factors) -> None:
+    seen: list[int] = []
+    watched = network()
+    next(watched.children()).register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    with Sketcher(watched, factors, RelativeDamping(), TASK.measurement, dimensions=64, seed=0) as sketcher:
+        for _ in range(2):
+            sketcher.batch(train.batch(0, 16), 16)
+    assert seen.count(16) == 2  # each time in one piece, whatever was tried to see what fits
+
+
 def test_the_same_call_makes_nothing_twice(tmp_path: Path, model: nn.Module, train: TensorExamples) -> None:
     first = make(tmp_path, model, train)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*.safetensors")}

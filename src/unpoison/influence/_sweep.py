@@ -24,7 +24,7 @@ import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,8 @@ def activation_bytes(device: torch.device) -> int:
     allowed = allowed_memory(device) // 4
     return allowed if device.type == "cuda" else min(allowed, 1 << 30)
 
+
+_Made = TypeVar("_Made")
 
 FIRST = 5
 """Examples of the first forward pass, which tells how many fit; few dimensions have this length by chance."""
@@ -195,65 +197,80 @@ class Sweeper:
         count = count_of(ready[0])
         values: list[Tensor] = []
         try:
-            self._offset = 0
+            fits, self._offset = self._fitting(ready, function), 0
             while self._offset < count or not values:
-                stop = self._offset + (FIRST if self._fits is None else self._fits)
+                stop = self._offset + fits
                 part = tuple(rows_of(one, slice(self._offset, stop)) for one in ready)
-                try:
-                    values.append(self._run(part, function, visitor))
-                except _UnclearError:
-                    self._probe(part, function)
-                    values.append(self._run(part, function, visitor))
+                values.append(self._clear(self._run, part, function, visitor))
                 self._offset = stop
             return torch.cat(values)
         finally:
             self._forget()
 
+    def _clear(self, run: Callable[..., _Made], batch: Batch, function: Function, *rest: Any) -> _Made:
+        """`run` on a batch, where need be again once it is known where layers count examples."""
+        try:
+            return run(batch, function, *rest)
+        except _UnclearError:
+            self._probe(batch, function)
+            return run(batch, function, *rest)
+
     def _run(self, batch: Batch, function: Function, visitor: Visitor) -> Tensor:
-        self._calls = [_Calls() for _ in self.layers]
-        self._leaves = []
-        self._batch, self._visitor = count_of(batch[0]), visitor
-        kept: dict[int, int] = {}
-        with torch.enable_grad():
-            with self._counted(kept) if self._fits is None else contextlib.nullcontext():
-                values = function(self.model, batch)
-            if values.shape != (self._batch,):
-                raise InputError(
-                    f"the task's function must give one number an example, shape [{self._batch}], "
-                    f"found {list(values.shape)}"
-                )
-            if not self._leaves:
-                told = next(iter(self.reasons.values()), "none was reached by the forward pass")
-                raise InputError(f"no module can be tracked ({told}); check `modules`")
-            if self._fits is None:
-                self._fits = self._fitting(kept)
-            if values.requires_grad:
-                torch.autograd.backward(values.sum(), inputs=self._leaves)
+        self._visitor = visitor
+        values = self._forward(batch, function)
+        if values.requires_grad:
+            torch.autograd.backward(values.sum(), inputs=self._leaves)
         for index in range(len(self.layers)):
             self._visit(index)  # of calls whose output did not contribute to every value
         return values.detach()
 
-    def _counted(self, kept: dict[int, int]) -> contextlib.AbstractContextManager[None]:
-        """Collect the bytes of what is saved for the backward pass, by address."""
+    def _forward(self, batch: Batch, function: Function) -> Tensor:
+        self._calls = [_Calls() for _ in self.layers]
+        self._leaves = []
+        self._batch = count_of(batch[0])
+        with torch.enable_grad():
+            values = function(self.model, batch)
+        if values.shape != (self._batch,):
+            raise InputError(
+                f"the task's function must give one number an example, shape [{self._batch}], "
+                f"found {list(values.shape)}"
+            )
+        if not self._leaves:
+            told = next(iter(self.reasons.values()), "none was reached by the forward pass")
+            raise InputError(f"no module can be tracked ({told}); check `modules`")
+        return values
+
+    def _fitting(self, batch: Batch, function: Function) -> int:
+        """How many examples a forward pass may have, by what one of the first few keeps.
+
+        That pass is repeated: rounding depends on the number of examples, and what is said of an example must
+        not depend on whether a process has read it first.
+        """
+        if self._fits is None:
+            few = tuple(rows_of(one, slice(FIRST)) for one in batch)
+            an_example = self._clear(self._kept_bytes, few, function) / max(1, self._batch)
+            self._forget()
+            self._fits = max(1, int(activation_bytes(self.device) / max(an_example, 1)))
+        return self._fits
+
+    def _kept_bytes(self, batch: Batch, function: Function) -> int:
+        """The bytes of what a forward pass keeps for the backward pass and for the visitor."""
+        kept: dict[int, torch.UntypedStorage] = {}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
             return tensor
 
-        return torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-
-    def _fitting(self, kept: dict[int, int]) -> int:
-        """How many examples fit, given what the first ones keep."""
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._forward(batch, function)
         for calls in self._calls:
             for call in calls.made:
                 if call.inputs is not None:
-                    storage = call.inputs.untyped_storage()
-                    kept[storage.data_ptr()] = storage.nbytes()
+                    note(call.inputs)
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             kept.pop(tensor.untyped_storage().data_ptr(), None)
-        an_example = sum(kept.values()) / max(1, self._batch)
-        return max(1, int(activation_bytes(self.device) / max(an_example, 1)))
+        return sum(storage.nbytes() for storage in kept.values())
 
     def _placed(self, batch: Batch) -> Batch:
         inputs, *rest = (placed(part, self.device) for part in batch)
