@@ -21,6 +21,8 @@ from unpoison.data import TrainingSet, write_npz
 from unpoison.detectors import Observation
 from unpoison.errors import InsufficientMemoryError
 from unpoison.threats import (
+    AllToAll,
+    Availability,
     Backdoor,
     Budget,
     Goal,
@@ -116,6 +118,8 @@ def test_every_unlearner_is_refused_before_its_first_pass(name: str) -> None:
 def test_every_attack_is_refused_before_its_first_step(name: str) -> None:
     clean = make_set()
     goals: dict[str, Goal] = {
+        "all-to-all": AllToAll(PatchTrigger.white_corner(2), 3),
+        "availability": Availability(),
         "backdoor": Backdoor(PatchTrigger.white_corner(2), source=1, target=0),
         "label-noise": LabelNoise(source=1),
         "self-concealment": SelfConcealment(clean.images[:1], 1),

@@ -38,7 +38,7 @@ def reference(story: Any) -> None:
 
 @pytest.mark.usefixtures("corner_detector")
 def test_what_is_flagged_can_be_traced(story: Any, tmp_path: Path, capsys: Any) -> None:
-    more = ("--option", "overlays=20", "--false-positive-rate", "0.1")
+    more = ("--option", "overlays=20", "--false-positive-rate", "0.3")
     assert main(screen(story, tmp_path / "out", *TRIGGERED, "test:1", more=more)) == 0
     record = story.read(tmp_path / "out")
     jsonschema.Draft202012Validator(run_schema()).validate(record)

@@ -87,7 +87,7 @@ def test_craft_refuses(more: tuple[str, ...], said: str, story: Any, fails: Fail
 
 def test_an_unknown_attack_is_named(story: Any, fails: Fails, tmp_path: Path) -> None:
     said = fails(["craft", "nosuch", *story.craft(tmp_path / "out")[2:]])
-    assert said.startswith("there is no attack 'nosuch'; there are badnets, ")
+    assert said.startswith("there is no attack 'nosuch'; there are adaptive-blend, ")
 
 
 def test_labels_are_flipped_from_source_to_target(story: Any, fails: Fails, tmp_path: Path) -> None:
@@ -128,8 +128,11 @@ def test_attacks_that_make_their_own_trigger_are_known_as_such(story: Any) -> No
     model = Trained.load(Path(story.place("clean")) / "model").model
     goal = Backdoor(PatchTrigger.white_corner(), 0, 2)
     quick: dict[str, dict[str, Any]] = {
+        "combat": {"epochs": 1, "width": 2},
         "hidden-trigger": {"steps": 1},
+        "input-aware": {"mask_epochs": 1, "epochs": 1, "width": 2},
         "label-consistent": {"steps": 1},
+        "narcissus": {"steps": 1},
         "sig": {"frequency": 5.0},
         "sleeper-agent": {"steps": 1, "retrainings": 0},
         "smooth-trigger": {"images": 2, "rounds": 1, "steps": 1},
@@ -141,10 +144,10 @@ def test_attacks_that_make_their_own_trigger_are_known_as_such(story: Any) -> No
             attack = attacks.get(name, **quick.get(name, {}))
             poison = attack.craft(goal, training_set, budget=Budget(count=4), surrogate=model, seed=0)
             assert isinstance(poison.goal, Backdoor)
-            if not isinstance(poison.goal.trigger, PatchTrigger):
+            if poison.goal.trigger is not goal.trigger:
                 found.append(name)
     assert found == [name for name in attacks.names() if attacks.describe(name).makes_trigger]
-    assert found == ["blended", "sig", "smooth-trigger", "wanet"]
+    assert {"blended", "sig", "smooth-trigger", "wanet"} <= set(found)
 
 
 def test_train_writes_a_model_and_measures_it(story: Any) -> None:

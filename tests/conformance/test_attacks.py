@@ -433,7 +433,7 @@ def test_it_is_a_final_frozen_dataclass_with_a_declaration(name: str) -> None:
 
 
 def test_there_is_no_attack_of_an_unknown_name() -> None:
-    with pytest.raises(InputError, match="no attack 'magic'; there are badnets, blended"):
+    with pytest.raises(InputError, match="no attack 'magic'; there are adaptive-blend, adaptive-patch"):
         attacks.get("magic")
 
 

@@ -142,7 +142,9 @@ def test_an_index_and_a_calibration_belong_together(
 def test_what_cannot_use_an_index_says_so(scene: Any, index: InfluenceIndex) -> None:
     with pytest.raises(InputError, match="trak: reads no index"):
         search(scene, detectors.get("trak"), index=index)
-    with pytest.raises(InputError, match="trak reads no index; calibrated, delta-influence, ek-fac do"):
+    with pytest.raises(
+        InputError, match="trak reads no index; calibrated, delta-influence, ek-fac, gradient-clusters do"
+    ):
         workflow.trace(scene.model, scene.poisoned, scene.observation, method="trak", index=index)
     with pytest.raises(InputError, match="refine is for an index alone"):
         workflow.trace(scene.model, scene.poisoned, scene.observation, method="ek-fac", refine=3)

@@ -111,7 +111,7 @@ class Flare(Searcher):
         smallest = max(2, round(self.smallest_share * count))
         best: tuple[int, Tensor, Split] | None = None
         for kept in range(len(layers), 0, -1):
-            points = self._reduced(layers[:kept])
+            points = self._reduced(layers[:kept]).cpu()  # as the clusters' members are
             split = first_split(
                 points, neighbours=self.neighbours, smallest=smallest, block_bytes=self.block_bytes
             )
@@ -125,7 +125,7 @@ class Flare(Searcher):
             kept, points, split = best
             poison, stability = split.more_stable
             centre = points[poison].mean(0)
-            distance = torch.linalg.vector_norm(points - centre, dim=1).cpu()
+            distance = torch.linalg.vector_norm(points - centre, dim=1)
             near = 1 / (1 + distance / distance[poison].mean().clamp(min=1e-12))
             member = torch.zeros(count, dtype=torch.bool)
             member[poison] = True

@@ -244,7 +244,7 @@ def chance_of_so_many(hits: Tensor, labels: Tensor, other_hits: Tensor, other_la
         other_labels: Int64[m].
 
     >>> of_class = torch.zeros(3, dtype=torch.int64)
-    >>> chance_of_so_many(torch.ones(3).bool(), of_class, torch.zeros(3).bool(), of_class)
+    >>> round(chance_of_so_many(torch.ones(3).bool(), of_class, torch.zeros(3).bool(), of_class), 9)
     0.05
     """
     distribution, least = np.ones(1), 0
