@@ -241,14 +241,16 @@ class Growth:
 
     def record(self) -> dict[str, Any]:
         """All that is noted."""
-        found: dict[str, Any] = {}
+        found = []
         for count, name, kills in self.indices:
-            found[f"{count:,} examples{'' if kills else ' without kills'}"] = {
-                **self.read(name),
-                "killed": self.read(f"{name}.kills"),
-                "remade": self.read(f"{name}.remade"),
-                **({"trace": self.read(f"{name}.trace")} if kills else {}),
-            }
+            noted, trace = self.read(name), self.read(f"{name}.trace") if kills else {}
+            seconds = [round(one["seconds"], 1) for one in trace.get("traces", ())]
+            row: dict[str, Any] = {"examples": count, "kills": len(self.read(f"{name}.kills").get("at", ()))}
+            row |= {f"{stage}_seconds": round(value, 1) for stage, value in noted["seconds"].items()}
+            row |= {"peak_mb": round(noted["peak"] / 1e6), "disk_mb": round(noted["disk"] / 1e6)}
+            row |= {"remade_shards_same": self.read(f"{name}.remade").get("same")}
+            row |= {"first_trace_seconds": seconds[0] if seconds else trace.get("stopped")}
+            found.append({**row, "further_trace_seconds": min(seconds[1:], default=None)})
         smallest, whole = (self.read(name)["digest"] for _, name, _ in (self.indices[0], self.indices[-1]))
         return {"growth": found, "same_digest_after_kills": smallest == whole}
 
