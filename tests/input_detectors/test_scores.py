@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unpoison import input_detectors
-from unpoison.data import TensorExamples, TrainingSet
+from unpoison.data import DatasetExamples, TensorExamples, TrainingSet
 from unpoison.errors import InputError
 from unpoison.input_detectors.ibd_psc import amplified, norm_layers
 from unpoison.input_detectors.scale_up import by_answer
@@ -154,3 +154,32 @@ def test_options_out_of_range_are_refused() -> None:
     for options in ({"factors": []}, {"factors": [0.0]}, {"per_class": -1}):
         with pytest.raises(InputError):
             input_detectors.get("scale-up", **options)
+
+
+def test_a_reference_that_is_read_in_batches_is_not_counted_as_held() -> None:
+    from unpoison._memory import limited
+
+    detector = input_detectors.get("scale-up", preset="data-limited", batch_size=8)
+    reference = images(4000, 1)
+    with limited(200_000):  # as floats, half of the reference takes 288,000
+        found = detector.screen(Cornered().eval(), images(5, 5), reference=reference)
+    assert found.calibrated_on == 2000
+
+
+def test_ibd_psc_reads_what_it_learns_from_once() -> None:
+    read: list[int] = []
+
+    class Counted:
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            read.append(index)
+            return torch.full((3,), float(index)), index % 3
+
+    reference = DatasetExamples(Counted(), memory_bytes=0, class_names=("a", "b", "c"))
+    inputs = TensorExamples(torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64))
+    read.clear()
+    # No error rate is above 1, so that all layers are tried.
+    input_detectors.get("ibd-psc", error_rate=1.0).screen(Two().eval(), inputs, reference=reference)
+    assert len(read) <= 40 + 3  # and a few to see what the inputs are like

@@ -108,6 +108,11 @@ class InputDetector(CheckedOptions, ABC):
         return 0
 
     @property
+    def keeps(self) -> int:
+        """How many of them are held in memory at once."""
+        return self.learns
+
+    @property
     def fixed_threshold(self) -> float | None:
         """A published threshold in place of the calibrated one."""
         return None
@@ -169,7 +174,7 @@ class InputDetector(CheckedOptions, ABC):
         threshold, how = self.fixed_threshold, "as published"
         if threshold is None:
             threshold = float(descending[allowed - 1])
-            how = f"{100 * false_positive_rate:g} % of {len(null)} clean examples score higher"
+            how = f"at most {100 * false_positive_rate:g} % of {len(null)} clean examples score higher"
         flagged = (scores > threshold).nonzero()[:, 0]
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return Screening(
@@ -222,7 +227,7 @@ class InputDetector(CheckedOptions, ABC):
 
         def needed(batch: int) -> dict[str, float]:
             batch = min(batch, longest)
-            kept = {"reference": one * min(self.learns, len(reference)), "inputs": 4 * one * batch}
+            kept = {"reference": one * min(self.keeps, len(reference) // 2), "inputs": 4 * one * batch}
             return {**kept, "activations": activations.reading(batch)}
 
         def advice(allowed: int) -> str:

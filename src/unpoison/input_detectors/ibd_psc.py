@@ -19,8 +19,8 @@ what is done, and no parameter is touched.
 
 Limits: a network without norm layers that have parameters is refused.
 
-Cost: at most 6 forward passes an input, and one pass over the clean examples for each layer that is tried.
-Memory: a batch.
+Cost: at most 6 forward passes an input, and one over the clean examples for each layer that is tried, which
+are read once. Memory: these examples, and a batch.
 """
 
 from __future__ import annotations
@@ -103,12 +103,14 @@ class IBDPSC(InputDetector):
 
     def _first(self, request: Request, layers: Sequence[nn.Module]) -> int:
         """How many of the last layers are amplified in the first model."""
+        # Read once for all layers; there are few.
+        batches = [
+            (placed(inputs, request.device), labels.to(request.device))
+            for inputs, labels in request.reference.in_batches(self.batch_size)
+        ]
         for count in range(1, len(layers) + 1):
-            wrong = 0
             with amplified(layers[-count:], self.factor):
-                for inputs, labels in request.reference.in_batches(self.batch_size):
-                    answers = request.logits(placed(inputs, request.device)).argmax(1)
-                    wrong += int((answers != labels.to(answers.device)).sum())
+                wrong = sum(int((request.logits(inputs).argmax(1) != own).sum()) for inputs, own in batches)
             if wrong > self.error_rate * len(request.reference):
                 return count
         return max(1, len(layers) - self.models + 1)

@@ -76,6 +76,11 @@ class ScaleUp(InputDetector):
         """See `InputDetector.learns`; half of what there is, of which each class has its share."""
         return 1 << 40 if self.per_class else 0
 
+    @property
+    def keeps(self) -> int:
+        """None: of the clean examples only the consistency is kept."""
+        return 0
+
     def prepare(self, request: Request) -> Scorer:
         """See the module's docstring."""
 
