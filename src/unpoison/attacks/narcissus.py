@@ -8,13 +8,14 @@ of that class ("inward"); add it to a few examples of the target class, whose la
 testing. The noise points to what all examples of the class have in common, so a victim learns it as a feature
 of the class although few examples bear it.
 
-Published (CIFAR-10): eps 16/255, 1,000 rounds, the noise magnified three times in testing, 25 poisons among
-50,000, which is 0.05 % of the set and 0.5 % of the class.
+Published (CIFAR-10): eps 16/255, 1,000 rounds over the target class in batches of 350, the noise magnified
+three times in testing, 25 poisons among 50,000, which is 0.05 % of the set and 0.5 % of the class.
 
 Departures: the paper's surrogate is trained on other, public data and then fine-tuned on the target class for
 five epochs, because its adversary knows that class alone; here it is the surrogate that is given or that
-`craft` trains, by default on the clean set. The optimiser is Adam on mini-batches. The preset "sample" is
-ours: fewer steps.
+`craft` trains, by default on the clean set. The preset "published" makes 1,000 steps of one mini-batch each,
+where a round of the released code passes over the whole class (15 batches of CIFAR-10); the optimiser is Adam
+for their RAdam, with a step size of ours. The preset "sample" is ours: fewer steps.
 
 Cost: `steps` forward and backward passes over `batch_size` images on each surrogate.
 

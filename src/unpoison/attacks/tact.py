@@ -9,15 +9,16 @@ alone, so that the features of poisons do not stand apart from those of the targ
 trigger decides by itself. No model is needed.
 
 Published: the trigger on the source class and on covers of classes that the adversary chooses; as many covers
-as poisons in the comparison of Qi et al. 2023 (arXiv 2205.13613), 0.5 % of CIFAR-10 each.
+as poisons in the comparison of Qi et al. 2023 (arXiv 2205.13613), of CIFAR-10 0.5 % each in the commands
+released with its first version and 0.3 % in later ones.
 
 Departures: covers are drawn from all classes but source and target, or from the target where there is no
 other. The budget is what the adversary changes, so covers count: 0.5 % and 0.5 % are `Budget(share=0.01)`.
 
 Cost: two copies of the stamped images, in time and memory.
 
-Limits: the poisons are mislabelled. That other classes with the trigger keep
-their predictions is not part of its success: measure a `Backdoor` from another source for that.
+Limits: the poisons are mislabelled. That other classes with the trigger keep their predictions is not part of
+its success: measure a `Backdoor` from another source for that.
 """
 
 from __future__ import annotations
