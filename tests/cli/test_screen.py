@@ -74,6 +74,8 @@ def test_folders_and_the_test_set_stand_for_what_they_hold(story: Any, tmp_path:
     ]
     scores = [one["score"] for one in found["screened"]]
     assert scores[:3] == scores[3:6]
+    main(screen(story, tmp_path / "alone", "test", more=words))
+    assert story.read(tmp_path / "alone")["results"]["screened"] == found["screened"][3:]
 
 
 def test_screen_refuses(story: Any, fails: Any, tmp_path: Path) -> None:

@@ -86,15 +86,20 @@ def _keep(run: Session, screening: Screening, words: list[str]) -> None:
     )
 
 
-def _named(options: Screen, splits: Splits[Examples], poison: PoisonSet | None) -> tuple[list[str], Inputs]:
-    """The words of all inputs, and the inputs.
+def _named(
+    options: Screen, splits: Splits[Examples], poison: PoisonSet | None
+) -> tuple[list[str], Examples | Inputs]:
+    """The words of all inputs, and the inputs: the test set alone as it is, all others in memory.
 
     Raises:
         InputError: there are none, or they are of different sizes.
     """
-    transform, words, found = transform_of(options), list[str](), list[Any]()
-    for text in _spelled_out(options.inputs, splits):
-        words.append(text)
+    words = _spelled_out(options.inputs, splits)
+    if len(options.inputs) == 1 and _is_test_set(options.inputs[0]):
+        assert splits.test is not None
+        return words, splits.test
+    transform, found = transform_of(options), list[Any]()
+    for text in words:
         found.append(suspect_of(text, splits, poison, options.images, transform, option="--inputs").inputs)
     if not found:
         raise InputError("--inputs: name at least one input, an image file, a folder of them or test:INDEX")
@@ -109,7 +114,7 @@ def _spelled_out(texts: tuple[str, ...], splits: Splits[Examples]) -> list[str]:
     found: list[str] = []
     for text in texts:
         folder = Path(text)
-        if text == "test" and not folder.exists():
+        if _is_test_set(text):
             if splits.test is None:
                 raise InputError("--inputs test: there is no test set; name one with --test-data")
             found += [f"test:{index}" for index in range(len(splits.test))]
@@ -121,3 +126,7 @@ def _spelled_out(texts: tuple[str, ...], splits: Splits[Examples]) -> list[str]:
         else:
             found.append(text)
     return found
+
+
+def _is_test_set(text: str) -> bool:
+    return text == "test" and not Path(text).exists()
