@@ -9,7 +9,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-sys.path.insert(0, str(Path(__file__).parent))  # for tests/chromium.py
+sys.path.insert(0, str(Path(__file__).parent))  # for tests/chromium.py and small_networks.py
 
 ALLOWED = "needs CUDA"
 """The one reason for which a test may be skipped under `--no-skips`."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from small_networks import trained
 from unpoison import detectors
 from unpoison.data import TrainingSet
 from unpoison.detectors import Detector, Findings, Observation
@@ -64,34 +65,6 @@ SETS = {
 WITHOUT_MODEL = ("frequency", "shortcut-probe")
 # Sets with too few labelled examples to calibrate on.
 REFUSED = {("calibrated default", "one example")}
-
-
-class View(nn.Module):
-    """Flattens with `view`, which rejects memory layouts that `nn.Flatten` accepts."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps.view(len(maps), -1)
-
-
-def trained(training_set: TrainingSet) -> nn.Module:
-    channels, height, width = training_set.image_shape
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = nn.Sequential(
-            nn.Conv2d(channels, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            View(),
-            nn.Linear(4 * height * width, training_set.num_classes),
-        )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    inputs, labels = training_set.batch(0, len(training_set))
-    for _ in range(15):
-        optimizer.zero_grad()
-        functional.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    return model.eval()
 
 
 MODELS = {name: trained(training_set) for name, training_set in SETS.items()}

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
 
+from small_networks import trained
 from unpoison import input_detectors
 from unpoison.data import DatasetExamples, TensorExamples, TrainingSet
 from unpoison.errors import InputError, InsufficientMemoryError
@@ -55,27 +54,6 @@ SETS = {
         torch.full((60, 1, 6, 6), 90, dtype=torch.uint8), torch.arange(60) % 3, ("a", "b", "c"), "equal"
     ),
 }
-
-
-def trained(examples: TrainingSet) -> nn.Module:
-    channels, height, width = examples.image_shape
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = nn.Sequential(
-            nn.Conv2d(channels, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(4 * height * width, examples.num_classes),
-        )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    inputs, labels = examples.batch(0, len(examples))
-    for _ in range(15):
-        optimizer.zero_grad()
-        functional.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    return model.eval()
 
 
 MODELS = {name: trained(examples) for name, examples in SETS.items()}
