@@ -112,7 +112,6 @@ class Asset(Searcher):
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
-        finite_answers(search.model, search.training_set, self.batch_size)
         clean = search.clean
         order = random_order(search.seed, self.method.name, "base", count=len(clean))
         most = self.base_size if search.reference is not None else max(1, len(clean) // 3)
@@ -195,7 +194,7 @@ def higher_group(values: Tensor) -> Tensor | None:
     >>> (higher_group(values) > 0).sum()
     tensor(5)
     """
-    if len(set(values.tolist())) < 4:
+    if len(values.unique()) < 4:
         return None
     spread = float(values.std(correction=0))
     if not spread > 1e-9:
