@@ -19,13 +19,13 @@ the examples.
 
 Departures: the loss is log(1 + variance), so that the ascent stays finite. The detector network starts as a
 copy of the given model, which is also where features are read. The condition under which nothing is flagged
-is ours. Without a `reference` the base set is drawn from the suspicious set, so that what it holds of the
-poison is offset, too. Presets: `original` makes the passes over the set that we take the paper for; `quick`,
-ours and the default, a fixed number of steps.
+is ours, and so are learning rates and sizes of batches. Without a `reference` the base set is drawn from the
+suspicious set, so that what it holds of the poison is offset, too. Presets: `original` makes ten passes over
+the set, the paper's number as we remember it; `quick`, ours and the default, a fixed number of steps.
 
-Cost: one forward pass over both sets, and forward and backward passes of 1.5 `batch_size` examples a step.
-Memory: the features of all examples, a copy of the model with gradients and momentum, the activations of a
-step.
+Cost: two forward passes over the set and one over the base set, and forward and backward passes of 1.5
+`batch_size` examples a step. Memory: the features of all examples, a copy of the model with gradients and
+momentum, the activations of a step.
 """
 
 from __future__ import annotations
