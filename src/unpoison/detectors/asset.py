@@ -194,7 +194,7 @@ def higher_group(values: Tensor) -> Tensor | None:
     >>> (higher_group(values) > 0).sum()
     tensor(5)
     """
-    if len(values.unique()) < 4:
+    if len(values.unique()) < 4:  # type: ignore[no-untyped-call]
         return None
     spread = float(values.std(correction=0))
     if not spread > 1e-9:
