@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 
 from unpoison.cli import main
+from unpoison.cli._console import per_cent
 from unpoison.runs import run_schema
 from unpoison.threats import PoisonSet, TargetedMisclassification
 from unpoison.training import Trained
@@ -38,6 +39,19 @@ def test_train_with_a_defense(story: Any, tmp_path: Path) -> None:
     assert results["defense"]["name"].startswith("RandomDrop(sizes=((1, 50),)")
     assert main(story.train(tmp_path / "clean", *drop)) == 0
     assert read(story, tmp_path / "clean")["results"]["dropped_poisons"] is None
+
+
+def test_train_tells_the_certified_accuracy_of_a_vote(
+    story: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    dpa = ("--defense", "dpa", "--option", "partitions=3", "--epochs", "8")
+    assert main(story.train(tmp_path / "out", *dpa)) == 0
+    results = read(story, tmp_path / "out")["results"]
+    curve = results["certified"]
+    assert curve[0] == results["measured"]["clean_accuracy"]
+    told = [f"{per_cent(curve[most]['rate'])} against {most}" for most in (1, 2) if most < len(curve)]
+    assert told
+    assert f"certified accuracy {', '.join(told)} changed examples\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -386,6 +386,34 @@ def test_heal_refuses_findings_of_another_set(story: Any, found: Path, fails: Fa
     assert "nosuch: no such directory" in fails(story.heal(tmp_path / "healed", "nosuch"))
 
 
+def test_heal_repairs_by_clean_examples_without_findings(story: Any, fails: Fails, tmp_path: Path) -> None:
+    clean = data.load(story.data).test
+    assert clean is not None
+    data.write_npz(tmp_path / "clean.npz", clean, clean)
+    base = ["heal", "--model", story.place("model"), "--data", story.data, "--poison", story.place("poison")]
+    by_nad = [*base, "--method", "nad", "--out", str(tmp_path / "healed")]
+    reference = ("--reference", str(tmp_path / "clean.npz"))
+    assert fails(by_nad).startswith("--reference: nad repairs by clean examples; give some, or --findings")
+    assert fails([*base, "--out", str(tmp_path / "healed")]).startswith(
+        "--findings: retrain forgets what was"
+    )
+    assert fails([*by_nad, "--method", "relabel", "--findings", "any", *reference]).startswith(
+        "--reference: relabel makes no use of one; heal by fine-pruning, i-bau, nad"
+    )
+    assert main([*by_nad, "--option", "epochs=1", *reference]) == 0
+    record = story.read(tmp_path / "healed")
+    check(record)
+    assert record["results"]["removed"] == 0
+    before = story.read(story.place("model"))["results"]
+    assert record["results"]["attack_success_before"] == before["attack_success"]
+    own, healed = (
+        Trained.load(place / "model").model.state_dict()
+        for place in (Path(story.place("model")), tmp_path / "healed")
+    )
+    assert own.keys() == healed.keys()
+    assert any(not torch.equal(own[name], healed[name]) for name in own)
+
+
 def test_report_is_one_page(story: Any, found: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     runs = [str(found), story.place("poison"), story.place("model")]

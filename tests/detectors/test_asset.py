@@ -1,4 +1,4 @@
-"""ASSET: what the mixture takes for a group, what the loss is, and a planted trigger."""
+"""ASSET: what the mixture takes for a group, what the loss is, and what is refused."""
 
 from __future__ import annotations
 

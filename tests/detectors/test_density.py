@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -132,7 +133,20 @@ def test_a_network_without_batch_norms_is_read_at_its_other_layers() -> None:
         _representations(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).eval(), images(6), 4)
 
 
-def test_a_planted_trigger_is_the_more_stable_cluster(scene: Any) -> None:
+def test_a_planted_trigger_is_the_more_stable_cluster() -> None:
+    examples, planted = images(300), list(range(0, 300, 20))
+    faint = (examples.images.float() * 0.3 + 60).round().to(torch.uint8)
+    faint[planted] = torch.tensor([255, 255, 255, 0, 0, 0], dtype=torch.uint8)
+    examples = replace(examples, images=faint)
+    found = detectors.get("flare").find(layered(), examples)
+    assert sorted(found.flagged.tolist()) == planted
+    assert found.evidence["stability"].nonzero()[:, 0].tolist() == planted
+    others = examples.subset([index for index in range(300) if index not in planted])
+    assert not detectors.get("flare").find(layered(), others).poison_found
+
+
+def test_a_trained_network_without_batch_norms_is_searched(scene: Any) -> None:
     found = detectors.get("flare").find(scene.model, scene.poisoned)
-    # What it finds depends on the network; that a network without batch norm is read at all does not.
+    # What it finds depends on the network.
     assert found.evidence["stability"].shape == (len(scene.poisoned),)
+    assert "layers" in found.threshold.how

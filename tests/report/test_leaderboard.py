@@ -152,6 +152,24 @@ def test_a_repair_is_judged_by_what_it_removed() -> None:
     assert cells["Rounds"] == "2.50 (1 of 2 end with an empty trace)"
 
 
+def test_certificates_and_noise_stand_beside_their_n() -> None:
+    votes = [{"seed": seed, "certified": [80, 60 - seed, 50, 40, 30, 20]} for seed in (0, 1)]
+    text = leaderboard_markdown(make_results(*votes))
+    assert "59.5 % (119 of 200; " in text
+    assert "; 20.0 % under 5)" in text
+    short = leaderboard_markdown(make_results({"certified": [80]}))
+    assert "0 % (0 of 100; " in short
+    assert "; 0 % under 5)" in short
+    noise = [
+        {"seed": seed, "noise_score": score, "noise_remembered": 7, "noise_total": 50}
+        for seed, score in ((0, 1.5), (1, 2.5))
+    ]
+    assert "| 2.000 ± 0.707 (n = 2; 14 of 100 remembered) |" in leaderboard_markdown(make_results(*noise))
+    plain = leaderboard_markdown(make_results({}))
+    assert "Certified" not in plain
+    assert "Noise" not in plain
+
+
 def test_empty_columns_are_left_out() -> None:
     assert "Filter bias" not in leaderboard_markdown(make_results({}))
     assert "Filter bias" in leaderboard_markdown(make_results({}, FOUND))

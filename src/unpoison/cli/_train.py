@@ -61,7 +61,8 @@ def train(options: Train, console: Console, interrupts: Interrupts) -> int:
 def _certified(results: dict[str, Any]) -> list[str]:
     """The certified accuracy of a vote, at a few numbers of changed examples, in a line."""
     curve = results.get("certified", [])
-    told = [f"{per_cent(curve[most])} against {most}" for most in (1, 2, 5, 10, 20, 50) if most < len(curve)]
+    shown = [most for most in (1, 2, 5, 10, 20, 50) if most < len(curve)]
+    told = [f"{per_cent(curve[most]['rate'])} against {most}" for most in shown]
     return [f"certified accuracy {', '.join(told)} changed examples"] if told else []
 
 

@@ -19,13 +19,13 @@ the examples.
 
 Departures: the loss is log(1 + variance), so that the ascent stays finite. The detector network starts as a
 copy of the given model, which is also where features are read. The condition under which nothing is flagged
-is ours. Without a `reference` the base set is drawn from the suspicious set, so that what it holds of the
-poison is offset, too. Presets: `original` makes the passes over the set that we take the paper for; `quick`,
-ours and the default, a fixed number of steps.
+is ours, and so are learning rates and sizes of batches. Without a `reference` the base set is drawn from the
+suspicious set, so that what it holds of the poison is offset, too. Presets: `original` makes ten passes over
+the set, the paper's number as we remember it; `quick`, ours and the default, a fixed number of steps.
 
-Cost: one forward pass over both sets, and forward and backward passes of 1.5 `batch_size` examples a step.
-Memory: the features of all examples, a copy of the model with gradients and momentum, the activations of a
-step.
+Cost: two forward passes over the set and one over the base set, and forward and backward passes of 1.5
+`batch_size` examples a step. Memory: the features of all examples, a copy of the model with gradients and
+momentum, the activations of a step.
 """
 
 from __future__ import annotations
@@ -112,7 +112,6 @@ class Asset(Searcher):
 
     def search(self, search: Search) -> Findings:
         """See the module's docstring."""
-        finite_answers(search.model, search.training_set, self.batch_size)
         clean = search.clean
         order = random_order(search.seed, self.method.name, "base", count=len(clean))
         most = self.base_size if search.reference is not None else max(1, len(clean) // 3)
@@ -195,7 +194,7 @@ def higher_group(values: Tensor) -> Tensor | None:
     >>> (higher_group(values) > 0).sum()
     tensor(5)
     """
-    if len(set(values.tolist())) < 4:
+    if len(values.unique()) < 4:  # type: ignore[no-untyped-call]
         return None
     spread = float(values.std(correction=0))
     if not spread > 1e-9:

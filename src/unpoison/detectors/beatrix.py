@@ -16,10 +16,13 @@ Ma, Wang, Sun, Xu, Xue and Zhang, "The Beatrix Resurrections: Robust Backdoor De
 Clean examples are those of `reference`: 30 of a class, at random, for the bounds, and the others for the
 95 %. Departures: without a reference (or with fewer than four examples of a class in it) both are taken from
 the training set, whose medians a minority of poison hardly moves; of poison that is more than 5 % of its
-class only so much is then flagged. The paper regularises the discrepancy;
-here at most 500 examples of either group are compared as they are, with the median distance for the width.
-Feature maps are the last output with a height and a width that the network has; where it has none, the rows
-of the last output with three dimensions (tokens), and else single numbers, of which all orders are alike.
+class only so much is then flagged. The authors' code multiplies the discrepancy of m and n examples by
+m n / (m + n), adds up two kernels, takes the orders 1 to 8 and reads what the last stage of a residual
+network is given; here at most 500 examples of either group are compared by one kernel, as wide as the median
+distance, without that factor. The constants are otherwise those of that code; e^2 is from the paper as we
+remember it. Feature maps are the last output with a height and a width that the network has; where it has
+none, the rows of the last output with three dimensions (tokens), and else single numbers, of which all orders
+are alike.
 
 Presets: `original` has the paper's constants; `modified-z`, ours, takes 3.5 deviations for a contaminated
 class, the usual limit of modified z-scores (Iglewicz and Hoaglin, 1993).

@@ -13,20 +13,23 @@ Samples" (USENIX Security 2023, arXiv 2205.13616). Stages:
 4. decision: after the last round an example is flagged that the confused network gives its own label.
 
 The score is the log-probability of the own label minus that of the likeliest other one; what is above 0 is
-flagged. Presets: `original` takes the published 6,000 steps a round; `quick`, ours and the default, 200, at a
-higher learning rate, and the first two concentrations.
+flagged. Presets: `original` takes 6,000 steps a round; `quick`, ours and the default, 200, at a higher
+learning rate, and the first two concentrations. The constants of `original` are the paper's as we remember
+them; in two versions of the authors' code they differ by version and round (2,000 or 6,000 steps,
+lambda from 10 to 60, momentum .5 to .7, learning rate .001 to .01).
 
-Departures: the paper trains the starting network itself, and anew on what is concentrated; the given model
-has been trained on the suspicious set, so every round starts from a copy of it. Labels are drawn among the
-wrong ones, so that a confused network avoids the own label of a clean example; the paper, which cannot
-exclude agreement by chance, clusters what agrees once more. Without a `reference` the clean examples are
-drawn from the set itself, so that a small part of the poison is confused, too.
+Departures: that code weights classes by their share; here they are weighted alike. The paper trains the
+starting network itself, and anew on what is concentrated; the given model has been trained on the suspicious
+set, so every round starts from a copy of it. Labels are drawn among the wrong ones, so that a confused
+network avoids the own label of a clean example; the paper, which cannot exclude agreement by chance, clusters
+what agrees once more. Without a `reference` the clean examples are drawn from the set itself, so that a small
+part of the poison is confused, too.
 
 Limits: a confused network may give all clean examples the label of one class; that class is then flagged as
 a whole, below the poison.
 
-Cost: 2 `batch_size` examples of forward and backward passes a step, and a pass over the set a round. Memory:
-a copy of the model with gradients and momentum, and the activations of a step.
+Cost: 2 `batch_size` examples of forward and backward passes a step, and a pass over the set before the first
+round and after each. Memory: a copy of the model with gradients and momentum, and the activations of a step.
 """
 
 from __future__ import annotations

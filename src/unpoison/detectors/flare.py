@@ -28,7 +28,6 @@ channel of all layers, and `block_bytes` of distances.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, final
 
@@ -98,7 +97,7 @@ class Flare(Searcher):
         numbers = sum(one.shape[1] for one in _representations(measured.model, few, 1))
         rows, batch = measured.examples, min(self.batch_size, measured.examples)
         return {
-            "representations": 4 * 3 * rows * numbers + 8 * 3 * numbers**2,
+            "representations": 4 * 4 * rows * numbers + 8 * 3 * numbers**2,
             "activations": measured.activations.reading(batch),
             **measured.distances(self, rows),
         }
@@ -107,18 +106,23 @@ class Flare(Searcher):
         """See the module's docstring."""
         layers = _representations(search.model, search.training_set, self.batch_size, search)
         search.lap("features")
-        count = len(search.training_set)
+        count, total = len(search.training_set), len(layers)
+        ends = torch.tensor([one.shape[1] for one in layers]).cumsum(0).tolist()
+        joint = torch.cat(layers, 1).double()
+        del layers
+        joint -= joint.mean(0)
         smallest = max(2, round(self.smallest_share * count))
         best: tuple[int, Tensor, Split] | None = None
-        for kept in range(len(layers), 0, -1):
-            points = self._reduced(layers[:kept]).cpu()  # as the clusters' members are
+        for kept in range(total, 0, -1):
+            centred = joint[:, : ends[kept - 1]]
+            points = centred @ principal(centred, self.dimensions)[1]
             split = first_split(
                 points, neighbours=self.neighbours, smallest=smallest, block_bytes=self.block_bytes
             )
             if split is not None and (best is None or split.strength > best[2].strength):
-                best = kept, points, split
+                best = kept, points.cpu(), split
             if search.progress is not None:
-                search.progress("clusters", len(layers) - kept + 1, len(layers))
+                search.progress("clusters", total - kept + 1, total)
         scores, stable = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         how = "no subspace of layers divides the set into two clusters"
         if best is not None:
@@ -132,7 +136,7 @@ class Flare(Searcher):
             scores = torch.where(member, 0.5 + near / 2, near / 2)
             how = (
                 f"in the more stable of the two clusters of {split.held} examples, by the first {kept} of "
-                f"{len(layers)} layers"
+                f"{total} layers"
             )
             stable[poison] = stability
             if split.held < _LEAST_HELD * count or not split.smaller_is_more_stable:
@@ -144,12 +148,6 @@ class Flare(Searcher):
             words="are a stable cluster of abnormal activations",
             evidence={"stability": stable},
         )
-
-    def _reduced(self, layers: Sequence[Tensor]) -> Tensor:
-        """Float64[n k]: the principal components of representations."""
-        joint = torch.cat(list(layers), 1).double()
-        centred = joint - joint.mean(0)
-        return centred @ principal(centred, self.dimensions)[1]
 
 
 def _representations(

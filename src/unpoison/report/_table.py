@@ -87,6 +87,18 @@ COLUMNS = (
     ),
     Column("Clean accuracy", _OUTCOME, "on clean test images"),
     Column("Worst class", _OUTCOME, "the lowest accuracy of a class, all trials together"),
+    Column(
+        "Certified",
+        _OUTCOME,
+        "share of the test images that are predicted rightly whatever training example is inserted, removed "
+        "or labelled otherwise; beside it the share under five such changes",
+    ),
+    Column(
+        "Noise score",
+        _OUTCOME,
+        "Gaussian Unlearning Score, mean over trials: 0 where the noise is forgotten; beside it the noisy "
+        "images that are still remembered, 1 % of which are by chance",
+    ),
     Column("Traced", _SEARCH, "trials with a wrong prediction to trace; there is none where an attack fails"),
     Column("Poison found", _SEARCH, "trials in which the detector says that there is poison"),
     Column("Recall", _SEARCH, "share of the poisoned examples that are excluded, all trials together"),
@@ -172,6 +184,8 @@ def _cells(line: Line, training: Cell) -> Iterator[Cell]:
     worst, proportion = line.worst_class
     cell = _proportion(proportion)
     yield Cell(cell.text, f"{worst}, {cell.note}", cell.value) if cell.note else _NONE
+    yield _certified(line)
+    yield _noise(line)
     traced = line.observed
     yield Cell(f"{traced.successes} of {traced.trials}", "", traced.successes) if traced.trials else _NONE
     yield _proportion(line.found)
@@ -197,6 +211,24 @@ def _cells(line: Line, training: Cell) -> Iterator[Cell]:
     peak = line.peak_bytes
     yield Cell(f"{peak / 1e6:,.0f} MB", f"n = {line.n}", peak) if peak else _NONE
     yield Cell(str(line.n), "", line.n)
+
+
+def _certified(line: Line) -> Cell:
+    """Certified accuracy under one change; the curve ends where it is 0."""
+    if not line.certified:
+        return _NONE
+    none = Proportion(0, line.certified[0].trials)
+    one, five = (line.certified[most] if most < len(line.certified) else none for most in (1, 5))
+    cell = _proportion(one)
+    return Cell(cell.text, f"{cell.note}; {percent(five.rate)} under 5", cell.value)
+
+
+def _noise(line: Line) -> Cell:
+    if not line.noise_score.n:
+        return _NONE
+    cell, remembered = _mean(line.noise_score, share=False), line.noise_remembered
+    note = f"{remembered.successes} of {remembered.trials} remembered"
+    return Cell(cell.text, f"{cell.note}; {note}", cell.value)
 
 
 def _rounds(line: Line) -> Cell:

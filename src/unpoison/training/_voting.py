@@ -139,9 +139,11 @@ def train_votes(
             f"{training_set.name}: no part of {count} has {LEAST} examples to train on; take fewer partitions"
         )
     first = next(iter(trained.values()))
-    networks = [trained[number].model if number in trained else first.model for number in range(count)]
+    networks = [
+        trained[number].model if number in trained else copy.deepcopy(first.model) for number in range(count)
+    ]
     voters = torch.tensor([number in trained for number in range(count)])
-    model = Voting([copy.deepcopy(one) for one in networks], partition.uses, voters)
+    model = Voting(networks, partition.uses, voters)
     return replace(
         first,
         model=model.to(device).eval(),

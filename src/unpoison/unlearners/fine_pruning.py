@@ -84,11 +84,12 @@ class FinePruning(Unlearner):
         request.in_own_modes(network)
         mask = torch.ones_like(layer.weight)
         mask[:, pruned] = 0
-        layer.weight.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
+        held = layer.weight.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
         training, told = clean_training(
             request, network, epochs=self.epochs, learning_rate=self.learning_rate
         )
         history = train_further(request, network, request.clean, training)
+        held.remove()  # the network is the caller's from here on
         return request.healed(network, history, tuning=told)
 
     def _pruned(self, network: nn.Module, layer: nn.Linear, order: Tensor, clean: Examples) -> Tensor:
