@@ -52,6 +52,8 @@ _SKETCH: Final = 1 << 18
 _WHOLE: Final = 1 << 30
 _WHOLE_SHARD: Final = 64 << 20
 _LEAST: Final = 64
+# More does not change the pieces in which a processor reads a batch.
+_MEMORY: Final = 4 << 30
 
 
 @final
@@ -124,6 +126,7 @@ def build(
                 "shard_examples": None,
                 "factors": None,
                 "basis": None,
+                "memory": min(allowed_memory(), _MEMORY),
             }
             files.write_record(record)
             files.write_names(0, examples.ids, examples.class_names)
@@ -323,6 +326,7 @@ class Maker:
             dimensions=record["sketch"],
             seed=record["seed"],
             workspace_bytes=self.workspace_bytes,
+            memory=record["memory"] if where(self.model)[0].type == "cpu" else None,
         )
 
     def make_basis(self, examples: Examples, progress: Progress | None) -> None:
