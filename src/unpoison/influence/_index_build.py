@@ -174,11 +174,13 @@ def append(
     check_executor(executor, model)
     if not len(examples):
         raise InputError(f"{examples.name}: there are no examples to append")
-    record = files.record()
-    if task_text(task) != record["task"]:
-        raise MismatchError(f"{files.directory}: the index is of the task {record['task']}, not of this one")
     part = part_of(examples)
     with unchanged(model), files.alone():
+        record = files.record()
+        if task_text(task) != record["task"]:
+            raise MismatchError(
+                f"{files.directory}: the index is of the task {record['task']}, not of this one"
+            )
         if not same_part(record["parts"][-1], part) or len(record["parts"]) == 1:
             _drop_interrupted(files, record)
             files.write_names(len(record["parts"]), examples.ids, examples.class_names)
