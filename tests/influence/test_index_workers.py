@@ -49,6 +49,24 @@ def test_processes_are_forked_from_one_that_has_used_several_threads(tmp_path: P
         LocalExecutor(1, threads=2, start="fork")
 
 
+def test_whoever_goes_on_reads_in_the_pieces_that_were_begun_with(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    model = network()
+    model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    options: dict[str, Any] = {"shard_examples": 24, "batch_size": 24, "numbers": 20}
+    begun = InfluenceIndex.build(tmp_path / "index", model, examples(), memory="50kB", **options)
+    assert max(sizes) < 24
+    known = begun.digest
+    for shard in (tmp_path / "index" / "shards").iterdir():
+        shard.unlink()
+    sizes.clear()
+    assert InfluenceIndex.build(tmp_path / "index", model, examples(), **options).digest == known
+    assert max(sizes) < 24
+    sizes.clear()
+    InfluenceIndex.build(tmp_path / "other", model, examples(), **options)
+    assert max(sizes) == 24
+
+
 def test_an_estimate_knows_the_size_of_the_files(tmp_path: Path) -> None:
     train = TrainingSet(
         torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),

@@ -354,7 +354,7 @@ class InfluenceIndex:
     @cached_property
     def digest(self) -> str:
         """Equal for equal content: of what it was made of and of all rows."""
-        known = {key: value for key, value in self._record.items() if key != "format"}
+        known = {key: value for key, value in self._record.items() if key not in ("format", "memory")}
         shards = [read_tensors(self._files.shard(one), check=False)[2] for one in self._spans]
         return digest(canonical_json(known), *shards)
 

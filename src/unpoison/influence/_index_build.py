@@ -52,6 +52,8 @@ _SKETCH: Final = 1 << 18
 _WHOLE: Final = 1 << 30
 _WHOLE_SHARD: Final = 64 << 20
 _LEAST: Final = 64
+# More does not change the pieces in which a processor reads a batch.
+_MEMORY: Final = 4 << 30
 
 
 @final
@@ -124,6 +126,7 @@ def build(
                 "shard_examples": None,
                 "factors": None,
                 "basis": None,
+                "memory": min(allowed_memory(), _MEMORY),
             }
             files.write_record(record)
             files.write_names(0, examples.ids, examples.class_names)
@@ -171,11 +174,13 @@ def append(
     check_executor(executor, model)
     if not len(examples):
         raise InputError(f"{examples.name}: there are no examples to append")
-    record = files.record()
-    if task_text(task) != record["task"]:
-        raise MismatchError(f"{files.directory}: the index is of the task {record['task']}, not of this one")
     part = part_of(examples)
     with unchanged(model), files.alone():
+        record = files.record()
+        if task_text(task) != record["task"]:
+            raise MismatchError(
+                f"{files.directory}: the index is of the task {record['task']}, not of this one"
+            )
         if not same_part(record["parts"][-1], part) or len(record["parts"]) == 1:
             _drop_interrupted(files, record)
             files.write_names(len(record["parts"]), examples.ids, examples.class_names)
@@ -323,6 +328,7 @@ class Maker:
             dimensions=record["sketch"],
             seed=record["seed"],
             workspace_bytes=self.workspace_bytes,
+            memory=record["memory"] if where(self.model)[0].type == "cpu" else None,
         )
 
     def make_basis(self, examples: Examples, progress: Progress | None) -> None:

@@ -137,6 +137,7 @@ class Sketcher:
         reweighted: another damping, to be used for queries: their products with sketches that were made with
             `damping` are influences with this one.
         workspace_bytes: of per-example gradients at a time; default 8 MiB, on CUDA 1 GiB.
+        memory: see `Sweeper`.
     """
 
     def __init__(
@@ -150,10 +151,11 @@ class Sketcher:
         seed: int,
         reweighted: Damping | None = None,
         workspace_bytes: int | None = None,
+        memory: int | None = None,
     ) -> None:
         layers = tracked_layers(model, list(factors.layers))
         self._function = function
-        self._sweeper = Sweeper(model, layers, workspace_bytes=workspace_bytes)
+        self._sweeper = Sweeper(model, layers, workspace_bytes=workspace_bytes, memory=memory)
         device, dtype = self._sweeper.device, self._sweeper.dtype
         sizes = widths(factors, damping, dimensions)
         parts = []

@@ -82,9 +82,9 @@ def default_workspace(device: torch.device) -> int:
     return 1 << 30 if device.type == "cuda" else 8 << 20
 
 
-def activation_bytes(device: torch.device) -> int:
-    """Bytes that the activations of a forward pass may take."""
-    allowed = allowed_memory(device) // 4
+def activation_bytes(device: torch.device, memory: int | None = None) -> int:
+    """Bytes that the activations of a forward pass may take of so much memory; by default what is allowed."""
+    allowed = (allowed_memory(device) if memory is None else memory) // 4
     return allowed if device.type == "cuda" else min(allowed, 1 << 30)
 
 
@@ -133,20 +133,34 @@ class _UnclearError(Exception):
 class Sweeper:
     """Runs batches through a model whose `layers` report to a visitor. Use inside `with`.
 
+    Arguments:
+        model: left as it was.
+        layers: the tracked ones.
+        workspace_bytes: of per-example gradients at a time.
+        memory: what decides how many examples are read at a time; what may be taken now by default. Equal
+            for equal pieces, and so for equal rounding.
+
     Attributes:
         reached: how many positions each layer has been given a gradient for.
         reasons: why layers are not tracked, by their place.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer], *, workspace_bytes: int | None) -> None:
-        self.model, self.layers = model, layers
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        *,
+        workspace_bytes: int | None,
+        memory: int | None = None,
+    ) -> None:
+        self.model, self.layers, self._memory = model, layers, memory
         self.device, self.dtype = where(model)
         self.workspace = default_workspace(self.device) if workspace_bytes is None else workspace_bytes
         if self.workspace < 1:
             raise InputError(f"workspace_bytes must be positive, found {workspace_bytes}")
         # Layers with large gradients get more than the cache holds, since their products read still more.
         self._chunk = (
-            max(self.workspace, min(CHUNK, allowed_memory(self.device) // 16))
+            max(self.workspace, min(CHUNK, (memory or allowed_memory(self.device)) // 16))
             if workspace_bytes is None
             else self.workspace
         )
@@ -250,7 +264,7 @@ class Sweeper:
             few = tuple(rows_of(one, slice(FIRST)) for one in batch)
             an_example = self._clear(self._kept_bytes, few, function) / max(1, self._batch)
             self._forget()
-            self._fits = max(1, int(activation_bytes(self.device) / max(an_example, 1)))
+            self._fits = max(1, int(activation_bytes(self.device, self._memory) / max(an_example, 1)))
         return self._fits
 
     def _kept_bytes(self, batch: Batch, function: Function) -> int:
