@@ -192,7 +192,7 @@ def test_pictures_of_a_set_that_is_not_held(here: Path, opened: Open) -> None:
     assert work.nearest(0, "") is None  # the set is not read for it
     asyncio.run(work.prepare())
     assert set(work.answers) == {"test"}
-    assert work.features is None
+    assert work.features.rows is None
 
     async def laid_out() -> None:
         work.lay_out()
@@ -273,7 +273,7 @@ def test_an_index_makes_the_map(here: Path, opened: Open) -> None:
     asyncio.run(prepared())
     rows = work.case.index._matrix("coordinates", None)
     values = torch.linalg.svdvals(rows - rows.mean(0))[:2]
-    plane = work.features[:, :2].double()
+    plane = work.features.rows[:, :2].double()
     torch.testing.assert_close(plane.norm(dim=0), values, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(plane.mean(0), torch.zeros(2).double(), atol=1e-4, rtol=0)
 
