@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,13 @@ def test_an_upload_is_answered_or_refused_in_one_line(here: Path, opened: Open) 
             asyncio.run(work.upload(name, data))
         assert "\n" not in str(caught.value)
         assert str(here) not in str(caught.value)
+
+    def failing(path: Path) -> Any:
+        raise RuntimeError(f"shapes\ndo not fit: {path}")
+
+    work.case = replace(work.case, read_input=failing)
+    with pytest.raises(InputError, match=r"^shapes do not fit: a\.png$"):
+        asyncio.run(work.upload("a.png", content))
     assert [one.name for one in (here / "work" / "suspects").iterdir()] == ["suspect-1.png"]
     again = opened("begun", *words_of(IMAGES))
     asyncio.run(again.prepare())

@@ -40,6 +40,8 @@ from unpoison.report import (
 )
 
 LOG = "decisions.jsonl"
+_OF_THE_USERS_CODE = (UnpoisonError, RuntimeError, ValueError, TypeError)
+"""What networks, transforms and datasets that are not ours raise, besides what is refused before."""
 _SUFFIXES = {"list": "txt", "clean-list": "txt", "cyclonedx": "json", "markdown": "md"}
 
 
@@ -314,12 +316,12 @@ class Work:
             place.write_bytes(content)
             found = await asyncio.to_thread(read_upload, self.case, place)
             self.decisions.note("upload", name=called, out=place.name)
-        except UnpoisonError as error:
-            place.unlink(missing_ok=True)
-            raise InputError(str(error).replace(str(place), called)) from None
         except OSError as error:
             place.unlink(missing_ok=True)
             raise InputError(f"{place}: cannot be written ({error.strerror})") from None
+        except _OF_THE_USERS_CODE as error:
+            place.unlink(missing_ok=True)
+            raise InputError(_told(error).replace(str(place), called)) from None
         self.uploads.append(found)
         self.changed()
         return found
@@ -399,8 +401,8 @@ class Work:
         """What goes wrong in the background is shown, and does not end the server."""
         try:
             yield
-        except (UnpoisonError, RuntimeError, ValueError, TypeError, OSError) as error:
-            self.trouble = str(error) if isinstance(error, UnpoisonError) else one_line(error)
+        except (*_OF_THE_USERS_CODE, OSError) as error:
+            self.trouble = _told(error)
         self.changed()
 
     def _free(self, what: str, suffix: str = "") -> Path:
@@ -441,3 +443,8 @@ class Work:
             for one in self.inputs:
                 healed.answers[one.kind] = await asyncio.to_thread(self._answers, healed.model, one)
         self.changed()
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, on one line."""
+    return str(error) if isinstance(error, UnpoisonError) else one_line(error)
