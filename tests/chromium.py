@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -24,3 +26,10 @@ MARKS = [
     pytest.mark.browser,
     pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path"),
 ]
+
+
+def in_browser(test: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks one test of a file."""
+    for mark in MARKS:
+        test = mark(test)
+    return test

@@ -27,9 +27,10 @@ import torch
 from PIL import Image
 
 from chromium import BROWSER, FLAGS, MARKS
+from trials import TRIAL
 from unpoison.cli import main
 from unpoison.evaluation import Results
-from unpoison.evaluation._results import ROW
+from unpoison.evaluation._results import _KEYED
 
 pytest.importorskip("nicegui", reason="the extra app is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -78,33 +79,8 @@ def write_images(folder: Path, count: int, seed: int) -> None:
 
 def write_store(place: Path) -> None:
     """A store of results with one trial, whose method has a hostile name."""
-    row = {
-        **dict.fromkeys(ROW.names),
-        "key": "0" * 32,
-        "attack": f"badnets {OWNED}",
-        "budget": 0.02,
-        "source": "a",
-        "target": "b",
-        "test_indices": [],
-        "seed": 0,
-        "victim": "default",
-        "number": 0,
-        "observation": 0,
-        "defense": "none",
-        "detector": "none",
-        "unlearner": "none",
-        "control": "no defense",
-        "poisons": 10,
-        "poison_share": 0.02,
-        "clean_correct": 80,
-        "clean_total": 100,
-        "attack_successes": 30,
-        "attack_total": 40,
-        "class_names": ["a"],
-        "class_correct": [80],
-        "class_total": [100],
-    }
-    table = pa.Table.from_pylist([row], schema=ROW.append(pa.field("key", pa.string())))
+    row = {**TRIAL, "attack": f"badnets {OWNED}"}
+    table = pa.Table.from_pylist([row], schema=_KEYED)
     (place / "recipes").mkdir(parents=True)
     manifest = {"rows": [row["key"]], "stages": [], "experiment": {}}
     (place / "recipes" / "made.json").write_text(json.dumps(manifest))

@@ -144,6 +144,13 @@ def test_the_names_of_this_machine() -> None:
     assert refused(ask(local, query=f"token={TOKEN}", host="192.168.0.7:8123"))
     assert ask(open_to_all, query=f"token={TOKEN}", host="192.168.0.7:8123")[0]["status"] == 200
     assert refused(ask(open_to_all, query=f"token={TOKEN}", host="evil.example:8123"))
+    # The port of http goes without saying.
+    plain = guard()
+    plain.port = 80
+    for host in ("127.0.0.1", "localhost", "[::1]", "127.0.0.1:80"):
+        assert ask(plain, query=f"token={TOKEN}", host=host)[0]["status"] == 200
+    for host in ("127.0.0.1:8123", "evil.example", "[::1", "127.0.0.1:x"):
+        assert refused(ask(plain, query=f"token={TOKEN}", host=host))
     # Browsers write names in small letters.
     assert ask(guard("Box.Example"), query=f"token={TOKEN}", host="box.example:8123")[0]["status"] == 200
 

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def test_pictures_of_a_set_that_is_not_held(here: Path, opened: Open) -> None:
     assert work.nearest(0, "") is None  # the set is not read for it
     asyncio.run(work.prepare())
     assert set(work.answers) == {"test"}
-    assert work.features is None
+    assert work.features.rows is None
 
     async def laid_out() -> None:
         work.lay_out()
@@ -228,6 +229,13 @@ def test_an_upload_is_answered_or_refused_in_one_line(here: Path, opened: Open) 
             asyncio.run(work.upload(name, data))
         assert "\n" not in str(caught.value)
         assert str(here) not in str(caught.value)
+
+    def failing(path: Path) -> Any:
+        raise RuntimeError(f"shapes\ndo not fit: {path}")
+
+    work.case = replace(work.case, read_input=failing)
+    with pytest.raises(InputError, match=r"^shapes do not fit: a\.png$"):
+        asyncio.run(work.upload("a.png", content))
     assert [one.name for one in (here / "work" / "suspects").iterdir()] == ["suspect-1.png"]
     again = opened("begun", *words_of(IMAGES))
     asyncio.run(again.prepare())
@@ -273,7 +281,7 @@ def test_an_index_makes_the_map(here: Path, opened: Open) -> None:
     asyncio.run(prepared())
     rows = work.case.index._matrix("coordinates", None)
     values = torch.linalg.svdvals(rows - rows.mean(0))[:2]
-    plane = work.features[:, :2].double()
+    plane = work.features.rows[:, :2].double()
     torch.testing.assert_close(plane.norm(dim=0), values, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(plane.mean(0), torch.zeros(2).double(), atol=1e-4, rtol=0)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +80,18 @@ def test_a_rate_without_trials_has_no_interval(runs: dict[str, Path]) -> None:
     assert metrics_of(record)["train.recall.n"] == 0
     assert "train.recall.low" not in metrics_of(record)
     assert parameters_of(record)["train.epochs"] == 1
+
+
+def test_wandb_keeps_the_parameters_of_several_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Config(dict[str, Any]):
+        def update(self, values: Mapping[str, Any], *, allow_val_change: bool) -> None:  # type: ignore[override]
+            super().update(values)  # a value that is a mapping is replaced, as by W&B
+
+    run = SimpleNamespace(config=Config(lr=0.1))
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    for values in ({"craft.seed": 1}, {"trace.seed": 2}):
+        WandB(run).parameters(values)
+    assert run.config == {"lr": 0.1, "unpoison": {"craft.seed": 1, "trace.seed": 2}}
 
 
 @pytest.mark.parametrize(("tracker", "package"), [(MLflow, "mlflow"), (WandB, "wandb")])

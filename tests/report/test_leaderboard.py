@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from chromium import BROWSER, FLAGS, in_browser
+from trials import TRIAL
 from unpoison.evaluation import Results
 from unpoison.evaluation._results import _KEYED
 from unpoison.report import leaderboard_html, leaderboard_latex, leaderboard_markdown, write_leaderboard
@@ -22,32 +23,7 @@ HOSTILE = "<script>alert(1)</script> | & % \\input{x} {{ 7 * 7 }}"
 
 
 def make_results(*changes: dict[str, Any], planned: int = 9, failures: tuple[str, ...] = ()) -> Results:
-    plain: dict[str, Any] = {
-        **dict.fromkeys(_KEYED.names),
-        "attack": "badnets",
-        "budget": 0.02,
-        "source": "left",
-        "target": "right",
-        "test_indices": [],
-        "seed": 0,
-        "victim": "default",
-        "number": 0,
-        "observation": 0,
-        "defense": "none",
-        "detector": "none",
-        "unlearner": "none",
-        "control": "no defense",
-        "poisons": 10,
-        "poison_share": 0.02,
-        "clean_correct": 80,
-        "clean_total": 100,
-        "attack_successes": 30,
-        "attack_total": 40,
-        "class_names": ["left", "right"],
-        "class_correct": [50, 30],
-        "class_total": [50, 50],
-    }
-    rows = [{**plain, "key": f"{place:032x}", **one} for place, one in enumerate(changes)]
+    rows = [{**TRIAL, "key": f"{place:032x}", **one} for place, one in enumerate(changes)]
     table = pa.Table.from_pylist(rows, schema=_KEYED)
     return Results("made", table, planned, failures, Path(), {"description": f"from data: {HOSTILE}"})
 
@@ -232,9 +208,6 @@ def test_the_same_results_give_the_same_bytes() -> None:
     assert leaderboard_html(make_results({}, FOUND)) == leaderboard_html(make_results({}, FOUND))
 
 
-BROWSER = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
-
-
 def opened(page: str, script: str, other: str, folder: Path, *, width: int = 1400) -> str:
     """The page as a browser has it after running `other` in place of its script."""
 
@@ -244,14 +217,12 @@ def opened(page: str, script: str, other: str, folder: Path, *, width: int = 140
     changed = page.replace(script, other).replace(digest(script), digest(other))
     (folder / "page.html").write_text(changed, encoding="utf-8")
     assert BROWSER is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
-    flags += [f"--window-size={width},2000", f"--user-data-dir={folder / 'profile'}"]
-    command = [BROWSER, *flags, f"file://{folder / 'page.html'}"]
+    wanted = ["--dump-dom", f"--window-size={width},2000", f"--user-data-dir={folder / 'profile'}"]
+    command = [BROWSER, "--headless", *FLAGS, *wanted, f"file://{folder / 'page.html'}"]
     return subprocess.run(command, capture_output=True, timeout=120, check=True).stdout.decode()
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the path")
+@in_browser
 @pytest.mark.parametrize(("clicks", "order"), [(1, ["0.78", "0.8", "0.9"]), (2, ["0.9", "0.8", "0.78"])])
 def test_a_click_sorts(clicks: int, order: list[str], tmp_path: Path) -> None:
     page = leaderboard_html(make_results({}, FOUND, {**FOUND, "detector": "other", "clean_correct": 90}))
@@ -308,8 +279,7 @@ def test_one_input_a_trial_gives_one_rate_and_one_column() -> None:
     assert "Successful trials" in several
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the path")
+@in_browser
 @pytest.mark.parametrize("width", [700, 1400])
 def test_nothing_of_the_table_is_cut_off(width: int, tmp_path: Path) -> None:
     """Every column is used; the script reports how far the widest row reaches beyond the page."""

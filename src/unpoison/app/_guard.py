@@ -17,7 +17,7 @@ import platform
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -107,8 +107,12 @@ class Guard:
 
     def _same_site(self, scope: Scope, headers: dict[str, str]) -> bool:
         host = headers.get("host", "")
-        name, _, port = host.rpartition(":")
-        if port != str(self.port) or not self._is_here(name.strip("[]").lower()):
+        try:
+            parts = urlsplit(f"//{host}")
+            name, port = parts.hostname or "", parts.port or 80  # which browsers leave out
+        except ValueError:
+            return False
+        if port != self.port or not self._is_here(name):
             return False
         origin = headers.get("origin")
         if origin is None:  # sent with every web socket and every request that is not a plain GET

@@ -30,7 +30,7 @@ class Map:
         self.work = work
         found = work.search_named(search)
         self.search = "" if found is None else found.name
-        self._loaded = work.features is not None
+        self._loaded = work.features.rows is not None
         work.lay_out()
         self._known = -1
         tag("h1", "Map of the training examples")
@@ -90,10 +90,10 @@ class Map:
         """Show what has changed: the map that was not ready, decisions."""
         if not self.work.can_ask:
             return
-        if not self._loaded and self.work.features is not None:
+        if not self._loaded and self.work.features.rows is not None:
             self._loaded = True
             self.canvas.run_method("load")
-        done, total = self.work.laid_out
+        done, total = self.work.features.progress
         waits = (
             "" if self._loaded or not self.work.can_ask else f"{done:,} of {total:,} examples are read ..."
         )

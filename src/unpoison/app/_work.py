@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unpoison import workflow
 from unpoison.app._case import Case
+from unpoison.app._features import Features
 from unpoison.app._inputs import InputSet, Upload, input_sets, read_upload
 from unpoison.app._jobs import Job, Jobs
 from unpoison.app._places import free, hashed_files, kept, short
 from unpoison.app._searches import Beside, Healed, Search, list_beside, read_healed, read_search
 from unpoison.app._shown import Named, Shown, picture_of, text_of
 from unpoison.data import Inputs, TrainingSet
-from unpoison.detectors import Findings, principal_plane
+from unpoison.detectors import Findings
 from unpoison.errors import InputError, UnpoisonError, one_line
 from unpoison.evaluation import Results
 from unpoison.report import (
@@ -40,9 +40,9 @@ from unpoison.report import (
 )
 
 LOG = "decisions.jsonl"
+_OF_THE_USERS_CODE = (UnpoisonError, RuntimeError, ValueError, TypeError)
+"""What networks, transforms and datasets that are not ours raise, besides what is refused before."""
 _SUFFIXES = {"list": "txt", "clean-list": "txt", "cyclonedx": "json", "markdown": "md"}
-_DIRECTIONS = 16
-"""In which features are kept, to find the nearest example by; the map has the first two."""
 
 
 @final
@@ -72,12 +72,10 @@ class Work:
         self.inputs = input_sets(case)
         self.answers: dict[str, Answers] = {}
         self.uploads: list[Upload] = []
-        self.features: Tensor | None = None
-        self.laid_out = (0, len(self.training_set))
+        self.features = Features(case, lambda: self.changed())
         self.trouble = ""
         self.version = secrets.token_hex(4)  # in addresses of images, so that no other case's are shown
         self._laying: asyncio.Task[None] | None = None
-        self._closed = False
         for folder in case.runs:
             self.add(folder)
         self._adopt()
@@ -109,7 +107,7 @@ class Work:
 
     async def close(self) -> None:
         """End what is done in the background."""
-        self._closed = True
+        self.features.closed = True
         await self.jobs.close()
 
     # --- what is known
@@ -184,7 +182,8 @@ class Work:
         column that is not there (yet).
         """
         if name == "plane":
-            return None if self.features is None else self.features[:, :2].contiguous().numpy().tobytes()
+            rows = self.features.rows
+            return None if rows is None else rows[:, :2].contiguous().numpy().tobytes()
         if name == "label":
             return self.labels.astype(np.uint16).tobytes()
         if name == "decision":
@@ -195,7 +194,7 @@ class Work:
     @property
     def can_compare(self) -> bool:
         """Whether the nearest examples are known."""
-        return isinstance(self.training_set, TrainingSet) or self.features is not None
+        return isinstance(self.training_set, TrainingSet) or self.features.rows is not None
 
     def nearest(self, index: int, search: str) -> tuple[int, str] | None:
         """The nearest example that is neither flagged nor blamed now, and by what it is nearest."""
@@ -205,9 +204,8 @@ class Work:
             excluded = excluded | found.data.is_flagged
         if isinstance(self.shown.examples, TrainingSet):
             nearest, by = nearest_example(self.shown.examples.images, index, excluded), "image"
-        elif self.features is not None:
-            nearest = nearest_example(self.features, index, excluded)
-            by = "gradient" if self.case.index is not None else "features of the model"
+        elif self.features.rows is not None:
+            nearest, by = nearest_example(self.features.rows, index, excluded), self.features.kind
         else:
             return None
         return None if nearest is None else (nearest, by)
@@ -318,12 +316,12 @@ class Work:
             place.write_bytes(content)
             found = await asyncio.to_thread(read_upload, self.case, place)
             self.decisions.note("upload", name=called, out=place.name)
-        except UnpoisonError as error:
-            place.unlink(missing_ok=True)
-            raise InputError(str(error).replace(str(place), called)) from None
         except OSError as error:
             place.unlink(missing_ok=True)
             raise InputError(f"{place}: cannot be written ({error.strerror})") from None
+        except _OF_THE_USERS_CODE as error:
+            place.unlink(missing_ok=True)
+            raise InputError(_told(error).replace(str(place), called)) from None
         self.uploads.append(found)
         self.changed()
         return found
@@ -396,34 +394,15 @@ class Work:
 
     async def _lay_out(self) -> None:
         with self._telling():
-            self.features = await asyncio.to_thread(self._features)
-
-    def _features(self) -> Tensor:
-        """Float32[n k]: what the map is made of."""
-        if self.case.index is not None:
-            found = self.case.index.principal_plane(_DIRECTIONS)
-            if len(found) != len(self.training_set):
-                raise InputError(f"{self.case.index.directory}: is of another training set")
-            return found
-        examples, model = self.case.training_set, self.case.model
-        assert model is not None
-        assert not isinstance(examples, Named)
-
-        def told(stage: str, done: int, total: int, /, **metrics: float) -> None:
-            if self._closed:
-                raise InputError("stopped")
-            self.laid_out = (done, total)
-            self.changed()
-
-        return principal_plane(workflow.network_of(model), examples, directions=_DIRECTIONS, progress=told)
+            await asyncio.to_thread(self.features.read)
 
     @contextlib.contextmanager
     def _telling(self) -> Any:
         """What goes wrong in the background is shown, and does not end the server."""
         try:
             yield
-        except (UnpoisonError, RuntimeError, ValueError, TypeError, OSError) as error:
-            self.trouble = str(error) if isinstance(error, UnpoisonError) else one_line(error)
+        except (*_OF_THE_USERS_CODE, OSError) as error:
+            self.trouble = _told(error)
         self.changed()
 
     def _free(self, what: str, suffix: str = "") -> Path:
@@ -464,3 +443,8 @@ class Work:
             for one in self.inputs:
                 healed.answers[one.kind] = await asyncio.to_thread(self._answers, healed.model, one)
         self.changed()
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, on one line."""
+    return str(error) if isinstance(error, UnpoisonError) else one_line(error)

@@ -163,8 +163,9 @@ class WandB:
             raise InputError("WandB: no run is active; call wandb.init, or give its run")
 
     def parameters(self, values: Mapping[str, Parameter]) -> None:
-        """Into the configuration, under `unpoison`."""
-        self.run.config.update({"unpoison": dict(values)}, allow_val_change=True)
+        """Into the configuration, under `unpoison`, beside those of earlier runs."""
+        known = dict(self.run.config).get("unpoison", {})
+        self.run.config.update({"unpoison": {**known, **values}}, allow_val_change=True)
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Into the summary, as `unpoison/NAME`; they are no step of a training."""
