@@ -16,11 +16,13 @@ Ours; the stages in standard terms:
                preconditioned gradients (`_seed_expansion`). Clean-label poison hardly shares a gradient
                direction. So, unless the members are separated from the other examples of their label, the
                artifact mixture is fitted as well to 8-bit images (`artifact_mixture`, with the same seeds);
-               it decides where more than a quarter of the examples that it finds are no members.
+               it decides where more than a quarter of the examples that it finds are no members. Where no
+               poison is found, it orders the examples, and flags none.
 5. cause       what kind of cause the responsible examples speak for, poison or not (`_cause`).
 
-`scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label: of the
-excess where nothing is found, else of what decided stage 4. Examples with other labels come last.
+`scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label: of what
+decided stage 4, and where nothing is found of the log-odds of the artifact mixture, or else of the excess.
+Examples with other labels come last.
 
 Cost: two passes over the training set for the factors and, where the queries of a label fit into 1 GiB, one
 for the calibration, all kept in it; then two passes over the examples with the answered label, a forward pass
@@ -322,9 +324,9 @@ class Calibrated(Detector):
         columns = torch.stack([excess, before, before - collapse])
         findings = self._findings(search, null, rows, columns, p_value=p_value, shared=shared)
         ranking = excess.argsort(descending=True, stable=True)
+        seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
         kind: Kind | None = None
         if p_value <= self.false_alarm_level + 1e-9:
-            seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
             expanded, of_kind, apart = self._expanded(search, findings, examples, rows, seeds, excess)
             if own or apart:
                 findings, kind = expanded, of_kind
@@ -334,6 +336,7 @@ class Calibrated(Detector):
         if findings.poison_found:
             members = torch.searchsorted(rows, findings.flagged)
         else:
+            findings = self._ordered(search, findings, examples, rows, seeds, excess)
             members = ranking[: int((excess > _RESPONSIBLE).sum())][:64]
         groups = None if calibration.groups is None else calibration.groups[rows]
         cause = cause_of(
@@ -431,18 +434,7 @@ class Calibrated(Detector):
             **findings.evidence,
             "seed_similarity": _spread_out(expansion.scores, rows, total, 0.0),
         }
-        log_odds = None
-        if not expansion.separated and isinstance(examples, TrainingSet):
-            log_odds = artifact_mixture(
-                search.model,
-                examples,
-                seeds,
-                torch.ones(len(rows), dtype=torch.bool),
-                excess,
-                batch_size=self.batch_size,
-                progress=search.progress,
-            )
-            search.lap("artifact features")
+        log_odds = None if expansion.separated else self._artifacts(search, examples, seeds, excess)
         if log_odds is not None:
             evidence["artifact_log_odds"] = _spread_out(log_odds, rows, total, 0.0)
         selection = select(expansion, log_odds, excess, seeds)
@@ -463,6 +455,44 @@ class Calibrated(Detector):
             evidence=evidence,
         )
         return updated, selection.kind, expansion.separated or selection.kind == "optimised images"
+
+    def _ordered(
+        self,
+        search: Search,
+        findings: Findings,
+        examples: Examples,
+        rows: Tensor,
+        seeds: Tensor,
+        excess: Tensor,
+    ) -> Findings:
+        """Findings in which nothing is found, in the order of the artifact mixture where there is one."""
+        log_odds = self._artifacts(search, examples, seeds, excess)
+        if log_odds is None:
+            return findings
+        centre, unit = robust_units(log_odds)
+        total = len(search.training_set)
+        artifacts = _spread_out(log_odds, rows, total, 0.0)
+        return replace(
+            findings,
+            scores=_spread_out((log_odds - centre) / unit, rows, total),
+            evidence={**findings.evidence, "artifact_log_odds": artifacts},
+        )
+
+    def _artifacts(self, search: Search, examples: Examples, seeds: Tensor, excess: Tensor) -> Tensor | None:
+        """Float64[k]: the log-odds of the artifact mixture, where examples are 8-bit images that show one."""
+        if not isinstance(examples, TrainingSet):
+            return None
+        log_odds = artifact_mixture(
+            search.model,
+            examples,
+            seeds,
+            torch.ones(len(examples), dtype=torch.bool),
+            excess,
+            batch_size=self.batch_size,
+            progress=search.progress,
+        )
+        search.lap("artifact features")
+        return log_odds
 
 
 @final
