@@ -58,7 +58,6 @@ from unpoison.detectors._calibration import (
     in_label,
     input_digests,
     key_of,
-    labelled_examples,
     queries_of_a_label,
     shuffled,
 )
@@ -288,7 +287,7 @@ class Calibrated(Detector):
 
     def _calibrated(self, search: Search, groups: Groups | None) -> Calibration:
         """Stage 2. What can be wrong is found before the first pass."""
-        source, (key, numbers) = labelled_examples(search), key_of(search, groups)
+        source, (key, numbers) = search.clean, key_of(search, groups)
         inputs = chosen_inputs(search, source, self.false_alarm_level)
         return calibrate(search, source, inputs, key, numbers)
 
@@ -372,7 +371,7 @@ class Calibrated(Detector):
         An input that is not given a label is asked about it otherwise than an error about its own answer:
         that label is mostly far less likely.
         """
-        source = labelled_examples(search)
+        source = search.clean
         answers, own = answers_to(search.model, source).argmax(1), source.labels.cpu()
         places = ((answers != search.answer) & (own != search.answer)).nonzero()[:, 0]
         places = shuffled(places, generator(search.seed, "inputs with other answers"))
