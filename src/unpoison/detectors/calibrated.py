@@ -17,16 +17,15 @@ Ours; the stages in standard terms:
                direction. So, unless the members are separated from the other examples of their label, the
                artifact mixture is fitted as well to 8-bit images (`artifact_mixture`, with the same seeds);
                it decides where more than a quarter of the examples that it finds are no members. Where no
-               poison is found, it orders the examples, and flags none.
+               poison is found, this orders the examples, and flags none.
 5. cause       what kind of cause the responsible examples speak for, poison or not (`_cause`).
 
-`scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label: of what
-decided stage 4, and where nothing is found of the log-odds of the artifact mixture, or else of the excess.
-Examples with other labels come last.
+`scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label, of what
+decided stage 4. Examples with other labels come last.
 
 Cost: two passes over the training set for the factors and, where the queries of a label fit into 1 GiB, one
 for the calibration, all kept in it; then two passes over the examples with the answered label, a forward pass
-of them for the cause, and three for artifact features.
+of them for the cause, and three for artifact features where the members are not separated.
 Memory: at most 1 GiB of queries (8 of them where that is more), beside what `unpoison.influence`
 states. Limits: the poison bears the label that it causes; one cause for the flagged share; a poison that made
 a few training examples decisive cannot be told from an ordinary hard example. The level is that of an error
@@ -315,7 +314,8 @@ class Calibrated(Detector):
                 null += ", of the training set, which the level hardly fits"
             if len(others) < self.calibration_errors:
                 null += f" (the level takes {self.calibration_errors}, so nothing can be found)"
-        if search.index is not None and search.refine and p_value <= self.false_alarm_level + 1e-9:
+        found = p_value <= self.false_alarm_level + 1e-9
+        if search.index is not None and search.refine and found:
             some = excess.topk(min(search.refine, len(rows))).indices
             collapse[some], before[some] = self._collapses(search, rows[some], exact=True)
             excess, search.refined = calibration.excess(collapse, rows), len(some)
@@ -324,18 +324,15 @@ class Calibrated(Detector):
         findings = self._findings(search, null, rows, columns, p_value=p_value, shared=shared)
         ranking = excess.argsort(descending=True, stable=True)
         seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
-        kind: Kind | None = None
-        if p_value <= self.false_alarm_level + 1e-9:
-            expanded, of_kind, apart = self._expanded(search, findings, examples, rows, seeds, excess)
-            if own or apart:
-                findings, kind = expanded, of_kind
-            else:
-                said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
-                findings = replace(findings, summary=said)
-        if findings.poison_found:
+        expanded, kind, apart = self._expanded(search, findings, examples, rows, seeds, excess, exact=found)
+        if found and not (own or apart):
+            said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
+            findings, found = replace(findings, summary=said), False
+        if found:
+            findings = expanded
             members = torch.searchsorted(rows, findings.flagged)
         else:
-            findings = self._ordered(search, findings, examples, rows, seeds, excess)
+            findings = replace(findings, scores=expanded.scores, evidence=expanded.evidence)
             members = ranking[: int((excess > _RESPONSIBLE).sum())][:64]
         groups = None if calibration.groups is None else calibration.groups[rows]
         cause = cause_of(
@@ -343,7 +340,7 @@ class Calibrated(Detector):
             alike_among(examples, members, calibration.spacings[rows], groups),
             answers_to(search.model, examples),
             search.answer,
-            found=kind,
+            found=kind if found else None,
         )
         search.lap("cause")
         told = [findings.summary, cause.describe(findings.class_names)]
@@ -423,10 +420,12 @@ class Calibrated(Detector):
         rows: Tensor,
         seeds: Tensor,
         excess: Tensor,
+        *,
+        exact: bool,
     ) -> tuple[Findings, Kind, bool]:
         """Stage 4: all examples that resemble the seeds, places among the `rows`, and whether these are a
         group of their own."""
-        expansion = expand_seeds(search, seeds, examples, rows)
+        expansion = expand_seeds(search, seeds, examples, rows, exact=exact)
         search.lap("seed expansion")
         total = len(search.training_set)
         evidence = {
@@ -454,28 +453,6 @@ class Calibrated(Detector):
             evidence=evidence,
         )
         return updated, selection.kind, expansion.separated or selection.kind == "optimised images"
-
-    def _ordered(
-        self,
-        search: Search,
-        findings: Findings,
-        examples: Examples,
-        rows: Tensor,
-        seeds: Tensor,
-        excess: Tensor,
-    ) -> Findings:
-        """Findings in which nothing is found, in the order of the artifact mixture where there is one."""
-        log_odds = self._artifacts(search, examples, seeds, excess)
-        if log_odds is None:
-            return findings
-        centre, unit = robust_units(log_odds)
-        total = len(search.training_set)
-        artifacts = _spread_out(log_odds, rows, total, 0.0)
-        return replace(
-            findings,
-            scores=_spread_out((log_odds - centre) / unit, rows, total),
-            evidence={**findings.evidence, "artifact_log_odds": artifacts},
-        )
 
     def _artifacts(self, search: Search, examples: Examples, seeds: Tensor, excess: Tensor) -> Tensor | None:
         """Float64[k]: the log-odds of the artifact mixture, where examples are 8-bit images that show one."""
