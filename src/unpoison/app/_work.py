@@ -42,7 +42,7 @@ from unpoison.report import (
 LOG = "decisions.jsonl"
 _OF_THE_USERS_CODE = (UnpoisonError, RuntimeError, ValueError, TypeError)
 """What networks, transforms and datasets that are not ours raise, besides what is refused before."""
-_SUFFIXES = {"list": "txt", "clean-list": "txt", "cyclonedx": "json", "markdown": "md"}
+_SUFFIXES = {"list": "txt", "unflagged-list": "txt", "cyclonedx": "json", "markdown": "md"}
 
 
 @final
