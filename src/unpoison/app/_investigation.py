@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from nicegui import background_tasks, ui
 
+from unpoison.app._content import can_compare, is_pictured, nearest_to
 from unpoison.app._elements import (
     Sight,
     address,
@@ -175,7 +176,7 @@ class Investigation:
                 self.example = Sight(self.work, "train", id="example")
                 self.caption = tag("figcaption")
             self.difference: Sight | None = None
-            if data.observation is not None and self.work.is_pictured("train"):
+            if data.observation is not None and is_pictured(self.work, "train"):
                 with tag("figure"):
                     self.difference = Sight(self.work, "difference", search.name)
                     tag("figcaption", "Suspect minus training example; grey is no difference")
@@ -296,11 +297,11 @@ class Investigation:
         await asyncio.sleep(_SETTLED)
         if index != self._compared:
             return  # gone through quickly
-        found = await asyncio.to_thread(self.work.nearest, index, search.name)
+        found = await asyncio.to_thread(nearest_to, self.work, index, search.name)
         if index != self._compared:
             return
         if found is None:
-            waits = self.work.can_ask and not self.work.can_compare
+            waits = self.work.can_ask and not can_compare(self.work)
             told = "The nearest example is known when the map has been made"
             set_text(self.nearest_caption, told if waits else "No other example to compare with")
             return

@@ -14,9 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from unpoison.app._case import Case
 from unpoison.app._features import Features
@@ -24,8 +22,8 @@ from unpoison.app._inputs import InputSet, Upload, input_sets, read_upload
 from unpoison.app._jobs import Job, Jobs
 from unpoison.app._places import free, hashed_files, kept, short
 from unpoison.app._searches import Beside, Healed, Search, list_beside, read_healed, read_search
-from unpoison.app._shown import Named, Shown, picture_of, text_of
-from unpoison.data import Inputs, TrainingSet
+from unpoison.app._shown import Named, Shown
+from unpoison.data import TrainingSet
 from unpoison.detectors import Findings
 from unpoison.errors import InputError, UnpoisonError, one_line
 from unpoison.evaluation import Results
@@ -34,8 +32,6 @@ from unpoison.report import (
     Decisions,
     Verdict,
     decided_findings,
-    difference_image,
-    nearest_example,
     plain,
 )
 
@@ -138,77 +134,6 @@ class Work:
         """The search of that name, or else the last one."""
         found = next((one for one in self.searches if one.name == name), None)
         return found or (self.searches[-1] if self.searches else None)
-
-    def is_pictured(self, kind: str) -> bool:
-        """Whether examples of a kind are pictures; their texts are shown where they are not."""
-        given = self.input_set(kind)
-        return (self.shown if given is None else given.shown).kind == "picture" or kind == "upload"
-
-    def picture(self, kind: str, number: int, search: str = "") -> Tensor | None:
-        """UInt8[c h w]: a training image, an input, a suspect, or a suspect minus a training image.
-
-        Raises:
-            InputError: it cannot be read any more.
-        """
-        if kind == "train":
-            return self.shown.picture(number)
-        if kind == "upload":
-            return picture_of(self.uploads[number].inputs) if 0 <= number < len(self.uploads) else None
-        if kind in ("suspect", "difference"):
-            suspect = self._suspect(search)
-            if kind == "suspect" or suspect is None:
-                return None if suspect is None else picture_of(suspect)
-            other = self.shown.inputs(number)
-            both = isinstance(suspect, Tensor) and isinstance(other, Tensor) and suspect.ndim == 4
-            return difference_image(suspect[0], other[0]) if both else None  # type: ignore[index]
-        given = self.input_set(kind)
-        return None if given is None else given.shown.picture(number)
-
-    def text(self, kind: str, number: int, search: str = "") -> str:
-        """What is shown of an example that is no picture; why, where it cannot be read."""
-        try:
-            if kind == "suspect":
-                suspect = self._suspect(search)
-                return "" if suspect is None else text_of(suspect, self.case.words)
-            given = self.input_set(kind)
-            return (self.shown if given is None else given.shown).text(number)
-        except InputError as error:
-            return str(error)
-
-    def column(self, name: str, search: str = "") -> bytes | None:
-        """A column of the map, as bytes.
-
-        "plane" is Float32[n 2], "label" UInt16[n], "score" Float32[n] and "decision" UInt8[n]; None for a
-        column that is not there (yet).
-        """
-        if name == "plane":
-            rows = self.features.rows
-            return None if rows is None else rows[:, :2].contiguous().numpy().tobytes()
-        if name == "label":
-            return self.labels.astype(np.uint16).tobytes()
-        if name == "decision":
-            return self.decisions.codes.tobytes()
-        found = self.search_named(search) if name == "score" else None
-        return None if found is None else found.data.scores.astype(np.float32).tobytes()
-
-    @property
-    def can_compare(self) -> bool:
-        """Whether the nearest examples are known."""
-        return isinstance(self.training_set, TrainingSet) or self.features.rows is not None
-
-    def nearest(self, index: int, search: str) -> tuple[int, str] | None:
-        """The nearest example that is neither flagged nor blamed now, and by what it is nearest."""
-        excluded = self.decisions.codes == 1
-        found = self.search_named(search)
-        if found is not None:
-            excluded = excluded | found.data.is_flagged
-        if isinstance(self.shown.examples, TrainingSet):
-            nearest, by = nearest_example(self.shown.examples.images, index, excluded), "image"
-        elif self.features.rows is not None:
-            nearest, by = nearest_example(self.features.rows, index, excluded), self.features.kind
-        else:
-            return None
-        return None if nearest is None else (nearest, by)
 
     # --- what is decided and done
 
@@ -374,18 +299,6 @@ class Work:
     def _check_can_ask(self) -> None:
         if not self.can_ask:
             raise InputError("the model and its data are not known; give unpoison app --model and --data")
-
-    def _suspect(self, search: str) -> Inputs | None:
-        """The first of the inputs that were traced, with a first dimension of 1."""
-        found = self.search_named(search)
-        seen = None if found is None else found.findings.observation
-        if seen is None or not len(seen):
-            return None
-        return (
-            seen.inputs[:1]
-            if isinstance(seen.inputs, Tensor)
-            else {name: part[:1] for name, part in seen.inputs.items()}
-        )
 
     def _answers(self, model: Any, given: InputSet) -> Answers:
         examples = given.shown.examples
