@@ -52,6 +52,8 @@ _FORMS = (
     ("csv", "csv"),
     ("json", "json"),
     ("list", "list of names"),
+    ("unflagged-list", "list of all others"),
+    ("folder", "folder of links"),
     ("parquet", "parquet"),
     ("sarif", "SARIF"),
     ("cyclonedx", "CycloneDX"),
@@ -147,7 +149,7 @@ class Investigation:
                 ("Cause", data.cause.kind.capitalize(), f"{data.cause.examples:,} examples stand out")
             )
         cut = number(data.threshold) if np.isfinite(data.threshold) else "none"
-        shown.append(("Threshold of the score", cut, plain(data.threshold_how, limit=90)))
+        shown.append(("Threshold of the score", cut, plain(data.threshold_how, limit=200)))
         if data.precision is not None and data.recall is not None:
             shown.append(
                 (
@@ -208,7 +210,8 @@ class Investigation:
                     lambda value: setattr(self, "unlearner", value),
                 )
                 self.heal = button("Heal without the blamed", self._heal, key="h")
-                select("Quarantine as", _FORMS, self.form, lambda value: setattr(self, "form", value))
+                forms = [one for one in _FORMS if one[0] != "folder" or self.work.can_link]
+                select("Quarantine as", forms, self.form, lambda value: setattr(self, "form", value))
                 self.export = button("Export the blamed", self._export, key="e")
                 if search.is_run:
                     button("Write the report", lambda: self.work.report(search), key="r")
@@ -324,7 +327,9 @@ class Investigation:
             for job in reversed(jobs):
                 with tag("li"):
                     tag("span", f"{job.title}: {job.state}. ")
-                    if job.state == "done" and job.is_file:
+                    if job.state == "done" and job.writes == "folder":
+                        tag("span", f"{job.out}")
+                    elif job.state == "done" and job.writes == "file":
                         tag(
                             "a",
                             f"{job.out}",

@@ -181,7 +181,9 @@ def _add_endpoints(application: FastAPI, work: Work) -> None:
     @application.get("/file/{name}")
     def file(name: str) -> Response:
         """What a job wrote as a file, or the log of decisions."""
-        written = {job.out.name: job.out for job in work.jobs.all if job.state == "done" and job.is_file}
+        written = {
+            job.out.name: job.out for job in work.jobs.all if job.state == "done" and job.writes == "file"
+        }
         place = {**written, work.decisions.path.name: work.decisions.path}.get(name)
         if place is None or not place.is_file():
             return Response(status_code=404)

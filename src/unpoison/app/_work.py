@@ -11,6 +11,8 @@ import contextlib
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -38,7 +40,7 @@ from unpoison.report import (
 LOG = "decisions.jsonl"
 _OF_THE_USERS_CODE = (UnpoisonError, RuntimeError, ValueError, TypeError)
 """What networks, transforms and datasets that are not ours raise, besides what is refused before."""
-_SUFFIXES = {"list": "txt", "unflagged-list": "txt", "cyclonedx": "json", "markdown": "md"}
+_SUFFIXES = {"list": "txt", "unflagged-list": "txt", "cyclonedx": "json", "markdown": "md", "folder": ""}
 
 
 @final
@@ -81,6 +83,12 @@ class Work:
         """Whether there is a model to ask, trace and heal."""
         return self.case.model is not None and not isinstance(self.training_set, Named)
 
+    @property
+    def can_link(self) -> bool:
+        """Whether the training set is a folder of files, of which a folder of links can be made."""
+        files = dict(pairwise(self.case.options)).get("--data")
+        return self.training_set.ids is not None and files is not None and Path(files).is_dir()
+
     async def prepare(self) -> None:
         """Ask the model about the test inputs and lay out the map, in the background."""
         if not self.can_ask:
@@ -90,7 +98,8 @@ class Work:
                 self.answers[one.kind] = await asyncio.to_thread(self._answers, self.case.model, one)
         for path in sorted(self.case.out.glob("suspects/*")):
             with self._telling():
-                self.uploads.append(await asyncio.to_thread(read_upload, self.case, path))
+                found = await asyncio.to_thread(read_upload, self.case, path)
+                self.uploads.append(replace(found, label=self._labelled(path)))
         with self._telling():
             await self._ask_healed()
         if self.case.index is not None or isinstance(self.training_set, TrainingSet):
@@ -175,6 +184,8 @@ class Work:
         self._check_can_ask()
         out = self._reserved("trace")
         words = ["trace", *self.case.options, "--suspect", suspect, "--method", method]
+        true = next((one.label for one in self.uploads if str(one.path) == suspect), None)
+        words += [] if true is None else ["--true", self._class_word(true)]
         words += [*self.case.tracing(method), "--out", str(out)]
         self.decisions.note("trace", suspect=suspect, method=method, out=out.name)
         return self.jobs.start(f"Trace of {short(suspect)}", words, out, suspect)
@@ -201,7 +212,8 @@ class Work:
             InputError: none is.
         """
         findings = self.decided(search)
-        out = self._free("quarantine", f".{_SUFFIXES.get(form, form)}")
+        suffix = _SUFFIXES.get(form, form)
+        out = self._free("quarantine", suffix and f".{suffix}")
         place = self.case.out / f"decided-{out.stem}"
         findings.save(place)
         self.decisions.note("export", form=form, examples=len(findings.flagged), out=out.name)
@@ -250,6 +262,15 @@ class Work:
         self.uploads.append(found)
         self.changed()
         return found
+
+    def label_upload(self, number: int, label: int | None) -> None:
+        """Say which class an uploaded image is of; None where that is not known."""
+        given = self.uploads[number]
+        if label is not None and not 0 <= label < len(self.names):
+            raise InputError(f"there is no class {label}")
+        self.decisions.note("true class", out=given.path.name, label=label)
+        self.uploads[number] = replace(given, label=label)
+        self.changed()
 
     def add(self, folder: Path) -> None:
         """Take in the findings and the healed model of a run directory, whichever it has.
@@ -300,6 +321,21 @@ class Work:
         if not self.can_ask:
             raise InputError("the model and its data are not known; give unpoison app --model and --data")
 
+    def _labelled(self, upload: Path) -> int | None:
+        """The class of an uploaded image, as the log has it."""
+        said = [
+            entry.facts.get("label")
+            for entry in self.decisions.audit
+            if entry.do == "note" and entry.what == "true class" and entry.facts.get("out") == upload.name
+        ]
+        label = said[-1] if said else None
+        return label if isinstance(label, int) and 0 <= label < len(self.names) else None
+
+    def _class_word(self, label: int) -> str:
+        """A class on a command line: its number, but where that is the name of another one."""
+        word = f"{label}"
+        return word if word not in self.names or self.names[label] == word else self.names[label]
+
     def _answers(self, model: Any, given: InputSet) -> Answers:
         examples = given.shown.examples
         assert not isinstance(examples, Named)
@@ -338,7 +374,7 @@ class Work:
         with contextlib.suppress(OSError):
             job.out.rmdir()  # the place of a job that left nothing
         with self._telling():
-            if job.state == "done" and not job.is_file:
+            if job.state == "done" and job.writes == "run":
                 try:
                     self.add(job.out)
                 except UnpoisonError as error:
