@@ -241,6 +241,49 @@ def test_an_upload_is_answered_or_refused_in_one_line(here: Path, opened: Open) 
     again = opened("begun", *words_of(IMAGES))
     asyncio.run(again.prepare())
     assert [one.path for one in again.uploads] == [found.path]
+    # What class it is, is said afterwards, kept, and given to a trace.
+    assert again.uploads[0].label is None
+    with pytest.raises(InputError, match="no class 3"):
+        again.label_upload(0, 3)
+    again.label_upload(0, 2)
+    again.label_upload(0, 1)
+    later = opened("begun", *words_of(IMAGES))
+    later.decisions.note("true class", out="suspect-1.png", label="of a forged line")
+    assert later._labelled(found.path) is None
+    later.decisions.note("true class", out="suspect-1.png", label=1)
+    asyncio.run(later.prepare())
+    assert later.uploads[0].label == 1
+    job = started(later, lambda: later.trace(str(found.path), "calibrated"))
+    asked = parse(list(job.words))
+    assert isinstance(asked, Trace)
+    assert (asked.tracing.true, asked.tracing.suspect) == ("1", (str(found.path),))
+
+
+def started(work: Work, start: Callable[[], Job]) -> Job:
+    """A job that is cancelled before it begins."""
+
+    async def begin() -> Job:
+        job = start()
+        work.jobs.cancel(job)
+        await work.jobs.close()
+        return job
+
+    return asyncio.run(begin())
+
+
+def test_a_folder_of_links_and_the_rest_are_exported(here: Path, opened: Open) -> None:
+    work = opened("begun", *words_of(IMAGES))
+    assert work.can_link
+    work.decide([3, 5], "blame")
+    places = {}
+    for form in ("folder", "unflagged-list"):
+        job = started(work, lambda form=form: work.export(form))
+        places[form] = job.out
+        assert (job.writes, job.out.suffix) == (("folder", "") if form == "folder" else ("file", ".txt"))
+        assert main(list(job.words)) == 0
+    linked = sorted(str(one.relative_to(places["folder"])) for one in places["folder"].rglob("*.png"))
+    assert linked == [work.name_of(3), work.name_of(5)]
+    assert len(places["unflagged-list"].read_text().splitlines()) == 22
 
 
 def test_texts_are_shown_as_texts(here: Path, opened: Open) -> None:
