@@ -130,4 +130,5 @@ def reached_by_tabulator(window: Any) -> tuple[list[str], list[str]]:
             unseen.append(names[at])
         if not missing:
             break
+    window.evaluate("() => document.activeElement.blur()")
     return [*missing.values(), *stray], unseen

@@ -31,6 +31,7 @@ from legible import FAINT_TEXT, POINTS, SHAPES, reached_by_tabulator
 from legible import MARKS as MARK_CONTRASTS
 from trials import TRIAL
 from unpoison.cli import main
+from unpoison.detectors import Findings
 from unpoison.evaluation import Results
 from unpoison.evaluation._results import _KEYED
 
@@ -223,6 +224,8 @@ def test_from_a_wrong_answer_to_the_healed_model_by_the_keyboard(story: Story) -
     second.sees("#counts", "Blamed 2, cleared 1, unsure 0, undecided 177")
     page.press("p", "p", "n")
     page.sees("#current", "^4 of 180: ")
+    fourth = int(Findings.load(story.out / "trace-1" / "findings").flagged[3])
+    page.window.wait_for_url(f"**&example={fourth}")
     page.window.reload()
     page.connected()
     page.sees("#current", "^4 of 180: ")
@@ -248,6 +251,9 @@ def test_from_a_wrong_answer_to_the_healed_model_by_the_keyboard(story: Story) -
     page.view("6", "Log")
     page.sees("#content", "unpoison heal --model")
     page.sees("#content", "blame: ")
+    for name in ("decisions.jsonl", "quarantine-1.csv"):  # what she takes away
+        kept = page.window.evaluate("(name) => fetch(`/file/${name}`).then((answer) => answer.text())", name)
+        assert kept == (story.out / name).read_bytes().decode()
     second.window.close()
     assert not page.errors + second.errors
 
