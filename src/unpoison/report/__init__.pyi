@@ -30,6 +30,6 @@ from ._svg import hatch as hatch
 from ._svg import number as number
 from ._svg import plain as plain
 from ._table import Table as Table
-from ._table import leaderboard_latex as leaderboard_latex
-from ._table import leaderboard_markdown as leaderboard_markdown
 from ._table import table_of as table_of
+from ._table_text import leaderboard_latex as leaderboard_latex
+from ._table_text import leaderboard_markdown as leaderboard_markdown
