@@ -9,6 +9,7 @@ from ._decisions import VERDICTS as VERDICTS
 from ._decisions import Decisions as Decisions
 from ._decisions import Entry as Entry
 from ._decisions import Verdict as Verdict
+from ._export import text_of_cell as text_of_cell
 from ._export import write_findings as write_findings
 from ._figures import outcome_bars as outcome_bars
 from ._figures import percent as percent
