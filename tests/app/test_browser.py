@@ -116,7 +116,7 @@ class Page:
                 return
         raise AssertionError(f"the tabulator does not reach {selector}")
 
-    def sees(self, selector: str, text: str, timeout: float = 30) -> None:
+    def sees(self, selector: str, text: str, timeout: float = 120) -> None:
         playwright.expect(self.window.locator(selector)).to_contain_text(
             re.compile(text), timeout=1000 * timeout
         )
