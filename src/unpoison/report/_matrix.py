@@ -152,7 +152,7 @@ def matrices(lines: Sequence[Line]) -> Iterator[Matrix]:
         for line in lines:
             value = quantity.value(line)
             if value is not None:
-                cells.setdefault(_name(line), {})[attack_name(line)] = value, line.n
+                cells.setdefault(method_name(line), {})[attack_name(line)] = value, line.n
         if len(cells) < 2 or max(map(len, cells.values())) < 3:
             continue
         trials = [count for row in cells.values() for _, count in row.values()]
@@ -163,16 +163,6 @@ def matrices(lines: Sequence[Line]) -> Iterator[Matrix]:
         yield Matrix(
             quantity.title, quantity.meaning, shown, rows, quantity.share, (min(trials), max(trials))
         )
-
-
-def _name(line: Line) -> str:
-    """With the control, where two lines of a method differ in it alone."""
-    found = method_name(line)
-    return (
-        found
-        if line.control in ("", "no attack", "no defense", "perfect filter")
-        else (f"{found} ({line.control})")
-    )
 
 
 def _short(attacks: Sequence[str]) -> tuple[str, ...]:

@@ -159,11 +159,15 @@ def _training(line: Line, undefended: float | None) -> Cell:
 
 
 def method_name(line: Line) -> str:
-    """The defense, or the detector and the unlearner, or the control."""
+    """The defense, or the detector and the unlearner, or the control; the unlearner with what it was told."""
     if line.control in ("no attack", "no defense"):
         return line.control
     if line.defense != "none":
         return line.defense
+    if line.control.endswith(" found"):
+        return f"{line.unlearner}, {line.control}"
+    if line.detector == "none":
+        return line.unlearner
     detector = line.detector if line.control != "perfect filter" else "perfect filter"
     return detector if line.unlearner == "none" else f"{detector} → {line.unlearner}"
 
