@@ -88,6 +88,7 @@ def point(network: str, images: int, memory: str) -> dict[str, Any]:
             model,
             train,
             factors=factors,
+            numbers=images,  # few gradients of large networks would be kept whole
             batch_size=batch,
             shard_examples=batch,
             progress=told,
@@ -132,17 +133,13 @@ def stood_in_for(computed: int) -> Iterator[None]:
     def batch(self: Sketcher, given: Batch, count: int) -> Sketches:
         done = seen.setdefault(id(self), 0)
         seen[id(self)] += count
-        rows = torch.randn(count, self.dimensions)
-        lengths, values = rows.norm(dim=1).double(), torch.zeros(count)
-        if done >= computed:
-            return Sketches(rows, lengths, lengths, values)
-        del rows  # a batch of all takes more: pieces of it, one after the other
-        own = min(count, computed - done)
-        found = known(self, tuple(part[:own] for part in given), own)
-        rows = torch.randn(count, self.dimensions)
-        rows[:own] = found.rows
+        own = min(count, max(0, computed - done))
+        rows = torch.zeros(count, self.dimensions)
+        if own:
+            rows[:own] = known(self, tuple(part[:own] for part in given), own).rows
+        rows[own:].normal_()
         lengths = rows.norm(dim=1).double()
-        return Sketches(rows, lengths, lengths, values)
+        return Sketches(rows, lengths, lengths, torch.zeros(count))
 
     with patch.object(Sketcher, "batch", batch):
         yield
