@@ -134,6 +134,7 @@ class InfluenceIndex:
         self._spans, missing = self._files.missing(self._record)
         self._spaces: dict[torch.device, Space] = {}
         self._sound: set[Span] = set()
+        self._columns: dict[Span, dict[str, Tensor]] = {}
         if missing:
             raise InputError(
                 f"{path}: unfinished, {len(missing)} of {len(self._spans)} shards are missing; give "
@@ -594,16 +595,19 @@ class InfluenceIndex:
             return
         rows = self._indices(rows.cpu())
         owners = torch.bucketize(rows, torch.tensor([one.stop for one in self._spans]), right=True)
-        for owner in sorted(set(owners.tolist())):
-            span, places = self._spans[owner], (owners == owner).nonzero()[:, 0]
-            yield span, places, rows[places] - span.start
+        order, counts = owners.argsort(stable=True), torch.bincount(owners, minlength=len(self._spans))
+        for span, places in zip(self._spans, torch.split(order, counts.tolist()), strict=True):
+            if len(places):
+                yield span, places, rows[places] - span.start
 
     def _shard(self, span: Span, *names: str) -> dict[str, Tensor]:
-        """Tensors of a shard, all of whose content is checked once."""
+        """Tensors of a shard, all of whose content is checked once, when what is one number a row is kept."""
         path = self._files.shard(span)
-        if span not in self._sound:
-            tensors, made_of, _ = read_tensors(path)
+        if not self._columns.get(span):
+            tensors, made_of, _ = read_tensors(path, check=span not in self._sound)
             if made_of != self._record["basis"] or len(tensors["labels"]) != span.stop - span.start:
                 raise InputError(f"{path}: of another index; unpoison index makes it anew")
             self._sound.add(span)
-        return read_tensors(path, *names, check=False)[0]
+            self._columns[span] = {name: part.clone() for name, part in tensors.items() if part.dim() == 1}
+        known = self._columns[span]
+        return known if known.keys() >= set(names) else read_tensors(path, *names, check=False)[0]

@@ -101,7 +101,7 @@ class Space:
         parts = [self._leading.new_zeros(0, self._residual)]
         for some in torch.split(rows, _AT_A_TIME):
             ordered = some.index_select(1, self._places).to(self._leading).mul_(self._signs)
-            parts.append(ordered.view(len(some), -1, self._residual).sum(1))
+            parts.append(ordered.view(len(some), -(-self.width // self._residual), self._residual).sum(1))
         return torch.cat(parts)
 
 
