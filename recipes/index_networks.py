@@ -12,7 +12,8 @@ the rows of the index; and of all of it, with factors of all images and with bot
 With `--of`, memory alone is measured, as for a set of so many images: factors are fitted to `--images` of
 them, and of what is sketched in each stage and shard the first `--images` gradients are computed and the
 others random numbers of the same shape, so that the basis, its products and the rows have their full size.
-A trace then has two exact queries and the exact scores of one batch as well.
+In place of eigenvectors, which take minutes but less memory than what follows, there are unit vectors. A
+trace then has two exact queries and the exact scores of `--images` as well.
 
 Goes into benchmarks/results/index_networks.json; what is there of a network and these numbers of images is
 measured anew.
@@ -127,7 +128,10 @@ def point(network: str, images: int, memory: str) -> dict[str, Any]:
 
 @contextmanager
 def stood_in_for(computed: int) -> Iterator[None]:
-    """Within the block a `Sketcher` computes so many gradients, and gives random numbers after these."""
+    """Within the block a `Sketcher` computes so many gradients, and gives random numbers after these.
+
+    Factors have unit vectors.
+    """
     known, seen = Sketcher.batch, dict[int, int]()
 
     def batch(self: Sketcher, given: Batch, count: int) -> Sketches:
@@ -141,7 +145,14 @@ def stood_in_for(computed: int) -> Iterator[None]:
         lengths = rows.norm(dim=1).double()
         return Sketches(rows, lengths, lengths, torch.zeros(count))
 
-    with patch.object(Sketcher, "batch", batch):
+    def unit_vectors(_: Any, pair: tuple[torch.Tensor, torch.Tensor], *__: Any) -> None:
+        for one in pair:
+            one.copy_(torch.eye(one.shape[-1]))
+
+    with (
+        patch.object(Sketcher, "batch", batch),
+        patch("unpoison.influence._factors.eigenbases_", unit_vectors),
+    ):
         yield
 
 
