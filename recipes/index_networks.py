@@ -6,8 +6,10 @@
 Networks of torchvision, and a ViT-Tiny made of its blocks, with random weights on random images of 224
 pixels, each in a process of its own. Processor seconds, in those of a forward pass of the same images: of the
 two passes for the factors, without the eigenvectors, which take the same time for any number of images; of
-the rows of the index; and of all of it, with factors of all images and with both factors of a tenth of them
-(`covariance_examples`, `eigenvalue_examples`). A trace is one query and its products with all rows.
+the sketches of the basis; of the rows of the index, in shards of a quarter of the images, each of which sets
+up the sketch anew, as one of 4,096 does; and of all of it in a large set, whose rows take what a sketch of
+the basis does, with factors of all images and with both factors of a tenth of them (`covariance_examples`,
+`eigenvalue_examples`). A trace is one query and its products with all rows.
 
 With `--of`, memory alone is measured, as for a set of so many images: factors are fitted to `--images` of
 them, and of what is sketched in each stage and shard the first `--images` gradients are computed and the
@@ -112,8 +114,8 @@ def point(network: str, images: int, memory: str) -> dict[str, Any]:
             "images": images,
             "seconds of a forward pass": once,
             **passes,
-            "all": factor_passes + passes["index"],
-            "with factors of a tenth": 0.1 * factor_passes + passes["index"],
+            "all": factor_passes + passes["basis"],
+            "with factors of a tenth": 0.1 * factor_passes + passes["basis"],
             "layers that are rotated in part": len(shares),
             "of these": sum(shares) / max(1, len(shares)),
             "trace": spent,
