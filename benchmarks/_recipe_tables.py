@@ -49,6 +49,14 @@ def lines(record: Record) -> Iterator[str]:
     yield from generic(record) if "page" in record else ()
 
 
+def side_by_side(record: Record) -> Iterator[str]:
+    """What the recipe says of itself, and methods against attacks, where its page has them."""
+    yield record["experiment"]["description"]
+    before, _, _ = record["page"].partition("| Method | Attack |")
+    matrices = before[before.find("\n**") + 1 :].strip()
+    yield from [matrices] if matrices.startswith("**") else generic(record)
+
+
 def line_of(record: Record, **wanted: str) -> Record:
     """The line of a method or a control."""
     return next(line for line in record["lines"] if wanted.items() <= line.items())
@@ -251,4 +259,13 @@ DEFENSES: Final = (
             )
         ),
     ),
+)
+EACH: Final = tuple(
+    Section(f"table-{name}", title, tables=side_by_side)
+    for name, title in {
+        "sample-detectors": "Detectors, on the sample",
+        "sample-clean": "Detectors, on clean networks of the sample",
+        "sample-defenses": "Defenses, on the sample",
+        "sample-unlearners": "Unlearners, on the sample",
+    }.items()
 )

@@ -99,9 +99,12 @@ ROWS: Final = {
         "studies/metapoison-goals",
     ),
 }
-METAPOISON: Final = tuple(
-    Section(f"metapoison_success_{name}", title, rows=(ROWS[name],) if name in ROWS else ())
-    for name, title in TITLES.items()
+METAPOISON: Final = (
+    *(
+        Section(f"metapoison_success_{name}", title, rows=(ROWS[name],) if name in ROWS else ())
+        for name, title in TITLES.items()
+    ),
+    Section("metapoison-several-targets", "Three targets at once, 2 % of a fine-tuning set"),
 )
 TRANSFER: Final = Section(
     "transfer",

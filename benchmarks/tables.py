@@ -39,7 +39,7 @@ from benchmarks import (
     unlearning,
     verdict,
 )
-from benchmarks._recipe_tables import DEFENSES, DETECTORS, ON_CIFAR
+from benchmarks._recipe_tables import DEFENSES, DETECTORS, EACH, ON_CIFAR
 from benchmarks._study_tables import METAPOISON, STUDIES, TRANSFER
 from benchmarks._tables import NOT_MEASURED, Record, Section, table
 
@@ -70,6 +70,7 @@ PAGES: Final[Mapping[str, tuple[str, tuple[Section, ...]]]] = {
     "delta_influence": ("Delta-Influence", (STUDIES,)),
     "defenses": ("Defenses", DEFENSES),
     "unlearning": ("Unlearners", (unlearning.SECTION,)),
+    "table": ("Every method against every attack", EACH),
     "attacks": ("Attacks", (triggers.SECTION, TRANSFER)),
     "metapoison": ("MetaPoison", METAPOISON),
     "own_data": (

@@ -16,6 +16,7 @@ from torch import nn
 
 import unpoison
 from unpoison import attacks, detectors, unlearners
+from unpoison.attacks import CraftRequest
 from unpoison.cli import main
 from unpoison.data import TrainingSet, write_npz
 from unpoison.detectors import Observation
@@ -137,6 +138,24 @@ def test_every_attack_is_refused_before_its_first_step(name: str) -> None:
             progress=too_early,
         )
         assert told.startswith(f"craft by {name}: would take")
+
+
+def test_an_attack_that_passes_other_examples_needs_a_batch_of_them_for_one_poison() -> None:
+    def activations(count: int, batch_size: int) -> float:
+        attack = attacks.get("narcissus", steps=1, batch_size=batch_size)
+        goal = Backdoor(PatchTrigger.white_corner(2), source=1, target=0)
+        request = CraftRequest(
+            attack=attack,
+            goal=goal,
+            training_set=make_set(),
+            budget=Budget(count=count),
+            surrogates=(network(),),
+            seed=0,
+        )
+        return attack.memory_needed(request)["activations"]
+
+    assert activations(1, 16) == activations(10, 16)
+    assert activations(1, 60) == activations(1, 600) > activations(1, 16)
 
 
 def test_training_is_refused_with_the_batch_size_that_fits() -> None:

@@ -27,8 +27,11 @@ import torch
 from PIL import Image
 
 from chromium import BROWSER, FLAGS, MARKS
+from legible import FAINT_TEXT, POINTS, SHAPES, reached_by_tabulator
+from legible import MARKS as MARK_CONTRASTS
 from trials import TRIAL
 from unpoison.cli import main
+from unpoison.detectors import Findings
 from unpoison.evaluation import Results
 from unpoison.evaluation._results import _KEYED
 
@@ -113,7 +116,7 @@ class Page:
                 return
         raise AssertionError(f"the tabulator does not reach {selector}")
 
-    def sees(self, selector: str, text: str, timeout: float = 150) -> None:
+    def sees(self, selector: str, text: str, timeout: float = 30) -> None:
         playwright.expect(self.window.locator(selector)).to_contain_text(
             re.compile(text), timeout=1000 * timeout
         )
@@ -221,6 +224,8 @@ def test_from_a_wrong_answer_to_the_healed_model_by_the_keyboard(story: Story) -
     second.sees("#counts", "Blamed 2, cleared 1, unsure 0, undecided 177")
     page.press("p", "p", "n")
     page.sees("#current", "^4 of 180: ")
+    fourth = int(Findings.load(story.out / "trace-1" / "findings").flagged[3])
+    page.window.wait_for_url(f"**&example={fourth}")
     page.window.reload()
     page.connected()
     page.sees("#current", "^4 of 180: ")
@@ -246,6 +251,9 @@ def test_from_a_wrong_answer_to_the_healed_model_by_the_keyboard(story: Story) -
     page.view("6", "Log")
     page.sees("#content", "unpoison heal --model")
     page.sees("#content", "blame: ")
+    for name in ("decisions.jsonl", "quarantine-1.csv"):  # what she takes away
+        kept = page.window.evaluate("(name) => fetch(`/file/${name}`).then((answer) => answer.text())", name)
+        assert kept == (story.out / name).read_bytes().decode()
     second.window.close()
     assert not page.errors + second.errors
 
@@ -344,6 +352,8 @@ def test_an_image_of_ones_own_is_answered_and_what_is_none_is_refused(story: Sto
         )
         == 12
     )
+    page.window.select_option("#own ~ .grid select", "1")
+    page.sees("#own ~ .grid .truth", re.escape(CLASSES[0]))  # the second by its folder
     drop = """([text, size]) => {
       const data = new DataTransfer();
       data.items.add(new File([text.padEnd(size)], "<b>notes</b>.png"));
@@ -371,6 +381,43 @@ def test_runs_and_leaderboards_beside(story: Story) -> None:
     page.window.go_back()
     page.sees("h1", "Runs")
     page.connected()
+
+
+def test_every_view_is_legible_and_by_the_keyboard(story: Story) -> None:
+    page = story.page
+    marks: dict[str, float] = {}
+    for key, heading in (
+        ("1", "Overview"),
+        ("2", "Poison found"),
+        ("3", "Map"),
+        ("4", "Before"),
+        ("5", "Runs"),
+        ("6", "Log"),
+    ):
+        page.view(key, heading)
+        if key == "2":  # one of each
+            page.press("c", "u", "p", "p")
+            page.sees("#counts", "Blamed 18, cleared 1, unsure 1")
+        if key == "3":
+            page.sees(".map", "none selected")
+            assert page.window.evaluate(POINTS) >= 3
+            page.window.select_option("select", "decision")
+            page.sees(".legend", "unsure")
+            shapes = page.window.evaluate(SHAPES)
+            assert all(shapes)
+            assert len(set(shapes)) == 3
+        seen, faint = page.window.evaluate(FAINT_TEXT)
+        assert seen > 10
+        assert not faint, heading
+        marks |= page.window.evaluate(MARK_CONTRASTS)
+        assert reached_by_tabulator(page.window) == ([], []), heading
+    assert {
+        f"{what} {word}" for what in ("mark", "legend") for word in ("blamed", "cleared", "unsure")
+    } < set(marks)
+    assert min(marks.values()) >= 3, marks
+    page.view("2", "Poison found")
+    page.press("z", "z")
+    page.sees("#counts", "Blamed 20, cleared 0, unsure 0")
 
 
 def test_names_from_data_are_text_and_nothing_is_asked_of_others(story: Story) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from unpoison import influence
 from unpoison.app import Case, Listening, Named, listen
+from unpoison.app._content import column_for, nearest_to, picture_for, text_for
 from unpoison.app._jobs import Job, Jobs
 from unpoison.app._shown import text_of
 from unpoison.app._work import Work
@@ -186,11 +187,11 @@ def test_pictures_of_a_set_that_is_not_held(here: Path, opened: Open) -> None:
     work.add(here / "run")
     file = here / "photos" / "class 0" / "5.png"
     exact = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
-    assert torch.equal(work.picture("train", 5), exact)
-    assert torch.equal(work.picture("suspect", 0), work.picture("train", 3))
-    assert (work.picture("difference", 3) == 128).all()
-    assert work.picture("train", 24) is None
-    assert work.nearest(0, "") is None  # the set is not read for it
+    assert torch.equal(picture_for(work, "train", 5), exact)
+    assert torch.equal(picture_for(work, "suspect", 0), picture_for(work, "train", 3))
+    assert (picture_for(work, "difference", 3) == 128).all()
+    assert picture_for(work, "train", 24) is None
+    assert nearest_to(work, 0, "") is None  # the set is not read for it
     asyncio.run(work.prepare())
     assert set(work.answers) == {"test"}
     assert work.features.rows is None
@@ -200,14 +201,14 @@ def test_pictures_of_a_set_that_is_not_held(here: Path, opened: Open) -> None:
         await work._laying
 
     asyncio.run(laid_out())
-    plane = work.column("plane")
+    plane = column_for(work, "plane")
     assert len(plane) == 24 * 2 * 4
-    nearest, by = work.nearest(0, "")
+    nearest, by = nearest_to(work, 0, "")
     assert by == "features of the model"
     assert nearest not in work.searches[0].data.flagged
     file.unlink()
     with pytest.raises(InputError, match=r"5\.png"):
-        work.picture("train", 5)
+        picture_for(work, "train", 5)
 
 
 def test_an_upload_is_answered_or_refused_in_one_line(here: Path, opened: Open) -> None:
@@ -216,7 +217,7 @@ def test_an_upload_is_answered_or_refused_in_one_line(here: Path, opened: Open) 
     found = asyncio.run(work.upload("../../<b>cat</b>.png", content))
     assert found.path == here / "work" / "suspects" / "suspect-1.png"
     assert found.path.read_bytes() == content
-    assert torch.equal(work.picture("upload", 0), work.picture("train", 10))
+    assert torch.equal(picture_for(work, "upload", 0), picture_for(work, "train", 10))
     large = Image.new("RGB", (9, 9))
     large.save(here / "large.png")
     for name, data, reason in (
@@ -240,6 +241,49 @@ def test_an_upload_is_answered_or_refused_in_one_line(here: Path, opened: Open) 
     again = opened("begun", *words_of(IMAGES))
     asyncio.run(again.prepare())
     assert [one.path for one in again.uploads] == [found.path]
+    # What class it is, is said afterwards, kept, and given to a trace.
+    assert again.uploads[0].label is None
+    with pytest.raises(InputError, match="no class 3"):
+        again.label_upload(0, 3)
+    again.label_upload(0, 2)
+    again.label_upload(0, 1)
+    later = opened("begun", *words_of(IMAGES))
+    later.decisions.note("true class", out="suspect-1.png", label="of a forged line")
+    assert later._labelled(found.path) is None
+    later.decisions.note("true class", out="suspect-1.png", label=1)
+    asyncio.run(later.prepare())
+    assert later.uploads[0].label == 1
+    job = started(later, lambda: later.trace(str(found.path), "calibrated"))
+    asked = parse(list(job.words))
+    assert isinstance(asked, Trace)
+    assert (asked.tracing.true, asked.tracing.suspect) == ("1", (str(found.path),))
+
+
+def started(work: Work, start: Callable[[], Job]) -> Job:
+    """A job that is cancelled before it begins."""
+
+    async def begin() -> Job:
+        job = start()
+        work.jobs.cancel(job)
+        await work.jobs.close()
+        return job
+
+    return asyncio.run(begin())
+
+
+def test_a_folder_of_links_and_the_rest_are_exported(here: Path, opened: Open) -> None:
+    work = opened("begun", *words_of(IMAGES))
+    assert work.can_link
+    work.decide([3, 5], "blame")
+    places = {}
+    for form in ("folder", "unflagged-list"):
+        job = started(work, lambda form=form: work.export(form))
+        places[form] = job.out
+        assert (job.writes, job.out.suffix) == (("folder", "") if form == "folder" else ("file", ".txt"))
+        assert main(list(job.words)) == 0
+    linked = sorted(str(one.relative_to(places["folder"])) for one in places["folder"].rglob("*.png"))
+    assert linked == [work.name_of(3), work.name_of(5)]
+    assert len(places["unflagged-list"].read_text().splitlines()) == 22
 
 
 def test_texts_are_shown_as_texts(here: Path, opened: Open) -> None:
@@ -247,20 +291,20 @@ def test_texts_are_shown_as_texts(here: Path, opened: Open) -> None:
     save_file({name: torch.ones(shape) for name, shape in shapes.items()}, "t.safetensors")
     work = opened("begun", *words_of({**TEXTS, "weights": "t.safetensors"}))
     assert work.shown.kind == "text"
-    assert work.text("train", 7) == "review 7"
-    assert work.picture("train", 7) is None
+    assert text_for(work, "train", 7) == "review 7"
+    assert picture_for(work, "train", 7) is None
     asyncio.run(work.prepare())
-    assert work.text("test", 2) == "review 2"
+    assert text_for(work, "test", 2) == "review 2"
     save_findings(here / "run" / "findings", work)
     keep(here / "run", "trace", {})
     work.add(here / "run")
-    assert work.text("suspect", 0) == "3 3"
-    assert work.picture("difference", 0) is None
+    assert text_for(work, "suspect", 0) == "3 3"
+    assert picture_for(work, "difference", 0) is None
     bare = opened(
         "begun", *words_of({**TEXTS, "data": "appnets:tokens", "weights": "t.safetensors"}), out="tokens"
     )
 
-    assert bare.text("train", 7) == "7 3"  # without the padding
+    assert text_for(bare, "train", 7) == "7 3"  # without the padding
     ids = {"input_ids": torch.tensor([[4, 2, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
     assert text_of(ids, lambda numbers: "-".join(map(str, numbers))) == "4-2"
     assert text_of({"pixels": torch.zeros(1, 2, 5)}, None) == "pixels [2, 5]"
@@ -294,7 +338,7 @@ def test_findings_alone_can_be_decided_about(here: Path, opened: Open, capsys: A
     assert not work.can_ask
     work.decide([3, 5], "blame")
     assert work.decided(work.searches[0]).flagged.tolist() == [5, 3]
-    assert work.picture("train", 3) is None
+    assert picture_for(work, "train", 3) is None
     for refused in (
         lambda: work.trace("test:0", "calibrated"),
         work.heal,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -26,6 +27,7 @@ from unpoison.report import (
     findings_markdown,
     findings_sarif,
     identifiers_of,
+    text_of_cell,
     write_findings,
 )
 from unpoison.report._provenance import sha256
@@ -223,7 +225,20 @@ def test_a_name_with_a_line_break_cannot_forge_a_line_of_a_list(tmp_path: Path) 
     with pytest.raises(InputError, match="line break"):
         write_findings(tmp_path / "list.txt", case, "list")
     assert not list(tmp_path.iterdir())
-    assert write_findings(tmp_path / "others.txt", case, "clean-list") == 2
+    assert write_findings(tmp_path / "others.txt", case, "unflagged-list") == 2
+
+
+def test_a_spreadsheet_finds_no_formula_and_a_program_the_names(tmp_path: Path) -> None:
+    names = ("=cmd|'/c calc'!A0.png", "'=b.png", '-1+1/c, "d".png', "\t@e.png")
+    case = replace(findings(ids=names), class_names=("＝SUM(A1)", "dog"), scores=-torch.arange(4.0).double())
+    write_findings(tmp_path / "all.csv", case, "csv")
+    with (tmp_path / "all.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    cells = [row[column] for row in rows for column in ("id", "class")]
+    assert not [cell for cell in cells if cell[0] in "=+-@\t\r\n＝＋－＠"]
+    assert tuple(text_of_cell(row["id"]) for row in rows) == names
+    assert [text_of_cell(row["class"]) for row in rows] == ["＝SUM(A1)", "dog", "dog", "＝SUM(A1)"]
+    assert [float(row["score"]) for row in rows] == [-0.0, -1.0, -2.0, -3.0]
 
 
 def test_exports_of_a_run_have_its_data_model_and_numbers(

@@ -59,9 +59,9 @@ def test_from_a_folder_to_a_quarantine(tmp_path: Path, capsys: pytest.CaptureFix
         return out
 
     assert export("list", "bad.txt").read_text().split() == names
-    clean = export("clean-list", "good.txt").read_text().split()
-    assert len(clean) == 24 - len(names)
-    assert not set(clean) & set(names)
+    others = export("unflagged-list", "keep.txt").read_text().split()
+    assert len(others) == 24 - len(names)
+    assert not set(others) & set(names)
     rows = list(csv.DictReader(export("csv", "all.csv").read_text().splitlines()))
     assert [row["id"] for row in rows if row["flagged"] == "True"] == [
         row["id"] for row in rows if row["id"] in names

@@ -92,6 +92,29 @@ def test_natural_errors_are_found_exactly_as_often_as_the_level_says(natural: An
     assert sum(value <= some for value in p_values) / 40 == pytest.approx(some, abs=0.17)
 
 
+def test_where_nothing_is_found_stage_four_orders_the_examples(
+    scene: Any, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = scene.held_out.images[scene.held_out.labels == 1][:1]
+    asked = Observation(image, int(predict(scene.model, image).argmax(1)))
+    rows = (scene.poisoned.labels == asked.predicted).nonzero()[:, 0]
+    monkeypatch.setattr("unpoison.detectors.calibrated.artifact_mixture", lambda *_, **__: None)
+    plain = make().find(scene.model, scene.poisoned, asked, calibration=calibration)
+    odds = torch.linspace(-5, 3, len(rows), dtype=torch.float64)
+    monkeypatch.setattr("unpoison.detectors._seed_expansion._SEPARATED", math.inf)
+    monkeypatch.setattr("unpoison.detectors.calibrated._NO_MEMBERS", -1.0)
+    monkeypatch.setattr("unpoison.detectors.calibrated.artifact_mixture", lambda *_, **__: odds)
+    found = make().find(scene.model, scene.poisoned, asked, calibration=calibration)
+    assert not plain.poison_found
+    similar = plain.evidence["seed_similarity"][rows]
+    assert torch.equal(plain.scores[rows].argsort(), similar.argsort())
+    assert (found.poison_found, found.p_value, found.threshold) == (False, plain.p_value, plain.threshold)
+    assert not len(found.flagged)
+    assert found.ranking()[: len(rows)].tolist() == rows.flip(0).tolist()
+    assert torch.equal(found.evidence["artifact_log_odds"][rows], odds)
+    assert torch.equal(found.evidence["excess"], plain.evidence["excess"])
+
+
 def test_a_calibration_is_kept_and_reused(scene: Any, calibration: Calibration, tmp_path: Path) -> None:
     anew = make().find(
         scene.model, scene.poisoned, scene.observation, reference=scene.held_out, factors=scene.factors

@@ -67,16 +67,19 @@ if find_spec("mlflow") and find_spec("flask"):  # mlflow-skinny has no server
             record = RunRecord.load(place)
             assert kept.metrics == metrics_of(record)
             assert kept.params == {name: str(value) for name, value in parameters_of(record).items()}
-            files = {one.path for one in mlflow.MlflowClient().list_artifacts(run.info.run_id, "unpoison")}
-            report = {"unpoison/report.html"} if place == runs["found"] else set()
-            assert files == {"unpoison/run.json"} | report
+            client = mlflow.MlflowClient()
+            files = {one.path for one in client.list_artifacts(run.info.run_id, f"unpoison/{record.verb}")}
+            report = {"unpoison/scan/report.html"} if place == runs["found"] else set()
+            assert files == {f"unpoison/{record.verb}/run.json"} | report
             path = mlflow.artifacts.download_artifacts(
-                run_id=run.info.run_id, artifact_path="unpoison/run.json"
+                run_id=run.info.run_id, artifact_path=f"unpoison/{record.verb}/run.json"
             )
             assert json.loads(Path(path).read_text()) == json.loads((place / "run.json").read_text())
         assert mlflow.active_run() is None
         # A further run of unpoison fits into the same run of MLflow.
         track(runs["found"], MLflow(run.info.run_id))
+        kept_files = {one.path for one in client.list_artifacts(run.info.run_id, "unpoison")}
+        assert kept_files == {"unpoison/scan", "unpoison/train"}
 
 
 if find_spec("wandb"):
@@ -100,5 +103,5 @@ if find_spec("wandb"):
         wandb.teardown()  # the log is written by a process of its own, which ends with this
         [log] = tmp_path.rglob("*.wandb")
         content = log.read_bytes()
-        assert b"unpoison-report" in content
+        assert b"unpoison-scan-report" in content
         assert b"unpoison/scan.flagged" in content

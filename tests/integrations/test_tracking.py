@@ -30,8 +30,8 @@ class Notebook:
     def metrics(self, values: Mapping[str, float]) -> None:
         self.told["metrics"] = dict(values)
 
-    def artefact(self, path: Path) -> None:
-        self.files[path.name] = path.read_bytes()
+    def artefact(self, verb: str, path: Path) -> None:
+        self.files[f"{verb}/{path.name}"] = path.read_bytes()
 
 
 def test_a_tracker_is_told_the_numbers_of_run_json(runs: dict[str, Path]) -> None:
@@ -56,14 +56,14 @@ def test_a_tracker_is_told_the_numbers_of_run_json(runs: dict[str, Path]) -> Non
         assert parameters["seed"] == record["seed"]
         assert parameters["data"].endswith("tiny.npz")
         assert "test_data" not in parameters
-        assert json.loads(notebook.files["run.json"]) == record
-        assert ("report.html" in notebook.files) == (name == "found")
+        assert json.loads(notebook.files[f"{verb}/run.json"]) == record
+        assert (f"{verb}/report.html" in notebook.files) == (name == "found")
 
 
 def test_the_report_is_of_all_runs(runs: dict[str, Path]) -> None:
     notebook = Notebook()
     track(runs["found"], notebook, others=[runs["poison"]])
-    assert b"badnets" in notebook.files["report.html"]
+    assert b"badnets" in notebook.files["scan/report.html"]
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from chromium import BROWSER, FLAGS, in_browser
 from trials import TRIAL
-from unpoison.evaluation import Results
+from unpoison.evaluation import Results, leaderboard
 from unpoison.evaluation._results import _KEYED
 from unpoison.report import leaderboard_html, leaderboard_latex, leaderboard_markdown, write_leaderboard
+from unpoison.report._matrix import matrices
 
 HOSTILE = "<script>alert(1)</script> | & % \\input{x} {{ 7 * 7 }}"
 
@@ -172,6 +173,47 @@ def test_markdown_and_latex_have_as_many_cells_as_headings() -> None:
     columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", leaderboard_latex(results))
     assert columns is not None
     assert len(columns[1]) == len(re.split(r"(?<!\\)&", latex[0]))
+
+
+def test_a_matrix_has_a_row_for_each_method_and_a_column_for_each_attack() -> None:
+    attacks = ("badnets", "wanet", HOSTILE)
+    alone = {**FOUND, "unlearner": "none"}
+    results = make_results(
+        *({"attack": attack, "attack_successes": 2} for attack in attacks),
+        *(
+            {**FOUND, "attack": attack, "true_positives": count}
+            for attack, count in zip(attacks, (5, 3, 1), strict=True)
+        ),
+        *(
+            {**alone, "attack": attack, "detector": "other", "number": n}
+            for attack in attacks[:2]
+            for n in (0, 1)
+        ),
+    )
+    found = {matrix.title: matrix for matrix in matrices(leaderboard(results))}
+    # A detector that healed nothing says nothing of success; nor does the absence of a defense of recall.
+    assert [name for name, _ in found["Attack success"].rows] == ["no defense", "corner → retrain"]
+    recall = found["Recall"]
+    assert [name for name, _ in recall.rows] == ["corner → retrain", "other"]
+    total = TRIAL["poisons"]
+    assert recall.rows[0][1] == (5 / total, 3 / total, 1 / total)
+    assert recall.rows[1][1] == (5 / total, 5 / total, None)
+    assert recall.trials == (1, 2)
+    assert [cells[-1] for _, cells in recall.shaded_rows()] == [("30.0 %", 2), ("50.0 %", 2)]
+    markdown, page = leaderboard_markdown(results), leaderboard_html(results)
+    assert (
+        "**Recall**: share of the poisoned examples that are flagged; each number is of 1 to 2 trials."
+        in markdown
+    )
+    assert "| other | 50.0 % | 50.0 % | – | 50.0 % |" in markdown
+    assert "<script>alert" not in page
+    assert page.count('class="board matrix"') == len(found)
+
+
+def test_two_attacks_make_no_matrix() -> None:
+    results = make_results({}, FOUND, {"attack": "wanet"}, {**FOUND, "attack": "wanet"})
+    assert not list(matrices(leaderboard(results)))
+    assert "Methods against attacks" not in leaderboard_html(results)
 
 
 def test_growth_is_shown_where_there_are_several_budgets() -> None:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from nicegui import Client, background_tasks, ui
 from nicegui.elements.mixins.text_element import TextElement
 
+from unpoison.app._content import is_pictured, text_for
 from unpoison.errors import UnpoisonError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Sight:
 
     Arguments:
         work: what knows them.
-        kind: of the examples, as `Work.picture` has them.
+        kind: of the examples, as `unpoison.app._content` names them.
         search: the name of the search that they are of, for suspects and differences.
         attributes: of the element.
     """
@@ -103,7 +104,7 @@ class Sight:
     def __init__(self, work: Work, kind: str, search: str = "", **attributes: Any) -> None:
         self.work, self.kind, self.search = work, kind, search
         self.number = -1
-        self.pictured = work.is_pictured(kind)
+        self.pictured = is_pictured(work, kind)
         if self.pictured:
             self.element = tag("img", "", "pixels", loading="lazy", **attributes)
         else:
@@ -123,7 +124,7 @@ class Sight:
             background_tasks.create(self._read(number))
 
     async def _read(self, number: int) -> None:
-        text = await asyncio.to_thread(self.work.text, self.kind, number, self.search)
+        text = await asyncio.to_thread(text_for, self.work, self.kind, number, self.search)
         if self.number == number:
             set_text(self.element, text)
 

@@ -51,12 +51,14 @@ class Upload:
         inputs: as the model is given it.
         answer: the label.
         confidence: the probability that the model gives it.
+        label: its class, where the user has said so.
     """
 
     path: Path
     inputs: Inputs
     answer: int
     confidence: float
+    label: int | None = None
 
 
 def input_sets(case: Case) -> list[InputSet]:

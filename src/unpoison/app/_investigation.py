@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from nicegui import background_tasks, ui
 
+from unpoison.app._content import can_compare, is_pictured, nearest_to
 from unpoison.app._elements import (
     Sight,
     address,
@@ -51,6 +52,8 @@ _FORMS = (
     ("csv", "csv"),
     ("json", "json"),
     ("list", "list of names"),
+    ("unflagged-list", "list of all others"),
+    ("folder", "folder of links"),
     ("parquet", "parquet"),
     ("sarif", "SARIF"),
     ("cyclonedx", "CycloneDX"),
@@ -146,7 +149,7 @@ class Investigation:
                 ("Cause", data.cause.kind.capitalize(), f"{data.cause.examples:,} examples stand out")
             )
         cut = number(data.threshold) if np.isfinite(data.threshold) else "none"
-        shown.append(("Threshold of the score", cut, plain(data.threshold_how, limit=90)))
+        shown.append(("Threshold of the score", cut, plain(data.threshold_how, limit=200)))
         if data.precision is not None and data.recall is not None:
             shown.append(
                 (
@@ -175,7 +178,7 @@ class Investigation:
                 self.example = Sight(self.work, "train", id="example")
                 self.caption = tag("figcaption")
             self.difference: Sight | None = None
-            if data.observation is not None and self.work.is_pictured("train"):
+            if data.observation is not None and is_pictured(self.work, "train"):
                 with tag("figure"):
                     self.difference = Sight(self.work, "difference", search.name)
                     tag("figcaption", "Suspect minus training example; grey is no difference")
@@ -207,7 +210,8 @@ class Investigation:
                     lambda value: setattr(self, "unlearner", value),
                 )
                 self.heal = button("Heal without the blamed", self._heal, key="h")
-                select("Quarantine as", _FORMS, self.form, lambda value: setattr(self, "form", value))
+                forms = [one for one in _FORMS if one[0] != "folder" or self.work.can_link]
+                select("Quarantine as", forms, self.form, lambda value: setattr(self, "form", value))
                 self.export = button("Export the blamed", self._export, key="e")
                 if search.is_run:
                     button("Write the report", lambda: self.work.report(search), key="r")
@@ -296,11 +300,11 @@ class Investigation:
         await asyncio.sleep(_SETTLED)
         if index != self._compared:
             return  # gone through quickly
-        found = await asyncio.to_thread(self.work.nearest, index, search.name)
+        found = await asyncio.to_thread(nearest_to, self.work, index, search.name)
         if index != self._compared:
             return
         if found is None:
-            waits = self.work.can_ask and not self.work.can_compare
+            waits = self.work.can_ask and not can_compare(self.work)
             told = "The nearest example is known when the map has been made"
             set_text(self.nearest_caption, told if waits else "No other example to compare with")
             return
@@ -323,7 +327,9 @@ class Investigation:
             for job in reversed(jobs):
                 with tag("li"):
                     tag("span", f"{job.title}: {job.state}. ")
-                    if job.state == "done" and job.is_file:
+                    if job.state == "done" and job.writes == "folder":
+                        tag("span", f"{job.out}")
+                    elif job.state == "done" and job.writes == "file":
                         tag(
                             "a",
                             f"{job.out}",

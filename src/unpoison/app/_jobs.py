@@ -58,9 +58,11 @@ class Job:
         return self.state in ("waiting", "running")
 
     @property
-    def is_file(self) -> bool:
-        """Whether it writes a file and no run directory."""
-        return self.words[0] in ("export", "report")
+    def writes(self) -> Literal["run", "file", "folder"]:
+        """What `out` is: a run directory, a file, or a folder of exported files."""
+        if self.words[0] not in ("export", "report"):
+            return "run"
+        return "file" if self.out.suffix else "folder"
 
     @property
     def command(self) -> str:

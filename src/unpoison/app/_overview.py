@@ -10,6 +10,7 @@ from unpoison._statistics import Proportion
 from unpoison.app._elements import (
     Sight,
     address,
+    attempt,
     button,
     figures,
     select,
@@ -269,14 +270,15 @@ class _Tile:
     ) -> None:
         self.view, self.suspect = view, suspect
         with tag("article", classes="tile"):
-            kind, row = at
+            kind, self.row = at
+            row = self.row
             Sight(view.work, kind).show(row, f"input {called}")
             with tag("p", classes="names"):
-                if truth:
-                    tag("span", truth, "truth")
+                self.truth = tag("span", truth, "truth")
                 tag("span", " answered ", "quiet")
                 tag("strong", answer)
             tag("p", f"{called}, confidence {percent(confidence).replace(' ', chr(160))}", "quiet")
+            self.true_class = self._ask_class(row) if kind == "upload" else None
             self.said = tag("p", "", "said")
             self.start = button("Trace", self._trace, classes="small", aria_label=f"Trace {called}")
             self.link = tag("a", "Investigate", "button small", href="/investigation")
@@ -309,13 +311,32 @@ class _Tile:
             at=("upload", row),
         )
 
+    def _ask_class(self, row: int) -> Any:
+        """A list to say which class an image of the user's own is of."""
+        work = self.view.work
+        classes = [
+            ("", "not known"),
+            *((str(label), work.class_name(label)) for label in range(len(work.names))),
+        ]
+        label = work.uploads[row].label
+
+        def choose(value: str) -> None:
+            attempt(lambda: work.label_upload(row, int(value) if value else None))
+
+        return select("True class", classes, "" if label is None else str(label), choose)
+
     def _trace(self) -> None:
         self.view.work.trace(self.suspect, self.view.method)
 
     def update(self) -> None:
         """Show the verdict, or how far the trace is."""
         search, job = self.view.work.search_of(self.suspect), self.view.work.job_of(self.suspect)
-        set_class(self.start, "hidden", search is not None or job is not None)
+        known = search is not None or job is not None
+        if self.true_class is not None:
+            label = self.view.work.uploads[self.row].label
+            set_text(self.truth, "" if label is None else self.view.work.class_name(label))
+            set_attribute(self.true_class, "disabled", known or None)
+        set_class(self.start, "hidden", known)
         set_class(self.link, "hidden", search is None)
         if search is not None:
             set_attribute(self.link, "href", address("/investigation", search=search.name))

@@ -109,7 +109,7 @@ class Runs:
                     with tag("tr"):
                         tag("th", plain(one.folder.name, limit=80), scope="row")
                         tag("td", one.verb)
-                        tag("td", one.started[:19].replace("T", " ").removesuffix("Z"))
+                        tag("td", one.started[:19].replace("T", " ").removesuffix("Z"), "moment")
                         tag("td", plain(one.told, limit=200))
                         with tag("td"):
                             if self.work.has(one.folder):

@@ -21,6 +21,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from nicegui import Event, ui
 
+from unpoison.app._content import column_for, picture_for
 from unpoison.app._guard import Guard
 from unpoison.app._pages import Pages
 from unpoison.app._serve import Listening
@@ -116,7 +117,7 @@ async def _lifespan(work: Work, changed: Event[[]], _: FastAPI) -> AsyncIterator
 def _add_endpoints(application: FastAPI, work: Work) -> None:
     @lru_cache(maxsize=512)
     def encoded(kind: str, number: int, search: str) -> bytes | None:
-        image = work.picture(kind, number, search)
+        image = picture_for(work, kind, number, search)
         if image is None:
             return None
         return encode_png(image if len(image) in (1, 3) else image[:1])
@@ -134,7 +135,7 @@ def _add_endpoints(application: FastAPI, work: Work) -> None:
 
     @application.get("/column/{name}")
     def column(name: str, search: str = "") -> Response:
-        found = work.column(name, search)
+        found = column_for(work, name, search)
         if found is None:
             return Response(status_code=404)
         return Response(found, media_type="application/octet-stream", headers={"cache-control": "no-store"})
@@ -180,7 +181,9 @@ def _add_endpoints(application: FastAPI, work: Work) -> None:
     @application.get("/file/{name}")
     def file(name: str) -> Response:
         """What a job wrote as a file, or the log of decisions."""
-        written = {job.out.name: job.out for job in work.jobs.all if job.state == "done" and job.is_file}
+        written = {
+            job.out.name: job.out for job in work.jobs.all if job.state == "done" and job.writes == "file"
+        }
         place = {**written, work.decisions.path.name: work.decisions.path}.get(name)
         if place is None or not place.is_file():
             return Response(status_code=404)

@@ -11,12 +11,12 @@ import contextlib
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from unpoison.app._case import Case
 from unpoison.app._features import Features
@@ -24,8 +24,8 @@ from unpoison.app._inputs import InputSet, Upload, input_sets, read_upload
 from unpoison.app._jobs import Job, Jobs
 from unpoison.app._places import free, hashed_files, kept, short
 from unpoison.app._searches import Beside, Healed, Search, list_beside, read_healed, read_search
-from unpoison.app._shown import Named, Shown, picture_of, text_of
-from unpoison.data import Inputs, TrainingSet
+from unpoison.app._shown import Named, Shown
+from unpoison.data import TrainingSet
 from unpoison.detectors import Findings
 from unpoison.errors import InputError, UnpoisonError, one_line
 from unpoison.evaluation import Results
@@ -34,15 +34,13 @@ from unpoison.report import (
     Decisions,
     Verdict,
     decided_findings,
-    difference_image,
-    nearest_example,
     plain,
 )
 
 LOG = "decisions.jsonl"
 _OF_THE_USERS_CODE = (UnpoisonError, RuntimeError, ValueError, TypeError)
 """What networks, transforms and datasets that are not ours raise, besides what is refused before."""
-_SUFFIXES = {"list": "txt", "clean-list": "txt", "cyclonedx": "json", "markdown": "md"}
+_SUFFIXES = {"list": "txt", "unflagged-list": "txt", "cyclonedx": "json", "markdown": "md", "folder": ""}
 
 
 @final
@@ -85,6 +83,12 @@ class Work:
         """Whether there is a model to ask, trace and heal."""
         return self.case.model is not None and not isinstance(self.training_set, Named)
 
+    @property
+    def can_link(self) -> bool:
+        """Whether the training set is a folder of files, of which a folder of links can be made."""
+        files = dict(pairwise(self.case.options)).get("--data")
+        return self.training_set.ids is not None and files is not None and Path(files).is_dir()
+
     async def prepare(self) -> None:
         """Ask the model about the test inputs and lay out the map, in the background."""
         if not self.can_ask:
@@ -94,7 +98,8 @@ class Work:
                 self.answers[one.kind] = await asyncio.to_thread(self._answers, self.case.model, one)
         for path in sorted(self.case.out.glob("suspects/*")):
             with self._telling():
-                self.uploads.append(await asyncio.to_thread(read_upload, self.case, path))
+                found = await asyncio.to_thread(read_upload, self.case, path)
+                self.uploads.append(replace(found, label=self._labelled(path)))
         with self._telling():
             await self._ask_healed()
         if self.case.index is not None or isinstance(self.training_set, TrainingSet):
@@ -139,77 +144,6 @@ class Work:
         found = next((one for one in self.searches if one.name == name), None)
         return found or (self.searches[-1] if self.searches else None)
 
-    def is_pictured(self, kind: str) -> bool:
-        """Whether examples of a kind are pictures; their texts are shown where they are not."""
-        given = self.input_set(kind)
-        return (self.shown if given is None else given.shown).kind == "picture" or kind == "upload"
-
-    def picture(self, kind: str, number: int, search: str = "") -> Tensor | None:
-        """UInt8[c h w]: a training image, an input, a suspect, or a suspect minus a training image.
-
-        Raises:
-            InputError: it cannot be read any more.
-        """
-        if kind == "train":
-            return self.shown.picture(number)
-        if kind == "upload":
-            return picture_of(self.uploads[number].inputs) if 0 <= number < len(self.uploads) else None
-        if kind in ("suspect", "difference"):
-            suspect = self._suspect(search)
-            if kind == "suspect" or suspect is None:
-                return None if suspect is None else picture_of(suspect)
-            other = self.shown.inputs(number)
-            both = isinstance(suspect, Tensor) and isinstance(other, Tensor) and suspect.ndim == 4
-            return difference_image(suspect[0], other[0]) if both else None  # type: ignore[index]
-        given = self.input_set(kind)
-        return None if given is None else given.shown.picture(number)
-
-    def text(self, kind: str, number: int, search: str = "") -> str:
-        """What is shown of an example that is no picture; why, where it cannot be read."""
-        try:
-            if kind == "suspect":
-                suspect = self._suspect(search)
-                return "" if suspect is None else text_of(suspect, self.case.words)
-            given = self.input_set(kind)
-            return (self.shown if given is None else given.shown).text(number)
-        except InputError as error:
-            return str(error)
-
-    def column(self, name: str, search: str = "") -> bytes | None:
-        """A column of the map, as bytes.
-
-        "plane" is Float32[n 2], "label" UInt16[n], "score" Float32[n] and "decision" UInt8[n]; None for a
-        column that is not there (yet).
-        """
-        if name == "plane":
-            rows = self.features.rows
-            return None if rows is None else rows[:, :2].contiguous().numpy().tobytes()
-        if name == "label":
-            return self.labels.astype(np.uint16).tobytes()
-        if name == "decision":
-            return self.decisions.codes.tobytes()
-        found = self.search_named(search) if name == "score" else None
-        return None if found is None else found.data.scores.astype(np.float32).tobytes()
-
-    @property
-    def can_compare(self) -> bool:
-        """Whether the nearest examples are known."""
-        return isinstance(self.training_set, TrainingSet) or self.features.rows is not None
-
-    def nearest(self, index: int, search: str) -> tuple[int, str] | None:
-        """The nearest example that is neither flagged nor blamed now, and by what it is nearest."""
-        excluded = self.decisions.codes == 1
-        found = self.search_named(search)
-        if found is not None:
-            excluded = excluded | found.data.is_flagged
-        if isinstance(self.shown.examples, TrainingSet):
-            nearest, by = nearest_example(self.shown.examples.images, index, excluded), "image"
-        elif self.features.rows is not None:
-            nearest, by = nearest_example(self.features.rows, index, excluded), self.features.kind
-        else:
-            return None
-        return None if nearest is None else (nearest, by)
-
     # --- what is decided and done
 
     def decide(self, examples: Any, verdict: Verdict) -> None:
@@ -250,6 +184,8 @@ class Work:
         self._check_can_ask()
         out = self._reserved("trace")
         words = ["trace", *self.case.options, "--suspect", suspect, "--method", method]
+        true = next((one.label for one in self.uploads if str(one.path) == suspect), None)
+        words += [] if true is None else ["--true", self._class_word(true)]
         words += [*self.case.tracing(method), "--out", str(out)]
         self.decisions.note("trace", suspect=suspect, method=method, out=out.name)
         return self.jobs.start(f"Trace of {short(suspect)}", words, out, suspect)
@@ -276,7 +212,8 @@ class Work:
             InputError: none is.
         """
         findings = self.decided(search)
-        out = self._free("quarantine", f".{_SUFFIXES.get(form, form)}")
+        suffix = _SUFFIXES.get(form, form)
+        out = self._free("quarantine", suffix and f".{suffix}")
         place = self.case.out / f"decided-{out.stem}"
         findings.save(place)
         self.decisions.note("export", form=form, examples=len(findings.flagged), out=out.name)
@@ -325,6 +262,15 @@ class Work:
         self.uploads.append(found)
         self.changed()
         return found
+
+    def label_upload(self, number: int, label: int | None) -> None:
+        """Say which class an uploaded image is of; None where that is not known."""
+        given = self.uploads[number]
+        if label is not None and not 0 <= label < len(self.names):
+            raise InputError(f"there is no class {label}")
+        self.decisions.note("true class", out=given.path.name, label=label)
+        self.uploads[number] = replace(given, label=label)
+        self.changed()
 
     def add(self, folder: Path) -> None:
         """Take in the findings and the healed model of a run directory, whichever it has.
@@ -375,17 +321,20 @@ class Work:
         if not self.can_ask:
             raise InputError("the model and its data are not known; give unpoison app --model and --data")
 
-    def _suspect(self, search: str) -> Inputs | None:
-        """The first of the inputs that were traced, with a first dimension of 1."""
-        found = self.search_named(search)
-        seen = None if found is None else found.findings.observation
-        if seen is None or not len(seen):
-            return None
-        return (
-            seen.inputs[:1]
-            if isinstance(seen.inputs, Tensor)
-            else {name: part[:1] for name, part in seen.inputs.items()}
-        )
+    def _labelled(self, upload: Path) -> int | None:
+        """The class of an uploaded image, as the log has it."""
+        said = [
+            entry.facts.get("label")
+            for entry in self.decisions.audit
+            if entry.do == "note" and entry.what == "true class" and entry.facts.get("out") == upload.name
+        ]
+        label = said[-1] if said else None
+        return label if isinstance(label, int) and 0 <= label < len(self.names) else None
+
+    def _class_word(self, label: int) -> str:
+        """A class on a command line: its number, but where that is the name of another one."""
+        word = f"{label}"
+        return word if word not in self.names or self.names[label] == word else self.names[label]
 
     def _answers(self, model: Any, given: InputSet) -> Answers:
         examples = given.shown.examples
@@ -425,7 +374,7 @@ class Work:
         with contextlib.suppress(OSError):
             job.out.rmdir()  # the place of a job that left nothing
         with self._telling():
-            if job.state == "done" and not job.is_file:
+            if job.state == "done" and job.writes == "run":
                 try:
                     self.add(job.out)
                 except UnpoisonError as error:

@@ -5,7 +5,7 @@ document.addEventListener("keydown", (event) => {
   // A key that is held down goes through examples, but decides and starts nothing more than once.
   if (event.repeat && !["n", "p", "ArrowLeft", "ArrowRight"].includes(event.key)) return;
   const target = event.target;
-  if (target instanceof Element && target.closest("input, textarea, select, canvas")) return;
+  if (target instanceof Element && target.closest("input:not([type=file]), textarea, select, canvas")) return;
   for (const element of document.querySelectorAll("[aria-keyshortcuts]")) {
     if (!element.getAttribute("aria-keyshortcuts").split(" ").includes(event.key)) continue;
     if (element.disabled || element.offsetParent === null) continue;

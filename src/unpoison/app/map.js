@@ -4,7 +4,7 @@
 const LIGHT = [0xffe3dfdb, 0xffcfc8c0, 0xff9c8f83];
 // Okabe and Ito's palette, darkened to be told from white; more classes than that share colours.
 const PALETTE = ["#0072b2", "#d55e00", "#007a5a", "#a8327c", "#5b4a00", "#3a8fc4", "#b07c00", "#3b3b3b", "#7a5195", "#8f1d14"];
-const VERDICT = ["#aebccb", "#8f1d14", "#0b5d8a", "#b07c00"];
+const VERDICT = ["#8793a0", "#8f1d14", "#0b5d8a", "#b07c00"];
 
 const abgr = (hex) => {
   const value = parseInt(hex.slice(1), 16);
@@ -128,7 +128,7 @@ export default {
         const [low, high] = [sorted[Math.floor(n * 0.5)], sorted[Math.floor(n * 0.995)]];
         for (let i = 0; i < n; i++) {
           const t = Math.min(1, Math.max(0, (score[i] - low) / (high - low || 1)));
-          const [r, g, b] = [0xc3 - t * 0x34, 0xcd - t * 0xb0, 0xd7 - t * 0xc3].map(Math.round);
+          const [r, g, b] = [0x87 + t * 0x08, 0x93 - t * 0x76, 0xa0 - t * 0x8c].map(Math.round);
           colours[i] = (0xff000000 | (b << 16) | (g << 8) | r) >>> 0;
         }
       } else {
@@ -191,14 +191,17 @@ export default {
     mark(i, verdict, colour) {
       const { width: w, height: h } = this.$refs.canvas;
       const p = this.columns.plane;
+      const r = this.count > 20000 ? 3 : 4;
       const a = Math.floor(this.view.x + p[2 * i] * this.view.scale);
       const b = Math.floor(this.view.y - p[2 * i + 1] * this.view.scale);
-      if (a < 3 || b < 3 || a >= w - 3 || b >= h - 3) return;
-      for (let dy = -3; dy <= 3; dy++)
-        for (let dx = -3; dx <= 3; dx++) {
-          const far = Math.max(Math.abs(dx), Math.abs(dy));
-          const on = verdict === 1 ? far < 3 : verdict === 2 ? far === 3 || far === 2 : Math.abs(dx) === Math.abs(dy);
-          if (on) this.pixels[(b + dy) * w + a + dx] = colour;
+      if (a < r || b < r || a >= w - r || b >= h - r) return;
+      for (let dy = -r; dy <= r; dy++)
+        for (let dx = -r; dx <= r; dx++) {
+          const away = Math.hypot(dx, dy);
+          let on = Math.abs(dx) < r && Math.abs(dy) < r;
+          if (verdict === 2) on = away > r - 1.8 && away < r + 0.5;
+          if (verdict === 3) on = dx === dy || dx === -dy || dx === dy + 1 || dx === 1 - dy;
+          if (on || verdict > 1) this.pixels[(b + dy) * w + a + dx] = on ? colour : 0xffffffff;
         }
     },
     // The names of the classes where their points lie, so that nobody depends on the colours.

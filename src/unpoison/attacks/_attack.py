@@ -101,12 +101,12 @@ class Attack(CheckedOptions, ABC):
         """Bytes by what takes them, beside the training set and the surrogates, when most is taken.
 
         Here: the poisoned images, as bytes and as floats with two states of an optimiser, and the activations
-        of a batch of them; an attack that takes more says so.
+        of a batch of them, or of other examples; an attack that takes more says so.
         """
         pixels = request.count * math.prod(request.training_set.image_shape)
         parts: dict[str, float] = {"poisoned images": pixels * (2 + 4 * 4)}
         if request.surrogates:
-            batch = min(request.count, self._images_at_once())
+            batch = min(len(request.training_set), self._images_at_once(request.count))
             first = request.training_set.images[:2].float() / 255
             most = max(activations_of(one, first).training(batch) for one in request.surrogates)
             parts["activations"] = self.graphs * most
@@ -115,10 +115,10 @@ class Attack(CheckedOptions, ABC):
     graphs: ClassVar[int] = 1
     """How many graphs of a batch are held at a time."""
 
-    def _images_at_once(self) -> int:
-        """How many poisons go through a surrogate at a time; all where the attack has no such option."""
+    def _images_at_once(self, count: int) -> int:
+        """How many images go through a surrogate at a time; all `count` poisons without such an option."""
         known = (getattr(self, name, None) for name in ("micro_batch", "batch_size"))
-        return next((one for one in known if isinstance(one, int)), 1 << 62)
+        return next((one for one in known if isinstance(one, int)), count)
 
     @abstractmethod
     def poison(self, request: CraftRequest) -> PoisonSet:

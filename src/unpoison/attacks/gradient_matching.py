@@ -109,8 +109,8 @@ class GradientMatching(Attack):
 
     graphs: ClassVar[int] = 3  # gradients in the parameters are differentiated again
 
-    def _images_at_once(self) -> int:
-        return max(self.held, self.micro_batch)
+    def _images_at_once(self, count: int) -> int:
+        return min(count, max(self.held, self.micro_batch))
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Poisons crafted against one surrogate or several (an ensemble), on the device where they lie.

@@ -77,7 +77,8 @@ def heal(options: Heal, console: Console, interrupts: Interrupts) -> int:
             training_seconds=None if trained is None else trained.seconds,
         )
     console.show(
-        f"healed by {method}: {removed} of {len(training_set)} examples forgotten",
+        f"healed by {method}"
+        + (f": {removed} of {len(training_set)} examples forgotten" if removed else " without known poison"),
         *run.compared(),
         *_tuned(healed),
         f"healing took {healed.seconds:.1f} s"

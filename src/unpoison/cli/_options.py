@@ -519,9 +519,9 @@ class Export:
     """A run directory of trace, scan or repair (or its findings/)."""
     form: Annotated[Form, arg(name="as", metavar="FORM")] = "csv"
     """csv, parquet: a row for each example; json: the flagged ones; list: the names of the flagged ones, a
-    line each; clean-list: those of all others; folder: hard links to the flagged files; sarif: SARIF 2.1.0
-    for code scanning; cyclonedx: a CycloneDX 1.6 bill of materials with data and model; markdown: a summary
-    for a ticket."""
+    line each; unflagged-list: those of all others; folder: hard links to the flagged files; sarif: SARIF
+    2.1.0 for code scanning; cyclonedx: a CycloneDX 1.6 bill of materials with data and model; markdown: a
+    summary for a ticket."""
     files: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
     """The training folder (or file), for folder, and for the paths and hashes of sarif and cyclonedx; where
     the run read it, if it is still there, when not given."""

@@ -343,23 +343,6 @@ def queries_of_a_label(classes: int) -> int:
     return 2 * _BASELINE + -(-_ERRORS // max(classes, 1))
 
 
-def labelled_examples(search: Search) -> Examples:
-    """The reference, or the training set in its place.
-
-    Raises:
-        InputError: the reference does not fit the training set.
-    """
-    training_set, source = search.training_set, search.reference
-    if source is None:
-        return training_set
-    if source.input_shape != training_set.input_shape or source.num_classes != training_set.num_classes:
-        raise InputError(
-            f"{source.name}: a reference needs inputs of shape {training_set.input_shape} in "
-            f"{training_set.num_classes} classes, found {source.input_shape} in {source.num_classes}"
-        )
-    return source
-
-
 def chosen_inputs(search: Search, source: Examples, level: float) -> Inputs:
     """Stages 1 and 2, from the model's answers."""
     logits = answers_to(search.model, source)

@@ -167,10 +167,11 @@ class Search:
             return self.training_set
         if not len(self.reference):
             raise InputError(f"{self.reference.name}: the reference has no examples; leave it out")
-        if self.reference.input_shape != self.training_set.input_shape:
+        own, given = ((one.input_shape, one.num_classes) for one in (self.training_set, self.reference))
+        if given != own:
             raise InputError(
-                f"{self.reference.name}: a reference needs inputs of shape {self.training_set.input_shape}, "
-                f"found {self.reference.input_shape}"
+                f"{self.reference.name}: a reference needs inputs of shape {own[0]} in {own[1]} classes, "
+                f"found {given[0]} in {given[1]}"
             )
         return self.reference
 

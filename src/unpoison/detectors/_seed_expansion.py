@@ -83,7 +83,12 @@ class SeedExpansion:
 
 
 def expand_seeds(
-    search: Search, seeds: Tensor, examples: Examples, rows: Tensor | None = None
+    search: Search,
+    seeds: Tensor,
+    examples: Examples,
+    rows: Tensor | None = None,
+    *,
+    exact: bool = True,
 ) -> SeedExpansion:
     """Score every example by its cosine with the seeds, in the metric of the inverse curvature.
 
@@ -92,13 +97,14 @@ def expand_seeds(
         seeds: Int64[k], indices into the examples; the first 64 count, or as many as fit.
         examples: those with the label of the seeds.
         rows: Int64[n], their places in the training set, for an index.
+        exact: with an index, score the nearest again with their gradients, as the search's `refine` says.
     """
     seeds = seeds[: min(_MOST_SEEDS, most_queries(search.factors.num_parameters))].cpu()
     if search.index is None or rows is None:
         cosines = _cosines(search, examples, seeds)
     else:
         cosines = search.index.cosines(rows[seeds], rows)
-        if search.refine:
+        if search.refine and exact:
             nearest = cosines.mean(0).topk(min(search.refine, len(rows))).indices
             chosen = torch.tensor(sorted({*nearest.tolist(), *seeds.tolist()}))
             places = torch.searchsorted(chosen, seeds)

@@ -11,22 +11,23 @@ artifacts of this attack look like is learned from a few seeds. Stages:
               query v, the inverse curvature P and the training gradient g of the margin. `calibrated` gives
               its own seeds.
 2. features   of every candidate, an example with the label of a seed: its noise level in the flattest quarter
-              of the image, and half of each of how far its penultimate features move under JPEG and under a
-              shift of one pixel; all three as logarithms, minus the median of the class, divided by its
-              median absolute deviation; their sum is the artifact score.
-3. mixture    of two normal distributions with one covariance, in the plane of the artifact score and of the
+              of the image, and how far its penultimate features move under JPEG and under a shift of one
+              pixel; all as logarithms, minus the median of the class, divided by its median absolute
+              deviation; of the two displacements, which carry nearly the same information, the mean.
+3. mixture    of two normal distributions with one covariance, in the space of displacement, noise and
               influence (as normal scores, so that the seeds, which were chosen by it, do not outweigh the
               rest), by expectation and maximisation (Dempster, Laird and Rubin, 1977) with the seeds known to
-              belong to the first component (semi-supervised, as in Nigam et al., 2000). It starts once from
-              the seeds alone and once from a mixture of the artifact scores alone; the likelier end counts.
-4. gate       the first component must have an artifact score higher by two deviations, the distance at which
-              two components separate cleanly (Ashman, Bird and Zepf, 1994), and three in five of the seeds
-              must belong to it by themselves; else the artifacts say nothing.
+              belong to the first component (semi-supervised, as in Nigam et al., 2000). It starts from the
+              seeds alone, and from the candidates of much displacement, of much noise, and of much of both;
+              the likeliest end counts.
+4. gate       the first component must have more displacement or more noise by two deviations, the distance at
+              which two components separate cleanly (Ashman, Bird and Zepf, 1994), and three in five of the
+              seeds must belong to it by themselves; else the artifacts say nothing.
 5. score      = the log-odds of belonging to the first component; above 0 an example is flagged.
 
 Cost: the factors and scores of one query (three passes with per-example gradients), three forward passes of
 the candidates, and their recompression. Limits: poison without noise (colours, smooth patterns, perturbations
-far below 16/255), or crafted to survive JPEG and shifts, shows no artifacts.
+far below 16/255) shows no artifacts; poison crafted to survive JPEG and shifts is left with its noise.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ _FLATTEST: Final = 0.25
 _QUALITY: Final = 75
 _SEPARATION: Final = 2.0
 _SEEDS_INSIDE: Final = 0.6
+_MUCH: Final = 1.5  # deviations above the median, from which a mixture starts
 _FARTHEST: Final = 6.0  # deviations from the median; more carries no further information
 _RIDGE: Final = 0.1
 
@@ -178,14 +180,13 @@ def artifact_mixture(
         group = labels == label
         features[group] = _standardised(features[group])
         attributed[group] = _normal_scores(attributed[group])
-    # The noise level, and half of each of the two displacements, which carry nearly the same information.
-    artifacts = features @ torch.tensor([*[0.5] * (features.shape[1] - 1), 1.0], dtype=torch.float64)
-    by_artifacts = two_components(artifacts[:, None], known, known.double())
-    starts = (known.double(), by_artifacts.log_odds.sigmoid().where(~known, 1.0))
-    both = [two_components(torch.stack([artifacts, attributed], 1), known, start) for start in starts]
-    mixture = max(both, key=lambda found: found.likelihood)
+    artifacts = torch.stack([features[:, :-1].mean(1), features[:, -1]], 1)
+    points = torch.cat([artifacts, attributed[:, None]], 1)
+    much = torch.cat([artifacts, artifacts.sum(1, keepdim=True) / math.sqrt(2)], 1) > _MUCH
+    starts = [known, *(much | known[:, None]).unbind(1)]
+    mixture = max((two_components(points, known, start.double()) for start in starts), key=_likelihood)
     inside = (mixture.log_odds[known] > 0).double().mean()
-    if not (float(mixture.distance[0]) > _SEPARATION and float(inside) >= _SEEDS_INSIDE):
+    if not (float(mixture.distance[:2].max()) > _SEPARATION and float(inside) >= _SEEDS_INSIDE):
         return None
     scores = mixture.log_odds.min() - 2 + _normal_scores(influence).mul(0.1).tanh()
     scores[rows] = mixture.log_odds
@@ -247,6 +248,10 @@ def two_components(points: Tensor, known: Tensor, start: Tensor, *, rounds: int 
         if settled:
             break
     return mixture
+
+
+def _likelihood(mixture: Mixture) -> float:
+    return mixture.likelihood
 
 
 def _artifact_features(

@@ -16,15 +16,16 @@ Ours; the stages in standard terms:
                preconditioned gradients (`_seed_expansion`). Clean-label poison hardly shares a gradient
                direction. So, unless the members are separated from the other examples of their label, the
                artifact mixture is fitted as well to 8-bit images (`artifact_mixture`, with the same seeds);
-               it decides where more than a quarter of the examples that it finds are no members.
+               it decides where more than a quarter of the examples that it finds are no members. Where no
+               poison is found, this orders the examples, and flags none.
 5. cause       what kind of cause the responsible examples speak for, poison or not (`_cause`).
 
-`scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label: of the
-excess where nothing is found, else of what decided stage 4. Examples with other labels come last.
+`scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label, of what
+decided stage 4. Examples with other labels come last.
 
 Cost: two passes over the training set for the factors and, where the queries of a label fit into 1 GiB, one
 for the calibration, all kept in it; then two passes over the examples with the answered label, a forward pass
-of them for the cause, and three for artifact features.
+of them for the cause, and three for artifact features where the members are not separated.
 Memory: at most 1 GiB of queries (8 of them where that is more), beside what `unpoison.influence`
 states. Limits: the poison bears the label that it causes; one cause for the flagged share; a poison that made
 a few training examples decisive cannot be told from an ordinary hard example. The level is that of an error
@@ -57,7 +58,6 @@ from unpoison.detectors._calibration import (
     in_label,
     input_digests,
     key_of,
-    labelled_examples,
     queries_of_a_label,
     shuffled,
 )
@@ -284,7 +284,7 @@ class Calibrated(Detector):
 
     def _calibrated(self, search: Search, groups: Groups | None) -> Calibration:
         """Stage 2. What can be wrong is found before the first pass."""
-        source, (key, numbers) = labelled_examples(search), key_of(search, groups)
+        source, (key, numbers) = search.clean, key_of(search, groups)
         inputs = chosen_inputs(search, source, self.false_alarm_level)
         return calibrate(search, source, inputs, key, numbers)
 
@@ -314,7 +314,8 @@ class Calibrated(Detector):
                 null += ", of the training set, which the level hardly fits"
             if len(others) < self.calibration_errors:
                 null += f" (the level takes {self.calibration_errors}, so nothing can be found)"
-        if search.index is not None and search.refine and p_value <= self.false_alarm_level + 1e-9:
+        found = p_value <= self.false_alarm_level + 1e-9
+        if search.index is not None and search.refine and found:
             some = excess.topk(min(search.refine, len(rows))).indices
             collapse[some], before[some] = self._collapses(search, rows[some], exact=True)
             excess, search.refined = calibration.excess(collapse, rows), len(some)
@@ -322,22 +323,20 @@ class Calibrated(Detector):
         columns = torch.stack([excess, before, before - collapse])
         findings = self._findings(search, null, rows, columns, p_value=p_value, shared=shared)
         ranking = excess.argsort(descending=True, stable=True)
-        kind: Kind | None = None
-        if p_value <= self.false_alarm_level + 1e-9:
-            seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
-            expanded, of_kind, apart = self._expanded(search, findings, examples, rows, seeds, excess)
-            if own or apart:
-                findings, kind = expanded, of_kind
-            else:
-                said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
-                findings = replace(findings, summary=said)
-        if findings.poison_found:
+        seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
+        expanded, kind, apart = self._expanded(search, findings, examples, rows, seeds, excess, exact=found)
+        if found and not (own or apart):
+            said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
+            findings, found = replace(findings, summary=said), False
+        if found:
+            findings = expanded
             members = torch.searchsorted(rows, findings.flagged)
         else:
+            findings = replace(findings, scores=expanded.scores, evidence=expanded.evidence)
             members = ranking[: int((excess > RESPONSIBLE).sum())][:64]
         logits, values = self._answers(search, examples, rows, members)
         alike = calibration.near.alike_among(search.training_set, rows[members])
-        cause = cause_of(members, alike, logits, values, search.answer, found=kind)
+        cause = cause_of(members, alike, logits, values, search.answer, found=kind if found else None)
         search.lap("cause")
         told = [findings.summary, cause.describe(findings.class_names)]
         if search.observation.true_label is None:
@@ -374,7 +373,7 @@ class Calibrated(Detector):
         An input that is not given a label is asked about it otherwise than an error about its own answer:
         that label is mostly far less likely.
         """
-        source = labelled_examples(search)
+        source = search.clean
         answers, own = answers_to(search.model, source).argmax(1), source.labels.cpu()
         places = ((answers != search.answer) & (own != search.answer)).nonzero()[:, 0]
         places = shuffled(places, generator(search.seed, "inputs with other answers"))
@@ -426,28 +425,19 @@ class Calibrated(Detector):
         rows: Tensor,
         seeds: Tensor,
         excess: Tensor,
+        *,
+        exact: bool,
     ) -> tuple[Findings, Kind, bool]:
         """Stage 4: all examples that resemble the seeds, places among the `rows`, and whether these are a
         group of their own."""
-        expansion = expand_seeds(search, seeds, examples, rows)
+        expansion = expand_seeds(search, seeds, examples, rows, exact=exact)
         search.lap("seed expansion")
         total = len(search.training_set)
         evidence = {
             **findings.evidence,
             "seed_similarity": _spread_out(expansion.scores, rows, total, 0.0),
         }
-        log_odds = None
-        if not expansion.separated and isinstance(examples, TrainingSet):
-            log_odds = artifact_mixture(
-                search.model,
-                examples,
-                seeds,
-                torch.ones(len(rows), dtype=torch.bool),
-                excess,
-                batch_size=self.batch_size,
-                progress=search.progress,
-            )
-            search.lap("artifact features")
+        log_odds = None if expansion.separated else self._artifacts(search, examples, seeds, excess)
         if log_odds is not None:
             evidence["artifact_log_odds"] = _spread_out(log_odds, rows, total, 0.0)
         selection = select(expansion, log_odds, excess, seeds)
@@ -468,6 +458,22 @@ class Calibrated(Detector):
             evidence=evidence,
         )
         return updated, selection.kind, expansion.separated or selection.kind == "optimised images"
+
+    def _artifacts(self, search: Search, examples: Examples, seeds: Tensor, excess: Tensor) -> Tensor | None:
+        """Float64[k]: the log-odds of the artifact mixture, where examples are 8-bit images that show one."""
+        if not isinstance(examples, TrainingSet):
+            return None
+        log_odds = artifact_mixture(
+            search.model,
+            examples,
+            seeds,
+            torch.ones(len(examples), dtype=torch.bool),
+            excess,
+            batch_size=self.batch_size,
+            progress=search.progress,
+        )
+        search.lap("artifact features")
+        return log_odds
 
 
 @final

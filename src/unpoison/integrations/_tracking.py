@@ -38,8 +38,8 @@ class Tracker(Protocol):
         """Take down what came of it."""
         ...
 
-    def artefact(self, path: Path) -> None:
-        """Keep a copy of a file."""
+    def artefact(self, verb: str, path: Path) -> None:
+        """Keep a copy of a file of a run of this verb; the next verb may have a file of that name as well."""
         ...
 
 
@@ -60,12 +60,12 @@ def track(
     record = RunRecord.load(folder)
     tracker.parameters(parameters_of(record))
     tracker.metrics(metrics_of(record))
-    tracker.artefact(folder / RECORD)
+    tracker.artefact(record.verb, folder / RECORD)
     if any((Path(one) / "findings").is_dir() for one in (run, *others)):
         with tempfile.TemporaryDirectory(prefix="unpoison-") as place:
             page = Path(place) / "report.html"
             write_report(page, [folder, *others])
-            tracker.artefact(page)
+            tracker.artefact(record.verb, page)
 
 
 def parameters_of(record: RunRecord) -> dict[str, Parameter]:
@@ -139,9 +139,9 @@ class MLflow:
         """As metrics."""
         self._mlflow.log_metrics(dict(values), run_id=self.run_id)
 
-    def artefact(self, path: Path) -> None:
-        """As an artifact in `unpoison/`."""
-        self._mlflow.log_artifact(str(path), artifact_path="unpoison", run_id=self.run_id)
+    def artefact(self, verb: str, path: Path) -> None:
+        """As an artifact in `unpoison/VERB/`."""
+        self._mlflow.log_artifact(str(path), artifact_path=f"unpoison/{verb}", run_id=self.run_id)
 
 
 @final
@@ -171,9 +171,9 @@ class WandB:
         """Into the summary, as `unpoison/NAME`; they are no step of a training."""
         self.run.summary.update({f"unpoison/{name}": value for name, value in values.items()})
 
-    def artefact(self, path: Path) -> None:
-        """As an artifact of the type `unpoison`."""
-        artifact = self._wandb.Artifact(f"unpoison-{path.stem}", type="unpoison")
+    def artefact(self, verb: str, path: Path) -> None:
+        """As the artifact `unpoison-VERB-NAME`, of the type `unpoison`."""
+        artifact = self._wandb.Artifact(f"unpoison-{verb}-{path.stem}", type="unpoison")
         artifact.add_file(str(path))
         self.run.log_artifact(artifact)
 

@@ -9,6 +9,7 @@ from ._decisions import VERDICTS as VERDICTS
 from ._decisions import Decisions as Decisions
 from ._decisions import Entry as Entry
 from ._decisions import Verdict as Verdict
+from ._export import text_of_cell as text_of_cell
 from ._export import write_findings as write_findings
 from ._figures import outcome_bars as outcome_bars
 from ._figures import percent as percent
@@ -29,6 +30,6 @@ from ._svg import hatch as hatch
 from ._svg import number as number
 from ._svg import plain as plain
 from ._table import Table as Table
-from ._table import leaderboard_latex as leaderboard_latex
-from ._table import leaderboard_markdown as leaderboard_markdown
 from ._table import table_of as table_of
+from ._table_text import leaderboard_latex as leaderboard_latex
+from ._table_text import leaderboard_markdown as leaderboard_markdown

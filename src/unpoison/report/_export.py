@@ -4,11 +4,16 @@
 |---|---|
 | `csv`, `parquet` | a row for each example, in the order of the training set |
 | `json` | the flagged examples |
-| `list`, `clean-list` | the names of the flagged examples, the most suspicious first; of all others |
+| `list` | the names of the flagged examples, the most suspicious first |
+| `unflagged-list` | the names of all others |
 | `folder` | hard links to the flagged files, under their names; copies where the place is on another device |
 | `sarif` | SARIF 2.1.0, for code scanning |
 | `cyclonedx` | a CycloneDX 1.6 bill of materials with data and model |
 | `markdown` | a summary for a ticket |
+
+A spreadsheet computes a cell of csv that begins with `=`, `+`, `-`, `@` or a tab, so that the name of a file
+or class could run a formula ("CSV injection"). As OWASP advises, an apostrophe is put before such a name,
+which `text_of_cell` takes away again, without loss. Numbers stay as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +36,9 @@ from unpoison.report._provenance import Provenance, within
 from unpoison.report._sarif import findings_sarif
 from unpoison.report._summary import findings_markdown
 from unpoison.runs import json_value
+
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")
+"""The characters that OWASP names, the full-width ones among them."""
 
 
 def write_findings(
@@ -59,6 +68,18 @@ def write_findings(
         return _WRITERS[form](staging, findings, provenance)
 
 
+def text_of_cell(cell: str) -> str:
+    """The name of a file or class that a cell of our csv holds: without the apostrophe before a formula.
+
+    Arguments:
+        cell: as `csv` reads it, of the columns `id` and `class`.
+
+    >>> [text_of_cell(cell) for cell in ("'=1+1", "''=1+1", "a=b", "'tis")]
+    ['=1+1', "'=1+1", 'a=b', "'tis"]
+    """
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
 def rows_of(findings: Findings) -> list[dict[str, Any]]:
     """A row for each example, in the order of the training set."""
     flagged = findings.mask().tolist()
@@ -81,8 +102,17 @@ def _csv(path: Path, findings: Findings, _: Provenance | None) -> int:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["index"])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "id": cell_of(row["id"]), "class": cell_of(row["class"])} for row in rows)
     return len(rows)
+
+
+def cell_of(text: str) -> str:
+    """A text as a cell of csv that no spreadsheet computes.
+
+    >>> [cell_of(text) for text in ("=1+1", "'=1+1", "a=b", "it's")]
+    ["'=1+1", "''=1+1", 'a=b', "it's"]
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def _parquet(path: Path, findings: Findings, _: Provenance | None) -> int:
@@ -106,7 +136,7 @@ def _list(path: Path, findings: Findings, _: Provenance | None) -> int:
     return _names(path, findings, findings.flagged.tolist())
 
 
-def _clean_list(path: Path, findings: Findings, _: Provenance | None) -> int:
+def _unflagged_list(path: Path, findings: Findings, _: Provenance | None) -> int:
     return _names(path, findings, (~findings.mask()).nonzero()[:, 0].tolist())
 
 
@@ -169,7 +199,7 @@ _WRITERS: Final[Mapping[Form, Callable[[Path, Findings, Provenance | None], int]
     "parquet": _parquet,
     "json": _json,
     "list": _list,
-    "clean-list": _clean_list,
+    "unflagged-list": _unflagged_list,
     "sarif": _sarif,
     "cyclonedx": _cyclonedx,
     "markdown": _markdown,

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal
 
-Form = Literal["csv", "parquet", "json", "list", "clean-list", "folder", "sarif", "cyclonedx", "markdown"]
+Form = Literal["csv", "parquet", "json", "list", "unflagged-list", "folder", "sarif", "cyclonedx", "markdown"]
 """See `write_findings`."""

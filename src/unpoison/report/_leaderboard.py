@@ -1,9 +1,10 @@
 """The leaderboard: the results of a recipe as a page, or as the table alone.
 
-`leaderboard_html` is one self-contained page: a table that a click on a heading sorts, a plot of attack
-success against accuracy, growth with the budget where the recipe has several, paired comparisons, and every
-trial; each cell of the table links to the trials that it was computed from. The page loads nothing: its
-policy allows its one style sheet and its one script, both named by hash.
+`leaderboard_html` is one self-contained page: a table that a click on a heading sorts, methods against
+attacks where there are several, a plot of attack success against accuracy, growth with the budget where
+the recipe has several, paired comparisons, and every trial; each cell of the table links to the trials
+that it was computed from. The page loads nothing: its policy allows its one style sheet and its one
+script, both named by hash.
 
 The same results give the same bytes. Reading 10,000 trials and writing the page takes a few seconds.
 """
@@ -22,16 +23,16 @@ from markupsafe import Markup
 from unpoison._artefacts import atomic_file
 from unpoison.evaluation import Comparison, Line, Results, compare, leaderboard
 from unpoison.report._figures import percent
+from unpoison.report._matrix import matrices
 from unpoison.report._svg import Canvas, Scale, plain
 from unpoison.report._table import (
     Column,
     attack_name,
-    leaderboard_latex,
-    leaderboard_markdown,
     method_name,
     single_inputs,
     table_of,
 )
+from unpoison.report._table_text import leaderboard_latex, leaderboard_markdown
 from unpoison.report._templates import environment, policy, resource
 
 _MOST_COMPARISONS = 200
@@ -56,6 +57,7 @@ def leaderboard_html(results: Results) -> str:
             groups=_groups(table.columns),
             rows=[(bool(line.control), row) for line, row in zip(lines, table.rows, strict=True)],
             plot=_plot(lines) if any(line.success.trials for line in lines) else None,
+            matrices=list(matrices(lines)),
             growth=_growth(lines),
             comparisons=list(_comparisons(lines)),
             single=all(map(single_inputs, lines)),

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import final
 
 from unpoison._statistics import Proportion
-from unpoison.evaluation import Line, Mean, Results, leaderboard
+from unpoison.evaluation import Line, Mean
 from unpoison.report._figures import interval_text, percent
-from unpoison.report._svg import plain
 
 
 @final
@@ -279,60 +278,3 @@ def _mean(mean: Mean, *, share: bool = True) -> Cell:
     digits = 1 if share else 3
     spread = "" if math.isnan(mean.deviation) else f" ± {factor * mean.deviation:.{digits}f}"
     return Cell(f"{factor * mean.mean:.{digits}f}{spread}{unit}", f"n = {mean.n}", mean.mean)
-
-
-def leaderboard_markdown(results: Results) -> str:
-    """The table as Markdown, without empty columns."""
-    table = table_of(leaderboard(results)).without_empty()
-    lines = [
-        "| " + " | ".join(_markdown(column.name) for column in table.columns) + " |",
-        "|" + "---|" * len(table.columns),
-    ]
-    for row in table.rows:
-        cells = (_markdown(cell.text + (f" ({cell.note})" if cell.note else "")) for cell in row)
-        lines.append("| " + " | ".join(cells) + " |")
-    meanings = [f"- {column.name}: {column.meaning}." for column in table.columns if column.group]
-    return "\n".join([*lines, "", *meanings, ""])
-
-
-def leaderboard_latex(results: Results) -> str:
-    """The table as LaTeX, for the package booktabs, without empty columns."""
-    table = table_of(leaderboard(results)).without_empty()
-    body = [
-        " & ".join(_latex(cell.text + (f" ({cell.note})" if cell.note else "")) for cell in row) + r" \\"
-        for row in table.rows
-    ]
-    return "\n".join(
-        [
-            f"% {plain(results.name)}: {len(results.table)} of {results.planned} trials",
-            r"\begin{tabular}{ll" + "r" * (len(table.columns) - 2) + "}",
-            r"\toprule",
-            " & ".join(_latex(column.name) for column in table.columns) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-def _markdown(text: str) -> str:
-    return plain(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
-_LATEX = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "→": r"$\to$",
-    "–": "--",
-    "<": "$<$",
-    ">": "$>$",
-}
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in plain(text))
