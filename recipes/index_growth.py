@@ -244,7 +244,7 @@ class Growth:
         found = []
         for count, name, kills in self.indices:
             noted, trace = self.read(name), self.read(f"{name}.trace") if kills else {}
-            seconds = [round(one["seconds"], 1) for one in trace.get("traces", ())]
+            seconds = [round(one["processor"], 1) for one in trace.get("traces", ())]
             row: dict[str, Any] = {"examples": count, "kills": len(self.read(f"{name}.kills").get("at", ()))}
             row |= {f"{stage}_seconds": round(value, 1) for stage, value in noted["seconds"].items()}
             row |= {"peak_mb": round(noted["peak"] / 1e6), "disk_mb": round(noted["disk"] / 1e6)}

@@ -201,14 +201,14 @@ def test_near_errors_count_beyond_all_errors_alone(scene: Any, calibration: Cali
     rows = (scene.poisoned.labels == 0).nonzero()[:, 0]
     excess = torch.zeros(len(rows), dtype=torch.float64)
     excess[:5] = 6.0
-    value = float(statistic(excess, calibration.multiplicities[rows]))
+    value = float(statistic(excess, calibration.near.multiplicities[rows]))
     count = len(calibration)
 
     def p(errors: int, above: set[int]) -> float:
         statistics = torch.full((count,), value - 1, dtype=torch.float64)
         statistics[sorted(above)] = value + 1
         changed = replace(calibration, errors=errors, statistics=statistics, responsible=far, weights=none)
-        return changed.p_value(excess, rows, 0, ["another image"])[0]
+        return changed.p_value(value, excess, rows, 0, ["another image"])[0]
 
     none, far = torch.zeros_like(calibration.weights), torch.zeros_like(calibration.responsible)
     assert p(count, {0, 1}) == 3 / (count + 1)

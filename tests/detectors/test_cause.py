@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from unpoison._stable import margins
 from unpoison.data import Examples, TensorExamples, TrainingSet
 from unpoison.detectors import _cause
 from unpoison.detectors._cause import Cause, Kind
-from unpoison.detectors._near_duplicates import alike_among
+from unpoison.detectors._near_duplicates import NearDuplicates
 
 NAMES = ("cat", "dog", "ship")
 
@@ -33,9 +34,10 @@ def cause_of(
     examples: Examples = TensorExamples(torch.zeros(len(logits), 3), labels)
     if images is not None:
         examples = TrainingSet(images, labels, NAMES)
-    return _cause.cause_of(
-        members, alike_among(examples, members, torch.ones(len(logits)), groups), logits, label, found=found
-    )
+    ones, none = torch.ones(len(logits)), torch.zeros(0, dtype=torch.int64)
+    alike = NearDuplicates(ones, ones, none, none[:, None], groups).alike_among(examples, members)
+    misfits = margins(logits)[:, label]
+    return _cause.cause_of(members, alike, logits[members], misfits, label, found=found)
 
 
 def logits_of(count: int, *, badly_fitted: list[int]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unpoison.data import TrainingSet
 from unpoison.detectors import _near_duplicates
-from unpoison.detectors._near_duplicates import alike_among, group_numbers, multiplicities
+from unpoison.detectors._near_duplicates import NearDuplicates, group_numbers
 from unpoison.errors import InputError
 
 
@@ -22,6 +22,12 @@ def noise(count: int, seed: int, side: int = 20) -> Tensor:
     randomness = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (count, 1, side // 4, side // 4), generator=randomness)
     return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3).to(torch.uint8)
+
+
+def multiplicities(training_set: TrainingSet, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    near = NearDuplicates.of(training_set, groups)
+    near.measure(training_set, torch.arange(len(training_set)))
+    return near.multiplicities, near.spacings
 
 
 def test_groups_count_within_the_label() -> None:
@@ -41,7 +47,7 @@ def test_series_of_similar_images_count_once_and_others_each() -> None:
     images[:20] = (images[:1].int() + wobble).clamp(0, 255).byte()
     labels = torch.zeros(400, dtype=torch.int64)
     labels[200:] = 1
-    found, spacings = multiplicities(make_set(images, labels))
+    found, _ = multiplicities(make_set(images, labels))
     assert float(found[:20].min()) > 15
     assert float(found[20:].max()) < 12
     assert float(found[20:].median()) < 6
@@ -50,11 +56,11 @@ def test_series_of_similar_images_count_once_and_others_each() -> None:
     assert torch.allclose(multiplicities(darker)[0][:20], found[:20], rtol=0.1)
     labels[10:20] = 1
     assert float(multiplicities(make_set(images, labels))[0][:10].max()) < 12
-    alike = alike_among(make_set(images, labels), torch.arange(5), spacings)
+    near = NearDuplicates.of(make_set(images, labels))
+    alike = near.alike_among(make_set(images, labels), torch.arange(5))
     assert alike.tolist() == pytest.approx([5] * 5, rel=0.1)
-    assert alike_among(make_set(images, labels), torch.arange(30, 35), spacings).tolist() == pytest.approx(
-        [1] * 5, rel=0.2
-    )
+    alike = near.alike_among(make_set(images, labels), torch.arange(30, 35))
+    assert alike.tolist() == pytest.approx([1] * 5, rel=0.2)
 
 
 def test_a_common_kind_of_object_is_no_series() -> None:
@@ -102,6 +108,26 @@ def test_many_examples_are_compared_with_some(monkeypatch: pytest.MonkeyPatch) -
     some, close = multiplicities(training_set)
     assert torch.allclose(close[100:], spacings[100:], rtol=0.1)
     assert float((some / exact).log().abs().mean()) < 0.1
+
+
+def test_of_many_examples_those_that_are_asked_for_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = noise(400, 3)
+    images[:20] = images[:1]
+    training_set = make_set(images, torch.arange(400) // 300)
+    monkeypatch.setattr(_near_duplicates, "_COMPARED", 200)
+    monkeypatch.setattr(_near_duplicates, "_MOST", 50)
+    every, spacings = multiplicities(training_set)
+    near = NearDuplicates.of(training_set)
+    assert bool(near.multiplicities.isinf().all())
+    near.measure(training_set, torch.tensor([3, 350, 3]))
+    assert near.multiplicities.isfinite().nonzero()[:, 0].tolist() == [3, 350]
+    assert int((near.spacings > 0).sum()) <= 2 + 2 * 50
+    for rows in (torch.arange(20), torch.arange(400)):
+        near.measure(training_set, rows)
+    assert torch.allclose(near.multiplicities, every)
+    assert torch.allclose(near.spacings, spacings)
+    # Among many members some stand for all.
+    assert near.alike_among(training_set, torch.arange(90)).shape == (90,)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

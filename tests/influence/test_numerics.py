@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from unpoison.data import TensorExamples
 from unpoison.influence import (
@@ -162,3 +163,12 @@ def test_bfloat16_logits_give_a_gradient_that_is_not_zero() -> None:
     assert found.gradient_norms is not None
     assert expected.gradient_norms is not None
     assert float(found.gradient_norms[FITTED] / expected.gradient_norms[FITTED]) == pytest.approx(1, abs=0.5)
+
+
+def test_what_a_pass_kept_is_freed_after_it() -> None:
+    model, kept = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), list[StorageWeakRef]()
+    model[1].register_forward_hook(lambda *given: kept.append(StorageWeakRef(given[-1].untyped_storage())))
+    examples = TensorExamples(torch.randn(8, 4), torch.arange(8) % 3)
+    project(model, examples, TASK.loss, dimensions=4, seed=0)
+    assert kept
+    assert all(one.expired() for one in kept)

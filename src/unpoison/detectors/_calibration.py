@@ -14,11 +14,11 @@ It depends on the model, the training set and the labelled examples alone, not o
 Without labelled held-out examples the training set stands in for them: its errors and near-errors, and of the
 baseline inputs those of other classes only, because correct answers of a label may be poison themselves.
 
-Cost: a forward pass over the labelled examples, one gradient for each error and baseline input, one reading
-of the training images for near-duplicates (none where groups are known; at most 8,192 are read twice), and
-one pass over the training set with per-example gradients, each multiplied with the queries of its own label;
-over a label whose queries take more than 1 GiB, a pass for each GiB. Memory: 5 numbers a training example,
-the thumbnails of a label, and those queries.
+Cost: a forward pass over the labelled examples, one gradient for each error and baseline input, one pass over
+the training set with per-example gradients, each multiplied with the queries of its own label (over a label
+whose queries take more than 1 GiB, a pass for each GiB), and, where groups are not known, what
+`_near_duplicates` reads of what stands out. Memory: 5 numbers a training example, some thousand thumbnails,
+and those queries.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from unpoison.data import Examples
 from unpoison.data import Inputs as Given
 from unpoison.detectors._answers import answers_to
 from unpoison.detectors._collapse import LabelCollapse, normalised, queries_at_a_time, queries_of
-from unpoison.detectors._conformal import Baseline, p_value, responsible, statistic
-from unpoison.detectors._near_duplicates import group_numbers, multiplicities
+from unpoison.detectors._conformal import RESPONSIBLE, Baseline, p_value, responsible, statistic
+from unpoison.detectors._near_duplicates import NearDuplicates, group_numbers
 from unpoison.detectors._search import Search
 from unpoison.errors import InputError
 from unpoison.influence import Factors, model_fingerprint
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _ERRORS: Final = 300
 _BASELINE: Final = 8
 # A reserve beyond what the level takes, as errors with a shared cause are left out.
@@ -74,9 +74,7 @@ class Calibration:
         images: m digests of the inputs.
         centre: Float64[n], the baseline of every training example.
         spread: Float64[n], its spread.
-        multiplicities: Float64[n], see `_near_duplicates`.
-        spacings: Float32[n], likewise.
-        groups: Int64[n], where they are known.
+        near: how many near-duplicates the training examples have, as far as this is known.
         index: the digest of the index that the influences were read from; None where they are exact.
     """
 
@@ -92,9 +90,7 @@ class Calibration:
     images: tuple[str, ...]
     centre: Tensor
     spread: Tensor
-    multiplicities: Tensor
-    spacings: Tensor
-    groups: Tensor | None = None
+    near: NearDuplicates
     index: str | None = None
 
     def __len__(self) -> int:
@@ -114,10 +110,17 @@ class Calibration:
         """Float64[... k], stage 1 of `_conformal`, of the training examples Int64[k] `rows` of one label."""
         return Baseline(self.centre[rows], self.spread[rows]).excess(collapses)
 
-    def p_value(self, excess: Tensor, rows: Tensor, answer: int, images: Sequence[str]) -> tuple[float, int]:
+    def statistic(self, training_set: Examples, excess: Tensor, rows: Tensor) -> Tensor:
+        """Float64[...], stage 2 of `_conformal`, of Float64[... k] excess of the examples Int64[k] `rows`."""
+        return _statistic(training_set, self.near, excess, rows)
+
+    def p_value(
+        self, value: float, excess: Tensor, rows: Tensor, answer: int, images: Sequence[str]
+    ) -> tuple[float, int]:
         """The rank of an observation, and how many errors with a shared cause were left out.
 
         Arguments:
+            value: its statistic.
             excess: Float64[k] of the training examples with the answered label.
             rows: Int64[k], which these are.
             answer: their label.
@@ -130,7 +133,6 @@ class Calibration:
         lengths = self.weights.square().sum(1).sqrt() * own.square().sum().sqrt()
         common = (own[self.responsible] * self.weights).sum(1) / torch.where(lengths > 0, lengths, 1)
         shared = torch.where(self.answers == answer, common, 0)
-        value = float(statistic(excess, self.multiplicities[rows]))
         found, left_out = p_value(value, self.statistics[other], shared[other])
         other[self.errors :] = False
         among_errors, left_out_errors = p_value(value, self.statistics[other], shared[other])
@@ -142,8 +144,9 @@ class Calibration:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a directory, in one step."""
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        if self.groups is not None:
-            tensors["groups"] = self.groups.contiguous()
+        tensors |= {name: getattr(self.near, name).contiguous() for name in _NEAR}
+        if self.near.groups is not None:
+            tensors["groups"] = self.near.groups.contiguous()
         record = {"format": _FORMAT, **{name: getattr(self, name) for name in _RECORD}}
         with atomic_directory(path) as staging:
             self.factors.save(staging / "factors")
@@ -171,8 +174,8 @@ class Calibration:
                 held_out=record["held_out"],
                 errors=record["errors"],
                 images=tuple(record["images"]),
-                groups=tensors.get("groups"),
                 index=record.get("index"),
+                near=NearDuplicates(**{name: tensors[name] for name in _NEAR}, groups=tensors.get("groups")),
                 **{name: tensors[name] for name in _TENSORS},
             )
         except (OSError, KeyError, TypeError, SafetensorError) as error:
@@ -187,9 +190,8 @@ _TENSORS: Final = (
     "weights",
     "centre",
     "spread",
-    "multiplicities",
-    "spacings",
 )
+_NEAR: Final = ("multiplicities", "spacings", "drawn", "compared")
 
 
 @final
@@ -259,7 +261,7 @@ def calibrate(
     """Stage 3; `inputs` are rows of `source`, key and groups those of `key_of`."""
     training_set = search.training_set
     labels, count = training_set.labels.cpu(), len(inputs.rows)
-    copies, spacings = multiplicities(training_set, groups)
+    near = NearDuplicates.of(training_set, groups)
     centre, spread = torch.zeros(2, len(labels), dtype=torch.float64)
     spread += 1
     statistics = torch.zeros(count, dtype=torch.float64)
@@ -278,7 +280,9 @@ def calibrate(
         baseline = Baseline.of(collapses[: len(first)])
         centre[rows], spread[rows] = baseline.centre, baseline.spread
         excess = baseline.excess(collapses[len(first) :])
-        statistics[asked] = statistic(excess, copies[rows])
+        search.lap("calibration")
+        statistics[asked] = _statistic(training_set, near, excess, rows)
+        search.lap("near-duplicates")
         top, height = responsible(excess, _KEPT)
         places[asked, : top.shape[1]], weights[asked, : top.shape[1]] = rows[top], height
         done += len(rows)
@@ -298,9 +302,7 @@ def calibrate(
         images=tuple(input_digests(source.at(inputs.rows)[0])),
         centre=centre,
         spread=spread,
-        multiplicities=copies,
-        spacings=spacings,
-        groups=groups,
+        near=near,
         index=None if search.index is None else search.index.digest,
     )
 
@@ -356,6 +358,12 @@ def input_digests(inputs: Given) -> list[str]:
         digest(*(part[row].cpu().contiguous().numpy().tobytes() for part in tensors))
         for row in range(count_of(inputs))
     ]
+
+
+def _statistic(training_set: Examples, near: NearDuplicates, excess: Tensor, rows: Tensor) -> Tensor:
+    """Stage 2 of `_conformal`; near-duplicates are measured of what stands out."""
+    near.measure(training_set, rows[(excess > RESPONSIBLE).reshape(-1, len(rows)).any(0)])
+    return statistic(excess, near.multiplicities[rows])
 
 
 def _parts(inputs: Given, size: int) -> Iterator[Given]:

@@ -87,6 +87,7 @@ def cause_of(
     members: Tensor,
     alike: Tensor,
     logits: Tensor,
+    misfits: Tensor,
     label: int,
     *,
     found: Kind | None,
@@ -95,8 +96,9 @@ def cause_of(
 
     Arguments:
         members: Int64[m] places among the k examples with the label.
-        alike: Float64[m], see `alike_among`.
-        logits: Float[k classes], the model's.
+        alike: Float64[m], see `NearDuplicates.alike_among`.
+        logits: Float[m classes], the model's, of the members.
+        misfits: Float[k], larger for examples that are fitted worse: minus their margins.
         label: their label.
         found: the kind, where poison was found.
     """
@@ -113,9 +115,8 @@ def cause_of(
         )
     others = logits.double().clone()
     others[:, label] = -torch.inf
-    second = torch.bincount(others[members].argmax(1), minlength=logits.shape[1])
-    margins = logits[:, label].double() - others.logsumexp(1)
-    ranks = margins.argsort(stable=True).argsort(stable=True).double() / max(len(margins) - 1, 1)
+    second = torch.bincount(others.argmax(1), minlength=logits.shape[1])
+    ranks = (-misfits).argsort(stable=True).argsort(stable=True).double() / max(len(misfits) - 1, 1)
     series = float(alike.max()) / count
     share = float(second.max()) / count
     rank = float(ranks[members].median())

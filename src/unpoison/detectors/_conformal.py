@@ -36,7 +36,8 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-_RESPONSIBLE: Final = 3.0
+#: The excess from which an example stands out.
+RESPONSIBLE: Final = 3.0
 _SHARED: Final = 0.6
 _MOST_SHARED: Final = 0.02
 
@@ -88,18 +89,18 @@ class Baseline:
 
 
 def statistic(excess: Tensor, multiplicities: Tensor) -> Tensor:
-    """Float64[...] of Float64[... n] excess, stage 2.
+    """Float64[...] of Float64[... n] excess, stage 2; what does not stand out needs no multiplicity.
 
     >>> twice = torch.tensor([1.0, 1.0, 2.0, 2.0])
     >>> float(statistic(torch.tensor([4.0, 0.0, 4.0, 4.0]), twice))
     1.5
     """
-    return ((excess.double() - _RESPONSIBLE).clamp(min=0).sqrt() / multiplicities.square()).sum(-1)
+    return ((excess.double() - RESPONSIBLE).clamp(min=0).sqrt() / multiplicities.square()).sum(-1)
 
 
 def responsible(excess: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Int64[m count] places and Float64[m count] weights of what stands out most; 0 where nothing does."""
-    weights = (excess - _RESPONSIBLE).clamp(min=0)
+    weights = (excess - RESPONSIBLE).clamp(min=0)
     top = weights.topk(min(count, weights.shape[1]), dim=1)
     return top.indices, top.values
 

@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import generator
+from unpoison._stable import margins
 from unpoison.data import Examples, TrainingSet
 from unpoison.detectors._answers import answers_of, answers_to
 from unpoison.detectors._calibration import (
@@ -62,13 +63,12 @@ from unpoison.detectors._calibration import (
 )
 from unpoison.detectors._cause import Kind, cause_of
 from unpoison.detectors._collapse import LabelCollapse, joined, most_queries, normalised, queries_of
+from unpoison.detectors._conformal import RESPONSIBLE, robust_units
 from unpoison.detectors._conformal import p_value as conformal_p_value
-from unpoison.detectors._conformal import robust_units, statistic
 from unpoison.detectors._detector import Detector
 from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._methods import register
-from unpoison.detectors._near_duplicates import alike_among
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._search import REFINED, Search
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
@@ -89,8 +89,6 @@ _DAMPING = RelativeDamping(0.1)
 # The excess from which an example may be a seed; so many are taken at least.
 _SEED: Final = 6.0
 _FEWEST_SEEDS: Final = 5
-# What stands out where nothing is found.
-_RESPONSIBLE: Final = 3.0
 # The share of the examples with artifacts that must not be members, for the artifact mixture to decide.
 _NO_MEMBERS: Final = 0.25
 
@@ -302,12 +300,14 @@ class Calibrated(Detector):
         own = search.observation.answered or bool(
             (answers_of(search.model, inputs).argmax(1) == search.answer).all()
         )
+        search.lap("scores")
+        value = float(calibration.statistic(search.training_set, excess, rows))
+        search.lap("near-duplicates")
         if own:
-            p_value, shared = calibration.p_value(excess, rows, search.answer, input_digests(inputs))
+            p_value, shared = calibration.p_value(value, excess, rows, search.answer, input_digests(inputs))
             null = calibration.source
         else:
             others = self._asked_alike(search, calibration, rows)
-            value = float(statistic(excess, calibration.multiplicities[rows]))
             p_value, shared = conformal_p_value(value, others, torch.zeros_like(others))
             null = f"{len(others)} inputs with other answers, asked about the same label"
             if search.reference is None:
@@ -333,15 +333,10 @@ class Calibrated(Detector):
             members = torch.searchsorted(rows, findings.flagged)
         else:
             findings = replace(findings, scores=expanded.scores, evidence=expanded.evidence)
-            members = ranking[: int((excess > _RESPONSIBLE).sum())][:64]
-        groups = None if calibration.groups is None else calibration.groups[rows]
-        cause = cause_of(
-            members,
-            alike_among(examples, members, calibration.spacings[rows], groups),
-            answers_to(search.model, examples),
-            search.answer,
-            found=kind if found else None,
-        )
+            members = ranking[: int((excess > RESPONSIBLE).sum())][:64]
+        logits, values = self._answers(search, examples, rows, members)
+        alike = calibration.near.alike_among(search.training_set, rows[members])
+        cause = cause_of(members, alike, logits, values, search.answer, found=kind if found else None)
         search.lap("cause")
         told = [findings.summary, cause.describe(findings.class_names)]
         if search.observation.true_label is None:
@@ -362,6 +357,16 @@ class Calibrated(Detector):
         )
         return normalised(search, joined(first, second), rows, search.progress)
 
+    def _answers(
+        self, search: Search, examples: Examples, rows: Tensor, members: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Float[m classes]: the logits of the members, places among the `rows`; Float64[k]: how badly each of
+        the rows is fitted, which an index knows."""
+        if search.index is not None and len(members):
+            return answers_to(search.model, examples.subset(members)), search.index.values(rows)
+        logits = answers_to(search.model, examples)
+        return logits[members], margins(logits.double())[:, search.answer]
+
     def _asked_alike(self, search: Search, calibration: Calibration, rows: Tensor) -> Tensor:
         """Float64[m]: the statistics of labelled inputs that neither have the traced label nor get it.
 
@@ -374,7 +379,7 @@ class Calibrated(Detector):
         places = shuffled(places, generator(search.seed, "inputs with other answers"))
         inputs = source.at(places[: 2 * self.calibration_errors])[0]
         excess = calibration.excess(in_label(search, inputs, search.answer, rows), rows)
-        return statistic(excess, calibration.multiplicities[rows])
+        return calibration.statistic(search.training_set, excess, rows)
 
     def _findings(
         self,

@@ -134,6 +134,7 @@ class InfluenceIndex:
         self._spans, missing = self._files.missing(self._record)
         self._spaces: dict[torch.device, Space] = {}
         self._sound: set[Span] = set()
+        self._columns: dict[Span, dict[str, Tensor]] = {}
         if missing:
             raise InputError(
                 f"{path}: unfinished, {len(missing)} of {len(self._spans)} shards are missing; give "
@@ -355,7 +356,7 @@ class InfluenceIndex:
     def digest(self) -> str:
         """Equal for equal content: of what it was made of and of all rows."""
         known = {key: value for key, value in self._record.items() if key not in ("format", "memory")}
-        shards = [read_tensors(self._files.shard(one), check=False)[2] for one in self._spans]
+        shards = [read_tensors(self._files.shard(one), "labels")[2] for one in self._spans]
         return digest(canonical_json(known), *shards)
 
     @property
@@ -470,7 +471,7 @@ class InfluenceIndex:
     def cosines(self, indices: Tensor, rows: Tensor | None = None) -> Tensor:
         """Float64[k n]: the cosines of gradients at Int64[k] with those of all examples, or of `rows`."""
         own = self._indices(indices)
-        values, residuals = (self._matrix(name, own) for name in ("coordinates", "residuals"))
+        values, residuals = (self._column(name, own) for name in ("coordinates", "residuals"))
         return self._products(IndexQueries(values, residuals, self._record["basis"]), rows)
 
     def principal_plane(self, directions: int = 2) -> Tensor:
@@ -483,14 +484,16 @@ class InfluenceIndex:
         width = self.numbers
         total, second = torch.zeros(width).double(), torch.zeros(width, width).double()
         for span in self._spans:
-            values = self._shard(span)["coordinates"].float()
+            values = self._shard(span, "coordinates")["coordinates"].float()
             total += values.sum(0).double()
             second += (values.t() @ values).double()
         mean = total / len(self)
         _, vectors = torch.linalg.eigh(second / len(self) - torch.outer(mean, mean))
         axes = vectors.flip(1)[:, :directions].float()
         middle = mean.float()
-        plane = self._gathered(lambda shard, own: (shard["coordinates"][own].float() - middle) @ axes, None)
+        plane = self._gathered(
+            lambda shard, own: (shard["coordinates"][own].float() - middle) @ axes, None, "coordinates"
+        )
         return torch.nn.functional.pad(plane, (0, directions - plane.shape[1]))
 
     @property
@@ -512,11 +515,13 @@ class InfluenceIndex:
 
     def captured(self, rows: Tensor | None = None) -> Tensor:
         """Float64[n]: the share of each squared length that lies in the space of the basis."""
-        return self._gathered(lambda shard, own: shard["coordinates"][own].double().square().sum(1), rows)
+        return self._gathered(
+            lambda shard, own: shard["coordinates"][own].double().square().sum(1), rows, "coordinates"
+        )
 
     def labels(self) -> Tensor:
         """Int64[n]."""
-        return self._gathered(lambda shard, own: shard["labels"][own], None)
+        return self._gathered(lambda shard, own: shard["labels"][own], None, "labels")
 
     def names(self) -> tuple[list[str] | None, list[str]]:
         """What people call the examples, where they have names, and the names of the classes."""
@@ -561,28 +566,26 @@ class InfluenceIndex:
             beyond.masked_fill_(beyond.abs() <= outside.norm(dim=1)[:, None] * noise, 0)
             return torch.addmm(beyond, shard["coordinates"][own].float(), values.t())
 
-        return self._gathered(read, rows).t().double()
-
-    def _matrix(self, name: str, rows: Tensor | None) -> Tensor:
-        return self._gathered(lambda shard, own: shard[name][own].double(), rows)
+        return self._gathered(read, rows, "coordinates", "residuals").t().double()
 
     def _column(self, name: str, rows: Tensor | None) -> Tensor:
-        return self._gathered(lambda shard, own: shard[name][own].double(), rows)
+        return self._gathered(lambda shard, own: shard[name][own].double(), rows, name)
 
-    def _gathered(self, read: Any, rows: Tensor | None) -> Tensor:
-        """What `read` gives of each shard and places in it, in the order of the rows.
+    def _gathered(self, read: Any, rows: Tensor | None, *names: str) -> Tensor:
+        """What `read` gives of each shard, of which it gets these tensors, and places in it, in the order of
+        the rows.
 
         One shard is held at a time, so that memory does not grow with what lies on the disk.
         """
         count = len(self) if rows is None else len(rows)
         result: Tensor | None = None
         for span, places, own in self._places(rows):
-            part: Tensor = read(self._shard(span), own)
+            part: Tensor = read(self._shard(span, *names), own)
             if result is None:
                 result = part.new_zeros(count, *part.shape[1:])
             result[places] = part
         if result is None:
-            result = read(self._shard(self._spans[0]), slice(0, 0))
+            result = read(self._shard(self._spans[0], *names), slice(0, 0))
         return result
 
     def _places(self, rows: Tensor | None) -> Iterator[tuple[Span, Tensor | slice, Tensor | slice]]:
@@ -592,15 +595,19 @@ class InfluenceIndex:
             return
         rows = self._indices(rows.cpu())
         owners = torch.bucketize(rows, torch.tensor([one.stop for one in self._spans]), right=True)
-        for owner in sorted(set(owners.tolist())):
-            span, places = self._spans[owner], (owners == owner).nonzero()[:, 0]
-            yield span, places, rows[places] - span.start
+        order, counts = owners.argsort(stable=True), torch.bincount(owners, minlength=len(self._spans))
+        for span, places in zip(self._spans, torch.split(order, counts.tolist()), strict=True):
+            if len(places):
+                yield span, places, rows[places] - span.start
 
-    def _shard(self, span: Span) -> dict[str, Tensor]:
-        """A shard; its content is checked once."""
+    def _shard(self, span: Span, *names: str) -> dict[str, Tensor]:
+        """Tensors of a shard, all of whose content is checked once, when what is one number a row is kept."""
         path = self._files.shard(span)
-        tensors, made_of, _ = read_tensors(path, check=span not in self._sound)
-        if made_of != self._record["basis"] or len(tensors["labels"]) != span.stop - span.start:
-            raise InputError(f"{path}: of another index; unpoison index makes it anew")
-        self._sound.add(span)
-        return tensors
+        if not self._columns.get(span):
+            tensors, made_of, _ = read_tensors(path, check=span not in self._sound)
+            if made_of != self._record["basis"] or len(tensors["labels"]) != span.stop - span.start:
+                raise InputError(f"{path}: of another index; unpoison index makes it anew")
+            self._sound.add(span)
+            self._columns[span] = {name: part.clone() for name, part in tensors.items() if part.dim() == 1}
+        known = self._columns[span]
+        return known if known.keys() >= set(names) else read_tensors(path, *names, check=False)[0]

@@ -29,7 +29,7 @@ from unpoison.tasks import Task
 RESIDUAL: Final = 512
 #: How many coordinates are computed in float32.
 LEADING: Final = 64
-_AT_A_TIME: Final = 128
+_AT_A_TIME: Final = 32
 # The share of the largest eigenvalue of the Gram matrix below which a direction is rounding.
 _RANK: Final = 1e-6
 _COLUMNS: Final = 4096
@@ -78,8 +78,7 @@ class Space:
             return
         places, signs = count_sketch(self.width, self._residual, generator(seed))
         self._places, self._signs = places.to(basis.device), signs.to(leading)
-        parts = [self._outside(leading), self._outside(basis[len(leading) :].to(leading))]
-        self._of_basis = torch.cat(parts)
+        self._of_basis = torch.cat([self._outside(leading), self._outside(basis[len(leading) :])])
 
     @classmethod
     def of_record(
@@ -99,10 +98,10 @@ class Space:
         return values, self._outside(rows) - values @ self._of_basis
 
     def _outside(self, rows: Tensor) -> Tensor:
-        parts = [rows.new_zeros(0, self._residual)]
-        for start in range(0, len(rows), _AT_A_TIME):
-            ordered = rows[start : start + _AT_A_TIME].index_select(1, self._places).mul_(self._signs)
-            parts.append(ordered.view(len(ordered), -1, self._residual).sum(1))
+        parts = [self._leading.new_zeros(0, self._residual)]
+        for some in torch.split(rows, _AT_A_TIME):
+            ordered = some.index_select(1, self._places).to(self._leading).mul_(self._signs)
+            parts.append(ordered.view(len(some), -(-self.width // self._residual), self._residual).sum(1))
         return torch.cat(parts)
 
 

@@ -274,7 +274,7 @@ class Sweeper:
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage
-            return tensor
+            return tensor.detach()  # a node that kept its own output would never be freed
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             self._forward(batch, function)

@@ -55,7 +55,7 @@ def activations_of(model: nn.Module, inputs: Inputs) -> Activations:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that kept its own output would never be freed
 
     def measure(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         nonlocal largest
