@@ -7,7 +7,7 @@ Networks of torchvision, and a ViT-Tiny made of its blocks, with random weights 
 pixels, each in a process of its own. Processor seconds, in those of a forward pass of the same images: of the
 two passes for the factors, without the eigenvectors, which take the same time for any number of images; of
 the sketches of the basis; of the rows of the index, in shards of a quarter of the images, each of which sets
-up the sketch anew, as one of 4,096 does; and of all of it in a large set, whose rows take what a sketch of
+up the sketch anew, as 4,096 rows share; and of all of it in a large set, whose rows take what a sketch of
 the basis does, with factors of all images and with both factors of a tenth of them (`covariance_examples`,
 `eigenvalue_examples`). A trace is one query and its products with all rows.
 
