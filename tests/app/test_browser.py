@@ -38,6 +38,7 @@ from unpoison.evaluation._results import _KEYED
 pytest.importorskip("nicegui", reason="the extra app is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+VIEWS = {"1": "Overview", "2": "Poison found", "3": "Map", "4": "Before", "5": "Runs", "6": "Log"}
 pytestmark = [
     pytest.mark.timeout(900),  # a few seconds where the cores are free
     *MARKS,
@@ -386,14 +387,7 @@ def test_runs_and_leaderboards_beside(story: Story) -> None:
 def test_every_view_is_legible_and_by_the_keyboard(story: Story) -> None:
     page = story.page
     marks: dict[str, float] = {}
-    for key, heading in (
-        ("1", "Overview"),
-        ("2", "Poison found"),
-        ("3", "Map"),
-        ("4", "Before"),
-        ("5", "Runs"),
-        ("6", "Log"),
-    ):
+    for key, heading in VIEWS.items():
         page.view(key, heading)
         if key == "2":  # one of each
             page.press("c", "u", "p", "p")
@@ -423,14 +417,7 @@ def test_every_view_is_legible_and_by_the_keyboard(story: Story) -> None:
 def test_names_from_data_are_text_and_nothing_is_asked_of_others(story: Story) -> None:
     page = story.page
     page.window.set_viewport_size({"width": 400, "height": 900})
-    for key, heading in (
-        ("1", "Overview"),
-        ("2", "Poison found"),
-        ("3", "Map"),
-        ("4", "Before"),
-        ("5", "Runs"),
-        ("6", "Log"),
-    ):
+    for key, heading in VIEWS.items():
         page.view(key, heading)
         assert "owned" not in page.window.title()
         assert (
