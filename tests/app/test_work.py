@@ -323,7 +323,7 @@ def test_an_index_makes_the_map(here: Path, opened: Open) -> None:
         await work._laying
 
     asyncio.run(prepared())
-    rows = work.case.index._matrix("coordinates", None)
+    rows = work.case.index._column("coordinates", None)
     values = torch.linalg.svdvals(rows - rows.mean(0))[:2]
     plane = work.features.rows[:, :2].double()
     torch.testing.assert_close(plane.norm(dim=0), values, rtol=1e-3, atol=1e-4)

@@ -256,8 +256,8 @@ def test_a_network_is_calibrated_once_for_all_its_answers(tmp_path: Path) -> Non
     [made] = [stage for stage in work.stages if stage.kind == "calibrate"]
     calibration = Calibration.load(Store(results.store).place(made.key) / "calibration")
     assert calibration.held_out
-    assert calibration.groups is not None
-    assert torch.equal(calibration.groups.unique(return_counts=True)[1], torch.full((30,), 10))
+    assert calibration.near.groups is not None
+    assert torch.equal(calibration.near.groups.unique(return_counts=True)[1], torch.full((30,), 10))
     rows = results.table.to_pylist()
     assert {row["source"] for row in rows} == {"any other"}
     traced = [row for row in rows if row["detector"].startswith("calibrated")]
