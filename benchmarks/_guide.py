@@ -54,6 +54,12 @@ def success(record: Record, line: Record) -> str:
     return f"success {mean(chosen)}; {hit['successes']} of {hit['trials']} on most inputs"
 
 
+def under(record: Record, line: Record) -> str:
+    """Mean success of an attack under a defense, and the accuracy."""
+    chosen = line_of(record, control="", **line)
+    return f"success {mean(chosen)}, accuracy {told(chosen['clean_accuracy'])}"
+
+
 def healed(record: Record, name: str) -> str:
     """Success and accuracy after an unlearner, and its time beside retraining."""
     after, kept = (
@@ -71,6 +77,7 @@ VALUES: Final[Mapping[str, Callable[[Record, Any], str]]] = {
     "found": found,
     "flagged": flagged,
     "success": success,
+    "under": under,
     "healed": healed,
     "defended": lambda record, names: defended(*names)(record),
     "hits": lambda record, budget: hits(budget)(record),

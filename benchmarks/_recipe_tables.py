@@ -261,11 +261,21 @@ DEFENSES: Final = (
     ),
 )
 EACH: Final = tuple(
-    Section(f"table-{name}", title, tables=side_by_side)
-    for name, title in {
-        "sample-detectors": "Detectors, on the sample",
-        "sample-clean": "Detectors, on clean networks of the sample",
-        "sample-defenses": "Defenses, on the sample",
-        "sample-unlearners": "Unlearners, on the sample",
-    }.items()
+    Section(f"table-{name}", title, about, tables=side_by_side)
+    for name, title, about in (
+        (
+            "sample-detectors",
+            "Detectors, on the sample",
+            "A third of the examples with the target label are poison, more than tracing is made for: "
+            "medians are of clean examples where these are the most. TaCT and the adaptive attacks add "
+            "covers, images with the trigger and their own label.",
+        ),
+        ("sample-clean", "Detectors, on clean networks of the sample", ""),
+        (
+            "sample-defenses",
+            "Defenses, on the sample",
+            "DP-SGD refuses networks with batch normalisation, so its 18 trials are missing.",
+        ),
+        ("sample-unlearners", "Unlearners, on the sample", ""),
+    )
 )
