@@ -235,7 +235,14 @@ def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
         seconds = {part: sum(one[part] for one in parts) / len(parts) for part in parts[0]}
         count = sum(trial["triggered"] + trial["errors"] for trial in own) / len(own)
         ratios |= {f"{what}, {name}": value for what, value in ratios_of(seconds, count).items()}
-    return {"ratios": ratios, "agreement": agreement, "rates": rates}
+    peaks = {part: max(trial["peak_bytes"][part] for trial in trials) for part in ("without", "index")}
+    return {
+        "ratios": ratios,
+        "agreement": agreement,
+        "seconds": {},
+        "peak_bytes": peaks,
+        "rates": rates,
+    }
 
 
 def main() -> None:
