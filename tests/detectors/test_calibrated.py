@@ -115,6 +115,22 @@ def test_where_nothing_is_found_stage_four_orders_the_examples(
     assert torch.equal(found.evidence["excess"], plain.evidence["excess"])
 
 
+def test_artifacts_are_measured_once_for_all_answers_with_a_label(
+    scene: Any, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, asked = replace(calibration), []
+
+    def measured(model: Any, examples: TrainingSet, *_: Any) -> Tensor:
+        asked.append(int(examples.labels[0]))
+        return torch.zeros(len(examples), 3, dtype=torch.float64)
+
+    monkeypatch.setattr("unpoison.detectors._seed_expansion._SEPARATED", math.inf)
+    monkeypatch.setattr("unpoison.detectors.calibrated.artifact_features", measured)
+    for _ in range(2):
+        make().find(scene.model, scene.poisoned, scene.observation, calibration=fresh)
+    assert asked == [scene.observation.predicted]
+
+
 def test_a_calibration_is_kept_and_reused(scene: Any, calibration: Calibration, tmp_path: Path) -> None:
     anew = make().find(
         scene.model, scene.poisoned, scene.observation, reference=scene.held_out, factors=scene.factors

@@ -200,6 +200,8 @@ def test_a_matrix_has_a_row_for_each_method_and_a_column_for_each_attack() -> No
     assert recall.rows[1][1] == (5 / total, 5 / total, None)
     assert recall.trials == (1, 2)
     assert [cells[-1] for _, cells in recall.shaded_rows()] == [("30.0 %", 2), ("50.0 %", 2)]
+    assert found["Seconds"].rows[0] == ("corner → retrain", (3.0, 3.0, 3.0))
+    assert [shade for _, shade in next(iter(found["Seconds"].shaded_rows()))[1]] == [5, 5, 5, 5]
     markdown, page = leaderboard_markdown(results), leaderboard_html(results)
     assert (
         "**Recall**: share of the poisoned examples that are flagged; each number is of 1 to 2 trials."
@@ -208,6 +210,24 @@ def test_a_matrix_has_a_row_for_each_method_and_a_column_for_each_attack() -> No
     assert "| other | 50.0 % | 50.0 % | – | 50.0 % |" in markdown
     assert "<script>alert" not in page
     assert page.count('class="board matrix"') == len(found)
+
+
+def test_a_number_is_of_the_trials_that_have_it() -> None:
+    rows = [{**FOUND, "attack": attack, "seed": seed} for attack in ("a", "b", "c") for seed in (0, 1)]
+    rows += [{**row, "detector": "other"} for row in rows]
+    rows[0] = {**rows[0], "observed": False, "average_precision": None}
+    found = {matrix.title: matrix for matrix in matrices(leaderboard(make_results(*rows)))}
+    assert found["Average precision"].trials == (1, 2)
+    assert found["Recall"].trials == (2, 2)
+
+
+def test_healing_without_a_part_of_the_poison_is_named_by_the_part() -> None:
+    rows = [{**FOUND, "attack": attack, "control": part} for attack in "abc" for part in ("", "undetected")]
+    found = {matrix.title: matrix for matrix in matrices(leaderboard(make_results(*rows)))}
+    assert [name for name, _ in found["Attack success"].rows] == [
+        "corner → retrain",
+        "corner → retrain, undetected",
+    ]
 
 
 def test_two_attacks_make_no_matrix() -> None:

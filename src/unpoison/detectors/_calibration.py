@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self, final
 
@@ -76,6 +76,7 @@ class Calibration:
         spread: Float64[n], its spread.
         near: how many near-duplicates the training examples have, as far as this is known.
         index: the digest of the index that the influences were read from; None where they are exact.
+        artifacts: `artifact_features` by label, of the labels that were asked about; they are not saved.
     """
 
     key: str
@@ -92,6 +93,7 @@ class Calibration:
     spread: Tensor
     near: NearDuplicates
     index: str | None = None
+    artifacts: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         """How many calibration errors there are."""

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final, final
 
 import torch
@@ -149,6 +150,7 @@ def artifact_mixture(
     *,
     batch_size: int,
     progress: Progress | None = None,
+    features: Tensor | None = None,
 ) -> Tensor | None:
     """Float64[n]: the log-odds of having the artifacts of the seeds; None where the seeds show none.
 
@@ -163,6 +165,7 @@ def artifact_mixture(
         influence: Float[n], by which the seeds were chosen.
         batch_size: images of a forward pass.
         progress: called with "features", examples done and examples to do.
+        features: of the candidates, `artifact_features`; measured when None.
     """
     rows = candidates.nonzero()[:, 0]
     labels = training_set.labels.cpu()[rows]
@@ -174,8 +177,9 @@ def artifact_mixture(
     if int(known.sum()) > len(rows) // 2:
         return None
 
-    features = _artifact_features(model, training_set.subset(rows), batch_size, progress)
-    attributed = influence[rows].double()
+    if features is None:
+        features = artifact_features(model, training_set.subset(rows), batch_size, progress)
+    features, attributed = features.clone(), influence[rows].double()
     for label in torch.unique(labels):
         group = labels == label
         features[group] = _standardised(features[group])
@@ -184,7 +188,9 @@ def artifact_mixture(
     points = torch.cat([artifacts, attributed[:, None]], 1)
     much = torch.cat([artifacts, artifacts.sum(1, keepdim=True) / math.sqrt(2)], 1) > _MUCH
     starts = [known, *(much | known[:, None]).unbind(1)]
-    mixture = max((two_components(points, known, start.double()) for start in starts), key=_likelihood)
+    mixture = max(
+        (two_components(points, known, start.double()) for start in starts), key=attrgetter("likelihood")
+    )
     inside = (mixture.log_odds[known] > 0).double().mean()
     if not (float(mixture.distance[:2].max()) > _SEPARATION and float(inside) >= _SEEDS_INSIDE):
         return None
@@ -234,9 +240,9 @@ def two_components(points: Tensor, known: Tensor, start: Tensor, *, rounds: int 
         weights = torch.stack([belonging, 1 - belonging])
         means = weights @ points / weights.sum(1, keepdim=True)
         away = points - means[:, None]
-        scatter = torch.einsum("gn,gni,gnj->ij", weights, away, away)
+        scatter = (weights[..., None] * away).flatten(0, 1).t() @ away.flatten(0, 1)
         covariance = scatter / count + ridge
-        inner = torch.einsum("gni,ij,gnj->gn", away, torch.linalg.inv(covariance), away)
+        inner = ((away @ torch.linalg.inv(covariance)) * away).sum(2)
         share = (belonging.sum() / count).clamp(max=0.5)
         first, second = torch.stack([share, 1 - share]).log()[:, None] - inner / 2
         each = torch.where(known, first, torch.logaddexp(first, second)) - torch.logdet(covariance) / 2
@@ -250,14 +256,13 @@ def two_components(points: Tensor, known: Tensor, start: Tensor, *, rounds: int 
     return mixture
 
 
-def _likelihood(mixture: Mixture) -> float:
-    return mixture.likelihood
-
-
-def _artifact_features(
+def artifact_features(
     model: nn.Module, examples: TrainingSet, batch_size: int, progress: Progress | None
 ) -> Tensor:
-    """Float64[n 3]: the displacements under JPEG (with 1 or 3 channels) and shift, and the noise level."""
+    """Float64[n 3]: the displacements under JPEG (with 1 or 3 channels) and shift, and the noise level.
+
+    As logarithms. They depend on the model and the examples alone, not on an answer.
+    """
     images = examples.images
     views = [images.roll((1, 1), (2, 3))]
     if images.shape[1] in (1, 3):

@@ -25,7 +25,8 @@ decided stage 4. Examples with other labels come last.
 
 Cost: two passes over the training set for the factors and, where the queries of a label fit into 1 GiB, one
 for the calibration, all kept in it; then two passes over the examples with the answered label, a forward pass
-of them for the cause, and three for artifact features where the members are not separated.
+of them for the cause, and for the first answer with a label three for artifact features, where the members
+are not separated.
 Memory: at most 1 GiB of queries (8 of them where that is more), beside what `unpoison.influence`
 states. Limits: the poison bears the label that it causes; one cause for the flagged share; a poison that made
 a few training examples decisive cannot be told from an ordinary hard example. The level is that of an error
@@ -72,7 +73,7 @@ from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._search import REFINED, Search
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
-from unpoison.detectors.artifact_mixture import artifact_mixture
+from unpoison.detectors.artifact_mixture import artifact_features, artifact_mixture
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import (
     Damping,
@@ -324,7 +325,9 @@ class Calibrated(Detector):
         findings = self._findings(search, null, rows, columns, p_value=p_value, shared=shared)
         ranking = excess.argsort(descending=True, stable=True)
         seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
-        expanded, kind, apart = self._expanded(search, findings, examples, rows, seeds, excess, exact=found)
+        expanded, kind, apart = self._expanded(
+            search, calibration, findings, examples, rows, seeds, excess, exact=found
+        )
         if found and not (own or apart):
             said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
             findings, found = replace(findings, summary=said), False
@@ -334,9 +337,9 @@ class Calibrated(Detector):
         else:
             findings = replace(findings, scores=expanded.scores, evidence=expanded.evidence)
             members = ranking[: int((excess > RESPONSIBLE).sum())][:64]
-        logits, values = self._answers(search, examples, rows, members)
+        logits, misfits = self._fits(search, examples, rows, members)
         alike = calibration.near.alike_among(search.training_set, rows[members])
-        cause = cause_of(members, alike, logits, values, search.answer, found=kind if found else None)
+        cause = cause_of(members, alike, logits, misfits, search.answer, found=kind if found else None)
         search.lap("cause")
         told = [findings.summary, cause.describe(findings.class_names)]
         if search.observation.true_label is None:
@@ -357,7 +360,7 @@ class Calibrated(Detector):
         )
         return normalised(search, joined(first, second), rows, search.progress)
 
-    def _answers(
+    def _fits(
         self, search: Search, examples: Examples, rows: Tensor, members: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Float[m classes]: the logits of the members, places among the `rows`; Float64[k]: how badly each of
@@ -420,6 +423,7 @@ class Calibrated(Detector):
     def _expanded(
         self,
         search: Search,
+        calibration: Calibration,
         findings: Findings,
         examples: Examples,
         rows: Tensor,
@@ -437,7 +441,9 @@ class Calibrated(Detector):
             **findings.evidence,
             "seed_similarity": _spread_out(expansion.scores, rows, total, 0.0),
         }
-        log_odds = None if expansion.separated else self._artifacts(search, examples, seeds, excess)
+        log_odds = None
+        if not expansion.separated:
+            log_odds = self._artifacts(search, calibration, examples, seeds, excess)
         if log_odds is not None:
             evidence["artifact_log_odds"] = _spread_out(log_odds, rows, total, 0.0)
         selection = select(expansion, log_odds, excess, seeds)
@@ -459,18 +465,23 @@ class Calibrated(Detector):
         )
         return updated, selection.kind, expansion.separated or selection.kind == "optimised images"
 
-    def _artifacts(self, search: Search, examples: Examples, seeds: Tensor, excess: Tensor) -> Tensor | None:
+    def _artifacts(
+        self, search: Search, calibration: Calibration, examples: Examples, seeds: Tensor, excess: Tensor
+    ) -> Tensor | None:
         """Float64[k]: the log-odds of the artifact mixture, where examples are 8-bit images that show one."""
         if not isinstance(examples, TrainingSet):
             return None
+        model, known = search.model, calibration.artifacts
+        if search.answer not in known:
+            known[search.answer] = artifact_features(model, examples, self.batch_size, search.progress)
         log_odds = artifact_mixture(
-            search.model,
+            model,
             examples,
             seeds,
             torch.ones(len(examples), dtype=torch.bool),
             excess,
             batch_size=self.batch_size,
-            progress=search.progress,
+            features=known[search.answer],
         )
         search.lap("artifact features")
         return log_odds

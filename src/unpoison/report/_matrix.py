@@ -8,16 +8,16 @@ table.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
-from unpoison.evaluation import Line
+from unpoison._statistics import Proportion
+from unpoison.evaluation import Line, Mean
 from unpoison.report._figures import percent
 from unpoison.report._table import attack_name, method_name
 
-_MOST_SHADES: Final = 5
+_SHADES: Final = 5
 
 
 @final
@@ -31,6 +31,7 @@ class Matrix:
         attacks: headings of the columns.
         rows: name of the method, and its number under each attack, None where there is none.
         share: whether the numbers are shares, shown in per cent.
+        darkest: the number that is drawn darkest.
         trials: the least and the most trials that a number is of.
     """
 
@@ -39,6 +40,7 @@ class Matrix:
     attacks: tuple[str, ...]
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
     share: bool
+    darkest: float
     trials: tuple[int, int]
 
     @property
@@ -48,15 +50,18 @@ class Matrix:
 
     def text_rows(self) -> Iterator[tuple[str, ...]]:
         """The cells of each row as text, the mean last."""
-        for name, values in self.rows:
-            yield (name, *map(self._text, (*values, mean(values))))
+        for name, values in self._with_means():
+            yield (name, *map(self._text, values))
 
     def shaded_rows(self) -> Iterator[tuple[str, tuple[tuple[str, int], ...]]]:
         """Name, and each cell with how dark it is to be drawn: from 0 to 5, by the number."""
-        for (name, *texts), (_, values) in zip(self.text_rows(), self.rows, strict=True):
-            numbers = (0.0 if value is None else value for value in (*values, mean(values)))
-            shades = (round(_MOST_SHADES * min(max(number, 0.0), 1.0)) for number in numbers)
-            yield name, tuple(zip(texts, shades, strict=True))
+        for name, values in self._with_means():
+            shades = (round(_SHADES * min((value or 0.0) / self.darkest, 1.0)) for value in values)
+            yield name, tuple(zip(map(self._text, values), shades, strict=True))
+
+    def _with_means(self) -> Iterator[tuple[str, tuple[float | None, ...]]]:
+        for name, values in self.rows:
+            yield name, (*values, Mean.of(one for one in values if one is not None).mean)
 
     def _text(self, value: float | None) -> str:
         if value is None:
@@ -64,14 +69,8 @@ class Matrix:
         return percent(value) if self.share else f"{value:.2f}"
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    """Of the values that are numbers.
-
-    >>> mean((1.0, None, 2.0)), mean((None,))
-    (1.5, None)
-    """
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+Counted = tuple[float, int] | None
+"""A number and how many trials it is of; None where there is none."""
 
 
 @final
@@ -79,64 +78,75 @@ def mean(values: Sequence[float | None]) -> float | None:
 class _Quantity:
     title: str
     meaning: str
-    value: Callable[[Line], float | None]
+    value: Callable[[Line], Counted]
     share: bool = True
+    bounded: bool = True
 
 
-def _trained(line: Line) -> bool:
-    """Whether a network of its own answers: not so where a detector alone was asked."""
-    return line.detector == "none" or line.unlearner != "none"
+def _of(mean: Mean) -> Counted:
+    return (mean.mean, mean.n) if mean.n else None
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _of_trained(line: Line, mean: Mean) -> Counted:
+    """None where a detector alone was asked, whose network is the undefended one."""
+    return _of(mean) if line.detector == "none" or line.unlearner != "none" else None
 
 
-def _success(line: Line) -> float | None:
-    return _number(line.success_rate.mean) if _trained(line) else None
-
-
-def _accuracy(line: Line) -> float | None:
-    return _number(line.clean_accuracy.mean) if _trained(line) else None
-
-
-def _recall(line: Line) -> float | None:
-    return line.true_positives.rate if _searched(line) and line.true_positives.trials else None
-
-
-def _false_positives(line: Line) -> float | None:
-    return line.false_positives.rate if _searched(line) and line.false_positives.trials else None
-
-
-def _average_precision(line: Line) -> float | None:
-    return _number(line.average_precision.mean) if _searched(line) else None
+def _of_search(line: Line, proportion: Proportion) -> Counted:
+    return (proportion.rate, line.n) if _searched(line) and proportion.trials else None
 
 
 def _searched(line: Line) -> bool:
     return line.detector != "none" and not line.control
 
 
+def _seconds(line: Line) -> Counted:
+    """Of what the method does itself: training under a defense, or search and healing."""
+    stages = ("train",) if line.defense != "none" else ("find", "screen", "heal")
+    spent = [line.seconds[stage] for stage in stages if stage in line.seconds]
+    return (sum(spent), line.n) if spent and not line.control else None
+
+
 _QUANTITIES: Final = (
-    _Quantity("Attack success", "share of the adversary's inputs that are answered as wanted", _success),
-    _Quantity("Clean accuracy", "on clean test images", _accuracy),
-    _Quantity("Recall", "share of the poisoned examples that are flagged", _recall),
-    _Quantity("False positives", "share of the clean examples that are flagged", _false_positives),
+    _Quantity(
+        "Attack success",
+        "share of the adversary's inputs that are answered as wanted",
+        lambda line: _of_trained(line, line.success_rate),
+    ),
+    _Quantity("Clean accuracy", "on clean test images", lambda line: _of_trained(line, line.clean_accuracy)),
+    _Quantity(
+        "Recall",
+        "share of the poisoned examples that are flagged",
+        lambda line: _of_search(line, line.true_positives),
+    ),
+    _Quantity(
+        "False positives",
+        "share of the clean examples that are flagged",
+        lambda line: _of_search(line, line.false_positives),
+    ),
     _Quantity(
         "Average precision",
         "area under the precision-recall curve of the scores",
-        _average_precision,
+        lambda line: _of(line.average_precision) if _searched(line) else None,
         share=False,
     ),
     _Quantity(
         "Triggered inputs that are flagged at 1 % false positives",
         "of those that are answered as the attack wants",
-        lambda line: line.screened_true_01.rate if line.screened_true_01.trials else None,
+        lambda line: (line.screened_true_01.rate, line.n) if line.screened_true_01.trials else None,
     ),
     _Quantity(
         "Area under the ROC curve",
         "of triggered against clean inputs",
-        lambda line: _number(line.screened_auroc.mean),
+        lambda line: _of(line.screened_auroc),
         share=False,
+    ),
+    _Quantity(
+        "Seconds",
+        "of training under a defense, or of search and healing",
+        _seconds,
+        share=False,
+        bounded=False,
     ),
 )
 
@@ -146,22 +156,27 @@ def matrices(lines: Sequence[Line]) -> Iterator[Matrix]:
     attacks = list(dict.fromkeys(map(attack_name, lines)))
     if len(attacks) < 3:
         return
-    shown = _short(attacks)
     for quantity in _QUANTITIES:
         cells: dict[str, dict[str, tuple[float, int]]] = {}
         for line in lines:
             value = quantity.value(line)
             if value is not None:
-                cells.setdefault(method_name(line), {})[attack_name(line)] = value, line.n
+                cells.setdefault(method_name(line), {})[attack_name(line)] = value
         if len(cells) < 2 or max(map(len, cells.values())) < 3:
             continue
-        trials = [count for row in cells.values() for _, count in row.values()]
-        rows = tuple(
-            (name, tuple(row[attack][0] if attack in row else None for attack in attacks))
-            for name, row in cells.items()
-        )
+        counted = [one for row in cells.values() for one in row.values()]
+        trials = [count for _, count in counted]
         yield Matrix(
-            quantity.title, quantity.meaning, shown, rows, quantity.share, (min(trials), max(trials))
+            title=quantity.title,
+            meaning=quantity.meaning,
+            attacks=_short(attacks),
+            rows=tuple(
+                (name, tuple(row[attack][0] if attack in row else None for attack in attacks))
+                for name, row in cells.items()
+            ),
+            share=quantity.share,
+            darkest=1.0 if quantity.bounded else max(value for value, _ in counted) or 1.0,
+            trials=(min(trials), max(trials)),
         )
 
 

@@ -169,7 +169,8 @@ def method_name(line: Line) -> str:
     if line.detector == "none":
         return line.unlearner
     detector = line.detector if line.control != "perfect filter" else "perfect filter"
-    return detector if line.unlearner == "none" else f"{detector} → {line.unlearner}"
+    name = detector if line.unlearner == "none" else f"{detector} → {line.unlearner}"
+    return name if line.control in ("", "random filter", "perfect filter") else f"{name}, {line.control}"
 
 
 def attack_name(line: Line) -> str:
