@@ -4,7 +4,7 @@
     python -m benchmarks.verdict [--stores STORES] [--json]
 
 Pools the trials of the recipes `verdict-*` that lie in the folder of stores with those that were pooled before;
-of the same network and input the new one is kept. False alarms are natural errors,
+of one network and input the new one is kept. False alarms are natural errors,
 and right answers whose truth is not given, whose p-value is at most the level; networks are clean unless the
 row says otherwise. Power is of victims whose trigger works on more than half of the adversary's test inputs;
 one input of a victim is traced, or four with one answer together where the row says so. Nothing was chosen on
