@@ -3,8 +3,8 @@
     unpoison bench recipes/verdict-NAME.toml --out STORES/verdict-NAME    of each of these recipes
     python -m benchmarks.verdict [--stores STORES] [--json]
 
-Pools the trials of the recipes `verdict-*` that lie in the folder of stores with those that were pooled before;
-of one network and input the new one is kept. False alarms are natural errors,
+Pools the trials of the recipes `verdict-*` in the folder of stores with those that were pooled before; of one
+network and input the new one is kept. False alarms are natural errors,
 and right answers whose truth is not given, whose p-value is at most the level; networks are clean unless the
 row says otherwise. Power is of victims whose trigger works on more than half of the adversary's test inputs;
 one input of a victim is traced, or four with one answer together where the row says so. Nothing was chosen on
