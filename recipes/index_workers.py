@@ -1,18 +1,17 @@
 """How much faster two workers make the shards of an index than one.
 
-    python -m recipes.index_workers FOLDER [--examples 51200] [--workers 1 2]
+    python -m recipes.index_workers FOLDER [--examples 102400] [--workers 1 2]
 
 The synthetic images and the network of `recipes.index_growth`. Factors and basis are made once and copied, so
 that the seconds are those of the shards alone: from the fifth shard of 1,024 rows, when all workers
-have begun, to the last, for the rows between. By processes and by a local Ray cluster. Prints rows a
-second, and whether every digest is the same.
+have begun, to the last, for the rows between. By processes and by a local Ray cluster. Writes
+rows a second, and whether every digest is the same, to benchmarks/results/index_workers.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -20,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks._harness import provenance, say
+from benchmarks._harness import RESULTS, encoded, provenance, say
 
 from recipes.index_growth import COVARIANCE_EXAMPLES, NUMBERS, Synthetic, network
 from unpoison.evaluation import RayExecutor
 from unpoison.influence import InfluenceIndex
 
 SHARD = 1024
+KINDS = ("processes", "workers of Ray")
 
 
 def made(folder: Path, count: int, progress: Callable[..., None] | None = None, **how: Any) -> InfluenceIndex:
@@ -63,7 +63,7 @@ def main() -> None:
     """One and two workers, of each kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--examples", type=int, default=51_200)
+    parser.add_argument("--examples", type=int, default=102_400)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -76,8 +76,17 @@ def main() -> None:
             rates[f"{workers} workers of Ray"], digest = measured(folder, count, executor=executor)
         digests.add(digest)
         say(str(rates))
-    record = {"rows a second": rates, "same digest": len(digests) == 1, "load": os.getloadavg()[0]}
-    print(json.dumps({**record, **provenance("index_workers", 1)}, indent=1))
+    pairs = {kind: (rates[f"2 {kind}"], rates[f"1 {kind}"]) for kind in KINDS if f"2 {kind}" in rates}
+    record = {
+        "ratios": {f"two {kind} over one": two / one for kind, (two, one) in pairs.items()},
+        "agreement": {"one digest": float(len(digests) == 1)},
+        **{part: {} for part in ("seconds", "peak_bytes", "rates")},
+        **provenance("index_workers", 1),
+        "command": f"python -m recipes.index_workers FOLDER --examples {count}",
+        "trials": [{"made by": name, "rows a second": round(rate)} for name, rate in rates.items()],
+    }
+    (RESULTS / "index_workers.json").write_text(encoded(record), encoding="utf-8")
+    say(json.dumps(record["ratios"]))
 
 
 if __name__ == "__main__":
