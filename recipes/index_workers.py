@@ -1,6 +1,6 @@
 """How much faster two workers make the shards of an index than one.
 
-    python -m recipes.index_workers FOLDER [--examples 102400] [--workers 1 2]
+    python -m recipes.index_workers FOLDER [--examples 102400]
 
 The synthetic images and the network of `recipes.index_growth`. Factors and basis are made once and copied, so
 that the seconds are those of the shards alone: from the fifth shard of 1,024 rows, when all workers
@@ -26,6 +26,7 @@ from unpoison.evaluation import RayExecutor
 from unpoison.influence import InfluenceIndex
 
 SHARD = 1024
+ROWS = 100_000
 KINDS = ("processes", "workers of Ray")
 
 
@@ -64,29 +65,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--examples", type=int, default=102_400)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder, count = arguments.folder, arguments.examples
     digests, rates = {made(folder / "whole", count).digest}, {}
-    for workers in arguments.workers:
+    for workers in (1, 2):
         rates[f"{workers} processes"], digest = measured(folder, count, processes=workers)
         digests.add(digest)
         with RayExecutor(workers) as executor:
             rates[f"{workers} workers of Ray"], digest = measured(folder, count, executor=executor)
         digests.add(digest)
         say(str(rates))
-    pairs = {kind: (rates[f"2 {kind}"], rates[f"1 {kind}"]) for kind in KINDS if f"2 {kind}" in rates}
+    seconds = {
+        f"{ROWS:,} rows by two {kind}": {
+            side: {"minimum": ROWS / rate, "median": ROWS / rate, "n": 1}
+            for side, rate in (("two", rates[f"2 {kind}"]), ("one", rates[f"1 {kind}"]))
+        }
+        for kind in KINDS
+    }
+    ratios = {
+        f"{what}, one": sides["one"]["minimum"] / sides["two"]["minimum"] for what, sides in seconds.items()
+    }
     record = {
-        "ratios": {f"two {kind} over one": two / one for kind, (two, one) in pairs.items()},
+        "ratios": ratios,
         "agreement": {"one digest": float(len(digests) == 1)},
-        **{part: {} for part in ("seconds", "peak_bytes", "rates")},
+        "seconds": seconds,
+        "differs": dict.fromkeys(seconds, "two workers, not one"),
+        "peak_bytes": {},
+        "rates": {},
         **provenance("index_workers", 1),
         "command": f"python -m recipes.index_workers FOLDER --examples {count}",
-        "trials": [{"made by": name, "rows a second": round(rate)} for name, rate in rates.items()],
     }
     (RESULTS / "index_workers.json").write_text(encoded(record), encoding="utf-8")
-    say(json.dumps(record["ratios"]))
+    say(json.dumps(ratios))
 
 
 if __name__ == "__main__":
