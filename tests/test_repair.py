@@ -137,6 +137,22 @@ def test_what_a_trace_misses_is_found_in_the_next_round(story: Story) -> None:
     )
 
 
+def test_removed_examples_that_are_still_answered_are_named(story: Story) -> None:
+    class Forgetful(Partial):
+        def find(self, model: Any, training_set: TrainingSet, *given: Any, **options: Any) -> Findings:
+            found = super().find(model, training_set, *given, **options)
+            if len(training_set) == 480:  # and three innocent examples, with their own label
+                innocent = (training_set.labels == 2).nonzero()[-3:, 0]
+                return replace(found, flagged=torch.cat([found.flagged, innocent]))
+            return found
+
+    done = unpoison.repair(story.trained, story.poisoned, story.observation, method=Forgetful(36))
+    assert done.outcome == "repaired"
+    assert not len(done.rounds[0].unforgotten)
+    assert done.rounds[-1].unforgotten.tolist() == done.removed[36:].tolist()
+    assert "still gives 3 of the removed examples their label: look at them" in done.summary
+
+
 def test_no_rounds_left_is_said(story: Story) -> None:
     done = unpoison.repair(story.trained, story.poisoned, story.observation, method=Partial(10), rounds=2)
     assert done.outcome == "poison remains"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unpoison import unlearners, workflow
 from unpoison._progress import Progress
@@ -40,6 +40,7 @@ from unpoison.workflow import Dataset, Groups, Model, Normalization
 Outcome = Literal["nothing found", "repaired", "answer remains", "poison remains"]
 # So many copies, and more than half of those that got the wrong label at first, show that it is not gone.
 _FEWEST_COPIES = 3
+_BATCH = 256
 
 
 @final
@@ -53,12 +54,15 @@ class Round:
         answers: its labels for the observed inputs.
         wrong: Bool[c], to which of the mirrored and jittered copies of them it gives the wrong label; empty
             for inputs that are no images.
+        unforgotten: Int64[r], the examples removed until then, with the wrong label, to which it still gives
+            that label, highest score first; by their indices in the whole training set.
     """
 
     findings: Findings
     examples: Tensor
     answers: tuple[int, ...]
     wrong: Tensor
+    unforgotten: Tensor
 
     @property
     def copies(self) -> Proportion:
@@ -189,7 +193,16 @@ def repair(
         wrong = torch.zeros(0, dtype=torch.bool)
         if copies is not None:
             wrong = (predict(network, copies).argmax(1) == asked.answer).cpu()
-        past.append(Round(findings=found, examples=kept, answers=tuple(answers), wrong=wrong))
+        unforgotten = _unforgotten(network, examples, past, asked.answer)
+        past.append(
+            Round(
+                findings=found,
+                examples=kept,
+                answers=tuple(answers),
+                wrong=wrong,
+                unforgotten=unforgotten,
+            )
+        )
         if not found.poison_found or len(past) > rounds or _implausible(past):
             break
         left = torch.ones(len(kept), dtype=torch.bool)
@@ -267,6 +280,14 @@ def _copies(observation: Observation, examples: Examples, randomness: torch.Gene
     return similar_copies((pixels * 255).round().to(torch.uint8), randomness) / 255 * (high - low) + low
 
 
+def _unforgotten(network: nn.Module, examples: Examples, past: Sequence[Round], answer: int) -> Tensor:
+    """The removed examples with the wrong label to which a network gives it."""
+    removed = torch.cat([torch.zeros(0, dtype=torch.int64), *(one.flagged for one in past)])
+    own = removed[(examples.labels.cpu()[removed] == answer).nonzero()[:, 0]]
+    given = [answers_of(network, examples.at(some)[0]).argmax(1).cpu() for some in torch.split(own, _BATCH)]
+    return own[torch.cat(given) == answer] if given and len(own) else own
+
+
 def _implausible(rounds: Sequence[Round]) -> bool:
     """Whether a trace of a healed model flags more than was removed until then.
 
@@ -307,7 +328,7 @@ def _ended(model: Model, observation: Observation, rounds: Sequence[Round], exam
         outcome = "repaired"
         summary = (
             f"Repaired in {_counted(len(done))}: {so_far} removed, the answer {name!r} is gone, and a last "
-            "trace finds nothing"
+            f"trace finds nothing{_warned(last)}"
         )
     else:
         outcome = "answer remains"
@@ -322,6 +343,17 @@ def _ended(model: Model, observation: Observation, rounds: Sequence[Round], exam
         rounds=tuple(rounds),
         outcome=outcome,
         summary=summary,
+    )
+
+
+def _warned(last: Round) -> str:
+    """What the answers to the removed examples say."""
+    count = len(last.unforgotten)
+    if not count:
+        return ""
+    return (
+        f"; but the healed model still gives {count} of the removed examples their label: look at them, as "
+        "poison is left where that label is wrong"
     )
 
 

@@ -92,6 +92,7 @@ def _row(one: Round, case: Tracing) -> dict[str, Any]:
     return {
         "answers": [names[answer] for answer in one.answers],
         "copies": one.copies.to_dict(),
+        "unforgotten": one.unforgotten.tolist(),
         "p_value": one.findings.p_value,
         "flagged": len(one.flagged),
         "flagged_poison": None if case.poison is None else _poison_in(one.flagged, case.poison),
