@@ -270,12 +270,20 @@ EACH: Final = tuple(
             "medians are of clean examples where these are the most. TaCT and the adaptive attacks add "
             "covers, images with the trigger and their own label.",
         ),
+        (
+            "cifar10-detectors",
+            "Detectors, on a part of CIFAR-10",
+            "The network is small and trained without augmentation, in which these attacks take hold; it is "
+            "right on half of the clean images, so natural errors are many.",
+        ),
         ("sample-clean", "Detectors, on clean networks of the sample", ""),
         (
             "sample-defenses",
             "Defenses, on the sample",
             "DP-SGD refuses networks with batch normalisation, so its 18 trials are missing.",
         ),
+        ("cifar10-defenses", "Defenses, on a part of CIFAR-10", ""),
         ("sample-unlearners", "Unlearners, on the sample", ""),
+        ("cifar10-unlearners", "Unlearners, on a part of CIFAR-10", ""),
     )
 )
