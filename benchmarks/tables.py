@@ -21,6 +21,7 @@ from typing import Final
 from benchmarks import (
     _guide,
     _ledger,
+    _published,
     art,
     compatibility,
     demo,
@@ -47,6 +48,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ("benchmarks/results", "recipes/results")
 README, OVERVIEW, FOLDER, OTHERS = "README.md", "docs/benchmarks.md", "docs/results", "others"
 LEDGER: Final = f"{FOLDER}/ledger.md"
+PUBLISHED: Final = f"{FOLDER}/published.md"
 BEGIN, END = "<!-- numbers -->", "<!-- /numbers -->"
 WRITTEN: Final = "<!-- Written by python -m benchmarks.tables from the stored results; do not edit. -->"
 
@@ -138,6 +140,7 @@ def pages(results: Mapping[str, Record]) -> dict[str, str]:
         + "\n"
         for name, (title, sections) in topics.items()
     }
+    written[PUBLISHED] = "\n\n".join((WRITTEN, *_published.page(results))) + "\n"
     sections = (section for _, sections in PAGES.values() for section in sections)
     written[LEDGER] = f"{WRITTEN}\n\n{_ledger.ledger(sections, results, _ledger.read())}\n"
     listed = "\n".join(
