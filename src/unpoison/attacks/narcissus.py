@@ -15,8 +15,8 @@ Departures: the paper's surrogate is trained on other, public data and then fine
 five epochs, because its adversary knows that class alone; here it is the surrogate that is given or that
 `craft` trains, by default on the clean set. Batches are drawn with replacement, where a round of the released
 code passes over the class once; the preset "published" makes as many steps as its 1,000 rounds, of 15 batches
-each. The optimiser is Adam with the released step size, for their RAdam. The preset "sample" is ours: fewer and
-larger steps.
+each. The optimiser is Adam with the released step size, for their RAdam. The preset "sample" is ours: fewer
+and larger steps.
 
 Cost: `steps` forward and backward passes over `batch_size` images on each surrogate.
 
