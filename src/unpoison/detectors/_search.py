@@ -119,7 +119,7 @@ class Search:
         self._detector: Any = detector
         self._factors, self._observation = factors, observation
         self.index, self.refined = index, 0
-        self.refine = 0 if index is not None and index.whole else refine
+        self.refine = 0 if index is not None and index.exact else refine
         self.model, self.training_set, self.reference = model, training_set, reference
         self.seed, self.progress = seed, progress
         tensors = (*model.parameters(), *model.buffers())

@@ -26,6 +26,9 @@ A query pays for its own gradient and for m multiplications an example. Stages o
               sound is not made again; killed at any moment, the same call goes on and ends with the same
               digest.
 
+Where whole gradients of all examples take at most 8 GiB, u_j itself is kept in place of both, in float16 or
+int8 (`_index_rows`).
+
 Cost: stages 1 and 3 read the training set twice and once; D m multiplications an example beside `_sketch`.
 Memory: 8 D m bytes for stage 2 and 4 D m for stage 3 (half of that in bfloat16), beside `_sketch`. Disk:
 2 (m + r) + 32 bytes an example, and the factors.
@@ -35,7 +38,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +52,7 @@ from unpoison._executors import Executor
 from unpoison._inputs import count_of, rows_of
 from unpoison._memory import limited
 from unpoison._progress import Progress
+from unpoison._seeds import generator
 from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence._factors import Factors, model_fingerprint
@@ -60,7 +64,9 @@ from unpoison.influence._index_files import (
     read_tensors,
     same_part,
 )
-from unpoison.influence._index_space import Space, code, coordinates_of, damping_of
+from unpoison.influence._index_rows import products, unpacked
+from unpoison.influence._index_space import Space, code, coordinates_of, damping_of, sketched
+from unpoison.influence._projection import count_sketch
 from unpoison.influence._queries import Damping, RelativeDamping
 from unpoison.influence._sketch import Sketcher
 from unpoison.tasks import Batch, ClassificationTask, Task
@@ -71,6 +77,9 @@ if TYPE_CHECKING:
 Gradient = Literal["measurement", "loss"]
 # The probability of more by chance is 6e-5.
 _BEYOND: Final = 4.0
+# To how many numbers whole gradients are sketched to find the plane.
+_PLANE: Final = 2048
+_QUERY_BYTES: Final = 256 << 20
 
 
 @final
@@ -343,14 +352,15 @@ class InfluenceIndex:
         return self._basis["basis"].shape[0] or self._basis["basis"].shape[1]
 
     @property
-    def whole(self) -> bool:
-        """Whether the rows are whole gradients, so that influences are exact up to rounding."""
-        return self.numbers == self.factors.num_parameters
+    def exact(self) -> bool:
+        """Whether rows are whole gradients in float16, so that influences are exact up to rounding."""
+        return self.numbers == self.factors.num_parameters and self._record["type"] == "float16"
 
     @property
     def settings(self) -> dict[str, Any]:
         """What to say of the index, as JSON values."""
-        return {"digest": self.digest, "numbers": self.numbers, "sketch": self._basis["basis"].shape[1]}
+        sizes = {"numbers": self.numbers, "sketch": self._basis["basis"].shape[1]}
+        return {"digest": self.digest, **sizes, "type": self._record["type"]}
 
     @cached_property
     def digest(self) -> str:
@@ -470,30 +480,32 @@ class InfluenceIndex:
 
     def cosines(self, indices: Tensor, rows: Tensor | None = None) -> Tensor:
         """Float64[k n]: the cosines of gradients at Int64[k] with those of all examples, or of `rows`."""
-        own = self._indices(indices)
-        values, residuals = (self._column(name, own) for name in ("coordinates", "residuals"))
-        return self._products(IndexQueries(values, residuals, self._record["basis"]), rows)
+        found = []
+        for own in torch.split(self._indices(indices), max(8, _QUERY_BYTES // (8 * self.numbers))):
+            values = self._coordinates(lambda some: some.double(), own)
+            residuals = self._column("residuals", own)
+            found.append(self._products(IndexQueries(values, residuals, self._record["basis"]), rows))
+        return (
+            torch.cat(found) if found else torch.zeros(0, len(self) if rows is None else len(rows)).double()
+        )
 
     def principal_plane(self, directions: int = 2) -> Tensor:
         """Float32[n directions]: the unit gradients on the directions in which they differ most.
 
-        Of what lies in the space of the basis. Examples that lie together have similar gradients.
+        Of what lies in the space of the basis; of whole gradients, a sketch to so many numbers as a basis
+        has by default. Examples that lie together have similar gradients.
 
-        Cost: two passes over the rows; memory for m^2 numbers beside a shard.
+        Cost: a pass over the rows; memory for the sketches of all examples.
         """
-        width = self.numbers
-        total, second = torch.zeros(width).double(), torch.zeros(width, width).double()
-        for span in self._spans:
-            values = self._shard(span, "coordinates")["coordinates"].float()
-            total += values.sum(0).double()
-            second += (values.t() @ values).double()
-        mean = total / len(self)
-        _, vectors = torch.linalg.eigh(second / len(self) - torch.outer(mean, mean))
-        axes = vectors.flip(1)[:, :directions].float()
-        middle = mean.float()
-        plane = self._gathered(
-            lambda shard, own: (shard["coordinates"][own].float() - middle) @ axes, None, "coordinates"
-        )
+        places, signs = count_sketch(self.numbers, _PLANE, generator(self._record["seed"], "plane"))
+
+        def short(values: Tensor) -> Tensor:
+            return values if self.numbers <= _PLANE else sketched(values, places, signs, _PLANE)
+
+        values = self._coordinates(short)
+        values -= values.mean(0)
+        _, vectors = torch.linalg.eigh((values.t() @ values).double())
+        plane = values @ vectors.flip(1)[:, :directions].float()
         return torch.nn.functional.pad(plane, (0, directions - plane.shape[1]))
 
     @property
@@ -515,9 +527,9 @@ class InfluenceIndex:
 
     def captured(self, rows: Tensor | None = None) -> Tensor:
         """Float64[n]: the share of each squared length that lies in the space of the basis."""
-        return self._gathered(
-            lambda shard, own: shard["coordinates"][own].double().square().sum(1), rows, "coordinates"
-        )
+        if not len(self._basis["basis"]):  # of all sketches
+            return torch.ones(len(self) if rows is None else len(rows)).double()
+        return self._coordinates(lambda some: some.double().square().sum(1), rows)
 
     def labels(self) -> Tensor:
         """Int64[n]."""
@@ -564,9 +576,18 @@ class InfluenceIndex:
             outside = shard["residuals"][own].float()
             beyond = outside @ residuals.t()
             beyond.masked_fill_(beyond.abs() <= outside.norm(dim=1)[:, None] * noise, 0)
-            return torch.addmm(beyond, shard["coordinates"][own].float(), values.t())
+            return beyond.add_(products(shard, own, values))
 
-        return self._gathered(read, rows, "coordinates", "residuals").t().double()
+        return self._gathered(read, rows, *self._kept, "residuals").t().double()
+
+    @property
+    def _kept(self) -> list[str]:
+        """The tensors that hold the coordinates."""
+        return ["coordinates", "scales"] if self._record["type"] == "int8" else ["coordinates"]
+
+    def _coordinates(self, of: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Tensor:
+        """What `of` makes of the coordinates, Float32[k m], of so many examples as a shard has."""
+        return self._gathered(lambda shard, own: of(unpacked(shard, own, self.numbers)), rows, *self._kept)
 
     def _column(self, name: str, rows: Tensor | None) -> Tensor:
         return self._gathered(lambda shard, own: shard[name][own].double(), rows, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -30,6 +31,7 @@ from unpoison.influence._index_files import (
     same_part,
     write_tensors,
 )
+from unpoison.influence._index_rows import packed, row_bytes
 from unpoison.influence._index_space import (
     Space,
     code,
@@ -48,9 +50,12 @@ from unpoison.tasks import Task
 
 _NUMBERS: Final = 2048
 _SKETCH: Final = 1 << 18
-# Bytes of rows up to which gradients are kept whole, and bytes of a shard of such rows.
+# Bytes of all rows up to which whole gradients are kept in float16, and in int8; bytes of a shard of such
+# rows; and of how many parts of what is free on the disk they may take one.
 _WHOLE: Final = 1 << 30
+_QUANTISED: Final = 8 << 30
 _WHOLE_SHARD: Final = 64 << 20
+_SHARE: Final = 4
 _LEAST: Final = 64
 # More does not change the pieces in which a processor reads a batch.
 _MEMORY: Final = 4 << 30
@@ -123,6 +128,7 @@ def build(
                 "asked": {name: getattr(plan, name) for name in ("numbers", "sketch", "shard_examples")},
                 "numbers": None,
                 "sketch": None,
+                "type": None,
                 "shard_examples": None,
                 "factors": None,
                 "basis": None,
@@ -150,9 +156,10 @@ def build(
             record["factors"] = factors_digest(known)
             files.write_record(record)
         if record["numbers"] is None:
-            numbers, sketch = size_of(plan, known, len(examples), where(model)[0])
-            record["numbers"], record["sketch"] = numbers, sketch
-            record["shard_examples"] = _shard_examples(plan, numbers, sketch)
+            free = shutil.disk_usage(files.directory).free
+            size = size_of(plan, known, len(examples), where(model)[0], free)
+            record.update(numbers=size.numbers, sketch=size.sketch, type=size.type)
+            record["shard_examples"] = _shard_examples(plan, size)
             files.write_record(record)
         maker = Maker(files, record, model, task, known, plan.workspace_bytes)
         if not _basis_is_kept(files, record):
@@ -203,24 +210,52 @@ def _drop_interrupted(files: IndexFiles, record: dict[str, Any]) -> None:
         files.write_record(record)
 
 
-def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> tuple[int, int]:
-    """m and D: the defaults, or what fits into the memory.
+@final
+@dataclass(frozen=True)
+class RowSize:
+    """m, D, and the type of the coordinates, "float16" or "int8"."""
 
-    Equal where gradients are kept whole, by default where all of them take at most 1 GiB: that is faster than
-    to compute coordinates in the space of some, and exact.
+    numbers: int
+    sketch: int
+    type: str = "float16"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether coordinates are int8."""
+        return self.type == "int8"
+
+
+def size_of(
+    plan: Plan, factors: Factors, count: int, device: torch.device, free: int | None = None
+) -> RowSize:
+    """The defaults, or what fits into the memory.
+
+    By default gradients are kept whole, and m and D are equal, where all of them take at most 8 GiB and a
+    quarter of the disk: that is faster than to compute coordinates in the space of some and, in float16 up
+    to 1 GiB, exact.
+
+    Arguments:
+        plan: the options.
+        factors: of the model.
+        count: examples.
+        device: of the model.
+        free: bytes of the disk, where there is one.
 
     Raises:
         InsufficientMemoryError: what is asked for does not fit, or hardly anything does.
     """
     limit = allowed_memory(device)
-    numbers = min(plan.numbers or _NUMBERS, count)
-    sketch = min(max(plan.sketch or _SKETCH, numbers), factors.num_parameters)
-    numbers = min(numbers, sketch)
     every = factors.num_parameters
-    whole = plan.numbers is None and (plan.sketch or every) >= every and 2 * count * every <= _WHOLE
-    if whole and bytes_needed(plan, factors, every, every, device) <= limit:
-        return every, every
-    while (needed := bytes_needed(plan, factors, numbers, sketch, device)) > limit:
+    if plan.numbers is None and (plan.sketch or every) >= every:
+        for size, most in ((RowSize(every, every), _WHOLE), (RowSize(every, every, "int8"), _QUANTISED)):
+            disk = count * row_bytes(every, size.quantised)
+            fits = free is None or _SHARE * disk <= free
+            if disk <= most and fits and bytes_needed(plan, factors, size, device) <= limit:
+                return size
+    numbers = min(plan.numbers or _NUMBERS, count)
+    sketch = min(max(plan.sketch or _SKETCH, numbers), every)
+    numbers = min(numbers, sketch)
+    while (needed := bytes_needed(plan, factors, RowSize(numbers, sketch), device)) > limit:
         if plan.sketch is None and sketch > 32 * numbers and sketch > 2 * _LEAST:
             sketch //= 2
         elif plan.numbers is None and numbers > _LEAST:
@@ -232,10 +267,10 @@ def size_of(plan: Plan, factors: Factors, count: int, device: torch.device) -> t
                 f"index: takes {in_words(needed)} of memory with {numbers} numbers an example from sketches "
                 f"of {sketch}, but {in_words(limit)} may be taken; allow more, or name fewer modules"
             )
-    return numbers, sketch
+    return RowSize(numbers, sketch)
 
 
-def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int, device: torch.device) -> int:
+def bytes_needed(plan: Plan, factors: Factors, size: RowSize, device: torch.device) -> int:
     """The memory of the basis, which takes most: beside factors, signs and sketches of a batch."""
     squares = sum(
         part.numel()
@@ -243,19 +278,20 @@ def bytes_needed(plan: Plan, factors: Factors, numbers: int, sketch: int, device
         for part in (layer.input_basis, layer.output_basis)
         if part is not None
     )
+    numbers, sketch = size.numbers, size.sketch
     fixed = 8 * (squares + factors.num_parameters) + 4 * factors.num_parameters
     if numbers == sketch:
-        return fixed + sketch * (8 * plan.batch_size + 4 * _shard_examples(plan, numbers, sketch))
+        return fixed + sketch * (12 * plan.batch_size + 4 * _shard_examples(plan, size))
     return (
         fixed + sketch * (2 * quick_type(device).itemsize * numbers + 4 * plan.batch_size) + 24 * numbers**2
     )
 
 
-def _shard_examples(plan: Plan, numbers: int, sketch: int) -> int:
+def _shard_examples(plan: Plan, size: RowSize) -> int:
     """Rows of a shard: as asked for, but a shard of whole gradients is held in memory."""
-    if numbers < sketch:
+    if size.numbers < size.sketch:
         return plan.shard_examples
-    batches = _WHOLE_SHARD // (2 * sketch * plan.batch_size)
+    batches = _WHOLE_SHARD // (row_bytes(size.numbers, size.quantised) * plan.batch_size)
     return min(plan.shard_examples, max(1, batches) * plan.batch_size)
 
 
@@ -365,15 +401,16 @@ class Maker:
                     f"{examples.name}: gradients of the examples {low}..{high - 1} are not finite"
                 )
             values, residuals = space.of(unit_rows(found.rows, found.lengths))
-            for name, column, dtype in (
-                ("coordinates", values, torch.float16),
-                ("residuals", residuals, torch.float16),
-                ("lengths", found.lengths, torch.float64),
-                ("norms", found.norms, torch.float64),
-                ("values", found.values, found.values.dtype),
-            ):
+            kept = {
+                **packed(values, self.record["type"] == "int8"),
+                "residuals": residuals.half(),
+                "lengths": found.lengths.double(),
+                "norms": found.norms.double(),
+                "values": found.values,
+            }
+            for name, column in kept.items():
                 if name not in rows:
-                    rows[name] = torch.empty(span.stop - span.start, *column.shape[1:], dtype=dtype)
+                    rows[name] = torch.empty(span.stop - span.start, *column.shape[1:], dtype=column.dtype)
                 rows[name][low - span.start : high - span.start] = column
         rows["labels"] = examples.labels[span.start - span.first : span.stop - span.first]
         self.files.write_shard(span, rows, self.record["basis"])

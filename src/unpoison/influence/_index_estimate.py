@@ -20,6 +20,7 @@ from unpoison.data import Examples
 from unpoison.influence._factors import fit_factors
 from unpoison.influence._index_build import Plan, bytes_needed, size_of
 from unpoison.influence._index_files import content_digest
+from unpoison.influence._index_rows import packed, row_bytes
 from unpoison.influence._index_space import LEADING, RESIDUAL, Space, quick_type, span_of, unit_rows
 from unpoison.influence._sketch import Sketcher
 from unpoison.influence._sweep import where
@@ -97,7 +98,8 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         "eigenvalues": min(plan.eigenvalue_examples or total, total),
     }
     decompositions = max(0.0, ended - began - count * sum(per_example.values()))
-    numbers, sketch = size_of(plan, factors, total, where(model)[0])
+    kept = size_of(plan, factors, total, where(model)[0])
+    numbers, sketch = kept.numbers, kept.sketch
     function = task.measurement if plan.gradient == "measurement" else task.loss
     with Sketcher(
         model,
@@ -118,7 +120,7 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
             high = min(low + size, count)
             found = sketcher.batch(some.batch(low, high), high - low)
             values, residuals = space.of(unit_rows(found.rows, found.lengths))
-            content_digest({"coordinates": values.half(), "residuals": residuals.half()})
+            content_digest({**packed(values, kept.quantised), "residuals": residuals.half()})
 
         def all_rows() -> None:
             for low in range(0, count, size):
@@ -136,7 +138,8 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         for part in (layer.eigenvalues, layer.input_basis, layer.output_basis)
         if part is not None
     )
-    row_bytes = 2 * (numbers + (min(RESIDUAL, dimensions) if spanning else 0)) + 32
+    outside = min(RESIDUAL, dimensions) if spanning else 0
+    disk = row_bytes(numbers, kept.quantised) + 2 * outside + 32
     return IndexEstimate(
         examples=total,
         measured=count,
@@ -147,12 +150,12 @@ def estimate(plan: Plan, model: nn.Module, examples: Examples, task: Task) -> In
         shard_seconds=spent / count * total,
         peak_bytes=max(
             peak_bytes(sketcher.device),
-            before + bytes_needed(plan, factors, numbers, sketch, sketcher.device),
+            before + bytes_needed(plan, factors, kept, sketcher.device),
         ),
         disk_bytes=factor_bytes
         + blank.nbytes
         + leading.nbytes
-        + total * row_bytes
+        + total * disk
         + sum(len(name) + _AROUND_A_NAME for name in examples.ids or ()),
     )
 

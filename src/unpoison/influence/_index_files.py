@@ -32,7 +32,7 @@ from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError
 from unpoison.influence._factors import Factors, sampled_fingerprint
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 RECORD: Final = "index.json"
 
 

@@ -44,6 +44,7 @@ _CODE: Final = (
             "diagonal_layers",
             "factors",
             "index_build",
+            "index_rows",
             "index_space",
             "layers",
             "projection",
@@ -78,7 +79,8 @@ class Space:
             return
         places, signs = count_sketch(self.width, self._residual, generator(seed))
         self._places, self._signs = places.to(basis.device), signs.to(leading)
-        self._of_basis = torch.cat([self._outside(leading), self._outside(basis[len(leading) :])])
+        parts = leading, basis[len(leading) :]
+        self._of_basis = torch.cat([self._outside(part) for part in parts])
 
     @classmethod
     def of_record(
@@ -98,11 +100,16 @@ class Space:
         return values, self._outside(rows) - values @ self._of_basis
 
     def _outside(self, rows: Tensor) -> Tensor:
-        parts = [self._leading.new_zeros(0, self._residual)]
-        for some in torch.split(rows, _AT_A_TIME):
-            ordered = some.index_select(1, self._places).to(self._leading).mul_(self._signs)
-            parts.append(ordered.view(len(some), -(-self.width // self._residual), self._residual).sum(1))
-        return torch.cat(parts)
+        return sketched(rows, self._places, self._signs, self._residual)
+
+
+def sketched(rows: Tensor, places: Tensor, signs: Tensor, size: int) -> Tensor:
+    """Float[b size]: the count sketch of rows by places and signs of `count_sketch`."""
+    parts = [signs.new_zeros(0, size)]
+    for some in torch.split(rows, _AT_A_TIME):
+        ordered = some.index_select(1, places).to(signs).mul_(signs)
+        parts.append(ordered.view(len(some), len(places) // size, size).sum(1))
+    return torch.cat(parts)
 
 
 def quick_type(device: torch.device) -> torch.dtype:
