@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from benchmarks._recipe_tables import defended, line_of, share, told
+from benchmarks._recipe_tables import defended, line_of, marked, share, told
 from benchmarks._study_tables import hits
 from benchmarks._tables import NOT_MEASURED, Record, proportion, table
 from unpoison import attacks, defenses, detectors, input_detectors, unlearners
@@ -47,6 +47,12 @@ def flagged(record: Record, line: Record) -> str:
     )
 
 
+def seen(record: Record, line: Record) -> str:
+    """What a detector flagged of the poison and of the clean."""
+    true, false = (proportion(one, interval=False) for one in marked(line_of(record, control="", **line)))
+    return f"{true}, {false} of the clean"
+
+
 def success(record: Record, line: Record) -> str:
     """Mean success of an undefended attack, and the trials in which most inputs get the wanted answer."""
     chosen = line_of(record, control="no defense", **line)
@@ -76,6 +82,7 @@ VALUES: Final[Mapping[str, Callable[[Record, Any], str]]] = {
     "rate": rate,
     "found": found,
     "flagged": flagged,
+    "seen": seen,
     "success": success,
     "under": under,
     "healed": healed,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from benchmarks._recipe_tables import line_of, told
+from benchmarks._recipe_tables import line_of, marked, told
 from benchmarks._tables import NOT_MEASURED, Record, percent, table, text
 
 NEAR: Final = 0.1
@@ -62,8 +62,7 @@ def _detector(row: Record, results: Mapping[str, Record]) -> Iterator[list[str]]
         cells = [NOT_MEASURED, "", "", "", ""]
         if recipe in results:
             line = line_of(results[recipe], detector=row["name"], attack=row["attack"], control="")
-            kind = "screened_{}_01" if "screened_true_01" in line else "{}_positives"
-            true, false = (line[kind.format(one)]["rate"] for one in ("true", "false"))
+            true, false = (one["rate"] for one in marked(line))
             order, precision = order_of(published, (true, false)), line["average_precision"]["mean"]
             why = row.get("why", "") if order.startswith("no:") and untold else ""
             untold = untold and not why

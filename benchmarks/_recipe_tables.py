@@ -34,6 +34,12 @@ def share(line: Record, name: str) -> str:
     return proportion(line[name], interval=False) if line.get(name, {}).get("trials") else ""
 
 
+def marked(line: Record) -> tuple[Record, Record]:
+    """What was flagged of the poison and of the clean; of inputs, at a false-positive rate of 1 %."""
+    kind = "screened_{}_01" if "screened_true_01" in line else "{}_positives"
+    return line[kind.format("true")], line[kind.format("false")]
+
+
 def told(value: Record) -> str:
     """A mean, or the rate that it is where the trial was one."""
     if "trials" in value:
