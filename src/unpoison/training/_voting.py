@@ -197,8 +197,9 @@ def _side_by_side(work: _Work, progress: Progress | None) -> dict[int, Trained]:
     """The networks, by processes, which leave them in files."""
     count = len(work.partition.uses)
     forks = work.device.type == "cpu" and "fork" in multiprocessing.get_all_start_methods()
-    if not forks:
-        work = replace(work, training_set=work.training_set.to("cpu"))
+    # Workers begin without a GPU's memory; each takes its part to the device.
+    start = None if work.start is None else copy.deepcopy(work.start).to("cpu")
+    work = replace(work, training_set=work.training_set.to("cpu"), start=start)
     waiting, running, trained = list(range(count))[::-1], 0, dict[int, Trained]()
     with (
         tempfile.TemporaryDirectory() as folder,
