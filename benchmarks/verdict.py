@@ -3,7 +3,8 @@
     unpoison bench recipes/verdict-NAME.toml --out STORES/verdict-NAME    of each of these recipes
     python -m benchmarks.verdict [--stores STORES] [--json]
 
-Pools the trials of the recipes `verdict-*` that lie in the folder of stores. False alarms are natural errors,
+Pools the trials of the recipes `verdict-*` in the folder of stores with those that were pooled before; of one
+network and input the new one is kept. False alarms are natural errors,
 and right answers whose truth is not given, whose p-value is at most the level; networks are clean unless the
 row says otherwise. Power is of victims whose trigger works on more than half of the adversary's test inputs;
 one input of a victim is traced, or four with one answer together where the row says so. Nothing was chosen on
@@ -40,13 +41,12 @@ HEALED: Final = 0.02
 
 def measure(bench: Bench) -> None:
     """Read the stores, pool, and draw the p-values."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    new: dict[tuple[Any, ...], dict[str, Any]] = {}
     for trial in trials(Path(bench.options.stores)):  # a recipe that heals has victims of another
-        key = (trial["set"], place(trial), trial["asked"], trial["several"], trial["observation"])
-        found.setdefault(key, {}).update(trial)
-    if not found:
+        new.setdefault(identity(trial), {}).update(trial)
+    if not new:
         raise SystemExit(f"{bench.options.stores}: holds no store of a recipe verdict-*; name it by --stores")
-    bench.trials[:] = list(found.values())
+    bench.trials[:] = list({**{identity(one): one for one in bench.trials}, **new}.values())
     summarise(bench)
     if not (bench.options.no_write or bench.options.quick):
         draw(bench.trials)
@@ -82,6 +82,11 @@ def trials(stores: Path) -> Iterator[dict[str, Any]]:
 def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Which victim it is."""
     return tuple(row[name] for name in PLACE)
+
+
+def identity(trial: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which input of which network was traced."""
+    return (trial["set"], place(trial), trial["asked"], trial["several"], trial["observation"])
 
 
 def success(row: Mapping[str, Any]) -> float:

@@ -250,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("--suspects", type=int, default=5, help="of either kind, of each network")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048], help="numbers an example")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[512, 1024, 2048], help="numbers an example")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--most", type=int, default=20, help="networks")
     parser.add_argument("--data", nargs=2, help="files of training and test images, not those of the sample")

@@ -67,7 +67,12 @@ def test_whoever_goes_on_reads_in_the_pieces_that_were_begun_with(tmp_path: Path
     assert max(sizes) == 24
 
 
-def test_an_estimate_knows_the_size_of_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["float16", "int8"])
+def test_an_estimate_knows_the_size_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    if kept == "int8":
+        monkeypatch.setattr("unpoison.influence._index_build._WHOLE", 0)
     train = TrainingSet(
         torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
         torch.arange(50) % 3,
@@ -77,6 +82,7 @@ def test_an_estimate_knows_the_size_of_the_files(tmp_path: Path) -> None:
     found = InfluenceIndex.estimate(network(), train)
     index = make(tmp_path / "index", train)
     assert (found.numbers, found.sketch) == (index.numbers, index.settings["sketch"])
+    assert index.settings["type"] == kept
     every = [path for path in (tmp_path / "index").rglob("*") if path.is_file()]
     headers = 3000 * len(every)
     assert found.disk_bytes <= sum(path.stat().st_size for path in every) <= found.disk_bytes + headers

@@ -383,7 +383,7 @@ class Maker:
                 units[start : start + len(rows)] = unit_rows(found.rows, found.lengths)
                 if progress is not None:
                     progress("basis", start + len(rows), count)
-        spanned = span_of(units) if count else {"basis": units, "leading": units}
+        spanned = span_of(units) if count else {"basis": units, "leading": units.float()}
         tensors = {**spanned, "examples": chosen}
         known = write_tensors(self.files.basis, tensors, made_of=self.record["factors"])
         self.record["basis"] = known

@@ -24,6 +24,8 @@ BLOCK: Final = 32
 _COLUMNS: Final = 128 * BLOCK
 _LARGEST: Final = 127
 _TINY: Final = 1e-38
+# Rows that are quantised at a time, which stay in the cache.
+_CACHED: Final = 4
 
 
 def row_bytes(numbers: int, quantised: bool) -> int:
@@ -36,11 +38,18 @@ def packed(values: Tensor, quantised: bool) -> dict[str, Tensor]:
     """Float[b m] coordinates as they are kept: `coordinates`, and `scales` where they are quantised."""
     if not quantised:
         return {"coordinates": values.half()}
-    padded = functional.pad(values, (0, -values.shape[1] % BLOCK))
-    blocks = padded.view(len(values), -1, BLOCK)
-    scales = (blocks.abs().amax(2) / _LARGEST).bfloat16()
-    codes = (blocks / scales.float().clamp(min=_TINY)[..., None]).round_().clamp_(-_LARGEST, _LARGEST)
-    return {"coordinates": codes.to(torch.int8).flatten(1), "scales": scales}
+    width = -(-values.shape[1] // BLOCK)
+    codes = torch.empty(len(values), width * BLOCK, dtype=torch.int8)
+    scales = torch.empty(len(values), width, dtype=torch.bfloat16)
+    for start in range(0, len(values), _CACHED):
+        own = slice(start, start + _CACHED)
+        some = functional.pad(values[own], (0, -values.shape[1] % BLOCK))
+        blocks = some.view(len(some), width, BLOCK)
+        least, largest = blocks.aminmax(dim=2)
+        scales[own] = torch.maximum(largest, -least) / _LARGEST  # rounded, so that quotients are up to 127.3
+        inverse = 1 / scales[own].to(blocks).clamp(min=_TINY)
+        codes[own] = blocks.mul_(inverse[..., None]).round_().flatten(1)
+    return {"coordinates": codes, "scales": scales}
 
 
 def unpacked(kept: Mapping[str, Tensor], rows: Tensor | slice, width: int) -> Tensor:
