@@ -80,7 +80,7 @@ class Section:
         """The section, title included."""
         parts = [f"## {self.title}", self.about, f"{NOT_MEASURED.capitalize()}."]
         if record is not None:
-            tables = self.tables or (general if "ratios" in record else generic)
+            tables = self.tables or (general if {"ratios", "rates"} <= record.keys() else generic)
             parts[2:] = [*tables(record), provenance(record)]
         return "\n\n".join(part for part in parts if part)
 
