@@ -7,88 +7,18 @@ costs from its registry.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from benchmarks._recipe_tables import defended, line_of, marked, share, told
-from benchmarks._study_tables import hits
-from benchmarks._tables import NOT_MEASURED, Record, proportion, table
+from benchmarks._tables import NOT_MEASURED, Record, table
+from benchmarks._values import VALUES
 from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 
 Results = Mapping[str, Record]
 PAGE: Final = "docs/which_method.md"
 BEGIN, END = "<!-- situations -->", "<!-- /situations -->"
-
-
-def rate(record: Record, name: str) -> str:
-    """A rate by its name; "" where it had no trial."""
-    return share(record["rates"], name)
-
-
-def mean(line: Record) -> str:
-    """Success with the number of trials."""
-    rate = line["success_rate"]
-    return told(rate) + (f" (mean of {rate['n']})" if "n" in rate else "")
-
-
-def found(record: Record, line: Record) -> str:
-    """How many attacks a detector found."""
-    return proportion(line_of(record, control="", **line)["found"], interval=False)
-
-
-def flagged(record: Record, line: Record) -> str:
-    """Poison that a detector flagged, how many it flagged, and success after retraining without them."""
-    chosen = line_of(record, control="", **line)
-    return (
-        f"{share(chosen, 'true_positives')} of the poison among {chosen['precision']['trials']:,} flagged, "
-        f"success {mean(chosen)} after retraining without them"
-    )
-
-
-def seen(record: Record, line: Record) -> str:
-    """What a detector flagged of the poison and of the clean."""
-    true, false = (proportion(one, interval=False) for one in marked(line_of(record, control="", **line)))
-    return f"{true}, {false} of the clean"
-
-
-def success(record: Record, line: Record) -> str:
-    """Mean success of an undefended attack, and the trials in which most inputs get the wanted answer."""
-    chosen = line_of(record, control="no defense", **line)
-    hit = chosen["success"]
-    return f"success {mean(chosen)}; {hit['successes']} of {hit['trials']} on most inputs"
-
-
-def under(record: Record, line: Record) -> str:
-    """Mean success of an attack under a defense, and the accuracy."""
-    chosen = line_of(record, control="", **line)
-    return f"success {mean(chosen)}, accuracy {told(chosen['clean_accuracy'])}"
-
-
-def healed(record: Record, name: str) -> str:
-    """Success and accuracy after an unlearner, and its time beside retraining."""
-    after, kept = (
-        proportion(record["rates"][f"{name}: {what}"], interval=False)
-        for what in ("attack success", "clean accuracy")
-    )
-    retrain = f"{name.partition(',')[0]}, retrain"
-    times = record["seconds"][name] / record["seconds"][retrain]
-    beside = "" if name == retrain else f", {times:.2f} of the time of retraining"
-    return f"success {after}, accuracy {kept}{beside}"
-
-
-VALUES: Final[Mapping[str, Callable[[Record, Any], str]]] = {
-    "rate": rate,
-    "found": found,
-    "flagged": flagged,
-    "seen": seen,
-    "success": success,
-    "under": under,
-    "healed": healed,
-    "defended": lambda record, names: defended(*names)(record),
-    "hits": lambda record, budget: hits(budget)(record),
-}
 
 
 @final

@@ -135,7 +135,9 @@ class Bench:
         module = call.partition("(")[0].rpartition(".")[0]
         code = f"import torch, {module}; torch.set_num_threads({self.options.threads}); {call}"
         command = [sys.executable, "-c", code]
-        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        threads = {**os.environ, "OMP_NUM_THREADS": str(self.options.threads)}
+        made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=threads)
+        return json.loads(made.stdout)
 
     def trial(self, key: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]) -> None:
         """A trial of a benchmark that takes long: stored when done, so that a stopped run goes on.

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from benchmarks._recipe_tables import line_of, marked, told
 from benchmarks._tables import NOT_MEASURED, Record, percent, table, text
+from benchmarks._values import line_of, marked, told
 
 NEAR: Final = 0.1
 FACTS: Final = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))

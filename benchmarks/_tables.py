@@ -1,6 +1,6 @@
 """How results read as Markdown: rates, seconds, ratios, and a section of a page for any result.
 
-A benchmark declares a `Section`: its docstring says what was measured, its rows go into the README's table.
+A `Section` says what was measured and shows the result; its rows go into the README's table.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class Section:
         cls,
         module: str,
         doc: str | None,
-        speeds: Mapping[str, tuple[str, str]] | None = None,
-        rows: Sequence[Row] = (),
+        rows: tuple[Row, ...] = (),
         tables: Callable[[Record], Iterator[str]] | None = None,
     ) -> Self:
         """The section of a benchmark, titled and described by its docstring, less the lines of commands.
@@ -66,21 +65,18 @@ class Section:
         Arguments:
             module: whose last part is the result's name.
             doc: the docstring.
-            speeds: for each work that was compared, how the README calls it and what was wanted.
-            rows: others.
+            rows: of the README's table.
             tables: its own, in place of the general ones.
         """
         title, _, rest = (doc or "").partition("\n")
         about = "\n".join(line for line in rest.splitlines() if not line.startswith("    ")).strip()
-        compared = [Row(*words, against(what)) for what, words in (speeds or {}).items()]
-        name = module.rpartition(".")[2]
-        return cls(name, title.rstrip("."), about, (*compared, *rows), tables)
+        return cls(module.rpartition(".")[2], title.rstrip("."), about, rows, tables)
 
     def write(self, record: Record | None) -> str:
         """The section, title included."""
         parts = [f"## {self.title}", self.about, f"{NOT_MEASURED.capitalize()}."]
         if record is not None:
-            tables = self.tables or (general if {"ratios", "rates"} <= record.keys() else generic)
+            tables = self.tables or (general if {"ratios", "rates"} <= set(record) else generic)
             parts[2:] = [*tables(record), provenance(record)]
         return "\n\n".join(part for part in parts if part)
 
@@ -106,24 +102,6 @@ def proportion(value: Record, *, interval: bool = True) -> str:
 def percent(value: float) -> str:
     """A share in percent."""
     return f"{100 * value:.1f} %"
-
-
-def rate(name: str, *, interval: bool = False) -> Callable[[Record], str]:
-    """A rate of a record by name."""
-    return lambda record: proportion(record["rates"][name], interval=interval)
-
-
-def change(name: str, *, control: bool = False) -> Callable[[Record], str]:
-    """A rate before and after healing, and of a model that was never poisoned."""
-
-    def value(record: Record) -> str:
-        before, after, clean = (
-            proportion(record["rates"][f"{name}, {when}"], interval=False)
-            for when in ("poisoned", "healed", "never poisoned")
-        )
-        return f"{before} → {after}" + (f"; never poisoned: {clean}" if control else "")
-
-    return value
 
 
 def against(what: str) -> Callable[[Record], str]:
@@ -160,9 +138,14 @@ def size(count: float) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
+def rates_of(record: Record) -> str:
+    """The table of a record's rates."""
+    return table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
+
+
 def general(record: Record) -> Iterator[str]:
     """The tables of a record in the shape of `_harness`."""
-    yield table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
+    yield rates_of(record)
     rows, plain = [], []
     for what, sides in record["seconds"].items():
         if not isinstance(sides, Mapping):
@@ -199,7 +182,7 @@ def points(what: str) -> Callable[[Record], Iterator[str]]:
             kinds.setdefault((*taken, *held), []).append(row)
         for columns, rows in kinds.items():
             yield table((what, *columns), rows)
-        yield table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
+        yield rates_of(record)
 
     return tables
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._harness import Bench, main, random_images
-from benchmarks._tables import Record, Section, general, table
+from benchmarks._tables import Record, general, table
 from unpoison.attacks.hidden_trigger import nearest_partners
 from unpoison.data import TrainingSet
 
@@ -39,7 +39,6 @@ ATTACKS = {
     "hidden trigger": "hidden",
 }
 DETECTORS = {"activation clustering": "clustering", "spectral signatures": "spectral"}
-ROWS = {one: (f"{one}, a whole attack, against ART", "≥ 1x") for one in ATTACKS}
 
 
 def tables(record: Record) -> Iterator[str]:
@@ -120,8 +119,6 @@ def measure(bench: Bench) -> None:
     counted = dict(zip((*ATTACKS, *DETECTORS), lines, strict=True))
     bench.work = {"poisons": poisons, "steps": steps, "lines": counted}
 
-
-SECTION = Section.of(__name__, __doc__, ROWS, tables=tables)
 
 if __name__ == "__main__":
     main(measure, threads=1, poisons=20, steps=50)

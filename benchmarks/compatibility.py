@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks._harness import Bench, main, say, tally
-from benchmarks._tables import Record, Row, Section, rate, table
+from benchmarks._tables import Record, table
 
 FOLDER: Final = Path(__file__).resolve().parents[1] / "tests" / "compatibility"
 SIDES: Final = ("dataset", "network")
@@ -85,18 +85,6 @@ def _unwanted(row: Record) -> list[list[str]]:
             words = one.get("words", "") + (f" ({one['where']})" if one.get("where") else "")
             found.setdefault((one["outcome"], words), []).append(verb)
     return [[row["kind"], ", ".join(verbs), outcome, words] for (outcome, words), verbs in found.items()]
-
-
-ROWS = [
-    Row(
-        f"kinds of {side} that work, or are refused in one line, as wanted",
-        "all",
-        rate(f"kinds of {side} as wanted"),
-    )
-    for side in SIDES
-]
-SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
-REAL = Section("compatibility_real", "Other people's packages, as pip installs them", tables=tables)
 
 
 if __name__ == "__main__":

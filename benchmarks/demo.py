@@ -13,7 +13,6 @@ import sys
 import tempfile
 
 from benchmarks._harness import Bench, main
-from benchmarks._tables import Row, Section, change, rate, seconds
 from unpoison.runs import RunRecord
 
 WHEN = {"before": "poisoned", "after": "healed", "control": "never poisoned"}
@@ -41,24 +40,6 @@ def keep(bench: Bench, run: RunRecord) -> None:
         for name, value in run.results.items()
         if name not in run.results["measured"] and isinstance(value, int | float | str)
     }
-
-
-ROWS = [
-    Row(
-        "`make demo`: all of it, on two cores",
-        "under 150 s",
-        lambda record: seconds(record["seconds"]["total"]),
-    ),
-    Row("its attack success, before → after", "≥ 90 % → ≤ 2 %", change("attack success")),
-    Row(
-        "its clean accuracy, before → after",
-        "at least never poisoned, less 1 point",
-        change("clean accuracy", control=True),
-    ),
-    Row("its recall: poison that was flagged", "≥ 98 %", rate("recall")),
-    Row("its precision: flagged that was poison", "≥ 80 %", rate("precision")),
-]
-SECTION = Section.of(__name__, __doc__, rows=ROWS)
 
 
 if __name__ == "__main__":

@@ -25,17 +25,12 @@ import torch
 from torch import Tensor
 
 from benchmarks._harness import Bench, main
-from benchmarks._tables import Section
 from unpoison.detectors import ActivationClustering
 from unpoison.detectors._two_means import silhouette, two_means
 from unpoison.detectors.spectral_signatures import spectral_scores
 
 OURS = ActivationClustering(reduction="pca")
 CLUSTERING, SPECTRAL = "activation clustering", "spectral signatures"
-ROWS = {
-    CLUSTERING: ("activation clustering, 2-means from 30 starts, against ART's from one", "≥ 1x"),
-    SPECTRAL: ("spectral signatures, against ART", "≥ 1x"),
-}
 
 
 def activations(classes: int = 10, examples: int = 1000, width: int = 128) -> list[Tensor]:
@@ -108,8 +103,6 @@ def measure(bench: Bench) -> None:
         "spectral scores, relative difference": max(apart),
     }
 
-
-SECTION = Section.of(__name__, __doc__, ROWS)
 
 if __name__ == "__main__":
     main(measure)

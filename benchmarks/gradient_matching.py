@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks._harness import Bench, main
-from benchmarks._tables import Section
 from unpoison.attacks._alignment import Alignment, Gradient, gradient_of, unchanged
 from unpoison.models import build
 
@@ -90,13 +89,6 @@ def measure(bench: Bench) -> None:
             for a, b in zip(found["unpoison"], found["public formulation"], strict=True)
         )
     bench.work = {"poisons": poisons, "restarts": len(deltas), "device": device}
-
-
-ROWS = {
-    what: (f"a step of gradient matching, {name}, against the public formulation", "")
-    for what, name, _ in STEPS
-}
-SECTION = Section.of(__name__, __doc__, ROWS)
 
 
 if __name__ == "__main__":

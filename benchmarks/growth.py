@@ -17,13 +17,14 @@ from functools import partial
 import torch
 
 from benchmarks._harness import Bench, main, peak_bytes, random_images, timed
-from benchmarks._tables import Section, generic
+from benchmarks._tables import generic
 from unpoison.influence import fit_factors, influence_scores
 from unpoison.models import build
 from unpoison.tasks import ClassificationTask
 
 POINTS = [(images, 50) for images in (1250, 2500, 5000, 10000)] + [(5000, count) for count in (1, 10, 200)]
 TASK = ClassificationTask()
+tables = generic
 
 
 def point(images: int, queries: int, memory: str) -> None:
@@ -62,8 +63,6 @@ def measure(bench: Bench) -> None:
         call = f"benchmarks.growth.point(*{key}, {bench.options.memory!r})"
         bench.trial(dict(zip(("images", "queries"), key, strict=True)), partial(bench.apart, call))
 
-
-SECTION = Section.of(__name__, __doc__, tables=generic)
 
 if __name__ == "__main__":
     main(measure, memory="2GB")

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks._harness import Bench, fastest, main, random_images
-from benchmarks._tables import Section
 from unpoison.influence import (
     AbsoluteDamping,
     Factors,
@@ -45,12 +44,6 @@ from unpoison.tasks import ClassificationTask
 TASK = ClassificationTask()
 FACTORS, TOGETHER, ONE = "EK-FAC factors", "51 queries at once", "one query"
 APART = "51 passes of one query, to one of ours"
-ROWS = {
-    FACTORS: ("EK-FAC factors of 5,000 images, against kronfluence", "≥ 1x"),
-    TOGETHER: ("influence of 51 queries on them in one pass, against kronfluence", "≥ 3x"),
-    ONE: ("influence of one query on them, against kronfluence", "≥ 1x"),
-    APART: ("another algorithm: 51 passes of one query each, against one of ours", "≥ 30x"),
-}
 
 
 class Kronfluence:
@@ -206,8 +199,6 @@ def measure_suspects(bench: Bench) -> None:
         bench.agreement[f"correlation with {name}"] = float(both.corrcoef()[0, 1])
     bench.work = {"training images": images, "queries of a suspect": 51}
 
-
-SECTION = Section.of(__name__, __doc__, ROWS)
 
 if __name__ == "__main__":
     main(measure, batches=[32, 64, 128, 512], suspects=0, store="influence")

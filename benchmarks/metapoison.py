@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from benchmarks._harness import Bench, main, random_images
-from benchmarks._tables import Section
 from unpoison.attacks import MetaPoison
 from unpoison.attacks.metapoison.look_ahead import look_ahead
 from unpoison.attacks.metapoison.surrogates import Epoch, SurrogateConfiguration, SurrogateStack
@@ -35,10 +34,6 @@ from unpoison.threats import Budget, LInf, TargetedMisclassification
 
 UNROLL, CONCENTRATED = 2, 12
 EQUAL, OTHER, PLAIN = "an epoch, spread", "an epoch, concentrated", "the ordinary steps alone"
-ROWS = {
-    EQUAL: ("an epoch of MetaPoison, against the public port's formulation", "≥ 3x"),
-    OTHER: ("another algorithm: 5 look-aheads an epoch in place of 29", "≥ 3x"),
-}
 
 
 class Port:
@@ -188,8 +183,6 @@ def measure(bench: Bench) -> None:
         **{f"look-aheads, {way}": number for way, number in looks.items()},
     }
 
-
-SECTION = Section.of(__name__, __doc__, ROWS)
 
 if __name__ == "__main__":
     main(measure, threads=1)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import unpoison
 from benchmarks._harness import Bench, main, peak_bytes, tally, timed
-from benchmarks._tables import Section, points
+from benchmarks._tables import points
 from benchmarks.compatibility import FOLDER
 from unpoison.data import DatasetExamples, TensorExamples
 
@@ -79,6 +79,9 @@ def photographs(bench: Bench, count: int) -> None:
     bench.rates[f"{name}: decoding is not the slowest"] = tally([taken["decoding"] < max(parts.values())])
 
 
+tables = points("dataset")
+
+
 def measure(bench: Bench) -> None:
     """Every size in a process of its own."""
     for count in SIZES[:1] if bench.options.quick else SIZES:
@@ -90,9 +93,6 @@ def measure(bench: Bench) -> None:
         bench.rates[f"{name}: peak memory within 1.5 GB"] = tally([held[0] < LIMIT])
     if importlib.util.find_spec("timm") is not None:
         photographs(bench, 60 if bench.options.quick else 1_000)
-
-
-SECTION = Section.of(__name__, __doc__, tables=points("dataset"))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._harness import Bench, main
-from benchmarks._tables import Section
 from unpoison.attacks._feature_space import FeatureReader
 from unpoison.attacks._networks import frozen
 from unpoison.attacks.convex_polytope import grams_around, nearest_weights
@@ -129,17 +128,6 @@ def measure(bench: Bench) -> None:
             )
         bench.agreement[f"loss relative to the loop's, {case}"] = relative
     bench.work = {"poisons": POISONS}
-
-
-ROWS = {
-    f"{what}, {case}": (f"{words}, {case}, against a loop over poisons", wanted)
-    for what, words, wanted in (
-        (EQUAL, "a step of convex polytope", ""),
-        (OTHER, "another algorithm: our solver for the usual one", "≥ 10x"),
-    )
-    for case in CASES
-}
-SECTION = Section.of(__name__, __doc__, ROWS)
 
 
 if __name__ == "__main__":

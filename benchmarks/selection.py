@@ -18,58 +18,21 @@ neither's threads and memory are the other's.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
+import time
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks._harness import Bench, Timed, main, random_images
-from benchmarks._tables import Section
 from unpoison import defenses
 from unpoison.training import Recipe, train
 
 SHARE = 0.1
 # How sure the networks are of the surest examples: the largest margin of the label's logit.
 STAGES = {"early": 8.0, "late": 16.0}
-PEER = """
-import json, sys, time
-import numpy as np
-from submodlib import FacilityLocationFunction
-
-source, target, share = sys.argv[1], sys.argv[2], float(sys.argv[3])
-stored = np.load(source)
-gradients, labels = stored["gradients"], stored["labels"]
-keep = np.ones(len(labels), dtype=bool)
-
-def select(members, seconds):
-    points = gradients[members]
-    clock = time.perf_counter()
-    function = FacilityLocationFunction(n=len(points), data=points, metric="euclidean", mode="dense")
-    seconds["kernel"] += time.perf_counter() - clock
-    clock = time.perf_counter()
-    picked = function.maximize(
-        budget=int(share * len(points)), optimizer="LazyGreedy", stopIfZeroGain=False,
-        stopIfNegativeGain=False, verbose=False, show_progress=False,
-    )
-    order = np.array([place for place, _ in picked])
-    seconds["greedy"] += time.perf_counter() - clock
-    clock = time.perf_counter()
-    owner = np.asarray(function.sijs)[:, order].argmax(1)
-    keep[members] = np.bincount(owner, minlength=len(order))[owner] > 1
-    seconds["assignment"] += time.perf_counter() - clock
-
-select(np.where(labels == 0)[0][:200], {"kernel": 0.0, "greedy": 0.0, "assignment": 0.0})  # warm-up
-seconds = {"kernel": 0.0, "greedy": 0.0, "assignment": 0.0}
-for label in np.unique(labels):
-    select(np.where(labels == label)[0], seconds)
-np.savez(target, keep=keep, seconds=json.dumps(seconds))
-"""
 
 
 def draw(count: int, margin: float, *, classes: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -82,44 +45,74 @@ def draw(count: int, margin: float, *, classes: int = 10, seed: int = 0) -> tupl
     return logits, labels
 
 
-def submodlib(logits: Tensor, labels: Tensor, threads: int) -> Timed:
-    """What it keeps, and its seconds by part."""
-    gradients = logits.double().softmax(1)
-    gradients[torch.arange(len(labels)), labels] -= 1
-    with tempfile.TemporaryDirectory() as directory:
-        source, target = Path(directory, "gradients.npz"), Path(directory, "kept.npz")
-        np.savez(source, gradients=gradients.float().numpy(), labels=labels.numpy())
-        command = [sys.executable, "-c", PEER, str(source), str(target), str(SHARE)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, capture_output=True, env=environment)
-        with np.load(target) as kept:
-            parts = json.loads(str(kept["seconds"]))
-            return Timed(sum(parts.values()), (torch.from_numpy(kept["keep"]), parts))
+def submodlib(count: int, margin: float) -> None:
+    """Print what submodlib drops of the same examples, and its seconds by part, measured in this process."""
+    from submodlib import FacilityLocationFunction
+
+    logits, labels = draw(count, margin)
+    residuals = logits.double().softmax(1)
+    residuals[torch.arange(count), labels] -= 1
+    gradients, kept = residuals.float().numpy(), np.ones(count, dtype=bool)
+
+    def select(members: np.ndarray[Any, Any]) -> tuple[float, float, float]:
+        points = gradients[members]
+        clock = [time.perf_counter()]
+        function = FacilityLocationFunction(n=len(points), data=points, metric="euclidean", mode="dense")
+        clock.append(time.perf_counter())
+        picked = function.maximize(
+            budget=int(SHARE * len(points)),
+            optimizer="LazyGreedy",
+            stopIfZeroGain=False,
+            stopIfNegativeGain=False,
+            verbose=False,
+            show_progress=False,
+        )
+        order = np.array([place for place, _ in picked])
+        clock.append(time.perf_counter())
+        owner = np.asarray(function.sijs)[:, order].argmax(1)
+        kept[members] = np.bincount(owner, minlength=len(order))[owner] > 1
+        clock.append(time.perf_counter())
+        kernel, greedy, assignment = np.diff(clock)
+        return kernel, greedy, assignment
+
+    classes = [(labels == label).nonzero()[:, 0].numpy() for label in labels.unique()]
+    select(classes[0][:200])  # warm-up
+    seconds = np.sum([select(members) for members in classes], axis=0)
+    print(json.dumps([np.flatnonzero(~kept).tolist(), seconds.tolist()]))
+
+
+def in_its_process(bench: Bench, count: int, margin: float) -> Timed:
+    """The rows that submodlib drops, and its seconds by part."""
+    dropped, seconds = bench.apart(f"benchmarks.selection.submodlib({count}, {margin})")
+    return Timed(sum(seconds), (dropped, seconds))
 
 
 def measure(bench: Bench) -> None:
     """Both stages, then the kNN outlier filter in a training."""
     for stage, margin in STAGES.items():
-        logits, labels = draw(5000 if bench.options.quick else 50_000, margin)
+        count = 5000 if bench.options.quick else 50_000
+        logits, labels = draw(count, margin)
         what = f"a round, {stage} in training"
         sides = {
             "unpoison": partial(defenses.isolated, logits, labels, subset_size=SHARE),
-            "submodlib": partial(submodlib, logits, labels, bench.options.threads),
+            "submodlib": partial(in_its_process, bench, count, margin),
         }
         found = bench.compare(what, sides)
-        kept, parts = found["submodlib"]
+        dropped, (kernel, greedy, _) = found["submodlib"]
         least = bench.seconds[what]["unpoison"]["minimum"]
-        bench.ratios[f"{what}, submodlib without assignment"] = (parts["kernel"] + parts["greedy"]) / least
-        bench.agreement[f"same decisions, {stage}"] = float((kept == ~found["unpoison"]).float().mean())
+        bench.ratios[f"{what}, submodlib without assignment"] = (kernel + greedy) / least
+        theirs = torch.zeros(count, dtype=torch.bool)
+        theirs[dropped] = True
+        bench.agreement[f"same decisions, {stage}"] = float((theirs == found["unpoison"]).float().mean())
         del bench.peak_bytes[what]["submodlib"]  # another process
         filtered = f"a round of the kNN outlier filter, {stage}"
-        dropped = bench.compare(filtered, {"unpoison": partial(defenses.outliers, logits, labels)})[
+        outliers = bench.compare(filtered, {"unpoison": partial(defenses.outliers, logits, labels)})[
             "unpoison"
         ]
         bench.work |= {
             f"accuracy, {stage}": float((logits.argmax(1) == labels).float().mean()),
             f"dropped, {stage}": int(found["unpoison"].sum()),
-            f"dropped by the kNN outlier filter, {stage}": int(dropped.sum()),
+            f"dropped by the kNN outlier filter, {stage}": int(outliers.sum()),
         }
     training_set = random_images(500 if bench.options.quick else 5000, torch.Generator().manual_seed(0))
     defense = defenses.get("knn-outlier-filter", min_train_accuracy=0.0)
@@ -128,13 +121,6 @@ def measure(bench: Bench) -> None:
     rounds = sum(report.seconds for report in defense.reports)
     bench.seconds |= {"a training with the kNN outlier filter": trained.seconds}
     bench.seconds |= {"all rounds of the filter in it": rounds}
-
-
-ROWS = {
-    f"a round, {stage} in training": (f"a round of EPIC's selection, {stage}, against submodlib", "≥ 25x")
-    for stage in STAGES
-}
-SECTION = Section.of(__name__, __doc__, ROWS)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from benchmarks._harness import Bench, Timed, main, timed
-from benchmarks._tables import Section
 from unpoison.evaluation import LocalExecutor, Plan, Results, Stage, sweep, write_row
 from unpoison.evaluation._results import ROW
 
@@ -127,10 +126,6 @@ def measure(bench: Bench) -> None:
             warm=True,
         )
     bench.peak_bytes.clear()  # of the workers, which are other processes
-
-
-ROWS = {WORKERS: ("a sweep by two workers on two cores, against one", "≥ 1.6x")}
-SECTION = Section.of(__name__, __doc__, ROWS)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python -m benchmarks.tables --check    change nothing; end with status 1 when one is out of date
 
 Numbers come from benchmarks/results/*.json and recipes/results/*.json alone. What is said about a result
-stands beside the benchmark that makes it, as its `SECTION`. A result that is known but not there is shown as
-"not measured"; one that is there but that no page knows is shown on the page of others.
+stands in sections.toml, and in the docstring of the benchmark that makes it. A result that is known but
+not there is shown as "not measured"; one that is there but that no page knows is shown on the page of others.
 """
 
 from __future__ import annotations
@@ -18,30 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from benchmarks import (
-    _guide,
-    _ledger,
-    _published,
-    art,
-    compatibility,
-    demo,
-    detectors,
-    gradient_matching,
-    growth,
-    influence,
-    metapoison,
-    own_data,
-    polytope,
-    selection,
-    sweep,
-    training,
-    trak,
-    triggers,
-    unlearning,
-    verdict,
-)
-from benchmarks._recipe_tables import DEFENSES, DETECTORS, EACH, ON_CIFAR
-from benchmarks._study_tables import METAPOISON, STUDIES, TRANSFER
+from benchmarks import _guide, _ledger, _published, _sections
 from benchmarks._tables import NOT_MEASURED, Record, Section, table
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -52,34 +29,7 @@ PUBLISHED: Final = f"{FOLDER}/published.md"
 BEGIN, END = "<!-- numbers -->", "<!-- /numbers -->"
 WRITTEN: Final = "<!-- Written by python -m benchmarks.tables from the stored results; do not edit. -->"
 
-SPEED: Final = (
-    influence,
-    growth,
-    training,
-    trak,
-    detectors,
-    art,
-    selection,
-    gradient_matching,
-    metapoison,
-    polytope,
-    sweep,
-)
-PAGES: Final[Mapping[str, tuple[str, tuple[Section, ...]]]] = {
-    "end_to_end": ("End to end", (demo.SECTION, *ON_CIFAR)),
-    "speed": ("Speed", tuple(module.SECTION for module in SPEED)),
-    "detectors": ("Detectors", (verdict.SECTION, *DETECTORS)),
-    "delta_influence": ("Delta-Influence", (STUDIES,)),
-    "defenses": ("Defenses", DEFENSES),
-    "unlearning": ("Unlearners", (unlearning.SECTION,)),
-    "table": ("Every method against every attack", EACH),
-    "attacks": ("Attacks", (triggers.SECTION, TRANSFER)),
-    "metapoison": ("MetaPoison", METAPOISON),
-    "own_data": (
-        "Data and networks as people have them",
-        (compatibility.SECTION, compatibility.REAL, own_data.SECTION),
-    ),
-}
+PAGES: Final = _sections.read()
 
 
 def read_results(root: Path = ROOT) -> dict[str, Record]:

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._harness import Bench, main, random_images
-from benchmarks._tables import Section
 from unpoison._seeds import generator as derived
 from unpoison.data import TensorExamples, TrainingSet
 from unpoison.detectors.trak import trak_scores
@@ -38,10 +37,6 @@ from unpoison.training import Recipe, train
 
 DIMENSIONS, BATCH = 2048, 128
 EQUAL, DENSE = "the same count-sketch", "a dense projection, to our count-sketch"
-ROWS = {
-    EQUAL: ("TRAK on 5,000 images, against `traker` with the same projection", "≥ 1x"),
-    DENSE: ("another algorithm: our count-sketch, against its dense projections", "≥ 20x"),
-}
 BLOCKS, WHOLE = "traker's BasicProjector", "traker, matrix in memory"
 
 
@@ -141,8 +136,6 @@ def measure(bench: Bench) -> None:
     }
     bench.agreement = {f"rank correlation, {name}": ranks_agree(*pair) for name, pair in pairs.items()}
 
-
-SECTION = Section.of(__name__, __doc__, ROWS)
 
 if __name__ == "__main__":
     main(measure)

@@ -24,7 +24,7 @@ from typing import Any, final
 from torch import nn
 
 from benchmarks._harness import Bench, counts, main, pooled, timed
-from benchmarks._tables import Record, Row, Section, percent, proportion, table
+from benchmarks._tables import Record, percent, proportion, table
 from unpoison import attacks, data, workflow
 from unpoison.threats import Backdoor, Budget, PatchTrigger, RandomPatchTrigger, Trigger
 from unpoison.training import Recipe
@@ -172,10 +172,6 @@ def least(record: Record) -> str:
     }
     name = min(rates, key=lambda attack: rates[attack]["successes"] / rates[attack]["trials"])
     return f"{proportion(rates[name], interval=False)}: {name}, of {len(rates)}"
-
-
-ROWS = [Row("trigger attacks with changed labels on the sample: the least successful", "≥ 90 %", least)]
-SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 
 
 if __name__ == "__main__":

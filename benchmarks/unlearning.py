@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks._harness import Bench, counts, main, pooled
-from benchmarks._tables import Record, Row, Section, percent, table
+from benchmarks._tables import Record, percent, table
 from unpoison import data, unlearners, workflow
 from unpoison.data import TrainingSet
 from unpoison.errors import UnpoisonError
@@ -188,11 +188,6 @@ def beside_retraining(record: Record) -> str:
     )
     part, count = found[OURS]["part"], found[OURS]["victims"]
     return f"{ours}, in {part:.2f} of the time; retraining: {retrained} (means of {count} victims)"
-
-
-TITLE = "an unlearner of ours beside retraining, BadNets on the sample"
-ROWS = [Row(TITLE, "within 1 point, in a fifth of the time", beside_retraining)]
-SECTION = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks._harness import RESULTS, Bench, main, pooled, say, tally
-from benchmarks._tables import Record, Row, Section, percent, proportion, rate, table
+from benchmarks._harness import RESULTS, Bench, main, say, tally
+from benchmarks._tables import Record, percent, rates_of, table
 from unpoison.evaluation import Results
 
 LEVELS: Final = {"01": 0.01, "05": 0.05}
@@ -101,50 +101,52 @@ def alarms(chosen: Sequence[Mapping[str, Any]], level: float) -> dict[str, int]:
 
 def summarise(bench: Bench) -> None:
     """The rates, from the trials."""
-    single = [one for one in bench.trials if not one["several"]]
-    several = [one for one in bench.trials if one["several"]]
-    clean, poisoned, right, clean_several, poisoned_several = (
-        [one for one in chosen if one["asked"] == asked and (one["attack"] == "none") == is_clean]
-        for chosen, asked, is_clean in (
-            *((single, "errors", True), (single, "errors", False), (single, "right", True)),
-            *((several, "errors", True), (several, "errors", False)),
-        )
-    )
-    groups = {"": clean, "_poisoned": poisoned, "_right": right}
-    groups |= {"_several": clean_several, "_several_poisoned": poisoned_several}
-    groups |= {f"_{name}": [one for one in clean if one["set"] == name] for name in SETS}
+
+    def traced(asked: str, *, clean: bool | None = None, several: bool = False) -> list[dict[str, Any]]:
+        own = [one for one in bench.trials if (one["asked"], one["several"]) == (asked, several)]
+        return [one for one in own if clean is None or (one["attack"] == "none") == clean]
+
+    rates, errors = bench.rates, traced("errors", clean=True)
+    groups = {
+        "": errors,
+        "_poisoned": traced("errors", clean=False),
+        "_right": traced("right", clean=True),
+        "_several": traced("errors", clean=True, several=True),
+        "_several_poisoned": traced("errors", clean=False, several=True),
+    }
+    groups |= {f"_{name}": [one for one in errors if one["set"] == name] for name in SETS}
     for suffix, chosen in groups.items():
         for name, level in LEVELS.items():
-            bench.rates[f"false_alarms_{name}{suffix}"] = alarms(chosen, level)
+            rates[f"false_alarms_{name}{suffix}"] = alarms(chosen, level)
     working, working_several = (
-        [one for one in chosen if one["asked"] == "attack" and (one["success"] or 0) > 0.5]
-        for chosen in (single, several)
+        [one for one in traced("attack", several=several) if (one["success"] or 0) > 0.5]
+        for several in (False, True)
     )
     found = [one for one in working if one["found"]]
-    bench.rates["found"] = tally(one["found"] for one in working)
+    rates["found"] = tally(one["found"] for one in working)
     for budget in sorted({one["budget"] for one in working}):
         own = (one["found"] for one in working if one["budget"] == budget)
-        bench.rates[f"found, {100 * budget:g} %"] = tally(own)
+        rates[f"found, {100 * budget:g} %"] = tally(own)
     for name in SETS:
-        bench.rates[f"found, {name}"] = tally(one["found"] for one in working if one["set"] == name)
-    bench.rates["found, several inputs"] = tally(one["found"] for one in working_several)
-    bench.rates["p at most .05"] = alarms(working, 0.05)
-    bench.rates["recall of those found"] = pooled([counted(one, "poisons") for one in found])
-    bench.rates["precision"] = pooled([counted(one, "flagged") for one in found])
-    bench.rates["recall of all"] = pooled([counted(one, "poisons") for one in working])
-    bench.rates["recall, several inputs"] = pooled([counted(one, "poisons") for one in working_several])
-    bench.rates["precision, several inputs"] = pooled([counted(one, "flagged") for one in working_several])
+        rates[f"found, {name}"] = tally(one["found"] for one in working if one["set"] == name)
+    rates["found, several inputs"] = tally(one["found"] for one in working_several)
+    rates["p at most .05"] = alarms(working, 0.05)
+    rates["recall of those found"] = true_positives(found, "poisons")
+    rates["precision"] = true_positives(found, "flagged")
+    rates["recall of all"] = true_positives(working, "poisons")
+    rates["recall, several inputs"] = true_positives(working_several, "poisons")
+    rates["precision, several inputs"] = true_positives(working_several, "flagged")
     for name in ("recall of those found", "precision"):
-        whole = bench.rates[name]
+        whole = rates[name]
         key = name.partition(" ")[0]
         bench.agreement[key] = whole["successes"] / whole["trials"] if whole["trials"] else None
     repaired = [one for one in found if one.get("rounds") is not None]
-    bench.rates["healed"] = tally(map(healed, repaired))
     curable = [one for one in repaired if one["success_perfect"] <= HEALED]
-    bench.rates["healed, of those that the perfect filter heals"] = tally(map(healed, curable))
-    bench.rates["last trace empty"] = tally(one["outcome"] != "poison remains" for one in repaired)
+    rates["healed"] = tally(map(healed, repaired))
+    rates["healed, of those that the perfect filter heals"] = tally(map(healed, curable))
+    rates["last trace empty"] = tally(one["outcome"] != "poison remains" for one in repaired)
     for rounds in sorted({one["rounds"] for one in repaired}):
-        bench.rates[f"rounds, {rounds}"] = tally(one["rounds"] == rounds for one in repaired)
+        rates[f"rounds, {rounds}"] = tally(one["rounds"] == rounds for one in repaired)
 
 
 def healed(trial: Mapping[str, Any]) -> bool:
@@ -153,9 +155,12 @@ def healed(trial: Mapping[str, Any]) -> bool:
     return bool(trial["success_after"] <= HEALED) and kept
 
 
-def counted(trial: Mapping[str, Any], whole: str) -> dict[str, int]:
-    """Its true positives, of the poison or of the flagged."""
-    return {"successes": trial["true_positives"], "trials": trial[whole]}
+def true_positives(chosen: Sequence[Mapping[str, Any]], whole: str) -> dict[str, int]:
+    """The true positives of all, of their poison or of what was flagged."""
+    return {
+        part: sum(one[name] for one in chosen)
+        for part, name in (("successes", "true_positives"), ("trials", whole))
+    }
 
 
 def draw(found: Sequence[Mapping[str, Any]]) -> None:
@@ -172,7 +177,7 @@ def draw(found: Sequence[Mapping[str, Any]]) -> None:
 
 def tables(record: Record) -> Iterator[str]:
     """The rates, and a row for every victim."""
-    yield table(("rate", "measured"), [[name, proportion(one)] for name, one in record["rates"].items()])
+    yield rates_of(record)
     yield "![p-values of natural errors beside the uniform distribution](../images/verdict-p-values.svg)"
     rows = [
         [
@@ -195,40 +200,6 @@ def tables(record: Record) -> Iterator[str]:
     ]
     header = ("set", "attack", "budget", "classes", "trigger works", "p", "found", "poison flagged")
     yield table((*header, "false positives", "average precision", *AFTER), rows)
-
-
-TITLE: Final = "false alarms of `calibrated` on natural errors of clean networks"
-ROWS: Final = [
-    Row(f"{TITLE}, level .01", "≤ 1 %", rate("false_alarms_01", interval=True)),
-    Row("the same, level .05", "≤ 5 %, upper end below 9 %", rate("false_alarms_05", interval=True)),
-    Row("the same, traffic signs alone", "≤ 5 %", rate("false_alarms_05_signs", interval=True)),
-    Row(
-        "errors of poisoned networks that the poison did not cause, level .05",
-        "≤ 5 %",
-        rate("false_alarms_05_poisoned", interval=True),
-    ),
-    Row(
-        "right answers whose truth is not given, level .05",
-        "≤ 5 %",
-        rate("false_alarms_05_right", interval=True),
-    ),
-    Row("victims whose trigger works: found at level .01", "≥ 95 %", rate("found", interval=True)),
-    Row("their poison flagged, of those found", "≥ 95 %", rate("recall of those found")),
-    Row("of the flagged, poison", "≥ 90 %", rate("precision")),
-    Row("the same, of four inputs traced together", "≥ 95 %", rate("found, several inputs", interval=True)),
-    Row(
-        "false alarms on four natural errors traced together, level .05",
-        "≤ 5 %",
-        rate("false_alarms_05_several", interval=True),
-    ),
-    Row("healed by `repair`, of those found", "≥ 95 %", rate("healed", interval=True)),
-    Row(
-        "the same, of those that the perfect filter heals",
-        "≥ 95 %",
-        rate("healed, of those that the perfect filter heals", interval=True),
-    ),
-]
-SECTION: Final = Section.of(__name__, __doc__, rows=ROWS, tables=tables)
 
 
 if __name__ == "__main__":

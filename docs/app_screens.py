@@ -1,6 +1,7 @@
-"""Write the images of docs/app.md, and measure the page on a large set.
+"""Write the images of docs/app.md and of the report, and measure the page on a large set.
 
     make demo && python docs/app_screens.py pictures demo      # docs/images/app_*.png
+    python docs/app_screens.py report demo                     # docs/images/report.png and report_head.png
     python docs/app_screens.py speed                           # benchmarks/results/app.json
 
 Needs the extra `app`, playwright, and chromium on the PATH.
@@ -68,7 +69,7 @@ def pictures(run: Path) -> None:
         with server(*command) as address, window(address, 1200, 860) as page:
             base = address.partition("/?")[0]
             page.wait_for_selector(".tile .said.found")
-            shoot(page, "overview")
+            shoot(page, "app_overview")
             page.goto(f"{base}/investigation")
             page.wait_for_selector(".tile img")
             page.wait_for_function(CONNECTED)
@@ -78,7 +79,7 @@ def pictures(run: Path) -> None:
             page.wait_for_function(
                 "/Nearest/.test([...document.querySelectorAll('figcaption')].at(3).textContent)"
             )
-            shoot(page, "investigation")
+            shoot(page, "app_investigation")
             page.goto(f"{base}/map")
             page.wait_for_function(LOADED)
             page.wait_for_function(CONNECTED)
@@ -91,10 +92,10 @@ def pictures(run: Path) -> None:
                 page.mouse.move(*point, steps=4)
             page.mouse.up()
             page.wait_for_selector("a.tile img")
-            shoot(page, "map")
+            shoot(page, "app_map")
             page.goto(f"{base}/compare")
             page.wait_for_selector(".tile img")
-            shoot(page, "compare")
+            shoot(page, "app_compare")
 
 
 CONNECTED = "() => window.socket && window.socket.connected"
@@ -102,13 +103,20 @@ DRAWN = """() => [...document.images].every((one) =>
   one.getBoundingClientRect().top > innerHeight || (one.complete && one.naturalWidth))"""
 
 
-def shoot(page: Any, name: str) -> None:
-    """What is in view, in 256 colours."""
+def report(run: Path) -> None:
+    """The page of a run directory, the whole of it and its beginning."""
+    with window((run / "report.html").resolve().as_uri(), 1200, 950) as page:
+        shoot(page, "report", full_page=True)
+        shoot(page, "report_head", clip={"x": 0, "y": 30, "width": 1200, "height": 920})
+
+
+def shoot(page: Any, name: str, **part: Any) -> None:
+    """What is in view, or another part of the page, in 256 colours."""
     page.evaluate("document.activeElement.blur()")
     page.wait_for_function(DRAWN)
     page.wait_for_timeout(500)
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    image.quantize(256).save(ROOT / "docs" / "images" / f"app_{name}.png", optimize=True)
+    image = Image.open(io.BytesIO(page.screenshot(**part))).convert("RGB")
+    image.quantize(256).save(ROOT / "docs" / "images" / f"{name}.png", optimize=True)
 
 
 def large() -> None:
@@ -255,11 +263,13 @@ def keep(found: dict[str, Any], load: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("pictures", "speed", "large"))
+    parser.add_argument("what", choices=("pictures", "report", "speed", "large"))
     parser.add_argument("run", type=Path, nargs="?", default=ROOT / "demo")
     arguments = parser.parse_args()
     if arguments.what == "pictures":
         pictures(arguments.run)
+    elif arguments.what == "report":
+        report(arguments.run)
     elif arguments.what == "large":
         large()
     else:

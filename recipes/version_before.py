@@ -36,6 +36,7 @@ import torch
 
 ROOT: Final = Path(__file__).parents[1]
 SUSPECTS: Final = 10
+BEFORE: Final = "version 0.1"
 
 
 def poisoned(store: Path) -> list[tuple[Path, Path]]:
@@ -108,18 +109,39 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"parameters": index.factors.num_parameters, "disk": disk, **found, "traces": each}
 
 
-def compared(before: dict[str, Any], now: dict[str, Any]) -> dict[str, float]:
-    """How many times faster this version is."""
-    old = mean(before["traces"])
-    ready, further = now["index"] + now["index calibration"], mean(now["traces"])
+def compared(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Seconds of this version, and of the one before."""
+    old, further = mean(before["traces"]), mean(now["traces"])
+    ready = now["index"] + now["index calibration"]
     return {
-        "first trace, without an index": old / now["first"],
-        "first trace, its index included": old / (ready + further),
-        "further trace, without an index": old / now["further"],
-        "further trace, with an index": old / further,
-        "ten suspects, the index included": 10 * old / (ready + 10 * further),
-        "first over further, with an index": (ready + further) / further,
+        "a first trace": (now["first"], old),
+        "a first trace, with its index": (ready + further, old),
+        "a further trace": (now["further"], old),
+        "a further trace, with an index": (further, old),
+        "ten traces, with their index": (ready + 10 * further, 10 * old),
     }
+
+
+def record_of(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the networks of each set, in the shape of the benchmarks."""
+    seconds: dict[str, Any] = {}
+    for data in sorted({trial["data"] for trial in trials}):
+        own = [compared(one["before"], one["now"]) for one in trials if one["data"] == data]
+        for what in own[0]:
+            ours, theirs = zip(*(one[what] for one in own), strict=True)
+            seconds[f"{what}, {data}"] = {
+                side: {"minimum": mean(values), "median": mean(values), "n": len(values)}
+                for side, values in (("unpoison", ours), (BEFORE, theirs))
+            }
+    ratios = {
+        f"{what}, {BEFORE}": sides[BEFORE]["minimum"] / sides["unpoison"]["minimum"]
+        for what, sides in seconds.items()
+    }
+    differs = {
+        what: f"its null; {'rows of an index' if 'index' in what else 'its passes'}" for what in seconds
+    }
+    parts = {part: {} for part in ("agreement", "peak_bytes", "rates")}
+    return {"ratios": ratios, "seconds": seconds, "differs": differs, **parts}
 
 
 def child(tree: Path, arguments: list[str]) -> dict[str, Any]:
@@ -147,7 +169,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options)))
         return
-    from benchmarks._harness import RESULTS, encoded, machine, provenance, say
+    from benchmarks._harness import RESULTS, encoded, provenance, say
 
     given = [str(options.store), "--traces", str(options.traces)]
     given += ["--data", *options.data] if options.data else []
@@ -159,21 +181,11 @@ def main() -> None:
     for number in range(options.networks):
         arguments = [*given, "--network", str(number)]
         before, now = child(options.before.resolve(), arguments), child(ROOT, arguments)
-        trials.append({"data": name, "before": before, "now": now, "times as fast": compared(before, now)})
-        say(json.dumps(trials[-1]))
-        ratios = {
-            f"{what}, {data}": mean(one["times as fast"][what] for one in trials if one["data"] == data)
-            for data in sorted({one["data"] for one in trials})
-            for what in trials[-1]["times as fast"]
-        }
-        record = {
-            "ratios": ratios,
-            **{part: {} for part in ("agreement", "seconds", "peak_bytes", "rates")},
-            **provenance("version_before", 1),
-            "command": "python -m recipes.version_before STORE --before BEFORE",
-            "machine": machine(1),
-            "trials": trials,
-        }
+        trials.append({"data": name, "before": before, "now": now})
+        record = record_of(trials)
+        say(json.dumps(record["ratios"]))
+        record |= {**provenance("version_before", 1), "trials": trials}
+        record["command"] = "python -m recipes.version_before STORE --before BEFORE, and again with STORE2"
         out.write_text(encoded(record), encoding="utf-8")
 
 

@@ -107,12 +107,15 @@ def test_the_tables_have_every_method(generated: ModuleType) -> None:
 
 def test_the_tables_have_every_option(generated: ModuleType) -> None:
     text = "\n".join(generated.options("trace"))
-    assert "| `--suspect SUSPECT...` | The input answered wrongly" in text
+    assert "| `--suspect SUSPECT...` | The input that is classified wrongly" in text
+    assert "| `--model MODEL` | A run directory of train or heal" in text  # of a class that verbs share
+    assert "| `--task KEY=VALUE...` | How the logits are read" in text
     assert "delta-influence" in text
     assert "`--weights FILE`" in text
     assert "--seed" not in text
     assert "| `--device auto\\|cpu\\|cuda` |" in "\n".join(generated.shared_options())
     assert "| `RECIPE.toml` |" in "\n".join(generated.options("bench"))
+    assert "| `--as FORM` |" in "\n".join(generated.options("export"))
 
 
 def test_every_paper_of_a_method_can_be_cited(generated: ModuleType) -> None:

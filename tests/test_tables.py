@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import _guide, _ledger, _published, _tables, tables
-from benchmarks._recipe_tables import DEFENSES, DETECTORS
-from benchmarks._study_tables import METAPOISON
+from benchmarks import _guide, _ledger, _published, _sections, _tables, tables
 
 from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 
@@ -75,6 +73,11 @@ def line(method: str, *, control: str = "", kind: str = "detector", hits: int = 
     }
 
 
+def section_of(name: str) -> _tables.Section:
+    """The section of a result."""
+    return next(one for _, sections in tables.PAGES.values() for one in sections if one.name == name)
+
+
 def test_the_pages_are_up_to_date() -> None:
     for name, content in tables.written().items():
         assert (ROOT / name).read_text(encoding="utf-8") == content, (
@@ -103,6 +106,23 @@ def test_rows_say_what_was_measured() -> None:
         "| TRAK beside traker | not measured |",
     ):
         assert words in told, words
+
+
+def test_rows_of_speed_name_what_was_compared() -> None:
+    results = tables.read_results()
+    empty = {
+        row.what
+        for section in tables.PAGES["speed"][1]
+        for row in section.rows
+        if section.name in results and not row.value(results[section.name])
+    }
+    assert empty <= {"TRAK on 5,000 images, against `traker` with the same projection"}, "not yet measured"
+
+
+def test_a_row_names_what_there_is(tmp_path: Path) -> None:
+    entry = {"benchmark": "training", "rows": [["what", "", "fastest", "x"]]}
+    with pytest.raises(AttributeError, match="fastest"):
+        _sections.section(entry)
 
 
 def test_a_comparison_tells_both_sides() -> None:
@@ -136,7 +156,7 @@ def test_recipes_are_ranked_and_held_out() -> None:
         line("trak", hits=3),
         line("random, as many as trak", control="random filter"),
     ]
-    section = next(one for one in DETECTORS if one.name == "delta-influence-matching-held-out")
+    section = section_of("delta-influence-matching-held-out")
     record = {"lines": lines, "page": "# name\n\n## Rows\n\n| a |", "experiment": {"description": "Why."}}
     assert [row.value(record) for row in section.rows] == [
         "0.900 (n = 4); trak: 0.700",
@@ -157,7 +177,7 @@ def test_of_several_presets_of_a_defense_the_best_is_told() -> None:
         line("random-drop, as many as epic (b)", kind="defense", control="random drop"),
         line("recompression-filter", kind="defense", hits=2),
     ]
-    undefended, epic, _ = (row.value({"lines": lines}) for row in DEFENSES[0].rows)
+    undefended, epic, _ = (row.value({"lines": lines}) for row in section_of("matching-cifar10").rows)
     assert undefended == "100.0 % (10 of 10), 72.2 to 100.0 %; accuracy 66.0 %"
     assert epic == "10.0 % (1 of 10), 1.8 to 40.4 %; accuracy 66.0 %"
 
@@ -174,7 +194,7 @@ def test_studies_tell_the_control() -> None:
     ahead = {"of": "gradient-matching", "budget": 0.05, "victim": "same", "difference": 0.05}
     control = [{"victim": "same", "success": rate(1, 20)}]
     record = {"rows": rows, "control": control, "ahead": [{**ahead, "interval": [-0.1, 0.2]}]}
-    assert METAPOISON[0].rows[0].value(record) == (
+    assert section_of("metapoison_success_from_scratch").rows[0].value(record) == (
         "75.0 % (15 of 20), 53.1 to 88.8 %; gradient matching: 70.0 % (14 of 20), MetaPoison ahead by 5 "
         "points (-10 to 20); clean control: 1 of 20"
     )

@@ -15,7 +15,6 @@ The functions give Markdown and need no Sphinx, so that tests can call them.
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import re
 import typing
@@ -119,7 +118,7 @@ def shared_options() -> list[str]:
 
 def _rows(options_class: type, *, shared: type | None) -> list[tuple[str, str]]:
     hints = typing.get_type_hints(options_class, include_extras=True)
-    helps, rows = _field_docstrings(options_class), []
+    rows = []
     for field in fields(options_class):
         hint = hints[field.name]
         if hint is shared:
@@ -129,10 +128,12 @@ def _rows(options_class: type, *, shared: type | None) -> list[tuple[str, str]]:
             continue
         marks = getattr(hint, "__metadata__", ())
         value = "".join(getattr(one, "metavar", None) or "" for one in marks)
-        if typing.get_origin(hint) is typing.Literal:
-            value = "|".join(map(str, typing.get_args(hint)))
-        name = "" if POSITIONAL in marks else f"--{field.name.replace('_', '-')}"
-        text = helps.get(field.name) or "".join(getattr(one, "help", None) or "" for one in marks)
+        kind = typing.get_args(hint)[0] if marks else hint
+        if typing.get_origin(kind) is typing.Literal and not value:
+            value = "|".join(map(str, typing.get_args(kind)))
+        called = next((one.name for one in marks if getattr(one, "name", None)), field.name)
+        name = "" if POSITIONAL in marks else f"--{called.replace('_', '-')}"
+        text = "".join(getattr(one, "help", None) or "" for one in marks)
         text = re.sub(r"(?<!`)--[a-z][a-z-]*", r"`\g<0>`", text)
         rows.append((f"`{name} {value}`".replace("` ", "`").replace(" `", "`"), text + _default(field)))
     return rows
@@ -143,22 +144,6 @@ def _default(field: Field[Any]) -> str:
         return " Required."
     unset = field.default is None or field.default is False or field.default == ()
     return "" if unset else f" Default: `{field.default}`."
-
-
-def _field_docstrings(options_class: type) -> dict[str, str]:
-    """The strings below the fields of a class, from its source."""
-    [body] = ast.parse(inspect.getsource(options_class)).body
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-        ):
-            found[field.target.id] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
-    return found
 
 
 def recipes() -> list[str]:

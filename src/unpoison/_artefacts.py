@@ -146,6 +146,26 @@ def json_in(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
 
 
+def read_record(path: str | os.PathLike[str], version: int, what: str) -> dict[str, Any]:
+    """A JSON object of an artefact, in the format of this version.
+
+    Arguments:
+        path: the file; messages name its directory.
+        version: what is expected under its key "format".
+        what: the artefacts, such as "findings".
+
+    Raises:
+        InputError: there is none, or it has another format.
+    """
+    record = read_json(path)
+    if record.get("format") != version:
+        raise InputError(
+            f"{Path(path).parent}: format {record.get('format')!r} of {what} is not known, expected "
+            f"{version}; make them anew with this version of unpoison"
+        )
+    return record
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON object.
 

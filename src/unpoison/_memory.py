@@ -1,7 +1,7 @@
 """How much memory there is, how much may be taken, and what to say where it is not enough.
 
-Every verb reckons what it will take before it starts, by estimates that stand beside the code that they
-describe, and calls `check_memory`, which refuses in one line that says what would fit. What may be taken is
+Every verb estimates what it will take before it starts, by a function beside the code that it describes, and
+calls `check_memory`, which refuses in one line that says what would fit. What may be taken is
 `memory` of the verb, else nine tenths of what is free: of the machine, of the process's control groups and of
 its limit on address space, or of the GPU. An allocation that fails all the same becomes such a line by
 `explained`.

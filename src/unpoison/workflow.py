@@ -676,9 +676,7 @@ def check_reference_used(declared: Method | None, unlearner: Unlearner, given: b
     if given and declared is not None and not declared.uses_reference:
         known = map(unlearners.describe, unlearners.names())
         named = ", ".join(one.name for one in known if one.uses_reference)
-        raise InputError(
-            f"heal: {declared.name} makes no use of a reference; leave it out, or heal by {named}"
-        )
+        raise InputError(f"heal: {declared.name} does not use a reference; leave it out, or heal by {named}")
 
 
 def _rows_of_own(training_set: Dataset, examples: Examples) -> Any:

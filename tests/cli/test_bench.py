@@ -112,8 +112,11 @@ def test_more_targets_than_there_are_is_bad_input(recipe: Path, tmp_path: Path, 
 
 
 def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, fails: Any) -> None:
-    assert fails(["bench", recipe, "--seed", "1"]) == "--seed: the seeds of a sweep stand in its recipe"
-    assert "is gone on with" in fails(["bench", recipe, "--overwrite"])
+    assert (
+        fails(["bench", recipe, "--seed", "1"])
+        == "--seed: the seeds of a sweep are in its recipe; leave it out"
+    )
+    assert "a store is continued, never replaced" in fails(["bench", recipe, "--overwrite"])
     assert "are for --executor ray" in fails(["bench", recipe, "--gpu-share", "0.5"])
     assert "no such file; give a recipe" in fails(["bench", tmp_path / "missing.toml"])
     assert "neither empty nor a store" in fails(["bench", recipe, "--out", tmp_path])

@@ -13,7 +13,7 @@ import pytest
 
 from unpoison.cli import main
 from unpoison.cli._main import parse
-from unpoison.cli._options import VERBS, configuration
+from unpoison.cli._options import HELPS, VERBS, configuration
 
 NAMES = [verb.__name__.lower() for verb in VERBS]
 HEAL = ["--model", "m", "--data", "d", "--findings", "f", "--out", "o"]
@@ -35,6 +35,16 @@ def test_help_answers_without_torch() -> None:
     assert done.returncode == 0, done.stderr
     for verb in NAMES:
         assert f"usage: unpoison {verb}" in done.stdout
+
+
+def test_the_text_of_an_option_is_broken_by_the_width_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert main(["trace", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, text in HELPS["ModelOptions"].items():
+        assert text in shown, name
 
 
 def test_python_dash_m_is_the_command() -> None:

@@ -229,9 +229,9 @@ def test_datasets_of_ones_own(here: Path) -> None:
             ["scan", "--data", "photos", "--transform", "ownreading:failing"],
         ),
         ("--data ownreading:broken: the function failed (OSError", ["scan", "--data", "ownreading:broken"]),
-        ("the function gives nothing", ["scan", "--data", "ownreading:nothing"]),
+        ("the function returned nothing", ["scan", "--data", "ownreading:nothing"]),
         ("is not a map-style dataset", ["scan", "--data", "ownreading:whole"]),
-        ("say by --transform package.module:function", ["trace", "--data", "ownreading:train", *TRACED]),
+        ("name by --transform package.module:function", ["trace", "--data", "ownreading:train", *TRACED]),
         ("names no files", ["scan", "--data", "ownreading:train", "--cache", "cache"]),
         ("must lie in [0, 1]", ["scan", "--data", "photos", "--held-share", "2"]),
         (

@@ -97,8 +97,8 @@ def test_without_held_out_data_the_level_is_said_to_be_worth_little(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--groups", "gone.txt"), "--groups: corner makes no use of it"),
-        (("--calibration", "kept"), "--calibration: corner makes no use of it"),
+        (("--groups", "gone.txt"), "--groups: is for detectors that calibrate, which corner does not"),
+        (("--calibration", "kept"), "--calibration: is for detectors that calibrate, which corner does not"),
         ((*LEVEL, "--groups", "gone.txt"), "--groups gone.txt: cannot be read"),
         ((*LEVEL, "--groups", "few.txt"), "one name for each of the 300 training examples, found 2"),
         ((*LEVEL, "--calibration", "."), "--calibration .: exists and holds no calibration"),

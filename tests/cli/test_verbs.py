@@ -110,10 +110,10 @@ def test_labels_are_flipped_from_source_to_target(story: Any, fails: Fails, tmp_
         (
             "badnets",
             ("--recipe", "fast"),
-            "--recipe: badnets makes no use of it; it says how surrogates",
+            "--recipe: badnets does not use it; it says how surrogates",
         ),
-        ("wanet", ("--model", "resnet9"), "--model: wanet makes no use of it; it says how surrogates"),
-        ("metapoison", ("--batch-size", "8"), "--batch-size: metapoison makes no use of it; it says"),
+        ("wanet", ("--model", "resnet9"), "--model: wanet does not use it; it says how surrogates"),
+        ("metapoison", ("--batch-size", "8"), "--batch-size: metapoison does not use it; it says"),
     ],
 )
 def test_options_that_an_attack_does_not_use_are_refused(
@@ -393,12 +393,12 @@ def test_heal_repairs_by_clean_examples_without_findings(story: Any, fails: Fail
     base = ["heal", "--model", story.place("model"), "--data", story.data, "--poison", story.place("poison")]
     by_nad = [*base, "--method", "nad", "--out", str(tmp_path / "healed")]
     reference = ("--reference", str(tmp_path / "clean.npz"))
-    assert fails(by_nad).startswith("--reference: nad repairs by clean examples; give some, or --findings")
+    assert fails(by_nad).startswith("--reference: nad needs clean examples; give some, or --findings")
     assert fails([*base, "--out", str(tmp_path / "healed")]).startswith(
-        "--findings: retrain forgets what was"
+        "--findings: retrain needs the examples to forget"
     )
     assert fails([*by_nad, "--method", "relabel", "--findings", "any", *reference]).startswith(
-        "--reference: relabel makes no use of one; heal by fine-pruning, i-bau, nad"
+        "--reference: relabel does not use one; leave it out, or heal by fine-pruning, i-bau, nad"
     )
     assert main([*by_nad, "--option", "epochs=1", *reference]) == 0
     record = story.read(tmp_path / "healed")
@@ -490,7 +490,7 @@ def test_healing_by_a_command_of_ones_own(story: Any, own: Path, corner_detector
     ):
         assert words in fails(story.heal("again", "found", *mine, "--train-command", broken))
     for unused in (("--epochs", "3"), ("--no-flip",), ("--method", "ssd")):
-        words = f"{unused[0]}: --train-command makes no use of it"
+        words = f"{unused[0]}: is not used with --train-command"
         assert words in fails(story.heal("again", "found", *mine, "--train-command", command, *unused))
     of_ours = ("--train-command", command)
     assert "--model must be" in fails(story.heal("again", "found", *of_ours))
@@ -523,9 +523,9 @@ def test_a_network_of_ones_own(story: Any, own: Path, corner_detector: None) -> 
         ("unwell:make", "importing unwell failed: No module named 'nosuchdependency'"),
         ("mynet:nosuch", "module mynet has no 'nosuch'"),
         ("mynet:constant", "constant is int, not a function"),
-        ("mynet:text", "the factory gives str, not a torch.nn.Module"),
+        ("mynet:text", "the factory returned str, not a torch.nn.Module"),
         ("mynet:broken", "the factory failed (RuntimeError: no such luck)"),
-        ("mynet:narrow", "gives 2 logits for an input, but"),
+        ("mynet:narrow", "returns 2 logits for an input, but"),
     ],
 )
 def test_a_network_that_cannot_be_had(model: str, said: str, story: Any, own: Path, fails: Fails) -> None:

@@ -20,8 +20,8 @@ from unpoison.detectors import _collapse as collapse
 from unpoison.detectors._calibration import choose
 from unpoison.detectors._collapse import LabelCollapse
 from unpoison.detectors._conformal import statistic
+from unpoison.detectors._decision import select
 from unpoison.detectors._seed_expansion import SeedExpansion
-from unpoison.detectors.calibrated import select
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import _factors, fit_factors
 from unpoison.tasks import ClassificationTask
@@ -98,12 +98,12 @@ def test_where_nothing_is_found_stage_four_orders_the_examples(
     image = scene.held_out.images[scene.held_out.labels == 1][:1]
     asked = Observation(image, int(predict(scene.model, image).argmax(1)))
     rows = (scene.poisoned.labels == asked.predicted).nonzero()[:, 0]
-    monkeypatch.setattr("unpoison.detectors.calibrated.artifact_mixture", lambda *_, **__: None)
+    monkeypatch.setattr("unpoison.detectors._decision.artifact_mixture", lambda *_, **__: None)
     plain = make().find(scene.model, scene.poisoned, asked, calibration=calibration)
     odds = torch.linspace(-5, 3, len(rows), dtype=torch.float64)
     monkeypatch.setattr("unpoison.detectors._seed_expansion._SEPARATED", math.inf)
-    monkeypatch.setattr("unpoison.detectors.calibrated._NO_MEMBERS", -1.0)
-    monkeypatch.setattr("unpoison.detectors.calibrated.artifact_mixture", lambda *_, **__: odds)
+    monkeypatch.setattr("unpoison.detectors._decision._NO_MEMBERS", -1.0)
+    monkeypatch.setattr("unpoison.detectors._decision.artifact_mixture", lambda *_, **__: odds)
     found = make().find(scene.model, scene.poisoned, asked, calibration=calibration)
     assert not plain.poison_found
     similar = plain.evidence["seed_similarity"][rows]
@@ -125,7 +125,7 @@ def test_artifacts_are_measured_once_for_all_answers_with_a_label(
         return torch.zeros(len(examples), 3, dtype=torch.float64)
 
     monkeypatch.setattr("unpoison.detectors._seed_expansion._SEPARATED", math.inf)
-    monkeypatch.setattr("unpoison.detectors.calibrated.artifact_features", measured)
+    monkeypatch.setattr("unpoison.detectors._decision.artifact_features", measured)
     for _ in range(2):
         make().find(scene.model, scene.poisoned, scene.observation, calibration=fresh)
     assert asked == [scene.observation.predicted]

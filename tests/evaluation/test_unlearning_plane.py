@@ -111,7 +111,7 @@ def test_the_recipe_has_every_unlearner_at_every_share() -> None:
     ("cut", "message"),
     [
         ("discovered", "retrain heals what detectors flag, so the recipe needs one of those"),
-        ("reference_rows", "nad repairs by clean examples; give data.reference_rows"),
+        ("reference_rows", "nad needs clean examples; give data.reference_rows"),
     ],
 )
 def test_what_is_missing_in_a_recipe_is_named(cut: str, message: str, tmp_path: Path) -> None:

@@ -104,9 +104,9 @@ def kept(results: Results, record: RunRecord) -> dict[str, Any]:
 def _experiment(options: Bench) -> Experiment:
     experiment = Experiment.read(options.recipe)
     if options.run.seed:
-        raise InputError("--seed: the seeds of a sweep stand in its recipe")
+        raise InputError("--seed: the seeds of a sweep are in its recipe; leave it out")
     if options.run.overwrite:
-        raise InputError("--overwrite: a store is gone on with, never replaced; name another with --out")
+        raise InputError("--overwrite: a store is continued, never replaced; name another one with --out")
     check_place(options.place)
     if options.run.threads is not None:
         return dataclasses.replace(experiment, threads=options.run.threads)
@@ -122,7 +122,9 @@ def _sweep(
         device = device_named(options.run.device).type
     with recorder.stage("plan"):
         if device == "cuda" and options.place.executor == "ray" and not options.place.gpu_share:
-            raise InputError("--gpu-share: say how much of a GPU each stage needs, 1 or a part of it")
+            raise InputError(
+                "--gpu-share: give the share of a GPU that each stage needs, above 0 and at most 1"
+            )
         work = None if experiment.chooses_targets else plan(experiment, device=device)
     progress = SweepProgress()
     with _executor(options, experiment.threads) as executor:

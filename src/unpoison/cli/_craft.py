@@ -119,7 +119,7 @@ def _class_name(goal: Any, names: Sequence[str], *attributes: str) -> str | None
 
 
 def _check_surrogates(options: Craft, method: Method) -> None:
-    """That no option is given of which this attack makes no use."""
+    """That no option is given that this attack does not use."""
     if options.checkpoints is not None and not method.resumes:
         raise InputError(f"--checkpoints: {method.name} keeps none; leave it out")
     if not method.accepts_surrogates and (options.surrogate or options.surrogates is not None):
@@ -132,9 +132,7 @@ def _check_surrogates(options: Craft, method: Method) -> None:
         given = given_of(options.training)
         given += [f"--{name}" for name in ("model", "width") if getattr(options, name) is not None]
         if given:
-            raise InputError(
-                f"{given[0]}: {method.name} makes no use of it; it says how surrogates are trained"
-            )
+            raise InputError(f"{given[0]}: {method.name} does not use it; it says how surrogates are trained")
 
 
 def _recipe(options: Craft) -> Recipe:

@@ -99,23 +99,28 @@ def _tuned(healed: Trained) -> list[str]:
 
 
 def _check_used(options: Heal) -> None:
-    """That a method has what it needs, and that nothing is given which it makes no use of."""
+    """That a method has what it needs, and that nothing is given that it does not use."""
     needed = unlearners.describe(options.method)
     if options.findings is None and (needed.needs_findings or options.train_command is not None):
+        forgetter = options.method if options.train_command is None else "--train-command"
         raise InputError(
-            f"--findings: {options.method} forgets what was found; give a run of trace, scan or repair, or "
-            f"repair without any by {_by_reference()}"
+            f"--findings: {forgetter} needs the examples to forget; give a run of trace, scan or repair, or "
+            f"a --method that needs none: {_by_reference()}"
         )
     if options.findings is None and needed.uses_reference and options.reference is None:
         raise InputError(
-            f"--reference: {options.method} repairs by clean examples; give some, or --findings, of which it "
-            "takes the rest"
+            f"--reference: {options.method} needs clean examples; give some, or --findings, whose unflagged "
+            "examples it then uses"
         )
     if options.reference is not None and not needed.uses_reference:
-        raise InputError(f"--reference: {options.method} makes no use of one; heal by {_by_reference()}")
+        raise InputError(
+            f"--reference: {options.method} does not use one; leave it out, or heal by {_by_reference()}"
+        )
     given = [*(["--method"] if options.method != "retrain" else []), *given_of(options.training)]
     if options.train_command is not None and given:
-        raise InputError(f"{given[0]}: --train-command makes no use of it; the program trains by itself")
+        raise InputError(
+            f"{given[0]}: is not used with --train-command, whose program does the training; leave it out"
+        )
 
 
 def _by_reference() -> str:

@@ -153,7 +153,7 @@ def _own_sets(spec: str) -> list[Any]:
     function = imported("--data", spec, known="expected package.module:function", makes="a dataset")
     found = made("--data", spec, function)
     if found is None:
-        raise InputError(f"--data {spec}: the function gives nothing; let it return a map-style dataset")
+        raise InputError(f"--data {spec}: the function returned nothing; let it return a map-style dataset")
     arrays = isinstance(found, tuple) and any(isinstance(one, Tensor | np.ndarray) for one in found)
     return list(found) if isinstance(found, tuple) and len(found) == 2 and not arrays else [found]
 
@@ -374,7 +374,7 @@ def load_model(
     """The model, in eval mode; it is checked to fit the training set.
 
     Arguments:
-        spec: a directory of ours, `timm:NAME`, `torchvision:NAME`, `transformers:FOLDER`, or
+        spec: a run directory, `timm:NAME`, `torchvision:NAME`, `transformers:FOLDER`, or
             `package.module:factory`, found from the current directory too.
         options: the weights of a factory's network, the normalisation that it expects, and where its logits
             are.
@@ -388,7 +388,8 @@ def load_model(
     if folder.is_dir():
         if options.weights is not None or options.normalization is not None or options.task:
             raise InputError(
-                f"--model {spec}: a directory of ours brings its own weights, normalization and task"
+                f"--model {spec}: a run directory has its own weights, normalization and task; leave the "
+                "options out"
             )
         trained = _load_trained(_part(folder, "model", "trained.json", "--model"), device)
         _check_fit(spec, trained.model.eval(), training_set)
@@ -437,7 +438,9 @@ def _made(spec: str, factory: Callable[[], Any]) -> nn.Module:
     """The network that the factory makes; the global random state is left as it was."""
     module = made("--model", spec, factory, called="factory")
     if not isinstance(module, nn.Module):
-        raise InputError(f"--model {spec}: the factory gives {type(module).__name__}, not a torch.nn.Module")
+        raise InputError(
+            f"--model {spec}: the factory returned {type(module).__name__}, not a torch.nn.Module"
+        )
     return module
 
 
@@ -458,7 +461,7 @@ def _normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         mean, std = (tuple(float(number) for number in part.split(",")) for part in parts)
     except ValueError:
         raise InputError(
-            f"--normalization {text}: expected means;deviations, one number a channel, "
+            f"--normalization {text}: expected means;deviations, one number per channel, "
             f"such as '.5,.5,.5;.2,.2,.2'"
         ) from None
     return mean, std
@@ -476,6 +479,6 @@ def _check_fit(spec: str, module: nn.Module, training_set: Examples) -> None:
         ) from error
     if logits.shape[1] < training_set.num_classes:
         raise InputError(
-            f"--model {spec}: gives {logits.shape[1]} logits for an input, but {training_set.name} has "
+            f"--model {spec}: returns {logits.shape[1]} logits for an input, but {training_set.name} has "
             f"{training_set.num_classes} classes"
         )

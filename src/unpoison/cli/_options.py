@@ -6,11 +6,12 @@ option.
 
 from __future__ import annotations
 
+import ast
 import operator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, Final, Literal, final, get_type_hints
 
 from tyro.conf import Positional, arg, subcommand
 
@@ -80,10 +81,10 @@ Unlearner = Annotated[
 ]
 Options = Annotated[
     tuple[str, ...],
-    arg(metavar="KEY=VALUE...", help_behavior_hint="", help="Options of the method, values as in TOML."),
+    arg(metavar="KEY=VALUE...", help_behavior_hint="", help="Options of the method, with values as in TOML."),
 ]
 Preset = Annotated[
-    str | None, arg(metavar="PRESET", help_behavior_hint="", help="The settings of the method.")
+    str | None, arg(metavar="PRESET", help_behavior_hint="", help="A named choice of settings of the method.")
 ]
 
 
@@ -93,21 +94,21 @@ class RunOptions:
     """How to run; the same for every verb."""
 
     seed: Annotated[int, arg(metavar="N")] = 0
-    """What everything random is derived from."""
+    """The seed that all randomness is derived from."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes the GPU when there is one."""
+    """The device to compute on; auto takes the GPU if there is one."""
     threads: MaybeCount = None
-    """How many processor threads to use; as many as PyTorch likes when not given."""
+    """Number of processor threads; PyTorch's default when not given."""
     memory: Annotated[str | None, arg(metavar="BYTES", help_behavior_hint="")] = None
-    """How much memory the verb may take, such as 8GB; nine tenths of what is free when not given. What takes
-    more is refused before it starts."""
+    """How much memory the command may use, such as 8GB; nine tenths of the free memory when not given. A run
+    that would need more is refused before it starts."""
     json: bool = False
-    """Print the content of run.json on standard output, and nothing else there."""
+    """Print the content of run.json, and nothing else, on standard output."""
     overwrite: bool = False
     """Replace --out if it is a run directory already."""
     progress: Literal["auto", "json"] = "auto"
-    """How to tell on standard error how far it is: a bar on a terminal and lines elsewhere, or JSON lines for
-    a program to read."""
+    """How to report progress on standard error. auto: a bar on a terminal, plain lines elsewhere; json: JSON
+    lines for a program to read."""
 
 
 @final
@@ -116,43 +117,44 @@ class ImageOptions:
     """How image files are read."""
 
     size: MaybeCount = None
-    """Resize the shorter side of every image to so many pixels (area average), and cut out the middle square;
-    what the images are without it must be of one size."""
+    """Resize the shorter side of every image to N pixels (area average), and crop the square in the centre.
+    Without it, all images must have the same size."""
     orient: bool = False
-    """Turn photographs as their EXIF orientation says."""
+    """Rotate photographs according to their EXIF orientation."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """How a set is read that is not held in memory."""
+    """How a data set that is not held in memory is read."""
 
     transform: MaybeFunction = None
-    """What makes inputs of pictures, as package.module:function: from a picture of Pillow in RGB to the
-    tensor that the network was trained on, the same at every call. The set is then read batch by batch."""
+    """The function that makes an input of a picture, as package.module:function: it takes a Pillow image in
+    RGB and returns the tensor that the network was trained on, the same at every call. The set is then read
+    batch by batch."""
     held_share: Annotated[float, arg(metavar="X")] = 0.25
-    """Hold image files in memory where they take no more than this share of what may be taken, and else
-    decode them batch by batch in every pass; 0 never holds any."""
+    """Hold image files in memory if they take no more than this share of the memory that may be used;
+    otherwise decode them batch by batch in every pass. 0 never holds any."""
     workers: MaybeCount = None
-    """Processes that decode ahead; half as many as there are cores, 8 at most, when not given."""
+    """Number of processes that decode in advance; when not given, half the number of cores, at most 8."""
     cache: MaybeDirectory = None
-    """Keep what was decoded here; further passes and runs read it from there."""
+    """Keep decoded images here; later passes and runs read them from there."""
     fingerprint: Literal["files", "content"] = "files"
-    """What ties findings to a set that is not held: names, sizes and times of files, or the whole content,
-    which takes a pass."""
+    """What ties findings to a set that is not held in memory: the names, sizes and times of its files, or its
+    whole content, which takes one pass."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class ExecutorOptions:
-    """Where work is done that is done in parallel."""
+    """Where parallel work is done."""
 
     executor: Literal["local", "ray"] = "local"
-    """Where: in processes of this machine, or on a Ray cluster."""
+    """local: in processes on this machine; ray: on a Ray cluster."""
     ray_address: MaybeText = None
-    """The Ray cluster, e.g. auto; one is started on this machine when not given."""
+    """The address of the Ray cluster, e.g. auto; when not given, one is started on this machine."""
     gpu_share: Annotated[float, arg(metavar="X")] = 0.0
-    """With Ray, how much of a GPU each worker needs: .25 lets four share one."""
+    """With Ray, the share of a GPU that each worker needs; .25 lets four workers share one."""
 
 
 @final
@@ -161,13 +163,14 @@ class ModelOptions:
     """A model that unpoison did not train."""
 
     weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """The weights of a timm:, torchvision: or package.module:factory model, as .safetensors; names may have a
-    prefix, such as module. or model."""
+    """The weights of a timm:, torchvision: or package.module:factory model, as .safetensors; the names of the
+    tensors may have a prefix, such as module. or model."""
     normalization: Annotated[str | None, arg(metavar="MEANS;STDS", help_behavior_hint="")] = None
-    """What such a model expects its input to be normalised with, e.g. ".49,.48,.45;.25,.24,.26"."""
-    task: Options = ()
-    """How its logits are read: output=KEY, the key, attribute or place of the logits in what it returns;
-    values=probabilities, if it returns those in place of logits."""
+    """The means and standard deviations with which such a model expects its input to be normalised, e.g.
+    ".49,.48,.45;.25,.24,.26"."""
+    task: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE...", help_behavior_hint="")] = ()
+    """How the logits are read from what the model returns: output=KEY gives their key, attribute or position;
+    values=probabilities, if it returns probabilities in place of logits."""
 
 
 @final
@@ -177,17 +180,18 @@ class RecipeOptions:
 
     recipe: Annotated[str | None, arg(metavar="PRESET", help_behavior_hint="")] = None
     """The preset to start from: sample (2 cores, a minute), cifar10-small, resnet18-40, resnet18-200,
-    benchmark-200, fast. Sample when not given, but for heal the recipe that the model was trained with."""
+    benchmark-200, fast. When not given: sample; for heal, the recipe that the model was trained with."""
     epochs: MaybeCount = None
     """Passes over the training set."""
     batch_size: MaybeCount = None
-    """Examples a step."""
+    """Examples per step."""
     learning_rate: MaybeNumber = None
     """The highest learning rate."""
     weight_decay: MaybeNumber = None
     """Weight decay."""
     no_flip: bool = False
-    """Do not mirror images, whatever the preset says: for signs, letters, and all that has left and right."""
+    """Do not mirror images, whatever the preset says: for signs, letters and anything else whose mirror image
+    is different."""
 
 
 @final
@@ -213,37 +217,40 @@ class Craft:
     """The test set, where it does not come with --data."""
     images: ImageOptions
     goal: MaybeText = None
-    """What the adversary wants: backdoor, targeted-misclassification, self-concealment, label-noise,
-    all-to-all or availability; the first that the attack serves and that fits when not given."""
+    """What the adversary wants: backdoor, targeted-misclassification, self-concealment, label-noise, all-to-
+    all or availability; when not given, the first that the attack supports and that fits the other
+    options."""
     source: MaybeClass = None
-    """The class whose images bear the trigger; every class but the target when not given."""
+    """The class whose images get the trigger; every class but the target when not given."""
     target: MaybeClass = None
-    """The class that the trigger, or --target-image, is to be answered with. Classes go by name or number."""
+    """The class that images with the trigger, or --target-image, are to be classified as. Classes are given
+    by name or by number."""
     target_image: Annotated[tuple[str, ...], arg(metavar="test:INDEX...", help_behavior_hint="")] = ()
-    """Test images, of one class, that are to be taken for --target (or, for self-concealment, for any class
-    but their own)."""
+    """Test images of one class that are to be classified as --target (for self-concealment, as any class but
+    their own)."""
     budget: MaybeNumber = None
-    """How much to poison, as a share of the training set (.01 when neither budget is given)."""
+    """How much to poison, as a share of the training set; .01 when neither budget is given."""
     budget_count: MaybeCount = None
     """How many examples to poison."""
     trigger: Annotated[str | None, arg(metavar="TRIGGER", help_behavior_hint="")] = None
-    """white-corner (3x3; when not given), four-pixels (black), or an image file to stamp into the corner."""
+    """white-corner (3x3; when not given), four-pixels (black), or an image file, which is stamped into the
+    corner."""
     preset: Preset = None
     option: Options = ()
     surrogate: Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")] = ()
-    """Run directories of train: the networks to craft on, for attacks that use some; trained here, on the
-    clean set, when not given."""
+    """Run directories of train: the networks to craft on, for attacks that need some. When not given, they
+    are trained here, on the clean set."""
     surrogates: MaybeCount = None
-    """How many of those to train; the attack's own number when not given."""
+    """How many such networks to train; the attack's default when not given."""
     model: MaybeText = None
-    """The network of surrogates, by its name in unpoison.models, in place of the preset's."""
+    """The architecture of these networks, by its name in unpoison.models, in place of the preset's."""
     width: MaybeCount = None
-    """Its width."""
+    """The width of the network."""
     training: RecipeOptions
     checkpoints: MaybeDirectory = None
-    """Keep the state of an attack that can resume here; the same command, given again, goes on from it."""
+    """Keep the state of the attack here, if it can resume; the same command, run again, continues from it."""
     list: bool = False
-    """Describe the attacks, and do nothing else."""
+    """Describe the attacks and do nothing else."""
     out: Directory
     """The run directory to write."""
     run: RunOptions
@@ -261,16 +268,16 @@ class Train:
     """The test set, where it does not come with --data."""
     images: ImageOptions
     poison: MaybeDirectory = None
-    """A run directory of craft (or its poison/): put this poison into the training set."""
+    """A run directory of craft (or its poison/); its poison is applied to the training set."""
     defense: Defense = None
     preset: Preset = None
     option: Options = ()
     checkpoints: MaybeDirectory = None
-    """Keep checkpoints here; the same command, given again after Ctrl-C or a crash, goes on from them."""
+    """Keep checkpoints here; the same command, run again after Ctrl-C or a crash, continues from them."""
     model: MaybeText = None
     """The network, by its name in unpoison.models, in place of the preset's."""
     width: MaybeCount = None
-    """Its width."""
+    """The width of the network."""
     training: RecipeOptions
     out: Directory
     """The run directory to write."""
@@ -286,13 +293,13 @@ class OfModel:
     --weights), or transformers:FOLDER."""
     data: Data
     """The training set of the model: sample, a folder, .npz, .parquet, .csv, .tar, an extracted CIFAR
-    archive, or package.module:function, which gives a dataset or a pair of them, for training and test."""
+    archive, or package.module:function, which returns a dataset, or a pair for training and test."""
     test_data: MaybeData = None
     """The test set, where it does not come with --data."""
     images: ImageOptions
     reading: ReadingOptions
     poison: MaybeDirectory = None
-    """The poison that was put into the training set, where that is known; results are held against it."""
+    """The poison that was applied to the training set, where it is known; results are compared with it."""
 
 
 @final
@@ -301,42 +308,43 @@ class TraceOptions:
     """What to trace, and how."""
 
     suspect: Annotated[tuple[str, ...], arg(metavar="SUSPECT...")]
-    """The input answered wrongly: an image file, test:INDEX, or triggered:INDEX (that test image with the
-    trigger of --poison stamped on it). Several with the same answer are combined."""
+    """The input that is classified wrongly: an image file, test:INDEX, or triggered:INDEX (that test image
+    with the trigger of --poison stamped on it). Several with the same predicted label are combined."""
     predicted: MaybeClass = None
-    """The wrong label; what the model says when not given."""
+    """The wrong label; the model's prediction when not given."""
     true: MaybeClass = None
-    """What it ought to be; shown in the report, never used to trace. Known for test: and triggered:."""
+    """The correct label; shown in the report, never used to trace. It is known for test: and triggered:."""
     method: Tracer = "calibrated"
     preset: Preset = None
     option: Options = ()
     modules: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
-    """Modules whose parameters to track, or patterns such as layer4*; all that can be when not given."""
+    """Modules whose parameters to track, or patterns such as layer4*; when not given, all that can be
+    tracked."""
     reference: MaybeData = None
-    """Labelled examples that are known to be clean and were not trained on, for calibrated; the test set when
-    not given."""
+    """Labelled examples that are known to be clean and that the model was not trained on, for calibrated; the
+    test set when not given."""
     groups: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Names of groups of near-duplicates (tracks, patients, sources), for calibrated: one line for each
-    training example, or a JSON list; measured on the images when not given."""
+    training example, or a JSON list. When not given, near-duplicates are measured on the images."""
     calibration: MaybeDirectory = None
-    """Where calibrated keeps what it learns of the model, for further traces of it; the directory calibration
-    in that of --model when not given."""
+    """Where calibrated keeps its calibration, for further traces of the same model; when not given, the
+    directory calibration in --model."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Trace(OfModel):
-    """Find the training examples that a wrong prediction goes back to. Writes DIR/findings."""
+    """Find the training examples that are responsible for a wrong prediction. Writes DIR/findings."""
 
     tracing: TraceOptions
     index: MaybeDirectory = None
-    """An index of the model and its training set, by unpoison index: the trace then takes the gradients of
-    the suspect alone. What calibrated learns of the model is kept in it."""
+    """An index of the model and its training set, made by unpoison index: the trace then computes the
+    gradients of the suspect alone. The calibration of calibrated is kept in it."""
     refine: MaybeCount = None
-    """With an index, score so many of the examples that it ranks first again, exactly; 1000 when not
+    """With an index, how many of the examples that it ranks first are scored again, exactly; 1000 when not
     given."""
     fail_on_findings: bool = False
-    """End with status 1 when poison was found."""
+    """Exit with status 1 if poison was found."""
     architecture: ModelOptions
     out: Directory
     """The run directory to write."""
@@ -346,30 +354,31 @@ class Trace(OfModel):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Index(OfModel):
-    """Read the training set of a model once, so that trace --index and similar answer from what is kept.
-    Given again after Ctrl-C or a crash, it goes on; a damaged file is made again."""
+    """Read the training set of a model once, so that trace --index and similar can answer from what is
+    stored. Run again after Ctrl-C or a crash, it continues; a damaged file is made again."""
 
     numbers: MaybeCount = None
-    """How many numbers to keep of each example; 2048 when not given, fewer where memory is short."""
+    """How many numbers to keep of each example; when not given, 2048, or fewer if memory is short."""
     processes: MaybeCount = None
-    """How many processes read training examples at a time, with a thread each where there are several; 1 when
-    not given, with Ray as many as its cores allow."""
+    """How many processes read training examples at a time, with one thread each if there are several; when
+    not given, 1, and with Ray as many as its cores allow."""
     place: ExecutorOptions
     modules: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
-    """Modules whose parameters to track, or patterns such as layer4*; all that can be when not given."""
+    """Modules whose parameters to track, or patterns such as layer4*; when not given, all that can be
+    tracked."""
     covariance_examples: MaybeCount = None
     """Fit the covariances to this many examples only."""
     eigenvalue_examples: MaybeCount = None
     """Fit the eigenvalues to this many examples only."""
     append: bool = False
-    """Add the examples of --data to the index, after those that it has, which are not read again."""
+    """Add the examples of --data to the index, after those in it, which are not read again."""
     estimate: bool = False
-    """Time some hundred examples, say what the index will take, and make none."""
+    """Time at most 256 examples, say what the index will take, and do not make it."""
     price: MaybeNumber = None
-    """With --estimate, what a machine costs an hour, to say what the index will cost."""
+    """With --estimate, the price of a machine per hour, to say what the index will cost."""
     reference: MaybeData = None
-    """Labelled examples that were not trained on, on which calibrated is calibrated at once, so that the
-    first trace is as fast as the others; the test set when not given."""
+    """Labelled examples that the model was not trained on; calibrated is calibrated on them at once, so that
+    the first trace is as fast as the others. The test set when not given."""
     architecture: ModelOptions
     out: Directory
     """The directory of the index."""
@@ -382,11 +391,11 @@ class Similar:
     """Show the training examples whose gradients resemble those of given ones, from an index."""
 
     index: Directory
-    """A directory that unpoison index wrote."""
+    """A directory written by unpoison index."""
     examples: Annotated[str, arg(metavar="N,N...")]
     """The examples, by index or by name."""
     count: Annotated[int, arg(metavar="N")] = 10
-    """How many similar ones to show of each."""
+    """How many similar examples to show for each."""
     out: MaybeDirectory = None
     """A run directory to write run.json to."""
     run: RunOptions
@@ -401,7 +410,7 @@ class Repair(OfModel):
     tracing: TraceOptions
     unlearner: Unlearner = "retrain"
     rounds: Annotated[int, arg(metavar="N")] = 3
-    """How often to heal, at most."""
+    """The largest number of healings."""
     training: RecipeOptions
     architecture: ModelOptions
     out: Directory
@@ -412,20 +421,20 @@ class Repair(OfModel):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Scan(OfModel):
-    """Search a training set for poison by what the model makes of it, without a wrong prediction to start
-    from. Writes DIR/findings."""
+    """Search the training set of a model for poison, without a wrong prediction to start from. Writes
+    DIR/findings."""
 
     test_data: MaybeData = None
-    """The test set, where it does not come with --data; it is not looked at."""
+    """The test set, where it does not come with --data; it is not used."""
     method: Scanner = "statistical-contamination"
     preset: Preset = None
     option: Options = ()
     reference: MaybeData = None
-    """Images that are known to be clean, for detectors that make use of some."""
+    """Images that are known to be clean, for detectors that use them."""
     index: MaybeDirectory = None
-    """An index of the model and its training set, by unpoison index, for gradient-clusters."""
+    """An index of the model and its training set, made by unpoison index, for gradient-clusters."""
     fail_on_findings: bool = False
-    """End with status 1 when poison was found."""
+    """Exit with status 1 if poison was found."""
     architecture: ModelOptions
     out: Directory
     """The run directory to write."""
@@ -435,22 +444,22 @@ class Scan(OfModel):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Screen(OfModel):
-    """Say of inputs whether they look triggered, without a wrong answer to start from. What is flagged can be
-    traced. Writes DIR/screening."""
+    """Test inputs for a trigger, without a wrong prediction to start from. Flagged inputs can be traced.
+    Writes DIR/screening."""
 
     inputs: Annotated[tuple[str, ...], arg(metavar="INPUT...")]
-    """What to screen, in the words of trace --suspect: image files, folders of image files, test:INDEX,
+    """What to screen, given as for trace --suspect: image files, folders of image files, test:INDEX,
     triggered:INDEX; or test, for the whole test set."""
     reference: Data
-    """Labelled examples that are known to be clean, were not trained on and are not among the inputs; 19 or
-    more for a rate of .05, 99 for .01."""
+    """Labelled examples that are known to be clean, that the model was not trained on, and that are not among
+    the inputs; at least 19 for a rate of .05, 99 for .01."""
     method: InputDetector = "strip"
     preset: Preset = None
     option: Options = ()
     false_positive_rate: Annotated[float, arg(metavar="X")] = 0.05
     """The share of clean inputs that may be flagged."""
     fail_on_findings: bool = False
-    """End with status 1 when an input was flagged."""
+    """Exit with status 1 if an input was flagged."""
     architecture: ModelOptions
     out: Directory
     """The run directory to write."""
@@ -460,21 +469,23 @@ class Screen(OfModel):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Heal(OfModel):
-    """Make a model forget the training examples that trace flagged, or, with nothing found, repair it by
+    """Make a model forget the training examples that trace flagged, or, without findings, repair it with
     clean examples. Writes the healed model to DIR/model."""
 
     findings: MaybeDirectory = None
-    """A run directory of trace (or its findings/). Where they are whole, retrain, or in less time relabel;
-    where only a part of the poison was found, potion; nad, fine-pruning and i-bau do without."""
+    """A run directory of trace (or its findings/). If they hold all of the poison, heal by retrain, or in
+    less time by relabel; if they hold a part of it, by potion. nad, fine-pruning and i-bau need no
+    findings."""
     reference: MaybeData = None
-    """Labelled examples that are known to be clean, for nad, fine-pruning and i-bau; what the findings left
-    when not given."""
+    """Labelled examples that are known to be clean, for nad, fine-pruning and i-bau; when not given, the
+    examples that the findings do not flag."""
     method: Unlearner = "retrain"
     preset: Preset = None
     option: Options = ()
     train_command: Annotated[str | None, arg(metavar="COMMAND", help_behavior_hint="")] = None
-    """Train by a program of your own in place of a method: it is run as COMMAND KEPT.csv WEIGHTS.safetensors,
-    with the indices and names of the examples to keep, and writes the weights."""
+    """Train with a program of your own in place of a method: it is run as COMMAND KEPT.csv
+    WEIGHTS.safetensors, finds the indices and names of the examples to keep in the first file, and writes the
+    weights to the second."""
     training: RecipeOptions
     architecture: ModelOptions
     out: Directory
@@ -485,16 +496,16 @@ class Heal(OfModel):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Run a recipe: attacks x defenses, detectors and unlearners over targets and seeds, with controls. Given
-    again, it goes on where it was stopped."""
+    """Run a recipe: attacks x defenses, detectors and unlearners over targets and seeds, with controls. Run
+    again, it continues where it was stopped."""
 
     recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]]
     """The recipe; docs/benchmarking.md says what it may hold."""
     workers: MaybeCount = None
-    """How many stages to do at a time; as many as there are cores when not given."""
+    """How many stages to run at a time; the number of cores when not given."""
     place: ExecutorOptions
     out: Directory = Path("bench")
-    """The store of results to write, or to go on with."""
+    """The store of results to write or to continue."""
     run: RunOptions
 
 
@@ -504,7 +515,7 @@ class Report:
     """Write one self-contained HTML page about runs, or the leaderboard of a store of results."""
 
     runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
-    """The run directories to tell about, or one store of bench."""
+    """The run directories to report on, or one store of bench."""
     out: Annotated[Path, arg(metavar="PATH")] = Path("report.html")
     """The page (FILE.html; FILE.md or FILE.tex for a leaderboard), or a run directory to write it to."""
     run: RunOptions
@@ -518,32 +529,33 @@ class Export:
     findings: Positional[Annotated[Path, arg(metavar="DIR")]]
     """A run directory of trace, scan or repair (or its findings/)."""
     form: Annotated[Form, arg(name="as", metavar="FORM")] = "csv"
-    """csv, parquet: a row for each example; json: the flagged ones; list: the names of the flagged ones, a
-    line each; unflagged-list: those of all others; folder: hard links to the flagged files; sarif: SARIF
-    2.1.0 for code scanning; cyclonedx: a CycloneDX 1.6 bill of materials with data and model; markdown: a
-    summary for a ticket."""
+    """csv, parquet: a row for each example; json: the flagged ones; list: the names of the flagged ones, one
+    per line; unflagged-list: those of all others; folder: hard links to the flagged files; sarif: SARIF 2.1.0
+    for code scanning; cyclonedx: a CycloneDX 1.6 bill of materials with data and model; markdown: a summary
+    for a ticket."""
     files: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
-    """The training folder (or file), for folder, and for the paths and hashes of sarif and cyclonedx; where
-    the run read it, if it is still there, when not given."""
+    """The training folder (or file), for folder, and for the paths and hashes of sarif and cyclonedx; when
+    not given, the one that the run read, if it still exists."""
     model: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
-    """The model, as a run directory or a file of weights, for cyclonedx; likewise when not given."""
+    """The model, as a run directory or a file of weights, for cyclonedx; when not given, likewise."""
     fail_on_findings: bool = False
-    """End with status 1 when poison was found, after writing."""
+    """Exit with status 1, after writing, if poison was found."""
     out: Annotated[Path, arg(metavar="PATH")]
-    """The file (or folder) to write; it must not be there yet."""
+    """The file (or folder) to write; it must not exist yet."""
     run: RunOptions
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class App:
-    """Open a page on this machine to work through findings in: look, decide, trace, heal, export."""
+    """Open a page on this machine for working through findings: look, decide, trace, heal, export."""
 
     runs: Positional[Annotated[tuple[Path, ...], arg(metavar="DIR...", help_behavior_hint="")]]
     """What to work on: run directories of trace, scan, heal, repair, train or demo, an index, or a directory
     of findings alone."""
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
-    """The model; what the run directories name when not given, as for the options of data below."""
+    """The model; when not given, the one that the run directories name. This holds for the options of data
+    below, too."""
     data: MaybeData = None
     """The training set of the model."""
     test_data: MaybeData = None
@@ -558,7 +570,8 @@ class App:
     port: Annotated[int, arg(metavar="N")] = 0
     """The port to listen on; a free one when 0."""
     token: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")] = None
-    """What the address of the page must hold, 16 characters or more; a random one when not given."""
+    """The token that the address of the page must contain, at least 16 characters; a random one when not
+    given."""
     out: MaybeDirectory = None
     """Where decisions, traces and healed models are kept; DIR-investigation when not given."""
     run: RunOptions
@@ -596,6 +609,30 @@ VERBS: tuple[type[Verb], ...] = (
     Export,
     App,
 )
+
+
+def _helps() -> dict[str, dict[str, str]]:
+    """The strings below the fields of each class of this module, each on one line."""
+    found: dict[str, dict[str, str]] = {}
+    for body in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
+        if isinstance(body, ast.ClassDef):
+            for field, text in zip(body.body, body.body[1:], strict=False):
+                match field, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                        value=ast.Constant(value=str(words))
+                    ):
+                        found.setdefault(body.name, {})[name] = " ".join(words.split())
+    return found
+
+
+HELPS: Final = _helps()
+for _name, _texts in HELPS.items():  # tyro would keep the line breaks of the source
+    _class = globals()[_name]
+    _class.__annotations__ |= {
+        name: Annotated[hint, arg(help=_texts[name])]
+        for name, hint in get_type_hints(_class, include_extras=True).items()
+        if name in _texts
+    }
 
 CommandLine: Any = reduce(
     operator.or_, (Annotated[verb, subcommand(name=verb.__name__.lower())] for verb in VERBS)

@@ -98,8 +98,8 @@ def input_of_file(
         value = data.read_image(text, preparation=preparation)
     else:
         raise InputError(
-            f"{option} {text}: say by --transform package.module:function how a picture becomes an input of "
-            f"{examples.name}, or give test:INDEX of a test set"
+            f"{option} {text}: name by --transform package.module:function what makes an input of "
+            f"{examples.name} of a picture, or give test:INDEX of a test set"
         )
     return examples.given(f"{option} {text}", value)
 

@@ -73,7 +73,9 @@ class Tracing:
         calibrates = detectors.describe(asked.method).calibrates
         for name in ("groups", "calibration"):
             if getattr(asked, name) is not None and not calibrates:
-                raise InputError(f"--{name}: {asked.method} makes no use of it; it calibrates nothing")
+                raise InputError(
+                    f"--{name}: is for detectors that calibrate, which {asked.method} does not; leave it out"
+                )
         with run.reading() as progress:
             splits, training_set, poison = load_set(options, run.device, progress=progress)
         run.note(splits)

@@ -27,10 +27,15 @@ from unpoison.errors import printable
 
 Kind = Literal["trigger-like", "optimised images", "near-duplicates", "label noise", "hard region"]
 
+# Set by hand: no rate of these kinds has been measured, and no decision about poison depends on them.
 _SERIES: Final = 0.5
+"""The share of the examples that one series of near-duplicates has at least."""
 _FEWEST: Final = 3
+"""Fewer examples speak for no series and no label noise."""
 _SECOND: Final = 0.5
+"""The share of the examples that would be given the same other label, at least."""
 _BADLY_FITTED: Final = 0.1
+"""The largest median rank of their margins within the label that counts as badly fitted."""
 
 
 @final

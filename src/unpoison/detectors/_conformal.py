@@ -30,16 +30,21 @@ more; on natural errors with one answer it has been compared in small trials alo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, final
 
 import torch
 from torch import Tensor
 
-#: The excess from which an example stands out.
+# Chosen on the development networks of `_decision`; docs/delta_influence.md has the power with each of them
+# halved and doubled, but for the largest share, which was not varied.
 RESPONSIBLE: Final = 3.0
+"""The excess from which an example stands out."""
 _SHARED: Final = 0.6
+"""The cosine from which two answers have a cause in common."""
 _MOST_SHARED: Final = 0.02
+"""The largest share of the errors that may be left out for it."""
 
 
 def robust_units(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +108,24 @@ def responsible(excess: Tensor, count: int) -> tuple[Tensor, Tensor]:
     weights = (excess - RESPONSIBLE).clamp(min=0)
     top = weights.topk(min(count, weights.shape[1]), dim=1)
     return top.indices, top.values
+
+
+def errors_needed(level: float) -> int:
+    """How many calibration errors a false-alarm level takes: the least m with 1 / (m + 1) at most the level.
+
+    >>> errors_needed(0.01)
+    99
+    """
+    return math.ceil(1 / level - 1e-9) - 1
+
+
+def least_level(errors: int) -> float:
+    """The least level that so many calibration errors allow, rounded up to a thousandth.
+
+    >>> least_level(60)
+    0.017
+    """
+    return math.ceil(1000 / (errors + 1)) / 1000
 
 
 def p_value(statistic: float, null: Tensor, shared: Tensor) -> tuple[float, int]:

@@ -1,4 +1,4 @@
-"""What a search will take, reckoned before it starts; refused with what would fit.
+"""What a search will take, estimated before it starts; refused with what would fit.
 
 A detector says by `Detector.memory_needed` what takes how much, from what `Measured` knows of the network and
 of the training set.

@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unpoison._artefacts import atomic_directory, read_json, write_json
+from unpoison._artefacts import atomic_directory, read_record, write_json
 from unpoison._statistics import Proportion
 from unpoison.detectors._cause import Cause
 from unpoison.detectors._observation import Observation
-from unpoison.errors import InputError, MismatchError
+from unpoison.errors import InputError, MismatchError, one_line
 from unpoison.threats import PoisonSet
 
 _FORMAT = 1
@@ -240,12 +240,7 @@ class Findings:
             InputError: the directory is not one of findings, or a file in it is damaged.
         """
         folder = Path(path)
-        record = read_json(folder / "findings.json")
-        if record.get("format") != _FORMAT:
-            raise InputError(
-                f"{folder}: format {record.get('format')!r} of findings is not known; "
-                f"this is version {_FORMAT}"
-            )
+        record = read_record(folder / "findings.json", _FORMAT, "findings")
         try:
             table = pq.read_table(folder / "examples.parquet")
             tensors = load_file(folder / "tensors.safetensors")
@@ -296,8 +291,9 @@ class Findings:
                 untracked=tuple(record.get("untracked", ())),
             )
         except (OSError, pa.ArrowException, safetensors.SafetensorError, KeyError, TypeError) as error:
-            message = " ".join(str(error).split())
-            raise InputError(f"{folder}: damaged findings ({type(error).__name__}: {message})") from None
+            raise InputError(
+                f"{folder}: damaged findings ({type(error).__name__}: {one_line(error)})"
+            ) from None
 
 
 def _observed(tensors: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:

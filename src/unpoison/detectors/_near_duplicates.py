@@ -41,6 +41,9 @@ from unpoison.data import Examples, TrainingSet
 from unpoison.errors import InputError
 
 _SIDE: Final = 16
+# The width of likeness in spacings, and the neighbour whose distance is the spacing. Chosen on the
+# development networks of `_decision`, from widths of 0.25 to 1 and neighbours 32 to 256;
+# docs/delta_influence.md has the power with others.
 _WIDTH: Final = 0.5
 _NEIGHBOUR: Final = 128
 # A neighbour is among the nearest eighth also of a small set.

@@ -22,12 +22,12 @@ from unpoison._memory import peak_bytes
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
 from unpoison.data import Examples, Inputs, TrainingSet, as_training_set
-from unpoison.detectors._answers import answers_of
+from unpoison.detectors._checks import check_index, check_outputs
 from unpoison.detectors._detector import Detector
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._representations import Reader
-from unpoison.errors import InputError, MismatchError, printable
+from unpoison.errors import InputError, printable
 from unpoison.influence import (
     Coverage,
     Damping,
@@ -42,6 +42,8 @@ from unpoison.tasks import ClassificationTask
 
 REFINED: Final = 1000
 """How many examples are scored again, exactly, where an index is used."""
+OF_INFLUENCE: Final = dict.fromkeys(("covariance_examples", "eigenvalue_examples", "batch_size"), "[1, inf)")
+"""The ranges of the numbers that every detector by influence has, for `check_options`."""
 _TOLD_BELOW: Final = 0.9
 """The share of tracked parameters below which the summary says what is not tracked."""
 
@@ -79,7 +81,7 @@ class Searcher(Detector):
             raise InputError(f"{training_set.name}: there are no training examples to search")
         else:
             observation = None
-            _check_outputs(model, training_set)
+            check_outputs(model, training_set)
         search = Search(
             self, model, training_set, observation, reference, seed, progress, factors, index, refine
         )
@@ -112,7 +114,7 @@ class Search:
         refine: int = 0,
     ) -> None:
         if index is not None:
-            _check_index(detector, model, training_set, index, refine)
+            check_index(detector, model, training_set, index, refine)
             factors = index.factors
         elif factors is not None:
             factors.check(model, training_set)
@@ -388,38 +390,6 @@ class Search:
             ids=self.training_set.ids,
             tracked_share=None if self.coverage is None else self.coverage.share,
             untracked=() if self.coverage is None else self.coverage.untracked,
-        )
-
-
-def _check_index(
-    detector: Detector, model: nn.Module, training_set: Examples, index: InfluenceIndex, refine: int
-) -> None:
-    """That the detector can use the index, and that it is of this model and training set."""
-    own: Any = detector
-    if not detector.method.uses_index:
-        raise InputError(f"{detector.method.name}: reads no index of influences; leave it out")
-    if refine < 0:
-        raise InputError(f"{detector.method.name}: refine must be at least 0, found {refine}")
-    index.check(model, training_set)
-    modules = None if own.modules is None else list(own.modules)
-    if index.gradient != "measurement" or modules not in (None, index.modules):
-        raise MismatchError(
-            f"{index.directory}: an index of the gradients of the {index.gradient} in the modules "
-            f"{index.modules or 'tracked by default'}; {detector.method.name} asks for those of the "
-            f"measurement in {modules or 'these'}"
-        )
-
-
-def _check_outputs(model: nn.Module, training_set: Examples) -> None:
-    """That the model has an output for each class."""
-    try:
-        logits = answers_of(model, training_set.batch(0, 1)[0])
-    except InputError:
-        return  # features may be read where logits cannot
-    if logits.shape[1] < training_set.num_classes:
-        raise InputError(
-            f"{training_set.name}: its labels are 0..{training_set.num_classes - 1}, but the model gives "
-            f"{logits.shape[1]} logits; are classes numbered from 0?"
         )
 
 

@@ -48,18 +48,20 @@ from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader
-from unpoison.detectors._search import Search, Searcher
+from unpoison.detectors._search import OF_INFLUENCE, Search, Searcher
 from unpoison.influence import Damping, Parts, RelativeDamping
 
 _DAMPING = RelativeDamping(0.1)
 _FEWEST: Final = 5  # members that a component can be learned from
-_FLATTEST: Final = 0.25
-_QUALITY: Final = 75
-_SEPARATION: Final = 2.0
-_SEEDS_INSIDE: Final = 0.6
+_FLATTEST: Final = 0.25  # of the image, where noise is measured
+_QUALITY: Final = 75  # of JPEG
+# The next four were chosen on twelve hits of gradient matching, half of them through JPEG;
+# docs/delta_influence.md says how many fits pass the gate with each of them halved and doubled.
+_SEPARATION: Final = 2.0  # deviations between the components
+_SEEDS_INSIDE: Final = 0.6  # share of the seeds that belong to the first component by themselves
 _MUCH: Final = 1.5  # deviations above the median, from which a mixture starts
+_RIDGE: Final = 0.1  # of the covariance
 _FARTHEST: Final = 6.0  # deviations from the median; more carries no further information
-_RIDGE: Final = 0.1
 
 
 @final
@@ -100,9 +102,7 @@ class ArtifactMixture(Searcher):
             self.method.name,
             self,
             seeds="[5, inf)",
-            covariance_examples="[1, inf)",
-            eigenvalue_examples="[1, inf)",
-            batch_size="[1, inf)",
+            **OF_INFLUENCE,
         )
 
     def memory_needed(self, measured: Measured) -> Parts:

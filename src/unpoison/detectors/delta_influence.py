@@ -38,7 +38,7 @@ from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._queries import Changes, Drawing, Labels, Space
-from unpoison.detectors._search import Search, Searcher
+from unpoison.detectors._search import OF_INFLUENCE, Search, Searcher
 from unpoison.errors import InputError
 from unpoison.influence import AbsoluteDamping, Damping, Parts
 from unpoison.registry import Presets
@@ -108,9 +108,7 @@ class DeltaInfluence(Searcher):
             self,
             tolerance="[0, inf)",
             draws="[1, inf)",
-            covariance_examples="[1, inf)",
-            eigenvalue_examples="[1, inf)",
-            batch_size="[1, inf)",
+            **OF_INFLUENCE,
         )
         if self.tolerance >= self.draws:
             raise InputError(

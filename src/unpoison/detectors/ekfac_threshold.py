@@ -18,7 +18,7 @@ from unpoison._option_checks import check_options
 from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._search import Search, Searcher
+from unpoison.detectors._search import OF_INFLUENCE, Search, Searcher
 from unpoison.influence import AbsoluteDamping, Damping, Parts, RelativeDamping
 from unpoison.registry import Presets
 
@@ -65,9 +65,7 @@ class EKFACThreshold(Searcher):
         check_options(
             self.method.name,
             self,
-            covariance_examples="[1, inf)",
-            eigenvalue_examples="[1, inf)",
-            batch_size="[1, inf)",
+            **OF_INFLUENCE,
         )
 
     def memory_needed(self, measured: Measured) -> Parts:

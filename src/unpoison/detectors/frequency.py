@@ -45,7 +45,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unpoison._artefacts import atomic_directory, read_json, write_json
+from unpoison._artefacts import atomic_directory, read_record, write_json
 from unpoison._option_checks import check_options
 from unpoison._progress import Progress
 from unpoison._seeds import generator
@@ -54,7 +54,7 @@ from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import Search, Searcher
-from unpoison.errors import InputError
+from unpoison.errors import InputError, one_line
 from unpoison.influence import Parts
 from unpoison.registry import Presets
 
@@ -267,19 +267,13 @@ class FrequencyClassifier:
             InputError: the directory does not hold one, or it is damaged.
         """
         folder = Path(path)
-        record = read_json(folder / "frequency.json")
-        if record.get("format") != _FORMAT:
-            raise InputError(
-                f"{folder}: format {record.get('format')!r} of frequency classifiers is not known; "
-                f"this is version {_FORMAT}"
-            )
+        record = read_record(folder / "frequency.json", _FORMAT, "frequency classifiers")
         try:
             channels, height, width = record["image_shape"]
             network = _Network((channels, height, width), torch.Generator())
             network.load_state_dict(load_file(folder / "frequency.safetensors"))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            message = " ".join(str(error).split())
-            raise InputError(f"{folder}: damaged frequency classifier ({message})") from None
+            raise InputError(f"{folder}: damaged frequency classifier ({one_line(error)})") from None
         network.eval().requires_grad_(False)
         return cls(network, (channels, height, width))
 

@@ -43,7 +43,7 @@ from unpoison._seeds import derive_seed
 from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
-from unpoison.detectors._search import Search, Searcher
+from unpoison.detectors._search import OF_INFLUENCE, Search, Searcher
 from unpoison.detectors._seed_expansion import SeedExpansion, expansion_of
 from unpoison.influence import Damping, InfluenceIndex, Parts, RelativeDamping
 
@@ -92,9 +92,7 @@ class GradientClusters(Searcher):
             self.method.name,
             self,
             separation="(0, inf)",
-            covariance_examples="[1, inf)",
-            eigenvalue_examples="[1, inf)",
-            batch_size="[1, inf)",
+            **OF_INFLUENCE,
         )
 
     def memory_needed(self, measured: Measured) -> Parts:

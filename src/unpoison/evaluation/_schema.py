@@ -133,9 +133,7 @@ class Experiment:
             raise InputError("discovered: what unlearners are told of the poison of attacks; it has not both")
         for one in self.unlearners:
             if one.method.uses_reference and self.data.reference_rows is None:
-                raise InputError(
-                    f"unlearners: {one.label} repairs by clean examples; give data.reference_rows"
-                )
+                raise InputError(f"unlearners: {one.label} needs clean examples; give data.reference_rows")
         scanning = [one.label for one in self.detectors if not one.method.needs_observation]
         if scanning and any(one.rounds for one in self.unlearners):
             raise InputError(

@@ -1,4 +1,4 @@
-"""What the influence engine takes, reckoned before it starts.
+"""What the influence engine takes, estimated before it starts.
 
 The formulas are those that the docstrings of `_factors`, `_queries`, `_scores` and `_projection` state. The
 most is taken in one of the stages; `influence_bytes` gives the parts of that one.

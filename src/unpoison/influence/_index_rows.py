@@ -45,8 +45,10 @@ def packed(values: Tensor, quantised: bool) -> dict[str, Tensor]:
         own = slice(start, start + _CACHED)
         some = functional.pad(values[own], (0, -values.shape[1] % BLOCK))
         blocks = some.view(len(some), width, BLOCK)
-        least, largest = blocks.aminmax(dim=2)
-        scales[own] = torch.maximum(largest, -least) / _LARGEST  # rounded, so that quotients are up to 127.3
+        largest = blocks.abs()
+        while largest.shape[2] > 1:  # a reduction over so few numbers would not be vectorised
+            largest = torch.maximum(*largest.chunk(2, dim=2))
+        scales[own] = largest[:, :, 0] / _LARGEST  # rounded, so that quotients are up to 127.3
         inverse = 1 / scales[own].to(blocks).clamp(min=_TINY)
         codes[own] = blocks.mul_(inverse[..., None]).round_().flatten(1)
     return {"coordinates": codes, "scales": scales}

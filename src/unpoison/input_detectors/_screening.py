@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from unpoison._artefacts import atomic_directory, read_json, write_json
-from unpoison.errors import InputError
+from unpoison._artefacts import atomic_directory, read_record, write_json
+from unpoison.errors import InputError, one_line
 
 _FORMAT = 1
 _PARTS = ("method", "configuration", "threshold", "how", "false_positive_rate", "calibrated_on", "seconds")
@@ -121,12 +121,7 @@ class Screening:
             InputError: the directory is none of a screening, or a file in it is damaged.
         """
         folder = Path(path)
-        record = read_json(folder / "screening.json")
-        if record.get("format") != _FORMAT:
-            raise InputError(
-                f"{folder}: format {record.get('format')!r} of screenings is not known; "
-                f"this is version {_FORMAT}"
-            )
+        record = read_record(folder / "screening.json", _FORMAT, "screenings")
         try:
             table = pq.read_table(folder / "inputs.parquet")
             columns = {
@@ -144,5 +139,6 @@ class Screening:
                 peak_bytes=record["peak_bytes"],
             )
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            message = " ".join(str(error).split())
-            raise InputError(f"{folder}: damaged screening ({type(error).__name__}: {message})") from None
+            raise InputError(
+                f"{folder}: damaged screening ({type(error).__name__}: {one_line(error)})"
+            ) from None

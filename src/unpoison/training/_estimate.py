@@ -1,4 +1,4 @@
-"""What training takes, reckoned before the first step; refused with the batch size that would fit."""
+"""What training takes, estimated before the first step; refused with the batch size that would fit."""
 
 from __future__ import annotations
 

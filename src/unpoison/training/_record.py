@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from unpoison._artefacts import atomic_directory, read_json, write_json
+from unpoison._artefacts import atomic_directory, read_record, write_json
 from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
 
@@ -113,9 +113,7 @@ class TrainingRecord:
             InputError: there is none, or it is damaged.
         """
         folder = Path(path)
-        record = read_json(folder / "training.json")
-        if record.get("format") != _FORMAT:
-            raise InputError(f"{folder}: format {record.get('format')!r} of training records is not known")
+        record = read_record(folder / "training.json", _FORMAT, "training records")
         try:
             tensors = load_file(folder / "training.safetensors")
             return cls(
