@@ -31,8 +31,7 @@ def section(entry: Mapping[str, Any]) -> Section:
     rows = tuple(row(module, *one) for one in entry.get("rows", ()))
     tables = getattr(module, "tables", None)
     if "benchmark" in entry:
-        own: Section | None = getattr(module, "SECTION", None)
-        return own or Section.of(name, module.__doc__, rows=rows, tables=tables)
+        return Section.of(name, module.__doc__, rows, tables)
     if "recipe" in entry:
         tables = side_by_side if entry.get("matrices") else lines
     return Section(

@@ -57,8 +57,7 @@ class Section:
         cls,
         module: str,
         doc: str | None,
-        speeds: Mapping[str, tuple[str, str]] | None = None,
-        rows: Sequence[Row] = (),
+        rows: tuple[Row, ...] = (),
         tables: Callable[[Record], Iterator[str]] | None = None,
     ) -> Self:
         """The section of a benchmark, titled and described by its docstring, less the lines of commands.
@@ -66,15 +65,12 @@ class Section:
         Arguments:
             module: whose last part is the result's name.
             doc: the docstring.
-            speeds: for each work that was compared, how the README calls it and what was wanted.
-            rows: others.
+            rows: of the README's table.
             tables: its own, in place of the general ones.
         """
         title, _, rest = (doc or "").partition("\n")
         about = "\n".join(line for line in rest.splitlines() if not line.startswith("    ")).strip()
-        compared = [Row(*words, against(what)) for what, words in (speeds or {}).items()]
-        name = module.rpartition(".")[2]
-        return cls(name, title.rstrip("."), about, (*compared, *rows), tables)
+        return cls(module.rpartition(".")[2], title.rstrip("."), about, rows, tables)
 
     def write(self, record: Record | None) -> str:
         """The section, title included."""

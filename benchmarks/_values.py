@@ -91,6 +91,18 @@ def flagged(record: Record, line: Record) -> str:
     )
 
 
+def marked(line: Record) -> tuple[Record, Record]:
+    """What was flagged of the poison and of the clean; of inputs, at a false-positive rate of 1 %."""
+    kind = "screened_{}_01" if "screened_true_01" in line else "{}_positives"
+    return line[kind.format("true")], line[kind.format("false")]
+
+
+def seen(record: Record, line: Record) -> str:
+    """What a detector flagged of the poison and of the clean."""
+    true, false = (proportion(one, interval=False) for one in marked(line_of(record, control="", **line)))
+    return f"{true}, {false} of the clean"
+
+
 def success(record: Record, line: Record) -> str:
     """Mean success of an undefended attack, and the trials in which most inputs get the wanted answer."""
     chosen = line_of(record, control="no defense", **line)
@@ -226,6 +238,7 @@ VALUES: Final[Mapping[str, Callable[[Record, Any], str]]] = {
     "rate": rate,
     "found": found,
     "flagged": flagged,
+    "seen": seen,
     "success": success,
     "under": under,
     "healed": healed,

@@ -1,77 +1,123 @@
-"""Attacks beside the Adversarial Robustness Toolbox (ART); its detectors are in `benchmarks.detectors`.
+"""Six methods beside the Adversarial Robustness Toolbox (ART), as a user calls either.
 
     python -m benchmarks.art [--json] [--poisons 20] [--steps 50]
 
-The same network, target, bases and steps, eps 8/255, by Adam on both sides.
+The functions of `benchmarks/_art_snippets.py`: the same network, bytes and settings. "Lines" are their
+statements, a line each, without imports.
 
-- Bullseye Polytope: agreement is the distance of the poisons' mean feature from the target's, in its norm,
-  before the attack and after it, ours from 8-bit images;
-- gradient matching, from one start: agreement is 1 - cosine of the gradients, likewise.
+- attacks: the same bases, steps and eps. Agreement is what is optimised, before and after, ours from 8-bit
+  images. Bullseye Polytope: distance of the mean feature from the target's, in its norm; gradient matching,
+  Sleeper Agent (no retraining; half of a class, chosen by gradient norm): 1 - cosine of the gradients; hidden
+  trigger: mean squared distance from the features of patched sources, each used once, where ART's matching,
+  which strikes out single pairs, may use one several times;
+- detectors, which `benchmarks.detectors` times without the forward pass: the share of a class, a third of
+  which is white in part, on which both flag the same. ART reads the logits, so ours is told to.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import inspect
+import io
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks._harness import Bench, main, random_images
-from benchmarks._tables import Section
-from unpoison import attacks, workflow
-from unpoison.threats import Budget, TargetedMisclassification
+from benchmarks._tables import Record, general, table
+from unpoison.attacks.hidden_trigger import nearest_partners
+from unpoison.data import TrainingSet
 
-NAMES = ("Bullseye Polytope", "gradient matching")
-ROWS = {one: (f"{one}, a whole attack, against ART", "≥ 1x") for one in NAMES}
-SECTION = Section.of(__name__, __doc__, ROWS)
+ATTACKS = {
+    "Bullseye Polytope": "bullseye",
+    "gradient matching": "matching",
+    "Sleeper Agent": "sleeper",
+    "hidden trigger": "hidden",
+}
+DETECTORS = {"activation clustering": "clustering", "spectral signatures": "spectral"}
 
 
-def gradient(network: nn.Module, images: Tensor, label: int) -> Tensor:
-    """Of the mean loss, in all parameters."""
-    loss = -network(images).log_softmax(1)[:, label].mean()
-    return torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(network.parameters()))])
+def tables(record: Record) -> Iterator[str]:
+    """Times and agreement, and what a user writes."""
+    yield from general(record)
+    counted = record["work"]["lines"].items()
+    yield table(("method", "lines here", "with ART"), [[one, *map(str, both)] for one, both in counted])
+
+
+def lines_of(snippet: Callable[..., Any]) -> int:
+    """The statements of a function, a line each."""
+    (function,) = ast.parse(inspect.getsource(snippet)).body
+    assert isinstance(function, ast.FunctionDef)
+    return sum(len(ast.unparse(one).splitlines()) for one in function.body)
 
 
 def measure(bench: Bench) -> None:
-    """Both attacks, each by both sides."""
-    from art.attacks.poisoning import BullseyePolytopeAttackPyTorch, GradientMatchingAttack
-    from art.estimators.classification import PyTorchClassifier
+    """All six, each by both sides."""
+    from benchmarks import _art_snippets as snippets
 
     poisons, steps = bench.options.poisons, 5 if bench.options.quick else bench.options.steps
-    examples, eps, label = random_images(200, torch.Generator().manual_seed(0)), 8 / 255, 1
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(16, 32, 3))
-    network = nn.Sequential(*body, nn.ReLU(), nn.AvgPool2d(5), nn.Flatten(), nn.Linear(128, 10)).eval()
-    target, bases = examples.images[:1] / 255, (examples.labels == label).nonzero()[:poisons, 0]
-    goal = TargetedMisclassification(examples.images[:1], int(examples.labels[0]), label)
-    x, y, at = (examples.images / 255)[bases].numpy(), np.eye(10)[[label] * len(bases)], target.numpy()
-    model = PyTorchClassifier(network, nn.CrossEntropyLoss(), (3, 32, 32), 10, clip_values=(0, 1))
+    last = (nn.ReLU(), nn.AvgPool2d(5), nn.Flatten(), nn.Linear(128, 10), nn.Identity())
+    network = nn.Sequential(*body, *last).eval()
 
-    def crafted(name: str, **options: int | float | str | bool) -> Tensor:
-        attack, budget = attacks.get(name, eps=8.0, steps=steps, **options), Budget(count=len(bases))
-        return workflow.craft(attack, goal, examples, budget=budget, surrogates=[network]).images / 255
+    def scene(count: int, white: int) -> Any:
+        drawn = random_images(10 * count + 1, torch.Generator().manual_seed(0))
+        labels, images = torch.arange(10 * count) % 10, drawn.images[:-1].clone()
+        images[labels.eq(snippets.TARGET).nonzero()[:white, 0], :, :12, :12] = 255
+        examples = TrainingSet(images, labels, drawn.class_names)
+        return snippets.Scene(network, examples, drawn.images[-1:], count, steps)
 
-    given = {"epsilon": eps, "batch_size": len(bases), "verbose": False}
-    centre = BullseyePolytopeAttackPyTorch(model, at, len(network) - 2, max_iter=steps, dropout=0, **given)
-    match = GradientMatchingAttack(model, 1.0, max_trials=1, max_epochs=steps, **given)
+    def gradient(made: Tensor) -> Tensor:
+        loss = -network(made.float() / 255).log_softmax(1)[:, snippets.TARGET].mean()
+        return torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(network.parameters()))])
+
+    def misaligned(wanted: Tensor, made: Tensor) -> float:
+        return 1 - float(torch.cosine_similarity(gradient(made), gradient(wanted), dim=0))
+
+    def features(made: Tensor) -> Tensor:
+        return network[:-2](made.float() / 255).detach()
 
     def off_centre(made: Tensor) -> float:
-        ours, wanted = (network[:-1](one.float()).mean(0) for one in (made, target))
-        return float((ours - wanted).norm() / wanted.norm())
+        wanted = features(s.target).mean(0)
+        return float((features(made).mean(0) - wanted).norm() / wanted.norm())
 
-    def misaligned(made: Tensor) -> float:
-        ours, wanted = (gradient(network, one.float(), label) for one in (made, target))
-        return 1 - float(torch.cosine_similarity(ours, wanted, dim=0))
+    def apart(made: Tensor) -> float:
+        own, theirs = features(made), features(patched)
+        return float((own - theirs[nearest_partners([own], [theirs])]).square().sum(1).mean())
 
-    alone = partial(crafted, "gradient-matching", augmentation="none", restarts=1)
-    first = (partial(crafted, "bullseye-polytope"), partial(centre.poison, x, y), off_centre)
-    second = (alone, partial(match.poison, at, y[:1], x, y), misaligned)
-    for what, (ours, theirs, left) in zip(NAMES, (first, second), strict=True):
-        found = bench.compare(what, {"unpoison": ours, "ART": theirs})
-        found["ART"], found["before"] = torch.from_numpy(found["ART"][0]), examples.images[bases] / 255
-        bench.agreement |= {f"{what}, {side}": left(made) for side, made in found.items()}
-    bench.work = {"poisons": len(bases), "steps": steps}
+    def pair(name: str, given: Any) -> dict[str, Callable[[], Any]]:
+        both = [getattr(snippets, f"{name}_{side}") for side in ("here", "art")]
+        lines.append([lines_of(one) for one in both])
+        return dict(zip(("unpoison", "ART"), (partial(one, given) for one in both), strict=True))
+
+    s, lines = scene(poisons, 0), []
+    patched = snippets.CORNER.stamp(s.examples.images[s.examples.labels == snippets.SOURCE])
+    left = (off_centre, partial(misaligned, s.target), partial(misaligned, patched), apart)
+    for (what, name), value in zip(ATTACKS.items(), left, strict=True):
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = bench.compare(what, pair(name, s))
+        mine, theirs = found["unpoison"], found["ART"]
+        if name == "sleeper":
+            theirs, chosen = theirs
+            same = torch.isin(torch.from_numpy(chosen), mine.indices).double().mean()
+            bench.agreement[f"{what}, same choice"] = float(same)
+        made = (s.examples.images[mine.indices], mine.images, torch.from_numpy(theirs) * 255)
+        told = zip(("before", "unpoison", "ART"), made, strict=True)
+        bench.agreement |= {f"{what}, {side}": value(one) for side, one in told}
+    large = scene(200, 60)
+    own = large.examples.labels == snippets.TARGET
+    for what, name in DETECTORS.items():
+        sides = pair(name, large)
+        mine, theirs = torch.zeros(len(own), dtype=torch.bool), torch.from_numpy(sides["ART"]())
+        mine[sides["unpoison"]()] = True
+        bench.agreement[f"{what}, same flags"] = float((mine == theirs)[own].double().mean())
+    counted = dict(zip((*ATTACKS, *DETECTORS), lines, strict=True))
+    bench.work = {"poisons": poisons, "steps": steps, "lines": counted}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m benchmarks.tables --check    change nothing; end with status 1 when one is out of date
 
 Numbers come from benchmarks/results/*.json and recipes/results/*.json alone. What is said about a result
-stands in sections.toml, or beside the benchmark that makes it, as its `SECTION`. A result that is known but
+stands in sections.toml, and in the docstring of the benchmark that makes it. A result that is known but
 not there is shown as "not measured"; one that is there but that no page knows is shown on the page of others.
 """
 
@@ -18,13 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from benchmarks import _guide, _ledger, _sections
+from benchmarks import _guide, _ledger, _published, _sections
 from benchmarks._tables import NOT_MEASURED, Record, Section, table
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ("benchmarks/results", "recipes/results")
 README, OVERVIEW, FOLDER, OTHERS = "README.md", "docs/benchmarks.md", "docs/results", "others"
 LEDGER: Final = f"{FOLDER}/ledger.md"
+PUBLISHED: Final = f"{FOLDER}/published.md"
 BEGIN, END = "<!-- numbers -->", "<!-- /numbers -->"
 WRITTEN: Final = "<!-- Written by python -m benchmarks.tables from the stored results; do not edit. -->"
 
@@ -89,6 +90,7 @@ def pages(results: Mapping[str, Record]) -> dict[str, str]:
         + "\n"
         for name, (title, sections) in topics.items()
     }
+    written[PUBLISHED] = "\n\n".join((WRITTEN, *_published.page(results))) + "\n"
     sections = (section for _, sections in PAGES.values() for section in sections)
     written[LEDGER] = f"{WRITTEN}\n\n{_ledger.ledger(sections, results, _ledger.read())}\n"
     listed = "\n".join(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import _guide, _ledger, _sections, _tables, tables
+from benchmarks import _guide, _ledger, _published, _sections, _tables, tables
 
-from unpoison import attacks, defenses, detectors, unlearners
+from unpoison import attacks, defenses, detectors, input_detectors, unlearners
 
 ROOT = Path(__file__).parents[1]
 
@@ -247,6 +247,33 @@ def test_the_guide_names_methods_that_there_are() -> None:
     for situation in _guide.SITUATIONS:
         named = {word.split(" ")[-1] for word in re.findall(r"`([a-z -]+)`", situation.take)}
         assert named <= known | verbs | {"published-matching"}, situation.what
+
+
+@pytest.mark.parametrize(
+    ("published", "measured", "order"),
+    [
+        ((0.95, 0.1), (0.86, 0.19), "yes"),
+        ((0.95, 0.1), (1.0, 0.0), "yes"),
+        ((0.95, 0.1), (0.84, 0.19), "no: poison"),
+        ((0.95, 0.1), (0.86, 0.21), "no: clean"),
+        ((0.95, 0.1), (0.0, 1.0), "no: poison and clean"),
+        ((0.95, None), (0.9, 1.0), "yes"),
+        ((None, None), (0.9, 0.0), _published.UNKNOWN),
+    ],
+)
+def test_a_measured_rate_is_compared_with_the_published_one(
+    published: tuple[float | None, float | None], measured: tuple[float, float], order: str
+) -> None:
+    assert _published.order_of(published, measured) == order
+
+
+def test_published_figures_are_of_methods_that_there_are_and_nothing_unmeasured_is_judged() -> None:
+    detecting = {*detectors.names(), *input_detectors.names()}
+    assert {row["name"] for row in _published.FACTS["detectors"]} <= detecting
+    every = [*_published.FACTS["attacks"], *_published.FACTS["detectors"]]
+    assert {row.get("attack", row["name"]) for row in every} <= set(attacks.names())
+    rows = [line for part in _published.page({}) for line in part.splitlines() if line.startswith("| ")]
+    assert sum("| not measured |" in row for row in rows) == len(rows) - 4
 
 
 def test_a_readme_without_markers_is_refused() -> None:

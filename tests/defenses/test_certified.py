@@ -206,6 +206,58 @@ def test_parts_that_are_too_small_cast_no_vote() -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "defense",
+    [DPA(partitions=8, workers=2), FiniteAggregation(partitions=2, spread=2, workers=3)],
+    ids=["dpa", "finite aggregation"],
+)
+def test_networks_that_are_trained_at_a_time_are_those_trained_one_by_one(
+    defense: Any, tmp_path: Path
+) -> None:
+    examples, told = some_set(18), []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one_by_one = train(examples, RECIPE, seed=3, defense=replace(defense, workers=1))
+        at_a_time = train(
+            examples,
+            RECIPE,
+            seed=3,
+            defense=defense,
+            checkpoints=tmp_path,
+            progress=lambda stage, done, total, /, **metrics: told.append((stage, done, total)),
+        )
+    finally:
+        torch.set_num_threads(threads)
+    images = examples.images / 255
+    assert isinstance(at_a_time.model, Voting)
+    assert isinstance(one_by_one.model, Voting)
+    assert torch.equal(at_a_time.model.votes(images), one_by_one.model.votes(images))
+    states = at_a_time.model.state_dict(), one_by_one.model.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    bare = [[replace(epoch, seconds=0.0) for epoch in one.history] for one in (at_a_time, one_by_one)]
+    assert bare[0] == bare[1]
+    assert at_a_time.defense == one_by_one.defense
+    count = len(at_a_time.model.voters)
+    assert told == [("training", done * 2, count * 2) for done in range(1, count + 1)]
+    assert len(list(tmp_path.iterdir())) == int(at_a_time.model.voters.sum())
+
+
+def test_a_network_that_a_worker_cannot_train_is_named_in_one_line() -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.as_tensor(self.layer(images.flatten(1)))
+
+    with pytest.raises(InputError, match=r"drawn: network \d: model: returns logits of shape") as error:
+        train(some_set(), RECIPE, seed=0, start=Wrong(), defense=DPA(partitions=2, workers=2))
+    assert "\n" not in str(error.value)
+
+
 def test_what_needs_gradients_is_refused_in_one_line(tmp_path: Path) -> None:
     examples = some_set(24, classes=2)
     voted = train(examples, RECIPE, seed=0, defense=DPA(partitions=2))

@@ -13,9 +13,10 @@ three times in testing, 25 poisons among 50,000, which is 0.05 % of the set and 
 
 Departures: the paper's surrogate is trained on other, public data and then fine-tuned on the target class for
 five epochs, because its adversary knows that class alone; here it is the surrogate that is given or that
-`craft` trains, by default on the clean set. The preset "published" makes 1,000 steps of one mini-batch each,
-where a round of the released code passes over the whole class (15 batches of CIFAR-10); the optimiser is Adam
-for their RAdam, with a step size of ours. The preset "sample" is ours: fewer steps.
+`craft` trains, by default on the clean set. Batches are drawn with replacement, where a round of the released
+code passes over the class once; the preset "published" makes as many steps as its 1,000 rounds, of 15 batches
+each. The optimiser is Adam with the released step size, for their RAdam. The preset "sample" is ours: fewer
+and larger steps.
 
 Cost: `steps` forward and backward passes over `batch_size` images on each surrogate.
 
@@ -49,7 +50,7 @@ from unpoison.threats import AdditiveTrigger, PoisonSet
     title="Narcissus",
     summary="Adds noise typical of the target class to a few of its examples; labels stay.",
     paper="Zeng, Pan, Just, Lyu, Qiu and Jia 2023, CCS, arXiv 2204.05255",
-    cost="1,000 forward and backward passes over a batch of the target class",
+    cost="15,000 forward and backward passes over a batch of the target class",
     presets=("published", "sample"),
     labels="clean",
     goals=("backdoor",),
@@ -72,13 +73,16 @@ class Narcissus(Attack):
         batch_size: examples of the target class in a step, 1 or more.
     """
 
-    PRESETS: ClassVar[Presets] = {"published": {}, "sample": {"steps": 300, "batch_size": 64}}
+    PRESETS: ClassVar[Presets] = {
+        "published": {},
+        "sample": {"steps": 300, "step_size": 2.55, "batch_size": 64},
+    }
 
     eps: Annotated[float, "[1, 255]"] = 16.0
     magnify: Annotated[float, "[1, inf)"] = 3.0
-    steps: PositiveInt = 1000
-    step_size: PositiveFloat = 2.55
-    batch_size: PositiveInt = 128
+    steps: PositiveInt = 15_000
+    step_size: PositiveFloat = 1.275
+    batch_size: PositiveInt = 350
 
     def poison(self, request: CraftRequest) -> PoisonSet:
         """Examples of the target class with the noise; the loss is the mean over the surrogates.

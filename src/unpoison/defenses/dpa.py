@@ -9,7 +9,7 @@ as half its lead. `unpoison.training.certify` gives that number for each predict
 The presets are the paper's for CIFAR-10 and MNIST. More parts certify against more changes, at the cost of
 accuracy, since each network learns from less.
 
-Cost: one training in all. Memory: `partitions` networks.
+Cost: one training in all, shared by `workers`. Memory: `partitions` networks, and a training for each worker.
 
 Limits: a part needs enough examples for a network to learn anything; on small sets the clean accuracy falls
 first. What is certified is the prediction, right or wrong, against changes of the training set alone.
@@ -17,11 +17,12 @@ first. What is certified is the prediction, right or wrong, against changes of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, final
 
 import torch
 
+from unpoison._option_checks import PositiveInt
 from unpoison.data import TrainingSet
 from unpoison.defenses._methods import register
 from unpoison.registry import Presets
@@ -44,6 +45,7 @@ class DPA(Defense):
 
     Arguments:
         partitions: how many parts, and networks, 2 or more.
+        workers: how many networks are trained at a time, in processes of one thread each; 1 or more.
 
     >>> from unpoison import defenses
     >>> defenses.get("dpa", preset="cifar10-50").partitions
@@ -59,7 +61,10 @@ class DPA(Defense):
     }
 
     partitions: Annotated[int, "[2, inf)"] = 10
+    workers: PositiveInt = field(default=1, repr=False)
 
     def partition(self, training_set: TrainingSet) -> Partition:
         """Each part for one network."""
-        return Partition.by_content(training_set, torch.arange(self.partitions)[:, None])
+        return Partition.by_content(
+            training_set, torch.arange(self.partitions)[:, None], workers=self.workers
+        )

@@ -16,7 +16,7 @@ Limits: as for DPA.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, final
 
 import torch
@@ -46,6 +46,7 @@ class FiniteAggregation(Defense):
     Arguments:
         partitions: k: a network learns from one in so many examples, 2 or more.
         spread: d, how many networks learn from each part, 1 or more.
+        workers: how many networks are trained at a time, in processes of one thread each; 1 or more.
     """
 
     PRESETS: ClassVar[Presets] = {
@@ -57,10 +58,12 @@ class FiniteAggregation(Defense):
 
     partitions: Annotated[int, "[2, inf)"] = 10
     spread: PositiveInt = 2
+    workers: PositiveInt = field(default=1, repr=False)
 
     def partition(self, training_set: TrainingSet) -> Partition:
         """Each part for `spread` networks; the offsets depend on the options alone."""
         count = self.partitions * self.spread
         draw = generator(0, "finite aggregation", self.partitions, self.spread)
         offsets = torch.randperm(count, generator=draw)[: self.spread]
-        return Partition.by_content(training_set, (torch.arange(count)[:, None] - offsets) % count)
+        uses = (torch.arange(count)[:, None] - offsets) % count
+        return Partition.by_content(training_set, uses, workers=self.workers)

@@ -12,15 +12,20 @@ their labels, the examples of a part are sorted by content, and the seed of a ne
 Network and recipe must be fixed before the training set is seen. On other machines or versions of torch the
 certificate holds for the training as it is done there.
 
-Cost: a training on the whole set for each time that an example is used. Memory: one training, and all
-networks.
+Networks are trained one after another, or `workers` at a time, in processes of one thread each. These are the
+networks that one thread trains one after another, bit for bit; several threads add in another order.
+
+Cost: a training on the whole set for each time that an example is used. Memory: a training for each worker,
+and all networks.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +35,7 @@ from typing import Final, Self, final
 import torch
 from torch import Tensor, nn
 
+from unpoison._executors import LocalExecutor, shared
 from unpoison._inputs import placed
 from unpoison._progress import Progress
 from unpoison._seeds import derive_seed
@@ -55,19 +61,22 @@ class Partition:
         parts: Int64[n], the part of each example.
         order: Int64[n], the examples sorted by content: in this order a network is given them.
         uses: Int64[k d], the parts that each network learns from.
+        workers: how many networks are trained at a time, 1 or more.
     """
 
     parts: Tensor
     order: Tensor
     uses: Tensor
+    workers: int = 1
 
     @classmethod
-    def by_content(cls, training_set: TrainingSet, uses: Tensor) -> Self:
+    def by_content(cls, training_set: TrainingSet, uses: Tensor, *, workers: int = 1) -> Self:
         """The partition by a hash of each image, its label left aside.
 
         Arguments:
             training_set: read once.
             uses: Int64[k d], of parts 0, 1, ... up to the greatest that is named.
+            workers: how many networks are trained at a time, 1 or more.
         """
         count = int(uses.max()) + 1
         images = training_set.images.cpu().flatten(1).contiguous().numpy()
@@ -75,7 +84,8 @@ class Partition:
         labels = training_set.labels.tolist()
         order = sorted(range(len(hashes)), key=lambda index: (hashes[index], labels[index]))
         parts = [int.from_bytes(one[:8], "big") % count for one in hashes]
-        return cls(torch.tensor(parts, dtype=torch.int64), torch.tensor(order, dtype=torch.int64), uses)
+        numbers = torch.tensor([parts, order], dtype=torch.int64)
+        return cls(numbers[0], numbers[1], uses, workers)
 
     def examples_of(self, network: int) -> Tensor:
         """Int64[m]: what a network learns from, in its order."""
@@ -96,7 +106,7 @@ def train_votes(
     checkpoints: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> Trained:
-    """Train the networks of a partition, one after the other.
+    """Train the networks of a partition, one after another or several at a time.
 
     A network with fewer than two examples, or whose training diverges, votes for no class.
 
@@ -110,30 +120,23 @@ def train_votes(
         start: the network to begin each with a copy of.
         device: where to train.
         checkpoints: a directory, with one for each network.
-        progress: told of every epoch of every network.
+        progress: told of every epoch of every network; of networks that are trained at a time, of each at its
+            end.
+
+    Returns:
+        The vote; its seconds are those of all networks together.
 
     Raises:
-        InputError: there are too few examples for any network.
+        InputError: there are too few examples for any network, or one could not be trained.
     """
-    count, mask = len(partition.uses), included.cpu()
-    trained: dict[int, Trained] = {}
-    for number in range(count):
-        chosen = partition.examples_of(number)
-        chosen = chosen[mask[chosen]]
-        if len(chosen) < LEAST:
-            continue
-        try:
-            trained[number] = train(
-                training_set.subset(chosen.to(training_set.device)),
-                recipe,
-                seed=derive_seed(seed, "vote", number),
-                start=start,
-                device=device,
-                checkpoints=None if checkpoints is None else Path(checkpoints) / f"network-{number:04d}",
-                progress=None if progress is None else partial(_told, progress, number, count),
-            )
-        except TrainingDivergedError:
-            continue
+    work = _Work(train, training_set, recipe, partition, seed, included.cpu(), start, device, checkpoints)
+    count = len(partition.uses)
+    if min(partition.workers, count) > 1:
+        trained = _side_by_side(work, progress)
+    else:
+        told = (None if progress is None else partial(_told, progress, one, count) for one in range(count))
+        made = {number: work.network(number, one) for number, one in enumerate(told)}
+        trained = {number: one for number, one in made.items() if one is not None}
     if not trained:
         raise InputError(
             f"{training_set.name}: no part of {count} has {LEAST} examples to train on; take fewer partitions"
@@ -152,6 +155,83 @@ def train_votes(
         history=_together([one.history for one in trained.values()]),
         seconds=sum(one.seconds for one in trained.values()),
     )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What every network of a partition is trained with; see `train_votes`."""
+
+    train: Callable[..., Trained]
+    training_set: TrainingSet
+    recipe: Recipe
+    partition: Partition
+    seed: int
+    included: Tensor
+    start: nn.Module | None
+    device: torch.device
+    checkpoints: str | os.PathLike[str] | None
+
+    def network(self, number: int, progress: Progress | None) -> Trained | None:
+        """One of them; None where it has too few examples, or diverges."""
+        chosen = self.partition.examples_of(number)
+        chosen = chosen[self.included[chosen]]
+        if len(chosen) < LEAST:
+            return None
+        own = None if self.checkpoints is None else Path(self.checkpoints) / f"network-{number:04d}"
+        try:
+            return self.train(
+                self.training_set.subset(chosen.to(self.training_set.device)),
+                self.recipe,
+                seed=derive_seed(self.seed, "vote", number),
+                start=self.start,
+                device=self.device,
+                checkpoints=own,
+                progress=progress,
+            )
+        except TrainingDivergedError:
+            return None
+
+
+def _side_by_side(work: _Work, progress: Progress | None) -> dict[int, Trained]:
+    """The networks, by processes, which leave them in files."""
+    count = len(work.partition.uses)
+    forks = work.device.type == "cpu" and "fork" in multiprocessing.get_all_start_methods()
+    # Workers begin without a GPU's memory; each takes its part to the device.
+    start = None if work.start is None else copy.deepcopy(work.start).to("cpu")
+    work = replace(work, training_set=work.training_set.to("cpu"), start=start)
+    waiting, running, trained = list(range(count))[::-1], 0, dict[int, Trained]()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LocalExecutor(min(work.partition.workers, count), start="fork" if forks else "spawn") as executor,
+    ):
+        executor.share((work, folder))
+        while waiting or running:
+            # No more at a time than there are workers: what waits loses no attempt when one of them dies.
+            while waiting and running < executor.workers:
+                number, running = waiting.pop(), running + 1
+                executor.submit(str(number), _train_apart, number)
+            for done in executor.wait():
+                running -= 1
+                if done.error is not None:
+                    raise InputError(f"{work.training_set.name}: network {done.key}: {done.error}")
+                if done.value:
+                    own = copy.deepcopy(work.start)
+                    stored = Trained.load(Path(folder) / done.key, model=own, device=work.device)
+                    trained[int(done.key)] = stored
+                if progress is not None:
+                    epochs = work.recipe.epochs
+                    progress("training", (count - len(waiting) - running) * epochs, count * epochs)
+    return dict(sorted(trained.items()))
+
+
+def _train_apart(number: int) -> bool:
+    """In a worker: train a network and store it; whether it votes."""
+    work, folder = shared()
+    found = work.network(number, None)
+    if found is not None:
+        found.save(Path(folder) / str(number))
+    return found is not None
 
 
 def _told(
