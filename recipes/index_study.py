@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=20, help="networks")
     parser.add_argument("--data", nargs=2, help="files of training and test images, not those of the sample")
     parser.add_argument("--held-out", type=int, nargs=2, default=[400, 1000], help="test images for the null")
+    parser.add_argument("--rows", type=int, nargs=2, help="of the training images")
     parser.add_argument("--out", type=Path, default=RESULTS / "index.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -262,18 +263,20 @@ def main() -> None:
     trials: list[dict[str, Any]] = [one for one in stored.get("trials", []) if "data" in one]
     splits = data.load(arguments.data[0], test=arguments.data[1]) if arguments.data else data.sample()
     assert splits.test is not None
-    test = splits.test
+    train, test = splits.train, splits.test
+    if arguments.rows:
+        train = train.subset(range(*arguments.rows))
     traced, reference = test.subset(range(400)), test.subset(range(*arguments.held_out))
     for key, model, poison in victims(arguments.store)[: arguments.most]:
         if any(trial["network"] == key for trial in trials):
             continue
         crafted = PoisonSet.load(poison)
-        sets = crafted.apply(splits.train), traced, reference
+        sets = crafted.apply(train), traced, reference
         trials.append(
             {
                 "network": key,
                 "attack": crafted.attack,
-                "data": splits.train.name,
+                "data": Path(splits.train.name).name,
                 **study(Trained.load(model).model, crafted, sets, arguments.suspects, arguments.sizes),
             }
         )
