@@ -5,6 +5,9 @@
     python -m recipes.index_study STORE [--suspects 5] [--sizes 512 1024 2048] [--most 20]
     python -m recipes.index_study STORE2 --data cifar10-train-0.parquet cifar10-test.parquet
         --held-out 400 2400
+    unpoison bench recipes/delta-influence-matching-held-out.toml --out STORE3
+    python -m recipes.index_study STORE3 --data cifar10-train cifar10-test.parquet --rows 20000 22500
+        --held-out 2000 4000
 
 For every poisoned network of the store: an index of the default size and of each other, and the exact engine,
 with the same factors.
