@@ -284,8 +284,10 @@ def _unforgotten(network: nn.Module, examples: Examples, past: Sequence[Round], 
     """The removed examples with the wrong label to which a network gives it."""
     removed = torch.cat([torch.zeros(0, dtype=torch.int64), *(one.flagged for one in past)])
     own = removed[(examples.labels.cpu()[removed] == answer).nonzero()[:, 0]]
+    if not len(own):
+        return own
     given = [answers_of(network, examples.at(some)[0]).argmax(1).cpu() for some in torch.split(own, _BATCH)]
-    return own[torch.cat(given) == answer] if given and len(own) else own
+    return own[torch.cat(given) == answer]
 
 
 def _implausible(rounds: Sequence[Round]) -> bool:
@@ -353,7 +355,7 @@ def _warned(last: Round) -> str:
         return ""
     return (
         f"; but the healed model still gives {count} of the removed examples their label: look at them, as "
-        "poison is left where that label is wrong"
+        "poison may be left where that label is wrong"
     )
 
 

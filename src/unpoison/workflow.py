@@ -401,7 +401,8 @@ def index(
         modules: whose parameters to track; all linear and convolution layers by default.
         covariance_examples: fit the covariances to this many examples only.
         eigenvalue_examples: fit the eigenvalues to this many examples only.
-        numbers: kept of each example; 2,048 by default, fewer where memory is short.
+        numbers: kept of each example; by default whole gradients where all of them take at most 8 GiB, and
+            else 2,048, fewer where memory is short.
         processes: how many make shards at a time, with a thread each where there are several.
         executor: makes shards in place of processes, such as an `evaluation.RayExecutor`.
         normalization: as for `trace`.

@@ -252,6 +252,16 @@ def test_cosines_are_those_of_the_engine(
     assert torch.allclose(whole.cosines(torch.arange(50)).float(), cosines.float(), atol=5e-3)
 
 
+def test_the_principal_plane_is_that_of_the_gram_matrix(whole: InfluenceIndex) -> None:
+    plane = whole.principal_plane().double()
+    gram = whole.cosines(torch.arange(50))
+    gram = (gram + gram.t()) / 2
+    middle = torch.eye(50).double() - 1 / 50
+    values, vectors = torch.linalg.eigh(middle @ gram @ middle)
+    wanted = (vectors[:, -2:] * values[-2:]) @ vectors[:, -2:].t()
+    assert torch.allclose(plane @ plane.t(), wanted, atol=2e-2)
+
+
 def test_rows_depend_neither_on_shards_nor_on_batches(
     tmp_path: Path, model: nn.Module, train: TensorExamples, factors: Factors, whole: InfluenceIndex
 ) -> None:

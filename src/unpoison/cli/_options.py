@@ -358,7 +358,8 @@ class Index(OfModel):
     stored. Run again after Ctrl-C or a crash, it continues; a damaged file is made again."""
 
     numbers: MaybeCount = None
-    """How many numbers to keep of each example; when not given, 2048, or fewer if memory is short."""
+    """How many numbers to keep of each example; when not given, whole gradients if all of them take at most 8
+    GiB, otherwise 2048, or fewer if memory is short."""
     processes: MaybeCount = None
     """How many processes read training examples at a time, with one thread each if there are several; when
     not given, 1, and with Ray as many as its cores allow."""

@@ -199,7 +199,9 @@ class InfluenceIndex:
             covariance_examples: as for `fit_factors`.
             eigenvalue_examples: as for `fit_factors`.
             gradient: what to differentiate at the training examples, see `Task.measurement`.
-            numbers: m, at most the number of examples; 2,048 by default, fewer where memory is short.
+            numbers: m, at most the number of examples; by default gradients are kept whole where all of them
+                take at most 8 GiB and a quarter of the free disk, and else m is 2,048, fewer where memory is
+                short.
             sketch: D, at least m; 262,144 by default, fewer where memory is short.
             memory: bytes for all of it, or text such as "8GB"; nine tenths of what is free by default.
             processes: how many make shards at a time, with a thread each where there are several. They are
@@ -495,17 +497,28 @@ class InfluenceIndex:
         Of what lies in the space of the basis; of whole gradients, a sketch to so many numbers as a basis
         has by default. Examples that lie together have similar gradients.
 
-        Cost: a pass over the rows; memory for the sketches of all examples.
+        Cost: two passes over the rows; memory for the square of these numbers beside a shard.
         """
-        places, signs = count_sketch(self.numbers, _PLANE, generator(self._record["seed"], "plane"))
+        width = min(self.numbers, _PLANE)
+        places, signs = count_sketch(self.numbers, width, generator(self._record["seed"], "plane"))
 
         def short(values: Tensor) -> Tensor:
-            return values if self.numbers <= _PLANE else sketched(values, places, signs, _PLANE)
+            return values if width == self.numbers else sketched(values, places, signs, width)
 
-        values = self._coordinates(short)
-        values -= values.mean(0)
-        _, vectors = torch.linalg.eigh((values.t() @ values).double())
-        plane = values @ vectors.flip(1)[:, :directions].float()
+        total, second = torch.zeros(width).double(), torch.zeros(width, width).double()
+
+        def add(values: Tensor) -> Tensor:
+            nonlocal total, second
+            values = short(values)
+            total = total + values.sum(0).double()
+            second += (values.t() @ values).double()
+            return values[:, :0]
+
+        self._coordinates(add)
+        mean = total / len(self)
+        _, vectors = torch.linalg.eigh(second / len(self) - torch.outer(mean, mean))
+        axes, middle = vectors.flip(1)[:, :directions].float(), mean.float()
+        plane = self._coordinates(lambda values: (short(values) - middle) @ axes)
         return torch.nn.functional.pad(plane, (0, directions - plane.shape[1]))
 
     @property

@@ -24,7 +24,7 @@ BLOCK: Final = 32
 _COLUMNS: Final = 128 * BLOCK
 _LARGEST: Final = 127
 _TINY: Final = 1e-38
-# Rows that are quantised at a time, which stay in the cache.
+# Rows that are quantised at a time on a processor, in whose cache they stay.
 _CACHED: Final = 4
 
 
@@ -39,10 +39,11 @@ def packed(values: Tensor, quantised: bool) -> dict[str, Tensor]:
     if not quantised:
         return {"coordinates": values.half()}
     width = -(-values.shape[1] // BLOCK)
-    codes = torch.empty(len(values), width * BLOCK, dtype=torch.int8)
-    scales = torch.empty(len(values), width, dtype=torch.bfloat16)
-    for start in range(0, len(values), _CACHED):
-        own = slice(start, start + _CACHED)
+    codes = torch.empty(len(values), width * BLOCK, dtype=torch.int8, device=values.device)
+    scales = torch.empty(len(values), width, dtype=torch.bfloat16, device=values.device)
+    step = _CACHED if values.device.type == "cpu" else max(1, len(values))
+    for start in range(0, len(values), step):
+        own = slice(start, start + step)
         some = functional.pad(values[own], (0, -values.shape[1] % BLOCK))
         blocks = some.view(len(some), width, BLOCK)
         largest = blocks.abs()
