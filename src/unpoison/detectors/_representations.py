@@ -101,8 +101,15 @@ class Reader:
             self._tell(int(rows[-1]) + 1, count)
 
     def all(self) -> Tensor:
-        """Float32[n d] in the order of the set. Memory: all of it."""
-        return torch.cat([values for _, values in self.in_order()])
+        """Float32[n d] in the order of the set. Memory: all of it, and a batch."""
+        batches = self.in_order()
+        _, first = next(batches)
+        # Batches joined at the end would be there twice.
+        values = first.new_empty(len(self.training_set), first.shape[1])
+        values[: len(first)] = first
+        for start, batch in batches:
+            values[start : start + len(batch)] = batch
+        return values
 
     def _read(self, inputs: Inputs, rows: Tensor) -> Tensor:
         there = placed(inputs, self.device)
