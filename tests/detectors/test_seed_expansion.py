@@ -14,6 +14,8 @@ from unpoison.detectors import Calibrated
 from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import (
     SeedExpansion,
+    _centred,
+    _products,
     expand_seeds,
     minimum_error_threshold,
     valley,
@@ -159,11 +161,38 @@ def test_cosines_are_those_of_the_explicit_metric(twins: tuple[nn.Module, Traini
             rows.append((turned / damped.sqrt()).flatten())
         flat.append(torch.stack(rows))
     unit = functional.normalize(torch.cat(flat, 1))
+    unit = functional.normalize(unit - unit.mean(0))
     scores = expand_seeds(search_of(model, training_set, factors), torch.tensor([7]), training_set).scores
     expected = unit @ unit[7]
     # The cosine of the seed with itself does not count.
     expected[7] = 0
     assert torch.allclose(scores, expected, atol=1e-4)
+
+
+def test_what_all_examples_have_in_common_does_not_count() -> None:
+    """Rows that share one direction: without the mean all would resemble each other."""
+    randomness = torch.Generator().manual_seed(3)
+    rows = torch.randn(300, 40, generator=randomness).double() + 3 * torch.eye(40)[0].double()
+    rows[:20] += 2 * torch.eye(40)[1].double()
+    unit = functional.normalize(rows)
+    seeds, drawn = torch.arange(8), torch.arange(300)
+    cosines = _centred(unit[seeds] @ unit.t(), unit @ unit.mean(0), seeds, drawn)
+    centred = functional.normalize(unit - unit.mean(0))
+    assert torch.allclose(cosines, centred[seeds] @ centred.t())
+    assert float(cosines[:, 20:].mean().abs()) < 0.1
+    assert float((unit[seeds] @ unit[20:].t()).mean()) > 0.15
+
+
+def test_the_mean_is_of_examples_drawn_from_many(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
+    model, training_set, factors = twins
+    many = training_set.subset([row % 60 for row in range(400)])
+    seeds, search = torch.tensor([0, 6, 12]), search_of(model, training_set, factors)
+    products, mean = _products(search, many, seeds, torch.arange(0, 400, 7))
+    whole, _ = _products(search, many, torch.arange(0, 400, 7), torch.tensor([0]))
+    assert torch.allclose(mean, whole.mean(0), atol=1e-5)
+    assert products.diagonal()[0] == pytest.approx(1, abs=1e-5)
+    again = [expand_seeds(search, seeds, many).scores for _ in range(2)]
+    assert torch.equal(*again)
 
 
 def test_one_seed_finds_its_duplicates(twins: tuple[nn.Module, TrainingSet, Factors]) -> None:
