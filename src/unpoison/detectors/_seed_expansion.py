@@ -39,9 +39,9 @@ from unpoison.detectors._collapse import most_queries
 from unpoison.detectors._search import Search
 
 # Chosen on the development networks of `_decision`; halving or doubling it changes recall and precision
-# by .004 at most (docs/delta_influence.md).
+# by .003 at most (docs/delta_influence.md).
 _MOST_SEEDS: Final = 64
-# Chosen on the development networks of `_decision`; 64 and 256 change recall and precision by .012 at most.
+# Chosen on the development networks of `_decision`; 64 and 256 change recall and precision by .015 at most.
 _AVERAGED: Final = 128
 # The separation from which members are a group of their own. Of 70 answers of a network trained on clean data
 # of the sample two gave as much (2.1), of 70 on traffic signs, where the frames of a film are a group, 17; of
