@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import unpoison
+from unpoison._repair import _next_ranked
 from unpoison.data import DatasetExamples, TrainingSet
 from unpoison.detectors import Calibrated, Detector, Findings, Observation, Threshold, similar_copies
+from unpoison.detectors._cause import Cause, Kind
 from unpoison.errors import InputError, MismatchError
 from unpoison.tasks import ClassificationTask
 from unpoison.training import predict
@@ -69,11 +71,27 @@ def story() -> Story:
     return made
 
 
+def cause_of_kind(kind: Kind, examples: int) -> Cause:
+    return Cause(
+        kind=kind,
+        examples=examples,
+        distinct=float(examples),
+        largest_series=0.0,
+        second_label=0,
+        second_share=0.0,
+        margin_rank=0.5,
+    )
+
+
 @dataclass(frozen=True)
 class Partial(Detector):
-    """Finds examples with a white corner and the label that it is asked about, so many at a time."""
+    """Finds examples with a white corner and the label that it is asked about, so many at a time.
+
+    Where it says that they have a trigger, the others with a white corner rank next.
+    """
 
     most: int
+    kind: Kind | None = None
 
     def find(
         self,
@@ -87,8 +105,10 @@ class Partial(Detector):
     ) -> Findings:
         observation = unpoison.detectors.check_observation(model, training_set, observation)
         white = (training_set.images[..., -3:, -3:] == 255).flatten(1).all(1)
-        rows = (white & (training_set.labels == observation.answer)).nonzero()[:, 0][: self.most]
-        scores = torch.zeros(len(training_set)).index_fill(0, rows, 1.0)
+        alike = (white & (training_set.labels == observation.answer)).nonzero()[:, 0]
+        rows = alike[: self.most]
+        scores = torch.zeros(len(training_set)).index_fill(0, alike, 0.25).index_fill(0, rows, 1.0)
+        cause = None if self.kind is None else cause_of_kind(self.kind, len(rows))
         if progress is not None:
             progress("scores", 1, 1)
         return Findings(
@@ -104,6 +124,7 @@ class Partial(Detector):
             p_value=None,
             summary="Poison found" if len(rows) else "No poison found",
             observation=observation,
+            cause=cause,
         )
 
 
@@ -135,6 +156,48 @@ def test_what_a_trace_misses_is_found_in_the_next_round(story: Story) -> None:
     assert torch.equal(
         predict(healed.model, story.victims), predict(unpoison.workflow.network_of(done.model), story.victims)
     )
+
+
+@pytest.mark.parametrize("kind", [None, "optimised images", "trigger-like"])
+def test_what_ranks_next_is_removed_where_the_healed_model_gives_it_another_label(
+    story: Story, kind: Kind | None
+) -> None:
+    done = unpoison.repair(
+        story.trained, story.poisoned, story.observation, method=Partial(20, kind), rounds=1, withheld=2.0
+    )
+    first = done.rounds[0]
+    if kind != "trigger-like":
+        assert not len(first.withheld)
+        assert done.outcome == "poison remains"
+        return
+    # Sixteen poisons are missed; the other withheld examples have the right label and are put back.
+    assert len(first.withheld) == 40
+    assert sorted(first.withheld[:16].tolist()) == list(range(20, 36))
+    assert sorted(first.mislabelled.tolist()) == list(range(20, 36))
+    assert sorted(done.removed.tolist()) == list(range(36))
+    assert done.outcome == "repaired"
+    healed = unpoison.heal(story.trained, story.poisoned, done.removed)
+    network = unpoison.workflow.network_of(done.model)
+    assert torch.equal(predict(healed.model, story.victims), predict(network, story.victims))
+
+
+@pytest.mark.parametrize("options", [{"withheld": 0.0}, {"unlearner": "relabel"}])
+def test_nothing_is_withheld_where_healing_would_not_show_it(story: Story, options: dict[str, Any]) -> None:
+    method = Partial(20, "trigger-like")
+    done = unpoison.repair(
+        story.trained, story.poisoned, story.observation, method=method, rounds=1, **options
+    )
+    assert not len(done.rounds[0].withheld)
+    assert sorted(done.removed.tolist()) == list(range(20))
+
+
+def test_at_most_half_of_the_others_with_the_label_are_withheld(story: Story) -> None:
+    found = Partial(20, "trigger-like").find(story.trained.model, story.poisoned, story.observation)
+    others = int((story.poisoned.labels == 2).sum()) - 20
+    assert len(_next_ranked(found, 2, 1e6)) == others // 2
+    assert len(_next_ranked(found, 2, 0.05)) == 1
+    everything = replace(found, flagged=(story.poisoned.labels == 2).nonzero()[:, 0])
+    assert not len(_next_ranked(everything, 2, 1.0))
 
 
 def test_removed_examples_that_are_still_answered_are_named(story: Story) -> None:

@@ -6,10 +6,16 @@ the same wrong label, whether it is still the answer or not. What is found is ad
 all of which are forgotten by the model that was given, so that the result is that of one `heal`. It ends when
 a trace finds nothing, when no rounds are left, or when a trace of a healed model flags more than was removed
 until then, which is no rest of the poison.
+
+A trigger goes with a wrong label, which a model that never saw the poison does not give. So where a trace
+finds one, and healing trains anew, the examples with the same label that rank next, as many as were flagged,
+are withheld from the first healing. Those to which the healed model gives another label are removed as well;
+the others are put back, and the model is healed once more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
@@ -56,6 +62,10 @@ class Round:
             for inputs that are no images.
         unforgotten: Int64[r], the examples removed until then, with the wrong label, to which it still gives
             that label, highest score first; by their indices in the whole training set.
+        withheld: Int64[w], the examples that rank next to the flagged ones and were withheld from the first
+            healing, highest score first; by their indices in the whole training set.
+        mislabelled: Int64[m], those of them to which the model that was healed without them gave another
+            label.
     """
 
     findings: Findings
@@ -63,6 +73,8 @@ class Round:
     answers: tuple[int, ...]
     wrong: Tensor
     unforgotten: Tensor
+    withheld: Tensor
+    mislabelled: Tensor
 
     @property
     def copies(self) -> Proportion:
@@ -73,6 +85,11 @@ class Round:
     def flagged(self) -> Tensor:
         """Int64[k]: the flagged examples by their indices in the whole training set, highest score first."""
         return self.examples[self.findings.flagged]
+
+    @property
+    def suspected(self) -> Tensor:
+        """Int64[k]: the flagged examples, and the mislabelled ones beside them."""
+        return torch.cat([self.flagged, self.mislabelled])
 
 
 @final
@@ -108,6 +125,7 @@ def repair(
     method: str | Detector = "calibrated",
     unlearner: str | Unlearner = "retrain",
     rounds: int = 3,
+    withheld: float = 1.0,
     recipe: Recipe | None = None,
     start: Model | None = None,
     retrain: OwnTraining | None = None,
@@ -131,10 +149,12 @@ def repair(
         method: as for `trace`.
         unlearner: as the method of `heal`. "retrain" is the one that is certain to forget; "relabel" takes a
             fifth of the time and does not suit poison whose labels are right.
-        rounds: how often to heal, at most.
+        rounds: how often to trace and heal, at most.
+        withheld: how many examples that rank next are withheld from the first healing of a round, as a
+            multiple of those flagged; at most half of the label's others. 0 saves that healing.
         recipe: as for `heal`.
         start: as for `heal`.
-        retrain: as for `heal`, called once a round.
+        retrain: as for `heal`, called once a round, or twice where examples are withheld.
         reference: as for `trace`.
         calibration: of the given model, as for `trace`; healed models are calibrated anew.
         findings: of a trace of the given model from this observation, which is then not traced again.
@@ -147,12 +167,14 @@ def repair(
         progress: told the round with every stage.
 
     Raises:
-        InputError: `rounds` is not positive, or as `trace` and `heal`; what healing needs is asked for
-            before anything is traced.
+        InputError: `rounds` is not positive, `withheld` is negative, or as `trace` and `heal`; what healing
+            needs is asked for before anything is traced.
         MismatchError: the findings are of another training set or another answer.
 
-    Cost: a `trace` of every model, and a `heal` a round.
+    Cost: a `trace` of every model, and a `heal` a round, or two where examples are withheld.
     """
+    if not 0 <= withheld < math.inf:
+        raise InputError(f"repair: withheld must be at least 0, found {withheld}")
     unlearner = unlearner_for(model, unlearner, rounds=rounds, recipe=recipe, start=start, retrain=retrain)
     examples = workflow.examples_of(training_set, normalization)
     if retrain is None and not unlearner.any_examples:
@@ -163,6 +185,27 @@ def repair(
     if findings is not None:
         _check_first(findings, examples, asked)
     copies = _copies(asked, examples, generator(seed, "copies"))
+    share = withheld if retrain is not None or _trains_anew(unlearner) else 0.0
+
+    def healed(told: Progress | None, *more: Tensor) -> Model:
+        """Without all that is suspected until now, and without these examples."""
+        return workflow.heal(
+            model,
+            examples if retrain is None else training_set,
+            torch.cat([*(one.suspected for one in past), *more]),
+            method=unlearner,
+            recipe=recipe,
+            start=start,
+            retrain=retrain,
+            normalization=normalization,
+            task=task,
+            seed=seed,
+            device=device,
+            progress=told,
+        )
+
+    def network_of(one: Model) -> nn.Module:
+        return workflow.network_of(workflow.giving_logits(one, normalization, task))
 
     current, past = model, list[Round]()
     kept = torch.arange(len(examples))
@@ -188,40 +231,34 @@ def repair(
                 **first,
             )
         )
-        network = workflow.network_of(workflow.giving_logits(current, normalization, task))
+        network = network_of(current)
         answers = answers_of(network, asked.inputs).argmax(1).tolist()
         wrong = torch.zeros(0, dtype=torch.bool)
         if copies is not None:
             wrong = (predict(network, copies).argmax(1) == asked.answer).cpu()
-        unforgotten = _unforgotten(network, examples, past, asked.answer)
+        removed = torch.cat([kept[:0], *(one.suspected for one in past)])
+        own = removed[examples.labels.cpu()[removed] == asked.answer]
         past.append(
             Round(
                 findings=found,
                 examples=kept,
                 answers=tuple(answers),
                 wrong=wrong,
-                unforgotten=unforgotten,
+                unforgotten=own[_given(network, examples, own) == asked.answer],
+                withheld=kept[_next_ranked(found, asked.answer, share)],
+                mislabelled=kept[:0],
             )
         )
         if not found.poison_found or len(past) > rounds or _implausible(past):
             break
-        left = torch.ones(len(kept), dtype=torch.bool)
-        left[found.flagged] = False
-        kept, first, findings = kept[left], {}, None
-        current = workflow.heal(
-            model,
-            examples if retrain is None else training_set,
-            torch.cat([one.flagged for one in past]),
-            method=unlearner,
-            recipe=recipe,
-            start=start,
-            retrain=retrain,
-            normalization=normalization,
-            task=task,
-            seed=seed,
-            device=device,
-            progress=told,
-        )
+        beside = past[-1].withheld
+        current = healed(told, beside)
+        if len(beside):
+            wrongly = _given(network_of(current), examples, beside) != asked.answer
+            past[-1] = replace(past[-1], mislabelled=beside[wrongly])
+            if not bool(wrongly.all()):
+                current = healed(told)
+        kept, first, findings = kept[~torch.isin(kept, past[-1].suspected)], {}, None
     return _ended(current, asked, past, examples)
 
 
@@ -247,14 +284,18 @@ def unlearner_for(
     ours = isinstance(model, Trained)
     if chosen.needs_recipe and recipe is None and not (ours and model.recipe is not None):
         raise InputError("repair: how this network was trained is not known; give a recipe to heal it by")
-    trains_anew = chosen.needs_recipe and chosen.uses_start
-    if trains_anew and start is None and not (ours and not model.own_model):
+    if _trains_anew(chosen) and start is None and not (ours and not model.own_model):
         raise InputError(
             "repair: this network is not built by a recipe; give start=, the network before training "
             "(freshly built, or the pretrained one), retrain=, a training function of your own, or another "
             "unlearner, such as relabel, which goes on from its weights"
         )
     return chosen
+
+
+def _trains_anew(unlearner: Unlearner) -> bool:
+    """Whether the healed model knows nothing of what is forgotten."""
+    return unlearner.needs_recipe and unlearner.uses_start
 
 
 def _check_first(findings: Findings, examples: Examples, asked: Observation) -> None:
@@ -280,14 +321,23 @@ def _copies(observation: Observation, examples: Examples, randomness: torch.Gene
     return similar_copies((pixels * 255).round().to(torch.uint8), randomness) / 255 * (high - low) + low
 
 
-def _unforgotten(network: nn.Module, examples: Examples, past: Sequence[Round], answer: int) -> Tensor:
-    """The removed examples with the wrong label to which a network gives it."""
-    removed = torch.cat([torch.zeros(0, dtype=torch.int64), *(one.flagged for one in past)])
-    own = removed[(examples.labels.cpu()[removed] == answer).nonzero()[:, 0]]
-    if not len(own):
-        return own
-    given = [answers_of(network, examples.at(some)[0]).argmax(1).cpu() for some in torch.split(own, _BATCH)]
-    return own[torch.cat(given) == answer]
+def _next_ranked(findings: Findings, answer: int, share: float) -> Tensor:
+    """Int64[w]: the examples that rank next to the flagged ones, where these have a trigger."""
+    if not share or findings.cause is None or findings.cause.kind != "trigger-like":
+        return findings.flagged[:0]
+    scores = findings.scores.clone()
+    scores[findings.labels != answer] = -torch.inf
+    scores[findings.flagged] = -torch.inf
+    count = min(round(share * len(findings.flagged)), int(scores.isfinite().sum()) // 2)
+    return scores.argsort(descending=True, stable=True)[:count]
+
+
+def _given(network: nn.Module, examples: Examples, rows: Tensor) -> Tensor:
+    """Int64[k]: the labels that a network gives to examples."""
+    parts = torch.split(rows, _BATCH) if len(rows) else ()
+    return torch.cat(
+        [rows[:0], *(answers_of(network, examples.at(some)[0]).argmax(1).cpu() for some in parts)]
+    )
 
 
 def _implausible(rounds: Sequence[Round]) -> bool:
@@ -296,7 +346,7 @@ def _implausible(rounds: Sequence[Round]) -> bool:
     What a trace misses is a part of the poison; a healed model without poison that is taken to have some may
     lose most of a class.
     """
-    return len(rounds) > 1 and len(rounds[-1].flagged) > sum(len(one.flagged) for one in rounds[:-1])
+    return len(rounds) > 1 and len(rounds[-1].flagged) > sum(len(one.suspected) for one in rounds[:-1])
 
 
 def _numbered(progress: Progress | None, number: int) -> Progress | None:
@@ -314,7 +364,7 @@ def _ended(model: Model, observation: Observation, rounds: Sequence[Round], exam
     """The repair after its last round."""
     last, name = rounds[-1], examples.class_names[observation.answer]
     done = rounds[:-1]
-    removed = torch.cat([one.flagged for one in done]) if done else last.flagged[:0]
+    removed = torch.cat([last.flagged[:0], *(one.suspected for one in done)])
     so_far = f"{len(removed)} of {len(examples)} training examples"
     outcome: Outcome
     if not done and not last.findings.poison_found:

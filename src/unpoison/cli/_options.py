@@ -411,7 +411,10 @@ class Repair(OfModel):
     tracing: TraceOptions
     unlearner: Unlearner = "retrain"
     rounds: Annotated[int, arg(metavar="N")] = 3
-    """The largest number of healings."""
+    """The largest number of rounds: of traces that are followed by healing."""
+    withheld: Annotated[float, arg(metavar="X")] = 1.0
+    """How many examples that rank next are withheld from the first healing of a round, as a multiple of the
+    flagged ones; 0 for none."""
     training: RecipeOptions
     architecture: ModelOptions
     out: Directory

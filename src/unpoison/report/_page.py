@@ -250,6 +250,8 @@ def _rounds(data: ReportData) -> list[dict[str, str]]:
         counts = Counter(plain(answer) for answer in one["answers"])
         known = one["flagged"] and one["flagged_poison"] is not None
         poison = f", {one['flagged_poison']:,} of them poison" if known else ""
+        beside = len(one.get("mislabelled", ()))
+        more = f"; {beside:,} of the {one['withheld']:,} withheld get another label" if beside else ""
         rows.append(
             {
                 "model": ("As given", "Healed")[place > 0] + (f", round {place}" if place else ""),
@@ -258,7 +260,7 @@ def _rounds(data: ReportData) -> list[dict[str, str]]:
                 ),
                 "copies": f"{one['copies']['successes']:,} of {one['copies']['trials']:,}",
                 "p": "–" if one["p_value"] is None else number(one["p_value"]),
-                "flagged": f"{one['flagged']:,}{poison}",
+                "flagged": f"{one['flagged']:,}{poison}{more}",
             }
         )
     return rows
