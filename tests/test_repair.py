@@ -194,7 +194,7 @@ def test_nothing_is_withheld_where_healing_would_not_show_it(story: Story, optio
 def test_at_most_half_of_the_others_with_the_label_are_withheld(story: Story) -> None:
     found = Partial(20, "trigger-like").find(story.trained.model, story.poisoned, story.observation)
     others = int((story.poisoned.labels == 2).sum()) - 20
-    assert len(_next_ranked(found, 2, 1e6)) == others // 2
+    assert len(_next_ranked(found, 2, 1e308)) == others // 2
     assert len(_next_ranked(found, 2, 0.05)) == 1
     everything = replace(found, flagged=(story.poisoned.labels == 2).nonzero()[:, 0])
     assert not len(_next_ranked(everything, 2, 1.0))
@@ -387,6 +387,9 @@ def test_a_trace_that_was_made_before_is_the_first_round(story: Story) -> None:
 def test_what_repair_refuses(story: Story) -> None:
     with pytest.raises(InputError, match="rounds must be at least 1"):
         unpoison.repair(story.trained, story.poisoned, story.observation, rounds=0)
+    for share in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="withheld must be at least 0"):
+            unpoison.repair(story.trained, story.poisoned, story.observation, withheld=share)
     with pytest.raises(InputError, match="is right; there is nothing to trace"):
         unpoison.repair(story.trained, story.poisoned, Observation(story.held_out.images[0], None, 0))
     with pytest.raises(InputError, match="there is no unlearner 'prayer'"):

@@ -328,7 +328,7 @@ def _next_ranked(findings: Findings, answer: int, share: float) -> Tensor:
     scores = findings.scores.clone()
     scores[findings.labels != answer] = -torch.inf
     scores[findings.flagged] = -torch.inf
-    count = min(round(share * len(findings.flagged)), int(scores.isfinite().sum()) // 2)
+    count = int(min(share * len(findings.flagged), int(scores.isfinite().sum()) // 2))
     return scores.argsort(descending=True, stable=True)[:count]
 
 
