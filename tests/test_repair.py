@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import unpoison
-from unpoison._repair import _next_ranked
+from unpoison._repair import Round, _mislabelled, _next_ranked
 from unpoison.data import DatasetExamples, TrainingSet
 from unpoison.detectors import Calibrated, Detector, Findings, Observation, Threshold, similar_copies
 from unpoison.detectors._cause import Cause, Kind
@@ -179,6 +180,36 @@ def test_what_ranks_next_is_removed_where_the_healed_model_gives_it_another_labe
     healed = unpoison.heal(story.trained, story.poisoned, done.removed)
     network = unpoison.workflow.network_of(done.model)
     assert torch.equal(predict(healed.model, story.victims), predict(network, story.victims))
+
+
+class Table(nn.Module):
+    """Logits by the grey value of the only pixel."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.tensor(rows))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.rows[(images.flatten(1)[:, 0] * 255).round().long()]
+
+
+def test_hard_examples_whose_margins_fall_less_are_put_back(story: Story) -> None:
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None]
+    examples = TrainingSet(images, torch.ones(6, dtype=torch.int64), ("a", "b"))
+    # Three are flagged. Of the others one falls as far, one too little, and one keeps its label.
+    traced = Table([[0.0, 9.0], [0.0, 10.0], [0.0, 8.0], [0.0, 4.0], [0.0, 2.0], [0.0, 9.0]])
+    healed = Table([[9.0, 0.0], [10.0, 0.0], [0.0, 7.0], [6.0, 0.0], [6.0, 0.0], [0.0, 0.5]])
+    findings = Partial(3).find(story.trained.model, story.poisoned, story.observation)
+    last = Round(
+        findings=replace(findings, flagged=torch.arange(3)),
+        examples=torch.arange(6),
+        answers=(1,),
+        wrong=torch.zeros(0, dtype=torch.bool),
+        unforgotten=torch.zeros(0, dtype=torch.int64),
+        withheld=torch.arange(3, 6),
+        mislabelled=torch.zeros(0, dtype=torch.int64),
+    )
+    assert _mislabelled(traced, healed, examples, last, 1).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("options", [{"withheld": 0.0}, {"unlearner": "relabel"}])
