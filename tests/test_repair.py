@@ -167,6 +167,7 @@ def test_what_ranks_next_is_removed_where_the_healed_model_gives_it_another_labe
         story.trained, story.poisoned, story.observation, method=Partial(20, kind), rounds=1, withheld=2.0
     )
     first = done.rounds[0]
+    assert not len(done.rounds[-1].withheld)  # after the last round nothing is healed
     if kind != "trigger-like":
         assert not len(first.withheld)
         assert done.outcome == "poison remains"
@@ -419,7 +420,7 @@ def test_what_repair_refuses(story: Story) -> None:
     with pytest.raises(InputError, match="rounds must be at least 1"):
         unpoison.repair(story.trained, story.poisoned, story.observation, rounds=0)
     for share in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(InputError, match="withheld must be at least 0"):
+        with pytest.raises(InputError, match="withheld must be a finite number of at least 0"):
             unpoison.repair(story.trained, story.poisoned, story.observation, withheld=share)
     with pytest.raises(InputError, match="is right; there is nothing to trace"):
         unpoison.repair(story.trained, story.poisoned, Observation(story.held_out.images[0], None, 0))

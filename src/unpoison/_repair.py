@@ -67,8 +67,8 @@ class Round:
             that label, highest score first; by their indices in the whole training set.
         withheld: Int64[w], the examples that rank next to the flagged ones and were withheld from the first
             healing, highest score first; by their indices in the whole training set.
-        mislabelled: Int64[m], those of them that were removed, as the model that was healed without them gave
-            them another label and its margin fell as far as that of the flagged ones.
+        mislabelled: Int64[m], those of them that were removed as well: the model that was healed without them
+            gave them another label, and their margins fell half as far as those of the flagged ones.
     """
 
     findings: Findings
@@ -154,7 +154,7 @@ def repair(
             fifth of the time and does not suit poison whose labels are right.
         rounds: how often to trace and heal, at most.
         withheld: how many examples that rank next are withheld from the first healing of a round, as a
-            multiple of those flagged; at most half of the label's others. 0 saves that healing.
+            multiple of those flagged, in [0, inf); at most half of the label's others. 0 saves that healing.
         recipe: as for `heal`.
         start: as for `heal`.
         retrain: as for `heal`, called once a round, or twice where examples are withheld.
@@ -170,15 +170,15 @@ def repair(
         progress: told the round with every stage.
 
     Raises:
-        InputError: `rounds` is not positive, `withheld` is negative, or as `trace` and `heal`; what healing
-            needs is asked for before anything is traced.
+        InputError: `rounds` or `withheld` is out of range, or as `trace` and `heal`; what healing needs is
+            asked for before anything is traced.
         MismatchError: the findings are of another training set or another answer.
 
     Cost: a `trace` of every model, and a `heal` a round, or two where examples are withheld.
     """
-    if not 0 <= withheld < math.inf:
-        raise InputError(f"repair: withheld must be at least 0, found {withheld}")
-    unlearner = unlearner_for(model, unlearner, rounds=rounds, recipe=recipe, start=start, retrain=retrain)
+    unlearner = unlearner_for(
+        model, unlearner, rounds=rounds, withheld=withheld, recipe=recipe, start=start, retrain=retrain
+    )
     examples = workflow.examples_of(training_set, normalization)
     if retrain is None and not unlearner.any_examples:
         as_training_set(examples)
@@ -248,17 +248,18 @@ def repair(
                 answers=tuple(answers),
                 wrong=wrong,
                 unforgotten=own[_logits(network, examples, own).argmax(1) == asked.answer],
-                withheld=kept[_next_ranked(found, asked.answer, share)],
+                withheld=kept[:0],
                 mislabelled=kept[:0],
             )
         )
         if not found.poison_found or len(past) > rounds or _implausible(past):
             break
-        beside = past[-1].withheld
+        beside = kept[_next_ranked(found, asked.answer, share)]
         current = healed(told, beside)
         if len(beside):
-            wrongly = _mislabelled(network, network_of(current), examples, past[-1], asked.answer)
-            past[-1] = replace(past[-1], mislabelled=beside[wrongly])
+            last = replace(past[-1], withheld=beside)
+            wrongly = _mislabelled(network, network_of(current), examples, last, asked.answer)
+            past[-1] = replace(last, mislabelled=beside[wrongly])
             if not bool(wrongly.all()):
                 current = healed(told)
         kept, first, findings = kept[~torch.isin(kept, past[-1].suspected)], {}, None
@@ -270,6 +271,7 @@ def unlearner_for(
     unlearner: str | Unlearner,
     *,
     rounds: int,
+    withheld: float,
     recipe: Recipe | None,
     start: Model | None,
     retrain: OwnTraining | None = None,
@@ -277,10 +279,13 @@ def unlearner_for(
     """The unlearner of a repair, which is known to have what it needs before anything is traced.
 
     Raises:
-        InputError: `rounds` is not positive, there is no such unlearner, or a recipe or `start` is missing.
+        InputError: `rounds` or `withheld` is out of range, there is no such unlearner, or a recipe or `start`
+            is missing.
     """
     if rounds < 1:
         raise InputError(f"repair: rounds must be at least 1, found {rounds}")
+    if not 0 <= withheld < math.inf:
+        raise InputError(f"repair: withheld must be a finite number of at least 0, found {withheld}")
     chosen = workflow.method_of(unlearners.METHODS, unlearner)[1]
     if retrain is not None:
         return chosen
@@ -340,7 +345,7 @@ def _mislabelled(
 ) -> Tensor:
     """Bool[w]: which of the withheld examples go with the flagged ones, by how far their margins fall.
 
-    A half was chosen on four development networks, from seven thresholds of the fall and six of the margin.
+    A half was chosen on four development networks (benchmarks/ledger.toml says from what).
     """
 
     def fall(rows: Tensor) -> tuple[Tensor, Tensor]:

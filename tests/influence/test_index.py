@@ -252,6 +252,17 @@ def test_cosines_are_those_of_the_engine(
     assert torch.allclose(whole.cosines(torch.arange(50)).float(), cosines.float(), atol=5e-3)
 
 
+def test_mean_cosines_are_the_mean_of_cosines(whole: InfluenceIndex) -> None:
+    some, rows = torch.tensor([3, 7, 7, 20]), torch.tensor([40, 0, 3])
+    for given in (None, rows):
+        wanted = whole.cosines(some, given).mean(0)
+        assert torch.allclose(whole.mean_cosines(some, given), wanted, atol=1e-3)
+    with pytest.raises(InputError, match="needs an example at least"):
+        whole.mean_cosines(some[:0])
+    with pytest.raises(InputError, match=r"has the examples 0\.\.49"):
+        whole.mean_cosines(torch.tensor([50]))
+
+
 def test_the_principal_plane_is_that_of_the_gram_matrix(whole: InfluenceIndex) -> None:
     plane = whole.principal_plane().double()
     gram = whole.cosines(torch.arange(50))

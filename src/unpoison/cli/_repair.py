@@ -33,7 +33,12 @@ def repair(options: Repair, console: Console, interrupts: Interrupts) -> int:
             method = unlearners.get(options.unlearner)
             start = subject.fresh(method)
             unlearner = unlearner_for(
-                subject.model, method, rounds=options.rounds, recipe=recipe, start=start
+                subject.model,
+                method,
+                rounds=options.rounds,
+                withheld=options.withheld,
+                recipe=recipe,
+                start=start,
             )
         with run.stage("repair"), console.progress("repair") as progress:
             case.calibrate(run, progress)

@@ -114,8 +114,8 @@ def expand_seeds(
     if search.index is None or rows is None:
         products, mean = _products(search, examples, seeds, drawn)
         return expansion_of(_centred(products, mean, seeds, drawn), seeds)
-    own = search.index.cosines(rows[torch.cat([seeds, drawn])], rows)
-    products, mean = own[: len(seeds)], own[len(seeds) :].mean(0)
+    products = search.index.cosines(rows[seeds], rows)
+    mean = search.index.mean_cosines(rows[drawn], rows)
     cosines = _centred(products, mean, seeds, drawn)
     if search.refine and exact:
         nearest = cosines.mean(0).topk(min(search.refine, len(rows))).indices

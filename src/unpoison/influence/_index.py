@@ -491,6 +491,23 @@ class InfluenceIndex:
             torch.cat(found) if found else torch.zeros(0, len(self) if rows is None else len(rows)).double()
         )
 
+    def mean_cosines(self, indices: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Float64[n]: the mean cosine of each gradient, or of those of `rows`, with those at Int64[k].
+
+        One product an example, with the mean of the k unit gradients.
+
+        Raises:
+            InputError: there is no such example, or none is given.
+        """
+        indices = self._indices(indices)
+        if not len(indices):
+            raise InputError(f"{self.directory}: mean_cosines needs an example at least")
+        values, residuals = torch.zeros(1, self.numbers).double(), self._column("residuals", indices)
+        for own in torch.split(indices, max(8, _QUERY_BYTES // (8 * self.numbers))):
+            values += self._coordinates(lambda some: some.double(), own).sum(0)
+        mean = values / len(indices), residuals.mean(0, keepdim=True)
+        return self._products(IndexQueries(*mean, self._record["basis"]), rows)[0]
+
     def principal_plane(self, directions: int = 2) -> Tensor:
         """Float32[n directions]: the unit gradients on the directions in which they differ most.
 

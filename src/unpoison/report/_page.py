@@ -251,7 +251,7 @@ def _rounds(data: ReportData) -> list[dict[str, str]]:
         known = one["flagged"] and one["flagged_poison"] is not None
         poison = f", {one['flagged_poison']:,} of them poison" if known else ""
         beside = len(one.get("mislabelled", ()))
-        more = f"; {beside:,} of the {one['withheld']:,} withheld get another label" if beside else ""
+        more = f"; also removed: {beside:,} of {one['withheld']:,} withheld" if beside else ""
         rows.append(
             {
                 "model": ("As given", "Healed")[place > 0] + (f", round {place}" if place else ""),
