@@ -241,6 +241,7 @@ class Search:
         gradient: Literal["loss", "measurement"] = "loss",
         self_influence: bool = False,
         ranking: Callable[[Tensor], Tensor] | None = None,
+        stage: str = "scores",
     ) -> Scores:
         """The influence of training examples on the margins of labels at inputs.
 
@@ -253,6 +254,7 @@ class Search:
             self_influence: also give each example's influence on itself.
             ranking: with an index, Float[n] of Float[m n]: examples with the highest are scored again,
                 exactly; the sum by default.
+            stage: whose time it is.
 
         Returns:
             Float[m n] values, among others, on the device of the model.
@@ -273,7 +275,7 @@ class Search:
             batch_size=detector.batch_size,
             progress=self.progress,
         )
-        self.lap("scores")
+        self.lap(stage)
         return scores
 
     def _indexed(

@@ -149,7 +149,13 @@ def _products(search: Search, examples: Examples, seeds: Tensor, drawn: Tensor) 
     def influence(queries: Tensor, combine: Tensor, scored: Examples) -> tuple[Tensor, Tensor]:
         inputs, labels = examples.at(queries)
         found = search.influence(
-            inputs, labels, combine=combine, examples=scored, gradient="measurement", self_influence=True
+            inputs,
+            labels,
+            combine=combine,
+            examples=scored,
+            gradient="measurement",
+            self_influence=True,
+            stage="seed expansion",
         )
         assert found.self_influence is not None
         length = found.self_influence.double().cpu().sqrt()
