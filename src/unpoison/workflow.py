@@ -52,7 +52,7 @@ from unpoison.data import (
 )
 from unpoison.detectors import Calibration, Detector, Findings, Observation
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence import Damping, InfluenceIndex
+from unpoison.influence import FACTOR_EXAMPLES, Damping, InfluenceIndex
 from unpoison.input_detectors import InputDetector, Screening
 from unpoison.models import (
     Normalized,
@@ -378,8 +378,8 @@ def index(
     append: bool = False,
     damping: Damping | None = None,
     modules: Sequence[str] | None = None,
-    covariance_examples: int | None = None,
-    eigenvalue_examples: int | None = None,
+    covariance_examples: int | None = FACTOR_EXAMPLES,
+    eigenvalue_examples: int | None = FACTOR_EXAMPLES,
     numbers: int | None = None,
     processes: int = 1,
     executor: Executor | None = None,
@@ -399,8 +399,8 @@ def index(
         append: add examples to the index, without reading those that it has.
         damping: of the curvature; that of "calibrated" by default.
         modules: whose parameters to track; all linear and convolution layers by default.
-        covariance_examples: fit the covariances to this many examples only.
-        eigenvalue_examples: fit the eigenvalues to this many examples only.
+        covariance_examples: fit the covariances to this many examples; to all when None.
+        eigenvalue_examples: fit the eigenvalues to this many examples; to all when None.
         numbers: kept of each example; by default whole gradients where all of them take at most 8 GiB, and
             else 2,048, fewer where memory is short.
         processes: how many make shards at a time, with a thread each where there are several.
@@ -418,7 +418,7 @@ def index(
         InputError: an option is out of range, or the memory does not suffice.
         MismatchError: the directory holds the index of something else.
 
-    Cost: two passes over the training set for the factors, one for the index.
+    Cost: two passes over examples for the factors, one over the training set for the index.
     """
     check_network(network_of(model), gradients=True)
     network = network_of(giving_logits(model, normalization, task))

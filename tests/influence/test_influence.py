@@ -23,6 +23,7 @@ from unpoison.influence import (
     score,
     unchanged,
 )
+from unpoison.influence._factors import _drawn
 from unpoison.tasks import ClassificationTask, Task
 
 TASK = ClassificationTask()
@@ -478,7 +479,9 @@ def test_modules_can_be_chosen_and_fewer_examples_make_the_covariances() -> None
     factors = fit_factors(model, examples, TASK, seed=0, modules=["head", "second"], covariance_examples=5)
     assert list(factors.layers) == ["second", "head"]
     assert factors.settings["covariance_examples"] == 5
-    few = TensorExamples(*(part[::3] for part in examples.tensors))
+    chosen = _drawn(len(examples), 5, 0, "covariance")
+    assert chosen is not None
+    few = TensorExamples(*(part[chosen] for part in examples.tensors))
     less = fit_factors(model, few, TASK, seed=0, empirical=True)
     more = fit_factors(model, examples, TASK, seed=0, empirical=True, covariance_examples=5, batch_size=2)
     assert less.layers["head"].output_basis is not None
@@ -486,6 +489,28 @@ def test_modules_can_be_chosen_and_fewer_examples_make_the_covariances() -> None
     projected = less.layers["head"].output_basis[0].T @ more.layers["head"].output_basis[0]
     torch.testing.assert_close(projected.abs(), torch.eye(CLASSES, dtype=torch.float64), atol=1e-6, rtol=0)
     assert factors.num_parameters == 6 * 9 * 4 + 4 + 36 * CLASSES + CLASSES
+
+
+@pytest.mark.parametrize(("total", "count"), [(7, 3), (20, 19), (1000, 10), (3, 1), (2**20, 2048)])
+def test_examples_for_the_factors_are_drawn_from_all_of_the_set(total: int, count: int) -> None:
+    drawn = _drawn(total, count, 0, "eigenvalues")
+    assert drawn is not None
+    ends = torch.arange(1, count + 1) * total // count
+    assert len(drawn) == count
+    assert (drawn < ends).all()
+    assert (drawn >= torch.cat([torch.tensor([0]), ends[:-1]])).all()
+
+
+def test_examples_for_the_factors_are_of_all_classes_where_the_classes_take_turns() -> None:
+    drawn = _drawn(20_000, 2000, 1, "covariance")
+    assert drawn is not None
+    counts = torch.bincount(drawn % 10, minlength=10)
+    assert (counts - 200).abs().max() < 5 * 200**0.5
+    again = _drawn(20_000, 2000, 1, "eigenvalues")
+    assert again is not None
+    assert not torch.equal(drawn, again)
+    for count in (None, 20_000, 30_000):
+        assert _drawn(20_000, count, 1, "covariance") is None
 
 
 def test_the_fingerprint_of_a_model_that_does_not_change_is_computed_once() -> None:

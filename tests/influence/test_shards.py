@@ -42,6 +42,9 @@ def work() -> dict[str, torch.Tensor]:
     examples = TensorExamples(images, torch.randint(0, 3, (301,), generator=generator))
     task = ClassificationTask()
     factors = fit_factors(model, examples, task, seed=3, batch_size=64)
+    few = fit_factors(
+        model, examples, task, seed=3, covariance_examples=101, eigenvalue_examples=77, batch_size=16
+    )
     queries = precondition(model, factors, examples.batch(0, 4), task)
     scores = score(model, queries, examples, task, gradient_norms=True, self_influence=True, batch_size=64)
     part = score(model, queries, examples, task, start=10, stop=20)
@@ -50,6 +53,7 @@ def work() -> dict[str, torch.Tensor]:
     assert scores.self_influence is not None
     return {
         "eigenvalues": factors.layers["0"].eigenvalues,
+        "of few": few.layers["0"].eigenvalues,
         "values": scores.values.contiguous(),
         "norms": scores.gradient_norms,
         "self": scores.self_influence,

@@ -30,6 +30,7 @@ from unpoison.detectors._conformal import p_value as conformal_p_value
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
+from unpoison.detectors._shared_pattern import shared_pattern
 from unpoison.detectors.artifact_mixture import artifact_features, artifact_mixture
 from unpoison.tasks import ClassificationTask
 
@@ -68,7 +69,7 @@ def decide(search: Search, calibration: Calibration, level: float) -> Findings:
     ranking = excess.argsort(descending=True, stable=True)
     seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
     expanded, kind, apart = _expanded(
-        search, calibration, findings, examples, rows, seeds, excess, exact=found
+        search, calibration, findings, examples, rows, seeds, excess, found=found
     )
     if found and not (own or apart):
         said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
@@ -202,25 +203,32 @@ def _expanded(
     seeds: Tensor,
     excess: Tensor,
     *,
-    exact: bool,
+    found: bool,
 ) -> tuple[Findings, Kind, bool]:
     """Stage 4: all examples that resemble the seeds, and whether these are a group of their own.
 
-    `seeds` are places among the `rows`.
+    `seeds` are places among the `rows`; where poison was found, their gradients are exact, and a pattern that
+    their inputs share is looked for.
     """
-    expansion = expand_seeds(search, seeds, examples, rows, exact=exact)
+    expansion = expand_seeds(search, seeds, examples, rows, exact=found)
     search.lap("seed expansion")
     total = len(search.training_set)
     evidence = {
         **findings.evidence,
         "seed_similarity": _spread_out(expansion.scores, rows, total, 0.0),
     }
-    log_odds = None
+    log_odds = pattern = None
     if not expansion.separated:
         log_odds = _artifacts(search, calibration, examples, seeds, excess)
     if log_odds is not None:
         evidence["artifact_log_odds"] = _spread_out(log_odds, rows, total, 0.0)
     selection = select(expansion, log_odds, excess, seeds)
+    if found and selection.kind == "trigger-like":
+        pattern = shared_pattern(search, expansion, rows, seeds, calibration.near)
+        search.lap("shared pattern")
+    if pattern is not None:
+        evidence["pattern_log_odds"] = _spread_out(pattern.scores, rows, total, 0.0)
+        selection = select_pattern(pattern)
     flagged = selection.flagged.nonzero()[:, 0]
     flagged = rows[flagged[selection.scores[flagged].argsort(descending=True, stable=True)]]
     centre, unit = robust_units(selection.scores)
@@ -297,6 +305,12 @@ def select(expansion: SeedExpansion, log_odds: Tensor | None, excess: Tensor, se
         )
     rule = "similar gradients, up to the gap to the other examples"
     return Selection(expansion.scores, expansion.threshold, members, rule, "trigger-like")
+
+
+def select_pattern(pattern: SeedExpansion) -> Selection:
+    """The examples whose inputs carry the pattern that was found in those with similar gradients."""
+    rule = "more likely than not the pattern that inputs with similar gradients share, by both"
+    return Selection(pattern.scores, pattern.threshold, pattern.members, rule, "trigger-like")
 
 
 def _spread_out(values: Tensor, rows: Tensor, total: int, elsewhere: float | None = None) -> Tensor:

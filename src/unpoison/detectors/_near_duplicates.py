@@ -27,7 +27,7 @@ for and of at most 4,096 others, which are read again whenever there are new one
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self, final
 
@@ -144,6 +144,17 @@ class NearDuplicates:
         among = torch.isin(every, chosen)
         return _alike(pixels, self.spacings[members], every, chosen, among, len(members))
 
+    def likeness(self, training_set: Examples, rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of Int64[a] and Int64[b] places among Int64[k] `rows`, Float[a b]: S_jk of these examples."""
+        if self.groups is not None:
+            own = self.groups[rows]
+            return lambda of, to: (own[of, None] == own[to]).double()
+        pixels = self._spaced(training_set, rows)
+        if pixels is None:
+            return lambda of, to: (of[:, None] == to).double()
+        spacings = self.spacings[rows].to(pixels.device)
+        return lambda of, to: _likeness(pixels, spacings, of.to(pixels.device), to.to(pixels.device)).cpu()
+
     def _spaced(self, training_set: Examples, rows: Tensor) -> Tensor | None:
         """The thumbnails of the examples at Int64[k] `rows`, whose spacings are then known."""
         count = len(self.spacings)
@@ -194,17 +205,18 @@ def _alike(
     """
     spacings = spacings.to(pixels.device)
     given, there = (part.to(pixels.device) for part in (asked, others))
-    against, scale = pixels[there], -1 / (_WIDTH**2 * spacings[there])
     sums = [
-        _squared_distances(pixels[part], against)
-        .mul_(scale)
-        .div_(spacings[part, None])
-        .exp_()
-        .sum(1, dtype=torch.float64)
+        _likeness(pixels, spacings, part, there).sum(1, dtype=torch.float64)
         for part in torch.split(given, _CHUNK)
     ]
     total = torch.cat([pixels.new_zeros(0, dtype=torch.float64), *sums]).cpu()
     return (1 + (total - among.double()) * ((count - 1) / max(len(others) - 1, 1))).clamp_(min=1)
+
+
+def _likeness(pixels: Tensor, spacings: Tensor, of: Tensor, to: Tensor) -> Tensor:
+    """Float32[a b]: S_jk, of Int64[a] and Int64[b] places among Float32[m d] thumbnails."""
+    squares = _squared_distances(pixels[of], pixels[to])
+    return squares.mul_(-1 / (_WIDTH**2 * spacings[to])).div_(spacings[of, None]).exp_()
 
 
 def _spacings(pixels: Tensor, others: Tensor, among: Tensor, count: int) -> Tensor:

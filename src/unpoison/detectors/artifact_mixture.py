@@ -49,7 +49,7 @@ from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._representations import Reader
 from unpoison.detectors._search import OF_INFLUENCE, Search, Searcher
-from unpoison.influence import Damping, Parts, RelativeDamping
+from unpoison.influence import FACTOR_EXAMPLES, Damping, Parts, RelativeDamping
 
 _DAMPING = RelativeDamping(0.1)
 _FEWEST: Final = 5  # members that a component can be learned from
@@ -82,8 +82,8 @@ class ArtifactMixture(Searcher):
         seeds: how many of the examples with the most influence are taken for poison, at least 5.
         damping: of the curvature.
         modules: which modules' parameters to track; all linear and convolution layers by default.
-        covariance_examples: fit the covariances to this many examples only.
-        eigenvalue_examples: fit the eigenvalues to this many examples only.
+        covariance_examples: fit the covariances to this many examples; to all when None.
+        eigenvalue_examples: fit the eigenvalues to this many examples; to all when None.
         batch_size: examples of a forward pass.
 
     Raises:
@@ -93,8 +93,8 @@ class ArtifactMixture(Searcher):
     seeds: int = 10
     damping: Damping = _DAMPING
     modules: tuple[str, ...] | None = None
-    covariance_examples: int | None = None
-    eigenvalue_examples: int | None = None
+    covariance_examples: int | None = FACTOR_EXAMPLES
+    eigenvalue_examples: int | None = FACTOR_EXAMPLES
     batch_size: int = 128
 
     def __post_init__(self) -> None:

@@ -67,6 +67,7 @@ from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._search import OF_INFLUENCE, REFINED, Search
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import (
+    FACTOR_EXAMPLES,
     Damping,
     Factors,
     InfluenceIndex,
@@ -104,8 +105,8 @@ class Calibrated(Detector):
             nearly so.
         damping: of the curvature.
         modules: which modules' parameters to track; all linear and convolution layers by default.
-        covariance_examples: fit the covariances to this many examples only.
-        eigenvalue_examples: fit the eigenvalues to this many examples only.
+        covariance_examples: fit the covariances to this many examples; to all when None.
+        eigenvalue_examples: fit the eigenvalues to this many examples; to all when None.
         batch_size: examples of a forward pass.
 
     Raises:
@@ -118,8 +119,8 @@ class Calibrated(Detector):
     false_alarm_level: float = 0.01
     damping: Damping = _DAMPING
     modules: tuple[str, ...] | None = None
-    covariance_examples: int | None = None
-    eigenvalue_examples: int | None = None
+    covariance_examples: int | None = FACTOR_EXAMPLES
+    eigenvalue_examples: int | None = FACTOR_EXAMPLES
     batch_size: int = 128
 
     def __post_init__(self) -> None:

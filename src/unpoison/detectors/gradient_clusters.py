@@ -45,7 +45,7 @@ from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import OF_INFLUENCE, Search, Searcher
 from unpoison.detectors._seed_expansion import SeedExpansion, expansion_of
-from unpoison.influence import Damping, InfluenceIndex, Parts, RelativeDamping
+from unpoison.influence import FACTOR_EXAMPLES, Damping, InfluenceIndex, Parts, RelativeDamping
 
 _DAMPING = RelativeDamping(0.1)
 _MOST: Final = 2048
@@ -75,16 +75,16 @@ class GradientClusters(Searcher):
         separation: how far a cluster must lie from the other examples of its label.
         damping: of the curvature, where there is no index.
         modules: which modules' parameters to track; all linear and convolution layers by default.
-        covariance_examples: fit the covariances to this many examples only.
-        eigenvalue_examples: fit the eigenvalues to this many examples only.
+        covariance_examples: fit the covariances to this many examples; to all when None.
+        eigenvalue_examples: fit the eigenvalues to this many examples; to all when None.
         batch_size: examples of a forward pass.
     """
 
     separation: float = 4.0
     damping: Damping = _DAMPING
     modules: tuple[str, ...] | None = None
-    covariance_examples: int | None = None
-    eigenvalue_examples: int | None = None
+    covariance_examples: int | None = FACTOR_EXAMPLES
+    eigenvalue_examples: int | None = FACTOR_EXAMPLES
     batch_size: int = 128
 
     def __post_init__(self) -> None:

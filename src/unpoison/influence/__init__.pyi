@@ -2,6 +2,7 @@ from ._bounded import influence_scores as influence_scores
 from ._estimates import Parts as Parts
 from ._estimates import influence_bytes as influence_bytes
 from ._estimates import projection_bytes as projection_bytes
+from ._factors import FACTOR_EXAMPLES as FACTOR_EXAMPLES
 from ._factors import Factors as Factors
 from ._factors import LayerFactors as LayerFactors
 from ._factors import fit_factors as fit_factors

@@ -7,8 +7,8 @@ al., "Studying Large Language Model Generalization with Influence Functions", 20
 2. A = Qa La Qa^T and S = Qg Lg Qg^T, float64, in the place of A and S;
 3. one pass: Lambda = E_j[(Qg^T G_j Qa)^2] over per-example gradients G_j, float32.
 
-Either pass may be of evenly spread examples alone: A and S decide on the basis only, and the mean of n
-squares has a relative error of about sqrt(2 / n).
+Either pass may be of some examples alone, one drawn from each of as many equal stretches of the set: A and S
+decide on the basis only, and the mean of n squares has a relative error of about sqrt(2 / n).
 
 a are a layer's inputs (the patches of a convolution, with a 1 for the bias) and g its output gradients,
 both uncentred and averaged over examples and positions. Labels are drawn from the model's prediction (the
@@ -30,7 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ from unpoison.tasks import Batch, Task
 
 _SCHEMA = 1
 _NOISE_BLOCK = 1024
+
+FACTOR_EXAMPLES: Final = 2048
+"""What methods of ours fit factors to: an eigenvalue is then known to 3 %, whatever the size of the set."""
 
 
 @final
@@ -195,12 +198,12 @@ def fit_factors(
         model: any module; used in evaluation mode and left as it was. Frozen parameters are tracked as well.
         examples: read in consecutive batches.
         task: its `sampled_loss` (or `loss`, when `empirical`) is differentiated.
-        seed: of the labels drawn; the factors depend on nothing else that is random.
+        seed: of the labels and the examples drawn; the factors depend on nothing else that is random.
         modules: names of the modules to track, or patterns such as "layer4.*"; see `tracked_layers`. All that
             are matrix products (linear layers, convolutions, attention's projections) by default; "*" also
             normalisation, LayerScale and Embedding, with the exact diagonal.
-        covariance_examples: A and S from this many evenly spread examples only; of all by default.
-        eigenvalue_examples: Lambda from this many evenly spread examples only; of all by default.
+        covariance_examples: A and S from this many examples, drawn from all of the set; of all by default.
+        eigenvalue_examples: Lambda from this many examples, drawn likewise; of all by default.
         empirical: use the given labels (the empirical Fisher matrix) in place of drawn ones.
         batch_size: examples of a forward pass.
         workspace_bytes: of per-example gradients at a time; default 8 MiB, on CUDA 1 GiB.
@@ -223,10 +226,8 @@ def fit_factors(
         if value is not None and value < 1:
             raise InputError(f"{name} must be positive, found {value}")
     shard = Shard.current()
-    stride, second_stride = (
-        1 if some is None else max(1, -(-total // some))
-        for some in (covariance_examples, eigenvalue_examples)
-    )
+    of_covariances = _drawn(total, covariance_examples, seed, "covariance")
+    of_eigenvalues = _drawn(total, eigenvalue_examples, seed, "eigenvalues")
 
     device, dtype = where(model)
     _check_memory(layers, device, dtype)
@@ -241,7 +242,7 @@ def fit_factors(
             seed,
             empirical,
             batch_size,
-            stride,
+            of_covariances,
             shard,
             progress,
         )
@@ -285,18 +286,18 @@ def fit_factors(
             seed,
             empirical,
             batch_size,
-            second_stride,
+            of_eigenvalues,
             shard,
             progress,
         )
-    read = len(range(0, total, second_stride))
+    read = total if of_eigenvalues is None else len(of_eigenvalues)
     fitted = {
         layer.name: LayerFactors(input_basis, output_basis, shard.add_(squares).div_(read))
         for layer, (input_basis, output_basis), squares in zip(used, bases, corrected.sums, strict=True)
     }
     settings = {
         "examples": total,
-        "covariance_examples": len(range(0, total, stride)),
+        "covariance_examples": total if of_covariances is None else len(of_covariances),
         "eigenvalue_examples": read,
         "seed": seed,
         "empirical": empirical,
@@ -332,23 +333,34 @@ def _pass(
     seed: int,
     empirical: bool,
     batch_size: int,
-    stride: int,
+    drawn: Tensor | None,
     shard: Shard,
     progress: Progress | None,
 ) -> None:
-    start, stop = shard.bounds(len(examples))
-    start = -(-start // stride) * stride
-    some = examples.in_batches(batch_size, torch.arange(start, stop, stride)) if stride > 1 else None
-    for low in range(start, stop, batch_size * stride):
-        high = min(low + batch_size * stride, stop)
+    start, stop = shard.bounds(len(examples) if drawn is None else len(drawn))
+    some = None if drawn is None else examples.in_batches(batch_size, drawn[start:stop])
+    for low in range(start, stop, batch_size):
+        high = min(low + batch_size, stop)
         batch: Batch = examples.batch(low, high) if some is None else next(some)
         if empirical:
             sweeper.batch(batch, task.loss, visitor)
         else:
-            noise = _noise(low, high, seed, stage, task.noise_shape)[::stride].to(sweeper.device)
+            noise = _noise(low, high, seed, stage, task.noise_shape).to(sweeper.device)
             sweeper.batch((*batch, noise), functools.partial(_sampled, task), visitor)
         if progress is not None:
             progress(stage, high - start, stop - start)
+
+
+def _drawn(total: int, count: int | None, seed: int, stage: str) -> Tensor | None:
+    """Int64[count], ascending: an example from each of `count` equal stretches; None where all are read.
+
+    Not every k-th one, which would be of one class where the classes take turns.
+    """
+    if count is None or count >= total:
+        return None
+    bounds = torch.arange(count + 1) * total // count
+    shares = torch.rand(count, dtype=torch.float64, generator=generator(seed, "influence", stage, "drawn"))
+    return bounds[:-1] + (shares * bounds.diff()).long()
 
 
 def _sampled(task: Task, model: nn.Module, batch: Batch) -> Tensor:
@@ -356,7 +368,7 @@ def _sampled(task: Task, model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _noise(start: int, stop: int, seed: int, stage: str, shape: tuple[int, ...]) -> Tensor:
-    """Float64[stop - start, *shape]: uniform numbers that depend on seed, stage and example alone."""
+    """Float64[stop - start, *shape]: uniform numbers that depend on seed, stage and place alone."""
     first, last = start // _NOISE_BLOCK, (stop - 1) // _NOISE_BLOCK
     blocks = [
         torch.rand(

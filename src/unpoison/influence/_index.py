@@ -55,7 +55,7 @@ from unpoison._progress import Progress
 from unpoison._seeds import generator
 from unpoison.data import Examples
 from unpoison.errors import InputError, MismatchError
-from unpoison.influence._factors import Factors, model_fingerprint
+from unpoison.influence._factors import FACTOR_EXAMPLES, Factors, model_fingerprint
 from unpoison.influence._index_files import (
     IndexFiles,
     Span,
@@ -172,8 +172,8 @@ class InfluenceIndex:
         factors: Factors | None = None,
         damping: Damping | None = None,
         modules: Sequence[str] | None = None,
-        covariance_examples: int | None = None,
-        eigenvalue_examples: int | None = None,
+        covariance_examples: int | None = FACTOR_EXAMPLES,
+        eigenvalue_examples: int | None = FACTOR_EXAMPLES,
         gradient: Gradient = "measurement",
         numbers: int | None = None,
         sketch: int | None = None,
@@ -249,8 +249,8 @@ class InfluenceIndex:
         task: Task | None = None,
         *,
         modules: Sequence[str] | None = None,
-        covariance_examples: int | None = None,
-        eigenvalue_examples: int | None = None,
+        covariance_examples: int | None = FACTOR_EXAMPLES,
+        eigenvalue_examples: int | None = FACTOR_EXAMPLES,
         numbers: int | None = None,
         sketch: int | None = None,
         memory: int | str | None = None,
