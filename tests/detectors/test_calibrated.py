@@ -62,6 +62,24 @@ def test_calibrated_finds_the_poison(make_scenes: Callable[[int], Any], seed: in
         assert float(found.scores[others].max()) < float(found.scores[~others].min())
 
 
+def test_the_pattern_that_flagged_inputs_share_decides_on_the_flags(
+    scene: Any, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = make().find(scene.model, scene.poisoned, scene.observation, calibration=calibration)
+    rows = (scene.poisoned.labels == scene.observation.predicted).nonzero()[:, 0]
+    odds = found.evidence["pattern_log_odds"]
+    assert "pattern" in found.threshold.how
+    assert torch.equal(found.mask(), odds > 0)
+    assert torch.equal(odds[rows].argsort(), found.scores[rows].argsort())
+    assert not odds[found.labels != scene.observation.predicted].any()
+    monkeypatch.setattr("unpoison.detectors._decision.shared_pattern", lambda *_: None)
+    without = make().find(scene.model, scene.poisoned, scene.observation, calibration=calibration)
+    assert "pattern_log_odds" not in without.evidence
+    assert "similar gradients" in without.threshold.how
+    assert torch.equal(without.evidence["seed_similarity"], found.evidence["seed_similarity"])
+    assert without.p_value == found.p_value
+
+
 def test_natural_errors_are_found_exactly_as_often_as_the_level_says(natural: Any) -> None:
     model, training_set, fresh = natural
     factors = fit_factors(model, training_set, ClassificationTask(), seed=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unpoison.data import TrainingSet
+from unpoison.data import TensorExamples, TrainingSet
 from unpoison.detectors import _near_duplicates
 from unpoison.detectors._near_duplicates import NearDuplicates, group_numbers
 from unpoison.errors import InputError
@@ -135,3 +135,28 @@ def test_few_and_equal_images(count: int) -> None:
     images = torch.full((count, 3, 4, 4), 90, dtype=torch.uint8)
     found, _ = multiplicities(make_set(images, torch.zeros(count, dtype=torch.int64)))
     assert found.tolist() == pytest.approx([count] * count)
+
+
+def test_likeness_of_pairs_is_what_is_summed() -> None:
+    images = noise(60, 5)
+    images[10:14] = images[10]
+    training_set = make_set(images, torch.arange(60) % 2)
+    near, rows = NearDuplicates.of(training_set), torch.arange(5, 40)
+    places = torch.arange(len(rows))
+    likeness = near.likeness(training_set, rows)(places, places).double()
+    assert torch.allclose(likeness.diagonal(), torch.ones(len(rows), dtype=torch.float64), atol=1e-3)
+    assert torch.allclose(likeness.sum(1), near.alike_among(training_set, rows), atol=1e-2)
+    assert torch.allclose(likeness[5:9, 5:9], torch.ones(4, 4, dtype=torch.float64), atol=1e-3)
+    few = near.likeness(training_set, rows)(places[3:5], places[4:8])
+    assert torch.allclose(few.double(), likeness[3:5, 4:8], atol=1e-6)
+
+
+def test_likeness_of_pairs_by_groups_and_of_other_inputs() -> None:
+    training_set = make_set(noise(8, 6), torch.zeros(8).long())
+    groups = torch.tensor([0, 0, 1, 1, 1, 2, 3, 4])
+    rows, places = torch.tensor([1, 3, 4, 7]), torch.arange(4)
+    known = NearDuplicates.of(training_set, groups).likeness(training_set, rows)(places, places)
+    assert known.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    vectors = TensorExamples(torch.randn(8, 5), torch.zeros(8).long())
+    alone = NearDuplicates.of(vectors).likeness(vectors, rows)(places, places)
+    assert torch.equal(alone, torch.eye(4, dtype=torch.float64))

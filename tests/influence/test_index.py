@@ -487,8 +487,9 @@ def test_another_code_is_refused(
 
 
 def test_the_memory_decides_on_the_size(
-    tmp_path: Path, model: nn.Module, train: TensorExamples, factors: Factors
+    tmp_path: Path, model: nn.Module, train: TensorExamples, factors: Factors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(building, "quick_type", lambda _: torch.bfloat16)  # as on a processor that has it
     tracked = factors.num_parameters
 
     def size(memory: int, of: Factors = factors, free: int | None = None, **given: int) -> building.RowSize:

@@ -45,12 +45,10 @@ def _index(options: Index, console: Console, interrupts: Interrupts) -> int:
                 reference = reference_of(options.reference, options, run.device)
             subject = load_model(options.model, options.architecture, training_set, run.device)
             network = workflow.network_of(subject.model)
-        shared: dict[str, Any] = {
-            "modules": list(options.modules) or None,
-            "covariance_examples": options.covariance_examples,
-            "eigenvalue_examples": options.eigenvalue_examples,
-            "numbers": options.numbers,
-        }
+        shared: dict[str, Any] = {"modules": list(options.modules) or None, "numbers": options.numbers}
+        for name in ("covariance_examples", "eigenvalue_examples"):
+            if (given := getattr(options, name)) is not None:
+                shared[name] = given
         if options.estimate:
             with run.stage("estimate"):
                 found = InfluenceIndex.estimate(network, training_set, **shared)

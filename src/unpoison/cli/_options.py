@@ -368,9 +368,9 @@ class Index(OfModel):
     """Modules whose parameters to track, or patterns such as layer4*; when not given, all that can be
     tracked."""
     covariance_examples: MaybeCount = None
-    """Fit the covariances to this many examples only."""
+    """Fit the covariances to this many examples; 2048 when not given."""
     eigenvalue_examples: MaybeCount = None
-    """Fit the eigenvalues to this many examples only."""
+    """Fit the eigenvalues to this many examples; 2048 when not given."""
     append: bool = False
     """Add the examples of --data to the index, after those in it, which are not read again."""
     estimate: bool = False

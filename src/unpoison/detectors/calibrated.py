@@ -17,17 +17,18 @@ Ours; the stages in standard terms:
                preconditioned gradients (`_seed_expansion`). Clean-label poison hardly shares a gradient
                direction. So, unless the members are separated from the other examples of their label, the
                artifact mixture is fitted as well to 8-bit images (`artifact_mixture`, with the same seeds);
-               it decides where more than a quarter of the examples that it finds are no members. Where no
-               poison is found, this orders the examples, and flags none.
+               it decides where more than a quarter of the examples that it finds are no members. Else, where
+               the inputs of the members share a pattern, it and the cosines decide together
+               (`_shared_pattern`). Where no poison is found, this orders the examples, and flags none.
 5. cause       what kind of cause the responsible examples speak for, poison or not (`_cause`).
 
 `scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label, of what
 decided stage 4. Examples with other labels come last.
 
-Cost: two passes over the training set for the factors and, where the queries of a label fit into 1 GiB, one
-for the calibration, all kept in it; then two passes over the examples with the answered label, a forward pass
-of them for the cause, and for the first answer with a label three for artifact features, where the members
-are not separated.
+Cost: two passes over 2,048 examples for the factors and, where the queries of a label fit into 1 GiB, one over
+the training set for the calibration, all kept in it; then two passes over the examples with the answered label, a forward pass
+of them for the cause, products of pixels where poison is found, and for the first answer with a label three
+forward passes for artifact features, where the members are not separated.
 Memory: at most 1 GiB of queries (8 of them where that is more), beside what `unpoison.influence`
 states. Limits: the poison bears the label that it causes; one cause for the flagged share; a poison that made
 a few training examples decisive cannot be told from an ordinary hard example. The level is that of an error
@@ -88,7 +89,7 @@ Groups = Sequence[Hashable] | Tensor
     title="Calibrated Delta-Influence",
     summary="Tests whether the wrong answer goes back to poison at a stated false-alarm level, and flags it.",
     paper="ours, after Li et al. 2026, arXiv 2411.13731",
-    cost="three passes with per-example gradients, kept for further answers; two over one class for each",
+    cost="a pass with per-example gradients, and two over 2,048 examples, kept for further answers; two over one class for each",
     needs_observation=True,
     uses_index=True,
     can_find_nothing=True,

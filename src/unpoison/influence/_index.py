@@ -196,8 +196,8 @@ class InfluenceIndex:
             factors: fitted to this model and these examples; fitted here by default.
             damping: `RelativeDamping()` by default; queries may ask for another.
             modules: as for `fit_factors`.
-            covariance_examples: as for `fit_factors`.
-            eigenvalue_examples: as for `fit_factors`.
+            covariance_examples: as for `fit_factors`; of all when None.
+            eigenvalue_examples: as for `fit_factors`; of all when None.
             gradient: what to differentiate at the training examples, see `Task.measurement`.
             numbers: m, at most the number of examples; by default gradients are kept whole where all of them
                 take at most 8 GiB and a quarter of the free disk, and else m is 2,048, fewer where memory is
@@ -264,8 +264,8 @@ class InfluenceIndex:
             examples: the training set.
             task: `ClassificationTask()` by default.
             modules: whose parameters to track.
-            covariance_examples: as for `fit_factors`.
-            eigenvalue_examples: as for `fit_factors`.
+            covariance_examples: as for `fit_factors`; of all when None.
+            eigenvalue_examples: as for `fit_factors`; of all when None.
             numbers: m.
             sketch: D.
             memory: as for `build`.
