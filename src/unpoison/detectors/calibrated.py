@@ -25,10 +25,10 @@ Ours; the stages in standard terms:
 `scores` are always in robust standard deviations (median, 1.4826 MAD) within the answered label, of what
 decided stage 4. Examples with other labels come last.
 
-Cost: two passes over 2,048 examples for the factors and, where the queries of a label fit into 1 GiB, one over
-the training set for the calibration, all kept in it; then two passes over the examples with the answered label, a forward pass
-of them for the cause, products of pixels where poison is found, and for the first answer with a label three
-forward passes for artifact features, where the members are not separated.
+Cost: two passes over 2,048 examples for the factors and, where the queries of a label fit into 1 GiB, one
+over the training set for the calibration, all kept in it; then two passes over the examples with the answered
+label, a forward pass of them for the cause, products of pixels where poison is found, and for the first
+answer with a label three forward passes for artifact features, where the members are not separated.
 Memory: at most 1 GiB of queries (8 of them where that is more), beside what `unpoison.influence`
 states. Limits: the poison bears the label that it causes; one cause for the flagged share; a poison that made
 a few training examples decisive cannot be told from an ordinary hard example. The level is that of an error
@@ -89,7 +89,7 @@ Groups = Sequence[Hashable] | Tensor
     title="Calibrated Delta-Influence",
     summary="Tests whether the wrong answer goes back to poison at a stated false-alarm level, and flags it.",
     paper="ours, after Li et al. 2026, arXiv 2411.13731",
-    cost="a pass with per-example gradients, and two over 2,048 examples, kept for further answers; two over one class for each",
+    cost="a pass with per-example gradients, two over 2,048 examples, kept; two over one class an answer",
     needs_observation=True,
     uses_index=True,
     can_find_nothing=True,
