@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,3 +64,14 @@ def test_the_network_is_as_it_was() -> None:
 )
 def test_images_that_decide_nothing(images: Tensor) -> None:
     assert fastest_layout(Viewing(3), images) == torch.contiguous_format
+
+
+@pytest.mark.parametrize(("channels", "stride", "size"), [(4, 2, 1), (7, (1, 2), 1)])
+def test_layouts_that_may_write_past_a_gradient_are_avoided(channels: int, stride: Any, size: int) -> None:
+    def network(channels: int, stride: Any, size: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, channels, 3), nn.Conv2d(channels, 8, size, stride=stride))
+
+    images = some_set(2).images
+    assert fastest_layout(network(channels, stride, size), images) == torch.contiguous_format
+    for safe in ((8, stride, size), (channels, 1, size), (channels, stride, 3)):
+        assert fastest_layout(network(*safe), images) == torch.channels_last

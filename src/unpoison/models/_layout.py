@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from unpoison._inputs import Inputs
 from unpoison.errors import InputError
 from unpoison.models._forward import as_input, forward
 from unpoison.models._preserved import preserved
+
+_SAFE_CHANNELS: Final = 8
 
 
 def fastest_layout(model: nn.Module, images: Inputs) -> torch.memory_format:
@@ -34,6 +38,7 @@ def fastest_layout(model: nn.Module, images: Inputs) -> torch.memory_format:
         or images.ndim != 4
         or not len(images)
         or not any(isinstance(module, nn.Conv2d) for module in model.modules())
+        or any(map(_is_unsafe, model.modules()))
     ):
         return torch.contiguous_format
     some = as_input(model, images[:2], torch.preserve_format)
@@ -45,6 +50,20 @@ def fastest_layout(model: nn.Module, images: Inputs) -> torch.memory_format:
             # An error of another cause comes again in the caller's own forward pass, and is reported there.
             return torch.contiguous_format
     return torch.channels_last
+
+
+def _is_unsafe(module: nn.Module) -> bool:
+    """Whether channels last may write past the end of a gradient: oneDNN 3.12, of torch 2.13, with AVX2.
+
+    That of the inputs of a 1x1 convolution with a stride and fewer than eight input channels.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels < _SAFE_CHANNELS
+        and module.weight.device.type == "cpu"
+    )
 
 
 def laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
