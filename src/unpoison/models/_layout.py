@@ -62,7 +62,6 @@ def _is_unsafe(module: nn.Module) -> bool:
         and module.kernel_size == (1, 1)
         and module.stride != (1, 1)
         and module.in_channels < _SAFE_CHANNELS
-        and module.weight.device.type == "cpu"
     )
 
 
