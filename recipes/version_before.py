@@ -3,9 +3,9 @@
     git worktree add --detach BEFORE f2be205
     unpoison bench recipes/verdict-sample.toml --out STORE
     python -m recipes.version_before STORE --before BEFORE [--networks 2] [--traces 3]
-    unpoison bench recipes/index-cifar10.toml --out STORE2
+    unpoison bench recipes/verdict-cifar10.toml --out STORE2
     python -m recipes.version_before STORE2 --before BEFORE --networks 1
-        --data cifar10-train-0.parquet cifar10-test.parquet --held-out 400 2400
+        --data cifar10-train-2.parquet cifar10-test.parquet --held-out 400 2400
 
 Version 0.1 reads the training set anew for every suspect, twice for the factors and once for the scores. Each
 version runs in a process of its own, on the same poisoned networks, suspects (half triggered, half natural
