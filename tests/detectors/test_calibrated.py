@@ -21,7 +21,7 @@ from unpoison.detectors._calibration import choose
 from unpoison.detectors._collapse import LabelCollapse
 from unpoison.detectors._conformal import statistic
 from unpoison.detectors._decision import select
-from unpoison.detectors._seed_expansion import SeedExpansion
+from unpoison.detectors._seed_expansion import SplitScores
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import _factors, fit_factors
 from unpoison.tasks import ClassificationTask
@@ -495,11 +495,11 @@ EXCESS = torch.linspace(0, 9, 100, dtype=torch.float64)
 SEEDS = torch.tensor([99, 98, 97])
 
 
-def expansion(members: set[int], *, height: float) -> SeedExpansion:
+def expansion(members: set[int], *, height: float) -> SplitScores:
     """100 examples, with members at such a height above the others."""
     scores = torch.linspace(-0.5, 0.5, 100, dtype=torch.float64)
     scores[sorted(members)] = height
-    return SeedExpansion(scores, 0.55)
+    return SplitScores(scores, 0.55)
 
 
 def log_odds(found: set[int]) -> Tensor:

@@ -13,7 +13,7 @@ from unpoison.data import TrainingSet
 from unpoison.detectors import Calibrated
 from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import (
-    SeedExpansion,
+    SplitScores,
     _centred,
     _products,
     expand_seeds,
@@ -223,14 +223,14 @@ def test_separation_of_members_from_other_examples() -> None:
     others = torch.linspace(-1, 1, 101)
     members = torch.linspace(3, 5, 11)
     scores = torch.cat([others, members]).double()
-    found = SeedExpansion(scores, 2.0)
+    found = SplitScores(scores, 2.0)
     assert found.members.nonzero()[:, 0].tolist() == list(range(101, 112))
     # A tenth of eleven from 3 to 5 lies below 3.2; of the others a hundredth above 0.98.
     assert found.separation == pytest.approx(3.2 / 0.98)
     assert found.separated
     # Where most examples are members, they are no group of their own.
-    assert SeedExpansion(scores, -0.97).separation > 3
-    assert not SeedExpansion(scores, -0.97).separated
-    assert not SeedExpansion(scores, 9.0).separated
-    assert SeedExpansion(scores, 9.0).separation == -math.inf
-    assert SeedExpansion(scores, -2.0).separation == math.inf
+    assert SplitScores(scores, -0.97).separation > 3
+    assert not SplitScores(scores, -0.97).separated
+    assert not SplitScores(scores, 9.0).separated
+    assert SplitScores(scores, 9.0).separation == -math.inf
+    assert SplitScores(scores, -2.0).separation == math.inf

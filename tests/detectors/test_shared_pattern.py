@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,14 @@ from torch import Tensor
 from unpoison.data import TensorExamples, TrainingSet
 from unpoison.detectors import _shared_pattern as stage
 from unpoison.detectors._near_duplicates import NearDuplicates
-from unpoison.detectors._seed_expansion import SeedExpansion
-from unpoison.detectors._shared_pattern import InverseCovariance, inputs_at, pattern_of, shared_pattern
+from unpoison.detectors._seed_expansion import SplitScores
+from unpoison.detectors._shared_pattern import (
+    InverseCovariance,
+    inputs_at,
+    pattern_bytes,
+    pattern_of,
+    shared_pattern,
+)
 
 CARRIERS = torch.arange(0, 40)
 """Which of the 200 examples have the pattern."""
@@ -54,7 +61,7 @@ def test_the_inverse_covariance_is_that_of_the_inputs(count: int) -> None:
     inputs = pictures(count, 0).flatten(1)
     explicit = inverse_of(inputs)
     vectors = torch.randn(4, inputs.shape[1], generator=torch.Generator().manual_seed(1))
-    found = InverseCovariance(inputs)(vectors)
+    found = InverseCovariance(inputs - inputs.mean(0))(vectors)
     expected = vectors.double() @ explicit
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
@@ -116,8 +123,8 @@ class Asked:
         self.training_set, self.seed = training_set, 0
 
 
-def expansion_to(members: Tensor, count: int) -> SeedExpansion:
-    return SeedExpansion(marked(members, count).double(), 0.5)
+def expansion_to(members: Tensor, count: int) -> SplitScores:
+    return SplitScores(marked(members, count).double(), 0.5)
 
 
 def case(images: Tensor) -> tuple[TrainingSet, Tensor]:
@@ -127,7 +134,7 @@ def case(images: Tensor) -> tuple[TrainingSet, Tensor]:
     return TrainingSet((whole.clamp(0, 1) * 255).round().byte(), labels, ("a", "b")), torch.arange(150, 350)
 
 
-def found_in(training_set: Any, rows: Tensor, members: Tensor, seeds: Tensor) -> SeedExpansion | None:
+def found_in(training_set: Any, rows: Tensor, members: Tensor, seeds: Tensor) -> SplitScores | None:
     near = NearDuplicates.of(training_set)
     return shared_pattern(Asked(training_set), expansion_to(members, len(rows)), rows, seeds, near)  # type: ignore[arg-type]
 
@@ -157,7 +164,7 @@ def test_of_many_examples_those_that_resemble_the_seeds_count(monkeypatch: pytes
     monkeypatch.setattr(stage, "_MOST_EXAMPLES", 150)
     near, scores = NearDuplicates.of(training_set), marked(torch.arange(20)).double()
     scores[120:170] = -1.0
-    expansion = SeedExpansion(scores, 0.5)
+    expansion = SplitScores(scores, 0.5)
     found = shared_pattern(Asked(training_set), expansion, rows, torch.arange(10), near)  # type: ignore[arg-type]
     assert found is not None
     assert torch.equal(found.members, marked(CARRIERS))
@@ -196,6 +203,34 @@ def test_a_pattern_that_the_seeds_do_not_have_does_not_count() -> None:
 def test_inputs_that_are_no_numbers_have_none() -> None:
     tokens = TensorExamples(torch.randint(0, 50, (80, 12)), torch.zeros(80).long())
     assert found_in(tokens, torch.arange(80), torch.arange(40), torch.arange(10)) is None
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+def test_the_scale_of_inputs_does_not_matter(scale: float) -> None:
+    inputs, noise = with_pattern(pictures(200, 0)).flatten(1), pictures(300, 5).flatten(1)
+    members = marked(torch.arange(20))
+    found, scaled = (pattern_of(inputs * size, noise * size, members, alone) for size in (1.0, scale))
+    assert found is not None
+    assert scaled is not None
+    torch.testing.assert_close(scaled.scores, found.scores, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_inputs_that_are_not_finite_have_none(place: int) -> None:
+    sets = [with_pattern(pictures(200, 0)).flatten(1), pictures(300, 5).flatten(1)]
+    sets[place][7, 3] = math.nan
+    assert pattern_of(sets[0], sets[1], marked(torch.arange(20)), alone) is None
+
+
+def test_the_memory_is_that_of_reduced_inputs() -> None:
+    count = 8 * (200 + 500) * 3 * 8 * 8 + 8 * 500**2
+    training_set, _ = case(pictures(200, 20))
+    assert pattern_bytes(training_set, 200) == count
+    vectors = TensorExamples(torch.zeros(500, 192), training_set.labels)
+    assert pattern_bytes(vectors, 200) == count
+    large, _ = case(pictures(200, 20, 64))
+    assert pattern_bytes(large, 200) == 8 * (200 + 500) * 3 * 32 * 32 + 8 * 500**2
+    assert pattern_bytes(TensorExamples(torch.zeros(80, 12).long(), torch.zeros(80).long()), 80) == 0
 
 
 def test_large_images_are_reduced() -> None:

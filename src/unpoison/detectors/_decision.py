@@ -29,7 +29,7 @@ from unpoison.detectors._conformal import RESPONSIBLE, errors_needed, robust_uni
 from unpoison.detectors._conformal import p_value as conformal_p_value
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._search import Search
-from unpoison.detectors._seed_expansion import SeedExpansion, expand_seeds
+from unpoison.detectors._seed_expansion import SplitScores, expand_seeds
 from unpoison.detectors._shared_pattern import shared_pattern
 from unpoison.detectors.artifact_mixture import artifact_features, artifact_mixture
 from unpoison.tasks import ClassificationTask
@@ -280,7 +280,7 @@ class Selection:
     kind: Kind
 
 
-def select(expansion: SeedExpansion, log_odds: Tensor | None, excess: Tensor, seeds: Tensor) -> Selection:
+def select(expansion: SplitScores, log_odds: Tensor | None, excess: Tensor, seeds: Tensor) -> Selection:
     """The examples of the same attack as the seeds, by the rule of stage 4.
 
     Arguments:
@@ -307,9 +307,9 @@ def select(expansion: SeedExpansion, log_odds: Tensor | None, excess: Tensor, se
     return Selection(expansion.scores, expansion.threshold, members, rule, "trigger-like")
 
 
-def select_pattern(pattern: SeedExpansion) -> Selection:
+def select_pattern(pattern: SplitScores) -> Selection:
     """The examples whose inputs carry the pattern that was found in those with similar gradients."""
-    rule = "more likely than not the pattern that inputs with similar gradients share, by both"
+    rule = "the pattern that inputs with similar gradients share, by the log-odds of it and of their cosines"
     return Selection(pattern.scores, pattern.threshold, pattern.members, rule, "trigger-like")
 
 

@@ -52,11 +52,11 @@ _SEPARATED: Final = 2.0
 
 @final
 @dataclass(frozen=True, eq=False)
-class SeedExpansion:
-    """What `expand_seeds` finds.
+class SplitScores:
+    """Scores of examples, split in two at a threshold.
 
     Arguments:
-        scores: Float64[n], weighted mean cosines with the seeds, in [-1, 1].
+        scores: Float64[n].
         threshold: the score above which an example is a member.
     """
 
@@ -65,7 +65,7 @@ class SeedExpansion:
 
     @property
     def members(self) -> Tensor:
-        """Bool[n]: the examples whose gradients resemble those of the seeds."""
+        """Bool[n]: the examples above the threshold."""
         return self.scores > self.threshold
 
     @property
@@ -98,7 +98,7 @@ def expand_seeds(
     rows: Tensor | None = None,
     *,
     exact: bool = True,
-) -> SeedExpansion:
+) -> SplitScores:
     """Score every example by its centred cosine with the seeds, in the metric of the inverse curvature.
 
     Arguments:
@@ -127,7 +127,7 @@ def expand_seeds(
     return expansion_of(cosines, seeds)
 
 
-def expansion_of(cosines: Tensor, seeds: Tensor) -> SeedExpansion:
+def expansion_of(cosines: Tensor, seeds: Tensor) -> SplitScores:
     """Stages 2 and 3, from Float64[k n] cosines of the examples at Int64[k] `seeds` with all n."""
     among = cosines[:, seeds].clone().fill_diagonal_(0)
     # Perron and Frobenius: the leading eigenvector of a non-negative matrix has one sign.
@@ -140,7 +140,7 @@ def expansion_of(cosines: Tensor, seeds: Tensor) -> SeedExpansion:
     weighted = weights[:, None] * present
     total = weighted.sum(0)
     scores = (weighted * cosines).sum(0) / torch.where(total > 0, total, 1)
-    return SeedExpansion(scores, valley(scores))
+    return SplitScores(scores, valley(scores))
 
 
 def _products(search: Search, examples: Examples, seeds: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ Inputs are reduced to at most 32 pixels a side, by means. Of a label with more t
 count that resemble the seeds most.
 
 Cost for d numbers an input: q^2 d + q^3 / 3 multiplications for q = 2,048, n m d a round for n examples and m
-members, up to 256; reading n + q examples. Memory: 4 d (n + q) bytes.
+members, up to 256; reading n + q examples. Memory: 8 d (n + q) + 8 q^2 bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from unpoison._seeds import generator
 from unpoison.data import Examples
 from unpoison.detectors._near_duplicates import NearDuplicates
 from unpoison.detectors._search import Search
-from unpoison.detectors._seed_expansion import SeedExpansion, valley
+from unpoison.detectors._seed_expansion import SplitScores, valley
 
 _SIDE: Final = 32
 _DRAWN: Final = 2048
@@ -60,8 +60,8 @@ _BATCH: Final = 128
 
 
 def shared_pattern(
-    search: Search, expansion: SeedExpansion, rows: Tensor, seeds: Tensor, near: NearDuplicates
-) -> SeedExpansion | None:
+    search: Search, expansion: SplitScores, rows: Tensor, seeds: Tensor, near: NearDuplicates
+) -> SplitScores | None:
     """Log-odds of having the pattern that the members of an expansion share; None where they share none.
 
     Arguments:
@@ -72,7 +72,7 @@ def shared_pattern(
         near: which examples are near-duplicates.
     """
     training_set, members = search.training_set, expansion.members
-    if not _are_numbers(training_set) or int(members.sum()) < _FEWEST_MEMBERS:
+    if _numbers(training_set) == 0 or int(members.sum()) < _FEWEST_MEMBERS:
         return None
     chosen = expansion.scores.topk(min(_MOST_EXAMPLES, len(rows))).indices.sort().values
     # Of other labels, so that none of those that are scored has a part in the covariance.
@@ -85,23 +85,28 @@ def shared_pattern(
     found = pattern_of(inputs_at(training_set, rows[chosen]), noise, members[chosen], likeness)
     if found is None:
         return None
-    count = int(found.members.sum())
-    known = seeds[members[seeds] & torch.isin(seeds, chosen)]
-    known = torch.searchsorted(chosen, known)
-    holds = float(found.members[known].double().mean()) if len(known) else 0.0
-    if 2 * count > len(chosen) or found.separation < _SEPARATED or holds < _OF_SEEDS:
+    own = torch.isin(chosen, seeds[members[seeds]])
+    holds = float(found.members[own].double().mean()) if own.any() else 0.0
+    minority = 2 * int(found.members.sum()) <= len(chosen)
+    if not minority or found.separation < _SEPARATED or holds < _OF_SEEDS:
         return None
-    both = torch.stack([expansion.scores[chosen], found.scores], 1)
-    scores = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
-    scores[chosen] = log_odds(both, found.members)
-    scores[scores.isinf()] = scores[chosen].min() - 1
-    return SeedExpansion(scores, 0.0)
+    both = log_odds(torch.stack([expansion.scores[chosen], found.scores], 1), found.members)
+    scores = torch.full((len(rows),), float(both.min()) - 1, dtype=torch.float64)
+    scores[chosen] = both
+    return SplitScores(scores, 0.0)
+
+
+def pattern_bytes(training_set: Examples, largest_class: int) -> int:
+    """What `shared_pattern` takes, for a label of `largest_class` examples."""
+    count, drawn = min(largest_class, _MOST_EXAMPLES), min(len(training_set), _DRAWN)
+    numbers = _numbers(training_set)
+    return 8 * numbers * (count + drawn) + 8 * drawn**2 if numbers else 0
 
 
 def pattern_of(
     inputs: Tensor, noise: Tensor, members: Tensor, likeness: Callable[[Tensor, Tensor], Tensor]
-) -> SeedExpansion | None:
-    """Stages 1 and 2; None where fewer than five members are left.
+) -> SplitScores | None:
+    """Stages 1 and 2; None where fewer than five members are left, or inputs are not finite or all equal.
 
     Arguments:
         inputs: Float32[n d].
@@ -109,10 +114,12 @@ def pattern_of(
         members: Bool[n], which inputs are taken to have it.
         likeness: Float[a b] of Int64[a] and Int64[b] places: how far examples are near-duplicates, in [0, 1].
     """
-    if not bool((noise != noise[:1]).any()):
+    noise = noise - noise.mean(0)
+    scale = float(noise.abs().max())
+    if not 0 < scale < math.inf or not bool(inputs.isfinite().all()):
         return None
-    inverse = InverseCovariance(noise)
-    found: SeedExpansion | None = None
+    inputs, inverse = inputs / scale, InverseCovariance(noise.div_(scale))
+    found: SplitScores | None = None
     for _ in range(_ROUNDS):
         places = members.nonzero()[:, 0]
         if len(places) < _FEWEST_MEMBERS or len(places) == len(inputs):
@@ -126,7 +133,7 @@ def pattern_of(
         alike[places, torch.arange(len(places))] = 1
         weights = (1 - alike) / alike[places].sum(0)
         scores = (weights * products).sum(1) / weights.sum(1).clamp(min=1e-12)
-        found = SeedExpansion(scores, valley(scores))
+        found = SplitScores(scores, valley(scores))
         if torch.equal(found.members, members):
             break
         members = found.members
@@ -154,13 +161,13 @@ def log_odds(points: Tensor, members: Tensor) -> Tensor:
 
 @final
 class InverseCovariance:
-    """Products with the inverse of the covariance of Float32[q d] inputs, shrunk by OAS.
+    """Products with the inverse of the covariance of Float32[q d] inputs without their mean, shrunk by OAS.
 
     By the identity of Woodbury this takes a matrix of q numbers a side in place of one of d.
     """
 
     def __init__(self, inputs: Tensor) -> None:
-        self.inputs = inputs - inputs.mean(0)
+        self.inputs = inputs
         count, width = inputs.shape
         gram = self.inputs @ self.inputs.t() / count
         trace, square = float(gram.trace()), float(gram.square().sum())
@@ -188,9 +195,12 @@ def inputs_at(examples: Examples, rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _are_numbers(examples: Examples) -> bool:
-    """Whether inputs are images, or vectors of real numbers."""
-    if isinstance(examples.input_shape, Mapping) or len(examples.input_shape) not in (1, 3):
-        return False
+def _numbers(examples: Examples) -> int:
+    """How many numbers `inputs_at` gives of an example; 0 where inputs are no images or real vectors."""
+    shape = examples.input_shape
+    if isinstance(shape, Mapping) or len(shape) not in (1, 3):
+        return 0
     inputs = examples.batch(0, 1)[0]
-    return isinstance(inputs, Tensor) and inputs.is_floating_point()
+    if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
+        return 0
+    return math.prod(shape if len(shape) == 1 else (shape[0], min(shape[1], _SIDE), min(shape[2], _SIDE)))

@@ -66,6 +66,7 @@ from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._observation import Observation, check_observation
 from unpoison.detectors._search import OF_INFLUENCE, REFINED, Search
+from unpoison.detectors._shared_pattern import pattern_bytes
 from unpoison.errors import InputError, MismatchError
 from unpoison.influence import (
     FACTOR_EXAMPLES,
@@ -264,9 +265,11 @@ class Calibrated(Detector):
         """See `Detector.memory_needed`."""
         parameters = sum(math.prod(one.shape) for one in tracked_layers(measured.model, self.modules))
         queries = min(queries_of_a_label(measured.training_set.num_classes), most_queries(parameters))
-        return measured.influence(
+        influence = measured.influence(
             self, queries=queries, asked=queries, examples=measured.largest_class, in_blocks=False
         )
+        pattern = {"shared pattern": pattern_bytes(measured.training_set, measured.largest_class)}
+        return max(influence, pattern, key=lambda parts: sum(parts.values()))
 
     def _calibrated(self, search: Search, groups: Groups | None) -> Calibration:
         """Stage 2. What can be wrong is found before the first pass."""

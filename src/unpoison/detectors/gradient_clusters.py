@@ -12,7 +12,7 @@ also where nothing is seen in the features. No wrong answer is needed to see tha
 3. clusters   from the 10 examples that lie farthest along each, to all that resemble them, as `calibrated`
               expands its seeds; and from the members of the best once more, if that separates them better;
 4. decision   a cluster counts that has 5 members at least and a third of the label at most, and that is
-              separated by 4 at least (`SeedExpansion.separation`, in units of the distance from the median of
+              separated by 4 at least (`SplitScores.separation`, in units of the distance from the median of
               the others to their ninety-ninth percentile). The label's cluster of the largest separation is
               flagged.
 
@@ -44,7 +44,7 @@ from unpoison.detectors._estimates import Measured
 from unpoison.detectors._findings import Findings
 from unpoison.detectors._methods import register
 from unpoison.detectors._search import OF_INFLUENCE, Search, Searcher
-from unpoison.detectors._seed_expansion import SeedExpansion, expansion_of
+from unpoison.detectors._seed_expansion import SplitScores, expansion_of
 from unpoison.influence import FACTOR_EXAMPLES, Damping, InfluenceIndex, Parts, RelativeDamping
 
 _DAMPING = RelativeDamping(0.1)
@@ -145,11 +145,11 @@ def _index_of(search: Search) -> Iterator[InfluenceIndex]:
     search.lap("index")
 
 
-def cluster_of(index: InfluenceIndex, rows: Tensor) -> SeedExpansion | None:
+def cluster_of(index: InfluenceIndex, rows: Tensor) -> SplitScores | None:
     """The cluster of the largest separation among the examples Int64[k] `rows` of a label, if any counts."""
     some = rows[torch.arange(0, len(rows), max(1, -(-len(rows) // _MOST)))]
     cosines = index.cosines(some, some)
-    best: SeedExpansion | None = None
+    best: SplitScores | None = None
     for direction in _directions(cosines, index.lengths(some)):
         seeds = direction.topk(min(_SEEDS, len(some))).indices
         found = expansion_of(cosines[seeds], seeds)
@@ -164,7 +164,7 @@ def cluster_of(index: InfluenceIndex, rows: Tensor) -> SeedExpansion | None:
     return max(counting, key=lambda one: one.separation) if counting else None
 
 
-def _counts(found: SeedExpansion) -> bool:
+def _counts(found: SplitScores) -> bool:
     return _FEWEST <= int(found.members.sum()) <= _SHARE * len(found.scores)
 
 
@@ -177,7 +177,7 @@ def _directions(cosines: Tensor, lengths: Tensor) -> Iterator[Tensor]:
             yield direction if float((direction**3).sum()) >= 0 else -direction
 
 
-def _relative(found: SeedExpansion) -> Tensor:
+def _relative(found: SplitScores) -> Tensor:
     """Float64[k]: how far examples lie from the median of those outside of the cluster; 1 is the gap."""
     middle = found.scores[~found.members].median()
     return (found.scores - middle) / (found.threshold - middle)
