@@ -342,7 +342,7 @@ def test_one_input_a_trial_gives_one_rate_and_one_column() -> None:
 
 
 @in_browser
-@pytest.mark.parametrize("width", [700, 1400])
+@pytest.mark.parametrize("width", [700, 1100, 1400, 1800])
 def test_nothing_of_the_table_is_cut_off(width: int, tmp_path: Path) -> None:
     """Every column is used; the script reports how far the widest row reaches beyond the page."""
     page = leaderboard_html(make_results({"seconds_train": 10.0, "peak_bytes": 8e8}, FOUND, DEFENDED))
