@@ -17,7 +17,7 @@ from torch import Tensor
 from unpoison.data import TrainingSet
 from unpoison.detectors import Calibrated, Calibration, Findings, Observation
 from unpoison.detectors import _collapse as collapse
-from unpoison.detectors._calibration import choose
+from unpoison.detectors._calibration import Rank, choose
 from unpoison.detectors._collapse import LabelCollapse
 from unpoison.detectors._conformal import statistic
 from unpoison.detectors._decision import select
@@ -242,7 +242,7 @@ def test_near_errors_count_beyond_all_errors_alone(scene: Any, calibration: Cali
         statistics = torch.full((count,), value - 1, dtype=torch.float64)
         statistics[sorted(above)] = value + 1
         changed = replace(calibration, errors=errors, statistics=statistics, responsible=far, weights=none)
-        return changed.p_value(value, excess, rows, 0, ["another image"])[0]
+        return changed.p_value(value, excess, rows, 0, torch.zeros(1, 2)).p_value
 
     none, far = torch.zeros_like(calibration.weights), torch.zeros_like(calibration.responsible)
     assert p(count, {0, 1}) == 3 / (count + 1)
@@ -251,6 +251,49 @@ def test_near_errors_count_beyond_all_errors_alone(scene: Any, calibration: Cali
     assert p(10, {0}) == 2 / 11
     assert p(10, {0, 20}) == 2 / 11
     assert p(0, {0}) == 2 / (count + 1)
+
+
+class Carried:
+    """In place of `Patterns`: which of the answers carry one, by the first number of an input."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers, self.asked = answers, list[int]()
+
+    def carried(self, label: int, inputs: torch.Tensor, places: torch.Tensor, weights: torch.Tensor) -> bool:
+        self.asked.append(int(inputs[0, 0]))
+        return self.asked[-1] in self.answers
+
+
+def test_an_input_with_a_pattern_ranks_above_those_without(scene: Any, calibration: Calibration) -> None:
+    rows, count = (scene.poisoned.labels == 0).nonzero()[:, 0], len(calibration)
+    excess = torch.zeros(len(rows), dtype=torch.float64)
+    excess[:5] = 6.0
+    value = float(statistic(excess, calibration.near.multiplicities[rows]))
+    statistics = torch.full((count,), value - 1, dtype=torch.float64)
+    statistics[:30] = value + 1
+    none, far = torch.zeros_like(calibration.weights), torch.zeros_like(calibration.responsible)
+    numbered = torch.arange(count)[:, None].float()
+    suspect = torch.full((1, 1), 1000.0)
+
+    def rank(patterns: Carried, level: float, own: float = value) -> Rank:
+        known = replace(
+            calibration, errors=count, statistics=statistics, responsible=far, weights=none, inputs=numbered
+        )
+        given: Any = patterns
+        return known.p_value(own, excess, rows, 0, suspect, patterns=given, level=level)
+
+    assert rank(Carried(), 0.01) == Rank(31 / (count + 1), 0)
+    assert rank(Carried(1000), 0.01) == Rank(1 / (count + 1), 0, carried=True)
+    # Of errors with one, those whose statistic is as large, and no others, are as extreme.
+    among = Carried(1000, 3, 4, 40)
+    assert rank(among, 0.01) == Rank(3 / (count + 1), 0, carried=True)
+    assert set(among.asked) == {1000, *range(30)}
+    # Without one those that have one are more extreme; asked about where it makes a difference.
+    unasked = Carried(3, 40)
+    assert rank(unasked, 0.01) == Rank(31 / (count + 1), 0)
+    assert unasked.asked == [1000]
+    assert rank(Carried(3, 40), 1.0) == Rank(32 / (count + 1), 0)
+    assert rank(Carried(3, 40), 0.5, value + 2) == Rank(3 / (count + 1), 0)
 
 
 def test_groups_that_are_known_count_once(scene: Any) -> None:

@@ -1,4 +1,4 @@
-"""The pattern that flagged inputs share: its discriminant, near-duplicates, and where there is none."""
+"""The pattern that inputs share: its discriminant, near-duplicates, who carries it, where there is none."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from unpoison.detectors import _shared_pattern as stage
 from unpoison.detectors._near_duplicates import NearDuplicates
 from unpoison.detectors._seed_expansion import SplitScores
 from unpoison.detectors._shared_pattern import (
+    Discriminant,
     InverseCovariance,
+    LabelInputs,
+    Pattern,
+    Patterns,
     inputs_at,
     pattern_bytes,
-    pattern_of,
+    reduced,
     shared_pattern,
 )
 
@@ -49,6 +53,13 @@ def marked(members: Tensor, count: int = 200) -> Tensor:
     mask = torch.zeros(count, dtype=torch.bool)
     mask[members] = True
     return mask
+
+
+def pattern_of(
+    inputs: Tensor, noise: Tensor, members: Tensor, likeness: Callable[[Tensor, Tensor], Tensor] = alone
+) -> SplitScores | None:
+    found = Discriminant(inputs, noise, likeness).pattern(members)
+    return None if found is None else found.split
 
 
 def inverse_of(inputs: Tensor) -> Tensor:
@@ -94,7 +105,7 @@ def test_members_become_those_with_the_pattern(right: int, wrong: int) -> None:
     for seed in range(3):
         inputs = with_pattern(pictures(200, 10 * seed)).flatten(1)
         members = marked(torch.cat([torch.arange(right), torch.arange(100, 100 + wrong)]))
-        found = pattern_of(inputs, pictures(300, 10 * seed + 5).flatten(1), members, alone)
+        found = pattern_of(inputs, pictures(300, 10 * seed + 5).flatten(1), members)
         assert found is not None
         assert torch.equal(found.members, marked(CARRIERS))
         assert found.separated
@@ -111,7 +122,7 @@ def test_a_series_of_near_duplicates_counts_once() -> None:
         pictures(300, 8).flatten(1),
     )
     found = pattern_of(inputs, noise, members, lambda of, to: (series[of, None] == series[to]).double())
-    unaware = pattern_of(inputs, noise, members, alone)
+    unaware = pattern_of(inputs, noise, members)
     assert found is not None
     assert unaware is not None
     assert torch.equal(found.members, marked(CARRIERS))
@@ -135,8 +146,12 @@ def case(images: Tensor) -> tuple[TrainingSet, Tensor]:
 
 
 def found_in(training_set: Any, rows: Tensor, members: Tensor, seeds: Tensor) -> SplitScores | None:
-    near = NearDuplicates.of(training_set)
-    return shared_pattern(Asked(training_set), expansion_to(members, len(rows)), rows, seeds, near)  # type: ignore[arg-type]
+    expansion = expansion_to(members, len(rows))
+    return shared_pattern(inputs_of(training_set, rows, expansion.scores), expansion, seeds)
+
+
+def inputs_of(training_set: Any, rows: Tensor, scores: Tensor) -> LabelInputs | None:
+    return LabelInputs.of(Asked(training_set), rows, NearDuplicates.of(training_set), scores)  # type: ignore[arg-type]
 
 
 def test_a_pattern_is_found_in_a_training_set() -> None:
@@ -162,10 +177,9 @@ def test_vectors_of_numbers_are_searched_as_well() -> None:
 def test_of_many_examples_those_that_resemble_the_seeds_count(monkeypatch: pytest.MonkeyPatch) -> None:
     training_set, rows = case(with_pattern(pictures(200, 20)))
     monkeypatch.setattr(stage, "_MOST_EXAMPLES", 150)
-    near, scores = NearDuplicates.of(training_set), marked(torch.arange(20)).double()
+    scores = marked(torch.arange(20)).double()
     scores[120:170] = -1.0
-    expansion = SplitScores(scores, 0.5)
-    found = shared_pattern(Asked(training_set), expansion, rows, torch.arange(10), near)  # type: ignore[arg-type]
+    found = shared_pattern(inputs_of(training_set, rows, scores), SplitScores(scores, 0.5), torch.arange(10))
     assert found is not None
     assert torch.equal(found.members, marked(CARRIERS))
     assert float(found.scores[120:170].max()) < float(found.scores[:120].min())
@@ -209,7 +223,7 @@ def test_inputs_that_are_no_numbers_have_none() -> None:
 def test_the_scale_of_inputs_does_not_matter(scale: float) -> None:
     inputs, noise = with_pattern(pictures(200, 0)).flatten(1), pictures(300, 5).flatten(1)
     members = marked(torch.arange(20))
-    found, scaled = (pattern_of(inputs * size, noise * size, members, alone) for size in (1.0, scale))
+    found, scaled = (pattern_of(inputs * size, noise * size, members) for size in (1.0, scale))
     assert found is not None
     assert scaled is not None
     torch.testing.assert_close(scaled.scores, found.scores, rtol=1e-3, atol=1e-2)
@@ -219,17 +233,17 @@ def test_the_scale_of_inputs_does_not_matter(scale: float) -> None:
 def test_inputs_that_are_not_finite_have_none(place: int) -> None:
     sets = [with_pattern(pictures(200, 0)).flatten(1), pictures(300, 5).flatten(1)]
     sets[place][7, 3] = math.nan
-    assert pattern_of(sets[0], sets[1], marked(torch.arange(20)), alone) is None
+    assert pattern_of(sets[0], sets[1], marked(torch.arange(20))) is None
 
 
 def test_the_memory_is_that_of_reduced_inputs() -> None:
-    count = 8 * (200 + 500) * 3 * 8 * 8 + 8 * 500**2
+    count = 2 * (8 * (200 + 500) * 3 * 8 * 8 + 8 * 500**2)
     training_set, _ = case(pictures(200, 20))
     assert pattern_bytes(training_set, 200) == count
     vectors = TensorExamples(torch.zeros(500, 192), training_set.labels)
     assert pattern_bytes(vectors, 200) == count
     large, _ = case(pictures(200, 20, 64))
-    assert pattern_bytes(large, 200) == 8 * (200 + 500) * 3 * 32 * 32 + 8 * 500**2
+    assert pattern_bytes(large, 200) == 2 * (8 * (200 + 500) * 3 * 32 * 32 + 8 * 500**2)
     assert pattern_bytes(TensorExamples(torch.zeros(80, 12).long(), torch.zeros(80).long()), 80) == 0
 
 
@@ -242,3 +256,61 @@ def test_large_images_are_reduced() -> None:
     found = found_in(training_set, rows, torch.arange(25), torch.arange(10))
     assert found is not None
     assert int((found.members ^ marked(CARRIERS)).sum()) <= 1  # a white corner cannot become whiter
+
+
+def carried(
+    training_set: TrainingSet, rows: Tensor, inputs: Tensor, places: Tensor, weights: Tensor | None = None
+) -> bool:
+    patterns = Patterns(Asked(training_set), NearDuplicates.of(training_set))  # type: ignore[arg-type]
+    if weights is None:
+        weights = torch.linspace(5.0, 1.0, len(places)).double()
+    return patterns.carried(1, reduced(inputs), rows[places], weights)
+
+
+FIRST = torch.cat([torch.arange(12), torch.arange(100, 106)])
+"""What stands out: 12 examples with the pattern, then 6 without."""
+
+
+def test_an_input_carries_the_pattern_or_not() -> None:
+    training_set, rows = case(with_pattern(pictures(200, 20)))
+    new = pictures(200, 70)
+    with_it = with_pattern(new)[CARRIERS].clamp(0, 1)
+    assert all(carried(training_set, rows, with_it[one : one + 1], FIRST) for one in range(8))
+    assert not any(carried(training_set, rows, new[one : one + 1], FIRST) for one in range(8))
+    assert carried(training_set, rows, with_it[:4], FIRST)
+    assert not carried(training_set, rows, new[:4], FIRST)
+
+
+def test_what_stands_out_must_share_the_pattern() -> None:
+    training_set, rows = case(with_pattern(pictures(200, 20)))
+    asked = with_pattern(pictures(200, 70))[:1].clamp(0, 1)
+    # It finds the pattern from a third of its carriers, but the foremost five are others.
+    assert not carried(training_set, rows, asked, FIRST.flip(0), torch.linspace(2.0, 1.0, 18).double())
+    assert carried(training_set, rows, asked, FIRST, torch.linspace(2.0, 1.0, 18).double())
+    assert not carried(training_set, rows, asked, torch.arange(4))
+    assert not carried(training_set, rows, asked, FIRST, torch.zeros(18).double())
+    clean, _ = case(pictures(200, 20))
+    assert not carried(clean, rows, asked, FIRST)
+    assert not carried(training_set, rows, torch.zeros(1, 12).long(), FIRST)
+
+
+def test_an_input_is_scored_as_an_example_is() -> None:
+    """With no near-duplicates the score of an example that is no member is that of its input."""
+    inputs, noise = with_pattern(pictures(200, 0)).flatten(1), pictures(300, 5).flatten(1)
+    found = Discriminant(inputs, noise, alone).pattern(marked(torch.arange(20)))
+    assert isinstance(found, Pattern)
+    others = (~found.split.members).nonzero()[:, 0]
+    scores = (inputs[others] / found.scale - found.centre) @ found.direction
+    torch.testing.assert_close(scores.double(), found.split.scores[others], rtol=1e-3, atol=1e-3)
+    assert [found.carried_by(inputs[[one]]) for one in (3, 39, 60)] == [True, True, False]
+
+
+def test_labels_are_kept_as_long_as_they_are_needed() -> None:
+    training_set, rows = case(with_pattern(pictures(200, 20)))
+    patterns = Patterns(Asked(training_set), NearDuplicates.of(training_set))  # type: ignore[arg-type]
+    first = patterns.label(1, rows, torch.zeros(200))
+    other = torch.cat([torch.arange(150), torch.arange(350, 500)])
+    for label in (0, 2, 3):
+        assert patterns.label(label, other, torch.zeros(300)) is not first
+    assert patterns.label(1, rows, torch.zeros(200)) is first
+    assert len(patterns._known) == 2

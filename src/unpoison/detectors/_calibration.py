@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self, final
 
@@ -53,10 +53,11 @@ from unpoison.detectors._conformal import (
 )
 from unpoison.detectors._near_duplicates import NearDuplicates, group_numbers
 from unpoison.detectors._search import Search
+from unpoison.detectors._shared_pattern import Patterns, reduced
 from unpoison.errors import InputError
 from unpoison.influence import Factors, model_fingerprint
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 _ERRORS: Final = 300
 """How many errors are calibrated on at most, where the level takes no more: a bound of the cost."""
 _BASELINE: Final = 8
@@ -66,6 +67,16 @@ _RESERVE: Final = 1.1
 """Errors, relative to what the level takes, as those with a shared cause are left out."""
 _KEPT: Final = 128
 """How many responsible examples of each error are kept, to find shared causes."""
+
+
+@final
+@dataclass(frozen=True)
+class Rank:
+    """A p-value, how many errors were left out for a shared cause, and whether a pattern is carried."""
+
+    p_value: float
+    left_out: int
+    carried: bool = False
 
 
 @final
@@ -84,11 +95,14 @@ class Calibration:
         responsible: Int64[m k], the training examples that stand out most for each.
         weights: Float64[m k], how far; 0 for none.
         images: m digests of the inputs.
+        inputs: Float32[m d], these as `_shared_pattern` reduces them.
         centre: Float64[n], the baseline of every training example.
         spread: Float64[n], its spread.
         near: how many near-duplicates the training examples have, as far as this is known.
         index: the digest of the index that the influences were read from; None where they are exact.
         artifacts: `artifact_features` by label, of the labels that were asked about; they are not saved.
+        carried: of the errors for which it is known, by their place, whether they carry a pattern that what
+            stands out for them shares; not saved.
     """
 
     key: str
@@ -101,11 +115,13 @@ class Calibration:
     responsible: Tensor
     weights: Tensor
     images: tuple[str, ...]
+    inputs: Tensor
     centre: Tensor
     spread: Tensor
     near: NearDuplicates
     index: str | None = None
     artifacts: dict[int, Tensor] = field(default_factory=dict, init=False)
+    carried: dict[int, bool] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         """How many calibration errors there are."""
@@ -129,31 +145,73 @@ class Calibration:
         return _statistic(training_set, self.near, excess, rows)
 
     def p_value(
-        self, value: float, excess: Tensor, rows: Tensor, answer: int, images: Sequence[str]
-    ) -> tuple[float, int]:
-        """The rank of an observation, and how many errors with a shared cause were left out.
+        self,
+        value: float,
+        excess: Tensor,
+        rows: Tensor,
+        answer: int,
+        inputs: Given,
+        *,
+        patterns: Patterns | None = None,
+        level: float = 1.0,
+    ) -> Rank:
+        """The rank of an observation.
 
         Arguments:
             value: its statistic.
             excess: Float64[k] of the training examples with the answered label.
             rows: Int64[k], which these are.
             answer: their label.
-            images: digests of the observed images, which are no calibration errors of their own.
+            inputs: those observed, which are no calibration errors of their own.
+            patterns: of the training set; no pattern is looked for by default.
+            level: where nothing is carried, and the rank of the statistic is above it, that is the p-value.
         """
+        images = set(input_digests(inputs))
         other = torch.tensor([image not in images for image in self.images], dtype=torch.bool)
         places, weights = responsible(excess[None], _KEPT)
+        stand_out = rows[places[0]]
         own = torch.zeros(len(self.centre), dtype=torch.float64)
-        own[rows[places[0]]] = weights[0]
+        own[stand_out] = weights[0]
         lengths = self.weights.square().sum(1).sqrt() * own.square().sum().sqrt()
         common = (own[self.responsible] * self.weights).sum(1) / torch.where(lengths > 0, lengths, 1)
         shared = torch.where(self.answers == answer, common, 0)
-        found, left_out = p_value(value, self.statistics[other], shared[other])
-        other[self.errors :] = False
-        among_errors, left_out_errors = p_value(value, self.statistics[other], shared[other])
+        above = self.statistics >= value
+        found = self._rank(above, shared, other)
+        if patterns is None:
+            return found
+        carried = patterns.carried(answer, reduced(inputs), stand_out, weights[0])
+        if carried:  # above all that do not
+            above &= self._carried(above & other, patterns)
+        elif found.p_value <= level + 1e-9:
+            above |= self._carried(~above & other, patterns)
+        return replace(self._rank(above, shared, other), carried=carried)
+
+    def _rank(self, above: Tensor, shared: Tensor, other: Tensor) -> Rank:
+        """Of Bool[m] errors that rank at least as high, Float64[m] shared causes and Bool[m] which count."""
+        values = above.double()
+        found, left_out = p_value(0.5, values[other], shared[other])
+        errors = other.clone()
+        errors[self.errors :] = False
+        among_errors, left_out_errors = p_value(0.5, values[errors], shared[errors])
         # Near-errors only say how far a statistic lies beyond those of all errors.
-        if among_errors * (int(other.sum()) - left_out_errors + 1) > 1.5:  # some error exceeds it
+        if among_errors * (int(errors.sum()) - left_out_errors + 1) > 1.5:  # some error exceeds it
             found = max(found, among_errors)
-        return found, left_out
+        return Rank(found, left_out)
+
+    def _carried(self, asked: Tensor, patterns: Patterns) -> Tensor:
+        """Bool[m]: which of the Bool[m] errors carry a pattern."""
+        found = torch.zeros_like(asked)
+        places = asked.nonzero()[:, 0]
+        for place in places[self.answers[places].argsort(stable=True)].tolist():
+            if place not in self.carried:
+                self.carried[place] = patterns.carried(
+                    int(self.answers[place]),
+                    self.inputs[place][None],
+                    self.responsible[place],
+                    self.weights[place],
+                )
+            found[place] = self.carried[place]
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as a directory, in one step."""
@@ -195,6 +253,7 @@ class Calibration:
 _RECORD: Final = ("key", "damping", "held_out", "errors", "images", "index")
 _TENSORS: Final = (
     "answers",
+    "inputs",
     "statistics",
     "responsible",
     "weights",
@@ -298,6 +357,7 @@ def calibrate(
         if search.progress is not None:
             search.progress("calibration", done, len(labels))
     search.lap("calibration")
+    given = source.at(inputs.rows)[0]
     return Calibration(
         key=key,
         factors=search.factors,
@@ -308,7 +368,8 @@ def calibrate(
         statistics=statistics,
         responsible=places,
         weights=weights,
-        images=tuple(input_digests(source.at(inputs.rows)[0])),
+        images=tuple(input_digests(given)),
+        inputs=reduced(given),
         centre=centre,
         spread=spread,
         near=near,

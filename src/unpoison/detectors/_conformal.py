@@ -11,14 +11,16 @@ Given are the normalised collapses x_j (`_collapse`) of the n_y training example
                `_near_duplicates`: how many unrelated examples stand out, and, by the root, how far. A
                natural error goes back to few examples, to one series of near-duplicates, or a little to all
                of its class; the square makes a series count the less the longer it is.
-3. p-value     the rank of T among calibration errors: inputs that the model classifies wrongly, each asked
+3. pattern     whether the input carries a pattern that the examples with z_j > 3 share (`_shared_pattern`).
+               Inputs that carry one rank above those that do not, whatever T.
+4. p-value     the rank among calibration errors: inputs that the model classifies wrongly, each asked
                about its own wrong answer. For a natural error, which is one more of them, it is uniform
                (a conformal p-value; Vovk, Gammerman and Shafer, 2005), whatever the statistic. It is one
                test, so the level is not shared. Near-errors, which fill up where errors are few, are a little
-               less extreme; unless T exceeds that of all errors, p is at least its rank among errors alone.
+               less extreme; unless it ranks above all errors, p is at least its rank among errors alone.
                With e errors that are fewer than the level takes, 1 / (e + 1) bounds the false alarms for
                certain, and the level does as far as near-errors are like errors.
-4. shared causes  in a poisoned model some calibration errors may be the poison's doing. A calibration error
+5. shared causes  in a poisoned model some calibration errors may be the poison's doing. A calibration error
                with the same answer that goes back to the same examples (cosine of (z - 3)+ above 0.6) is left
                out of the rank, as it is no independent comparison, but no more than one in fifty: a cause
                that many errors share is a property of the class. Natural errors share causes, too: with k of

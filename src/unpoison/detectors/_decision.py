@@ -19,8 +19,8 @@ from unpoison.data import Examples, TrainingSet
 from unpoison.detectors._answers import answers_of, answers_to
 from unpoison.detectors._calibration import (
     Calibration,
+    Rank,
     in_label,
-    input_digests,
     shuffled,
 )
 from unpoison.detectors._cause import Kind, cause_of
@@ -30,14 +30,10 @@ from unpoison.detectors._conformal import p_value as conformal_p_value
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import SplitScores, expand_seeds
-from unpoison.detectors._shared_pattern import shared_pattern
+from unpoison.detectors._shared_pattern import FEWEST_SEEDS, SEED, Patterns, shared_pattern
 from unpoison.detectors.artifact_mixture import artifact_features, artifact_mixture
 from unpoison.tasks import ClassificationTask
 
-_SEED: Final = 6.0
-"""The excess from which an example may be a seed."""
-_FEWEST_SEEDS: Final = 5
-"""So many seeds are taken at least."""
 _NO_MEMBERS: Final = 0.25
 """The share of the examples with artifacts that must not be members, for the artifact mixture to decide."""
 
@@ -47,7 +43,7 @@ def decide(search: Search, calibration: Calibration, level: float) -> Findings:
     rows = (search.training_set.labels.cpu() == search.answer).nonzero()[:, 0]
     if not len(rows):
         null = calibration.source
-        return _findings(search, null, rows, torch.zeros(3, 0), level=level, p_value=1.0, shared=0)
+        return _findings(search, null, rows, torch.zeros(3, 0), level, Rank(1.0, 0))
     examples, inputs = search.training_set.subset(rows), search.observation.inputs
     collapse, before = _collapses(search, rows)
     excess = calibration.excess(collapse, rows)
@@ -57,19 +53,20 @@ def decide(search: Search, calibration: Calibration, level: float) -> Findings:
     search.lap("scores")
     value = float(calibration.statistic(search.training_set, excess, rows))
     search.lap("near-duplicates")
-    p_value, shared, null = _ranked(search, calibration, value, excess, rows, level, own=own)
-    found = p_value <= level + 1e-9
+    patterns = Patterns(search, calibration.near)
+    rank, null = _ranked(search, calibration, value, excess, rows, level, patterns if own else None)
+    found = rank.p_value <= level + 1e-9
     if search.index is not None and search.refine and found:
         some = excess.topk(min(search.refine, len(rows))).indices
         collapse[some], before[some] = _collapses(search, rows[some], exact=True)
         excess, search.refined = calibration.excess(collapse, rows), len(some)
     search.lap("scores")
     columns = torch.stack([excess, before, before - collapse])
-    findings = _findings(search, null, rows, columns, level=level, p_value=p_value, shared=shared)
+    findings = _findings(search, null, rows, columns, level, rank)
     ranking = excess.argsort(descending=True, stable=True)
-    seeds = ranking[: max(_FEWEST_SEEDS, int((excess > _SEED).sum()))]
+    seeds = ranking[: max(FEWEST_SEEDS, int((excess > SEED).sum()))]
     expanded, kind, apart = _expanded(
-        search, calibration, findings, examples, rows, seeds, excess, found=found
+        search, calibration, findings, examples, rows, seeds, excess, patterns if found else None
     )
     if found and not (own or apart):
         said = f"No poison found: no group of its own is behind the label {search.answer_name!r}"
@@ -102,16 +99,17 @@ def _ranked(
     excess: Tensor,
     rows: Tensor,
     level: float,
-    *,
-    own: bool,
-) -> tuple[float, int, str]:
-    """Stage 3: the p-value of a statistic, how many errors were left out, and among what it was ranked.
+    patterns: Patterns | None,
+) -> tuple[Rank, str]:
+    """Stage 3: the rank of a statistic, and among what it was ranked.
 
-    `own`: the label is the model's answer, so that it is ranked among the calibration errors.
+    `patterns`: where the label is the model's answer, which is ranked among the calibration errors.
     """
-    if own:
-        images = input_digests(search.observation.inputs)
-        return *calibration.p_value(value, excess, rows, search.answer, images), calibration.source
+    if patterns is not None:
+        inputs = search.observation.inputs
+        rank = calibration.p_value(value, excess, rows, search.answer, inputs, patterns=patterns, level=level)
+        search.lap("shared pattern")
+        return rank, calibration.source
     needed = errors_needed(level)
     others = _asked_alike(search, calibration, rows, 2 * needed)
     null = f"{len(others)} inputs with other answers, asked about the same label"
@@ -119,7 +117,7 @@ def _ranked(
         null += ", of the training set, which the level hardly fits"
     if len(others) < needed:
         null += f" (the level takes {needed}, so nothing can be found)"
-    return *conformal_p_value(value, others, torch.zeros_like(others)), null
+    return Rank(*conformal_p_value(value, others, torch.zeros_like(others))), null
 
 
 def _collapses(search: Search, rows: Tensor, *, exact: bool = False) -> Tensor:
@@ -163,17 +161,16 @@ def _findings(
     null: str,
     rows: Tensor,
     columns: Tensor,
-    *,
     level: float,
-    p_value: float,
-    shared: int,
+    rank: Rank,
 ) -> Findings:
     """The findings before expansion, in which nothing is flagged.
 
     `columns` are Float64[3 k]: the excess, the influence before and after, of the k examples `rows`.
     """
-    left_out = f", {shared} left out that go back to the same examples" if shared else ""
-    how = f"rank of the statistic among {null}{left_out}"
+    left_out = f", {rank.left_out} left out that go back to the same examples" if rank.left_out else ""
+    of = "a pattern that the input and what stands out for it share, and of " if rank.carried else ""
+    how = f"rank of {of}the statistic among {null}{left_out}"
     names = ("excess", "influence_before", "influence_after")
     evidence = {
         name: _spread_out(column, rows, len(search.training_set), 0.0)
@@ -189,7 +186,7 @@ def _findings(
     return replace(
         findings,
         threshold=Threshold(math.inf, how, level),
-        p_value=p_value,
+        p_value=rank.p_value,
         summary=f"No poison found: the answer {search.answer_name!r} does not differ from an ordinary error",
     )
 
@@ -202,15 +199,14 @@ def _expanded(
     rows: Tensor,
     seeds: Tensor,
     excess: Tensor,
-    *,
-    found: bool,
+    patterns: Patterns | None,
 ) -> tuple[Findings, Kind, bool]:
     """Stage 4: all examples that resemble the seeds, and whether these are a group of their own.
 
-    `seeds` are places among the `rows`; where poison was found, their gradients are exact, and a pattern that
-    their inputs share is looked for.
+    `seeds` are places among the `rows`. With `patterns`, where poison was found, their gradients are exact,
+    and a pattern that their inputs share is looked for.
     """
-    expansion = expand_seeds(search, seeds, examples, rows, exact=found)
+    expansion = expand_seeds(search, seeds, examples, rows, exact=patterns is not None)
     search.lap("seed expansion")
     total = len(search.training_set)
     evidence = {
@@ -223,8 +219,9 @@ def _expanded(
     if log_odds is not None:
         evidence["artifact_log_odds"] = _spread_out(log_odds, rows, total, 0.0)
     selection = select(expansion, log_odds, excess, seeds)
-    if found and selection.kind == "trigger-like":
-        pattern = shared_pattern(search, expansion, rows, seeds, calibration.near)
+    if patterns is not None and selection.kind == "trigger-like":
+        known = patterns.label(search.answer, rows, expansion.scores)
+        pattern = shared_pattern(known, expansion, seeds)
         search.lap("shared pattern")
     if pattern is not None:
         evidence["pattern_log_odds"] = _spread_out(pattern.scores, rows, total, 0.0)

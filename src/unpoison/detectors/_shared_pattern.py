@@ -1,4 +1,4 @@
-"""Shared pattern: the examples of a label with the pattern that those with similar gradients have in common.
+"""Shared pattern: what the inputs of examples have in common, who else has it, and whether an input does.
 
 A trigger that is the same in all images is a mean that their contents do not have. With the covariance S of
 inputs without it, its best linear test is the discriminant of Fisher ("The use of multiple measurements in
@@ -18,33 +18,48 @@ of near-duplicates counts once. Stages:
 2. pattern_j of the examples of the label, cut in two as in the seed expansion; again with those above the cut
    as members, until they stay the same, eight times at most;
 3. the pattern counts where the members are a minority, separated from the others, and hold half of the
-   seeds: an attack without a fixed pattern, or with a faint one, gives none, and nothing changes;
-4. the linear discriminant of both measures, pattern_j and the cosine of the seed expansion, between the
-   members and the others; examples are flagged that are more likely members by it.
+   seeds: an attack without a fixed pattern, or with a faint one, gives none, and nothing changes.
+
+It is asked twice:
+
+- for the test (`Patterns.carried`), with the examples that stand out for an input as the first members: does
+  that input itself lie above the cut, as one with a trigger does?
+- for the flags (`shared_pattern`), with those of the seed expansion: the linear discriminant of both
+  measures, pattern_j and the cosine, between the members and the others. Examples are flagged that are more
+  likely members by it.
 
 Inputs are reduced to at most 32 pixels a side, by means. Of a label with more than 8,192 examples only those
-count that resemble the seeds most.
+count that resemble the seeds, or stand out, most.
 
-Cost for d numbers an input: q^2 d + q^3 / 3 multiplications for q = 2,048, n m d a round for n examples and m
-members, up to 256; reading n + q examples. Memory: 8 d (n + q) + 8 q^2 bytes.
+Cost for d numbers an input: q^2 d + q^3 / 3 multiplications a label for q = 2,048, and reading n + q
+examples; n m d a round for n examples and m members, up to 256. Memory: 8 d (n + q) + 8 q^2 bytes, twice
+where inputs with several labels are asked about.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Final, final
+from dataclasses import dataclass
+from typing import Final, Self, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unpoison._inputs import count_of
 from unpoison._seeds import generator
 from unpoison.data import Examples
+from unpoison.data import Inputs as Given
+from unpoison.detectors._conformal import RESPONSIBLE
 from unpoison.detectors._near_duplicates import NearDuplicates
 from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import SplitScores, valley
 
+SEED: Final = 6.0
+"""The excess from which an example may be a seed."""
+FEWEST_SEEDS: Final = 5
+"""So many seeds are taken at least."""
 _SIDE: Final = 32
 _DRAWN: Final = 2048
 # Ten development networks of the sample and CIFAR-10 with a trigger gave 1.8 to 37 or, where the pattern is
@@ -59,85 +74,187 @@ _OF_SEEDS: Final = 0.5
 _BATCH: Final = 128
 
 
-def shared_pattern(
-    search: Search, expansion: SplitScores, rows: Tensor, seeds: Tensor, near: NearDuplicates
-) -> SplitScores | None:
+@final
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """A pattern that some examples share.
+
+    Arguments:
+        split: how much of it the examples have, and which are its members.
+        centre: Float32[d], the mean of the others.
+        direction: Float32[d], what is multiplied with an input less the centre.
+        scale: by which inputs are divided.
+    """
+
+    split: SplitScores
+    centre: Tensor
+    direction: Tensor
+    scale: float
+
+    def counts(self, seeds: Tensor) -> bool:
+        """Stage 3, for seeds at Int64[k] among the examples."""
+        members = self.split.members
+        held = float(members[seeds].double().mean()) if len(seeds) else 0.0
+        minority = 2 * int(members.sum()) <= len(members)
+        return minority and self.split.separation >= _SEPARATED and held >= _OF_SEEDS
+
+    def carried_by(self, inputs: Tensor) -> bool:
+        """Whether Float32[m d] inputs have it, in the mean."""
+        found = (inputs / self.scale - self.centre) @ self.direction
+        return float(found.double().mean()) > self.split.threshold
+
+
+@final
+class Discriminant:
+    """Stages 1 and 2.
+
+    Arguments:
+        inputs: Float32[n d].
+        noise: Float32[q d], inputs without the pattern.
+        likeness: Float[a b] of Int64[a] and Int64[b] places: how far examples are near-duplicates, in [0, 1].
+    """
+
+    def __init__(self, inputs: Tensor, noise: Tensor, likeness: Callable[[Tensor, Tensor], Tensor]) -> None:
+        noise = noise - noise.mean(0)
+        self.scale = float(noise.abs().max())
+        self._likeness = likeness
+        self._usable = 0 < self.scale < math.inf and bool(inputs.isfinite().all())
+        if self._usable:
+            self._inputs, self._inverse = inputs / self.scale, InverseCovariance(noise.div_(self.scale))
+
+    def pattern(self, members: Tensor) -> Pattern | None:
+        """The pattern of Bool[n] members, in the first round.
+
+        None where fewer than five members are left, or inputs are not finite or all equal.
+        """
+        if not self._usable:
+            return None
+        inputs, found = self._inputs, None
+        for _ in range(_ROUNDS):
+            places = members.nonzero()[:, 0]
+            if len(places) < _FEWEST_MEMBERS or len(places) == len(inputs):
+                return None
+            if len(places) > _MOST_MEMBERS and found is not None:
+                places = places[found.split.scores[places].topk(_MOST_MEMBERS).indices].sort().values
+            places = places[:: -(-len(places) // _MOST_MEMBERS)]
+            centre = inputs[~members].mean(0)
+            centred = inputs - centre
+            filters = self._inverse(centred[places])
+            alike = self._likeness(torch.arange(len(inputs)), places).double()
+            alike[places, torch.arange(len(places))] = 1
+            shares = 1 / alike[places].sum(0)
+            weights = (1 - alike) * shares
+            products = (centred @ filters.t()).double()
+            scores = (weights * products).sum(1) / weights.sum(1).clamp(min=1e-12)
+            direction = (shares / shares.sum()).float() @ filters
+            found = Pattern(SplitScores(scores, valley(scores)), centre, direction, self.scale)
+            if torch.equal(found.split.members, members):
+                break
+            members = found.split.members
+        return found
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LabelInputs:
+    """The inputs of the examples with one label, and the discriminant against those with others.
+
+    Arguments:
+        chosen: Int64[k], which of the n examples with the label.
+        discriminant: of these.
+    """
+
+    chosen: Tensor
+    discriminant: Discriminant
+
+    @classmethod
+    def of(cls, search: Search, rows: Tensor, near: NearDuplicates, scores: Tensor) -> Self | None:
+        """Of the examples at Int64[n] `rows`, of many those with the largest Float[n] `scores`.
+
+        None where inputs are no images or real vectors, or there is no other label.
+        """
+        training_set = search.training_set
+        # Of other labels, so that none of those that are scored has a part in the covariance.
+        others = torch.ones(len(training_set), dtype=torch.bool).index_fill_(0, rows, False).nonzero()[:, 0]
+        if numbers_of(training_set) == 0 or not len(others):
+            return None
+        chosen = scores.topk(min(_MOST_EXAMPLES, len(rows))).indices.sort().values
+        drawn = torch.randperm(len(others), generator=generator(search.seed, "shared pattern"))[:_DRAWN]
+        noise = inputs_at(training_set, others[drawn].sort().values)
+        likeness = near.likeness(training_set, rows[chosen])
+        return cls(chosen, Discriminant(inputs_at(training_set, rows[chosen]), noise, likeness))
+
+
+@final
+class Patterns:
+    """The patterns of one search; what belongs to the two labels that were asked about last is kept."""
+
+    def __init__(self, search: Search, near: NearDuplicates) -> None:
+        self._search, self._near = search, near
+        self._known: dict[int, LabelInputs | None] = {}
+
+    def label(self, label: int, rows: Tensor, scores: Tensor) -> LabelInputs | None:
+        """`LabelInputs.of`, kept where it has all examples of the label."""
+        if label in self._known:
+            return self._known[label]
+        while len(self._known) > 1:  # that of the answer comes first, and is needed again
+            self._known.popitem()
+        found = LabelInputs.of(self._search, rows, self._near, scores)
+        if len(rows) <= _MOST_EXAMPLES:
+            self._known[label] = found
+        return found
+
+    def carried(self, label: int, inputs: Tensor, places: Tensor, weights: Tensor) -> bool:
+        """Whether what stands out for an input shares a pattern that the input has, too.
+
+        Arguments:
+            label: that the input is asked about.
+            inputs: Float32[m d], reduced; several are one query.
+            places: Int64[k], the training examples that stand out most for it, the first most.
+            weights: Float64[k], `responsible` of `_conformal`.
+        """
+        places, weights = places[weights > 0], weights[weights > 0]
+        if len(places) < _FEWEST_MEMBERS or not inputs.shape[1]:
+            return False
+        rows = (self._search.training_set.labels.cpu() == label).nonzero()[:, 0]
+        excess = torch.zeros(len(rows), dtype=torch.float64)
+        excess[torch.searchsorted(rows, places)] = weights
+        known = self.label(label, rows, excess)
+        if known is None:
+            return False
+        found = known.discriminant.pattern(excess[known.chosen] > 0)
+        seeds = excess[known.chosen].argsort(descending=True, stable=True)
+        seeds = seeds[: max(FEWEST_SEEDS, int((weights > SEED - RESPONSIBLE).sum()))]
+        return found is not None and found.counts(seeds) and found.carried_by(inputs)
+
+
+def shared_pattern(known: LabelInputs | None, expansion: SplitScores, seeds: Tensor) -> SplitScores | None:
     """Log-odds of having the pattern that the members of an expansion share; None where they share none.
 
     Arguments:
-        search: the training set, and the seed of what is drawn.
-        expansion: of the examples with one label.
-        rows: Int64[n], their places in the training set.
+        known: the inputs of the n examples with one label.
+        expansion: of these.
         seeds: Int64[k], the places among them of the seeds.
-        near: which examples are near-duplicates.
     """
-    training_set, members = search.training_set, expansion.members
-    if _numbers(training_set) == 0 or int(members.sum()) < _FEWEST_MEMBERS:
+    members = expansion.members
+    if known is None or int(members.sum()) < _FEWEST_MEMBERS:
         return None
-    chosen = expansion.scores.topk(min(_MOST_EXAMPLES, len(rows))).indices.sort().values
-    # Of other labels, so that none of those that are scored has a part in the covariance.
-    others = torch.ones(len(training_set), dtype=torch.bool).index_fill_(0, rows, False).nonzero()[:, 0]
-    if not len(others):
+    chosen = known.chosen
+    found = known.discriminant.pattern(members[chosen])
+    own = torch.isin(chosen, seeds[members[seeds]]).nonzero()[:, 0]
+    if found is None or not found.counts(own):
         return None
-    drawn = torch.randperm(len(others), generator=generator(search.seed, "shared pattern"))[:_DRAWN]
-    noise = inputs_at(training_set, others[drawn].sort().values)
-    likeness = near.likeness(training_set, rows[chosen])
-    found = pattern_of(inputs_at(training_set, rows[chosen]), noise, members[chosen], likeness)
-    if found is None:
-        return None
-    own = torch.isin(chosen, seeds[members[seeds]])
-    holds = float(found.members[own].double().mean()) if own.any() else 0.0
-    minority = 2 * int(found.members.sum()) <= len(chosen)
-    if not minority or found.separation < _SEPARATED or holds < _OF_SEEDS:
-        return None
-    both = log_odds(torch.stack([expansion.scores[chosen], found.scores], 1), found.members)
-    scores = torch.full((len(rows),), float(both.min()) - 1, dtype=torch.float64)
+    both = log_odds(torch.stack([expansion.scores[chosen], found.split.scores], 1), found.split.members)
+    scores = torch.full((len(members),), float(both.min()) - 1, dtype=torch.float64)
     scores[chosen] = both
     return SplitScores(scores, 0.0)
 
 
 def pattern_bytes(training_set: Examples, largest_class: int) -> int:
-    """What `shared_pattern` takes, for a label of `largest_class` examples."""
+    """What the patterns of two labels of `largest_class` examples take."""
     count, drawn = min(largest_class, _MOST_EXAMPLES), min(len(training_set), _DRAWN)
-    numbers = _numbers(training_set)
-    return 8 * numbers * (count + drawn) + 8 * drawn**2 if numbers else 0
-
-
-def pattern_of(
-    inputs: Tensor, noise: Tensor, members: Tensor, likeness: Callable[[Tensor, Tensor], Tensor]
-) -> SplitScores | None:
-    """Stages 1 and 2; None where fewer than five members are left, or inputs are not finite or all equal.
-
-    Arguments:
-        inputs: Float32[n d].
-        noise: Float32[q d], inputs without the pattern.
-        members: Bool[n], which inputs are taken to have it.
-        likeness: Float[a b] of Int64[a] and Int64[b] places: how far examples are near-duplicates, in [0, 1].
-    """
-    noise = noise - noise.mean(0)
-    scale = float(noise.abs().max())
-    if not 0 < scale < math.inf or not bool(inputs.isfinite().all()):
-        return None
-    inputs, inverse = inputs / scale, InverseCovariance(noise.div_(scale))
-    found: SplitScores | None = None
-    for _ in range(_ROUNDS):
-        places = members.nonzero()[:, 0]
-        if len(places) < _FEWEST_MEMBERS or len(places) == len(inputs):
-            return None
-        if len(places) > _MOST_MEMBERS and found is not None:
-            places = places[found.scores[places].topk(_MOST_MEMBERS).indices].sort().values
-        places = places[:: -(-len(places) // _MOST_MEMBERS)]
-        centred = inputs - inputs[~members].mean(0)
-        products = (centred @ inverse(centred[places]).t()).double()
-        alike = likeness(torch.arange(len(inputs)), places).double()
-        alike[places, torch.arange(len(places))] = 1
-        weights = (1 - alike) / alike[places].sum(0)
-        scores = (weights * products).sum(1) / weights.sum(1).clamp(min=1e-12)
-        found = SplitScores(scores, valley(scores))
-        if torch.equal(found.members, members):
-            break
-        members = found.members
-    return found
+    numbers = numbers_of(training_set)
+    return 2 * (8 * numbers * (count + drawn) + 8 * drawn**2) if numbers else 0
 
 
 def log_odds(points: Tensor, members: Tensor) -> Tensor:
@@ -186,21 +303,22 @@ class InverseCovariance:
 
 def inputs_at(examples: Examples, rows: Tensor) -> Tensor:
     """Float32[m d]: the inputs at Int64[m] `rows`, in batches; images of at most 32 pixels a side."""
-    parts = []
-    for inputs, *_ in examples.in_batches(_BATCH, rows):
-        part = inputs.float()
-        if part.ndim == 4 and max(part.shape[2:]) > _SIDE:
-            part = F.adaptive_avg_pool2d(part, (min(part.shape[2], _SIDE), min(part.shape[3], _SIDE)))
-        parts.append(part.flatten(1).cpu())
-    return torch.cat(parts)
+    return torch.cat([reduced(inputs) for inputs, *_ in examples.in_batches(_BATCH, rows)])
 
 
-def _numbers(examples: Examples) -> int:
+def reduced(inputs: Given) -> Tensor:
+    """Float32[m d] of m inputs, images of at most 32 pixels a side; no numbers of other inputs."""
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.ndim not in (2, 4):
+        return torch.zeros(count_of(inputs), 0)
+    found = inputs.detach().float()
+    if found.ndim == 4 and max(found.shape[2:]) > _SIDE:
+        found = F.adaptive_avg_pool2d(found, (min(found.shape[2], _SIDE), min(found.shape[3], _SIDE)))
+    return found.flatten(1).cpu()
+
+
+def numbers_of(examples: Examples) -> int:
     """How many numbers `inputs_at` gives of an example; 0 where inputs are no images or real vectors."""
     shape = examples.input_shape
     if isinstance(shape, Mapping) or len(shape) not in (1, 3):
         return 0
-    inputs = examples.batch(0, 1)[0]
-    if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
-        return 0
-    return math.prod(shape if len(shape) == 1 else (shape[0], min(shape[1], _SIDE), min(shape[2], _SIDE)))
+    return reduced(examples.batch(0, 1)[0]).shape[1]
