@@ -9,7 +9,8 @@ Ours; the stages in standard terms:
                is traced: `calibrate` gives a `Calibration`, which can be saved and given to `find`.
 3. decision    a statistic counts the unrelated examples that stand out, and is ranked above all others where
                these share a pattern that the input carries (`_shared_pattern`); its rank among the
-               calibration errors is a conformal p-value (`_conformal`). Poison is found exactly when it is at most the level.
+               calibration errors is a conformal p-value (`_conformal`). Poison is found exactly when it is
+               at most the level.
                A label that is not the answer (`Observation.answered`) is compared with labelled inputs that
                do not get it either, asked about the same label; and as an input with a trigger is unlike
                these, poison is found only where stage 4 finds a group of its own. `_decision`
@@ -29,11 +30,11 @@ decided stage 4. Examples with other labels come last.
 Cost: two passes over 2,048 examples for the factors and, where the queries of a label fit into 1 GiB, one
 over the training set for the calibration, all kept in it; then two passes over the examples with the answered
 label, a forward pass of them for the cause, products of pixels, and for the first answer with a label three
-forward passes for artifact features, where the members are not separated. Memory: at most 1 GiB of queries (8 of them where that is more), beside what `unpoison.influence`
-states. Limits: the poison bears the label that it causes; one cause for the flagged share; a poison that made
-a few training examples decisive cannot be told from an ordinary hard example. The level is that of an error
-that is exchangeable with the calibration errors: held-out examples must come from where the answer comes
-from.
+forward passes for artifact features, where the members are not separated. Memory: at most 1 GiB of queries (8
+of them where that is more), beside what `unpoison.influence` states. Limits: the poison bears the label that
+it causes; one cause for the flagged share; a poison that made a few training examples decisive cannot be told
+from an ordinary hard example. The level is that of an error that is exchangeable with the calibration errors:
+held-out examples must come from where the answer comes from.
 """
 
 from __future__ import annotations
