@@ -135,7 +135,9 @@ class Asked:
 
 
 def expansion_to(members: Tensor, count: int) -> SplitScores:
-    return SplitScores(marked(members, count).double(), 0.5)
+    """With members that lie next to the others."""
+    places = torch.linspace(0.01, 1.0, count).double()
+    return SplitScores(torch.where(marked(members, count), 0.5 + 0.1 * places, 0.5 * places), 0.5)
 
 
 def case(images: Tensor) -> tuple[TrainingSet, Tensor]:
@@ -177,9 +179,10 @@ def test_vectors_of_numbers_are_searched_as_well() -> None:
 def test_of_many_examples_those_that_resemble_the_seeds_count(monkeypatch: pytest.MonkeyPatch) -> None:
     training_set, rows = case(with_pattern(pictures(200, 20)))
     monkeypatch.setattr(stage, "_MOST_EXAMPLES", 150)
-    scores = marked(torch.arange(20)).double()
+    scores = expansion_to(torch.arange(20), 200).scores
     scores[120:170] = -1.0
-    found = shared_pattern(inputs_of(training_set, rows, scores), SplitScores(scores, 0.5), torch.arange(10))
+    expansion = SplitScores(scores, 0.5)
+    found = shared_pattern(inputs_of(training_set, rows, scores), expansion, torch.arange(10))
     assert found is not None
     assert torch.equal(found.members, marked(CARRIERS))
     assert float(found.scores[120:170].max()) < float(found.scores[:120].min())
@@ -212,6 +215,17 @@ def test_a_pattern_that_the_seeds_do_not_have_does_not_count() -> None:
     members = torch.cat([torch.arange(20), torch.arange(100, 110)])
     assert found_in(training_set, rows, members, torch.arange(5)) is not None
     assert found_in(training_set, rows, members, torch.arange(100, 110)) is None
+
+
+def test_a_pattern_that_separates_less_than_the_cosines_does_not_count() -> None:
+    training_set, rows = case(with_pattern(pictures(200, 20)))
+    members = torch.arange(30)
+    assert found_in(training_set, rows, members, torch.arange(10)) is not None
+    known = inputs_of(training_set, rows, torch.zeros(200))
+    assert known is not None
+    apart = SplitScores(marked(members).double(), 0.5)
+    assert apart.separation > 1e6
+    assert shared_pattern(known, apart, torch.arange(10)) is None
 
 
 def test_inputs_that_are_no_numbers_have_none() -> None:

@@ -26,7 +26,7 @@ It is asked twice:
   that input itself lie above the cut, as one with a trigger does?
 - for the flags (`shared_pattern`), with those of the seed expansion: the linear discriminant of both
   measures, pattern_j and the cosine, between the members and the others. Examples are flagged that are more
-  likely members by it.
+  likely members by it, provided that the pattern separates its members further than the cosine does.
 
 Inputs are reduced to at most 32 pixels a side, by means. Of a label with more than 8,192 examples only those
 count that resemble the seeds, or stand out, most.
@@ -242,7 +242,7 @@ def shared_pattern(known: LabelInputs | None, expansion: SplitScores, seeds: Ten
     chosen = known.chosen
     found = known.discriminant.pattern(members[chosen])
     own = torch.isin(chosen, seeds[members[seeds]]).nonzero()[:, 0]
-    if found is None or not found.counts(own):
+    if found is None or not found.counts(own) or found.split.separation <= expansion.separation:
         return None
     both = log_odds(torch.stack([expansion.scores[chosen], found.split.scores], 1), found.split.members)
     scores = torch.full((len(members),), float(both.min()) - 1, dtype=torch.float64)
