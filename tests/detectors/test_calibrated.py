@@ -294,6 +294,13 @@ def test_an_input_with_a_pattern_ranks_above_those_without(scene: Any, calibrati
     assert unasked.asked == [1000]
     assert rank(Carried(3, 40), 1.0) == Rank(32 / (count + 1), 0)
     assert rank(Carried(3, 40), 0.5, value + 2) == Rank(3 / (count + 1), 0)
+    # An error of the same cause is left out, but for one that carries a pattern, too.
+    far[3], none[3] = rows[:5].repeat(26)[: far.shape[1]], 0.0
+    far[3, :5], none[3, :5] = rows[:5], 3.0
+    alike = replace(calibration, answers=torch.zeros_like(calibration.answers))
+    calibration = alike
+    assert rank(Carried(), 0.01) == Rank(30 / count, 1)
+    assert rank(Carried(1000, 3), 0.01) == Rank(2 / (count + 1), 0, carried=True)
 
 
 def test_groups_that_are_known_count_once(scene: Any) -> None:

@@ -180,10 +180,15 @@ class Calibration:
         if patterns is None:
             return found
         carried = patterns.carried(answer, reduced(inputs), stand_out, weights[0])
+        # None with a pattern is left out: labelled inputs have no trigger, and a pattern that errors without
+        # one carry is their own.
         if carried:  # above all that do not
             above &= self._carried(above & other, patterns)
+            shared = torch.zeros_like(shared)
         elif found.p_value <= level + 1e-9:
-            above |= self._carried(~above & other, patterns)
+            with_one = self._carried(~above & other, patterns)
+            above |= with_one
+            shared = torch.where(with_one, 0, shared)
         return replace(self._rank(above, shared, other), carried=carried)
 
     def _rank(self, above: Tensor, shared: Tensor, other: Tensor) -> Rank:

@@ -22,7 +22,8 @@ Given are the normalised collapses x_j (`_collapse`) of the n_y training example
                certain, and the level does as far as near-errors are like errors.
 5. shared causes  in a poisoned model some calibration errors may be the poison's doing. A calibration error
                with the same answer that goes back to the same examples (cosine of (z - 3)+ above 0.6) is left
-               out of the rank, as it is no independent comparison, but no more than one in fifty: a cause
+               out of the rank, as it is no independent comparison, unless the rank is of a pattern (the
+               poison's is not in inputs without a trigger), and no more than one in fifty: a cause
                that many errors share is a property of the class. Natural errors share causes, too: with k of
                m left out the probability of a false alarm may be higher than the level by k / (m + 1).
 
