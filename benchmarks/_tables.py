@@ -99,6 +99,15 @@ def proportion(value: Record, *, interval: bool = True) -> str:
     return f"{told}, {100 * low:.1f} to {100 * high:.1f} %" if interval else told
 
 
+def times(ratio: float) -> str:
+    """A ratio of times, to a tenth; a small one to its first digit.
+
+    >>> times(18.26), times(0.64), times(0.0217)
+    ('18.3x', '0.6x', '0.02x')
+    """
+    return f"{ratio:.1f}x" if ratio >= 0.095 else f"{ratio:.1g}x"
+
+
 def percent(value: float) -> str:
     """A share in percent."""
     return f"{100 * value:.1f} %"
@@ -112,7 +121,7 @@ def against(what: str) -> Callable[[Record], str]:
         for name, ratio in record["ratios"].items():
             peer = name.removeprefix(f"{what}, ")
             if peer != name:
-                told += f"; {ratio:.1f}x ({peer})" if told else f"{ratio:.1f}x"
+                told += f"; {times(ratio)} ({peer})" if told else times(ratio)
         return told
 
     return value
@@ -155,7 +164,7 @@ def general(record: Record) -> Iterator[str]:
         memory = record["peak_bytes"].get(what, {})
         for peer, theirs in peers or [("", None)]:
             rows.append([what, peer, spread(theirs) if theirs else "", spread(mine), str(mine["n"])])
-            compared = f"{record['ratios'][f'{what}, {peer}']:.1f}x" if theirs else ""
+            compared = times(record["ratios"][f"{what}, {peer}"]) if theirs else ""
             differs = record.get("differs", {}).get(what, "nothing: equal work") if theirs else ""
             rows[-1] += [
                 compared,

@@ -152,10 +152,10 @@ class Bergson:
             images, labels = data[first : first + batch]
             tokens = self.model[0](images).shape[1] if isinstance(self.model[0], Tokens) else 1
             with collector.with_batch(torch.ones(len(images), tokens, dtype=torch.bool)):
-                losses = loss(self.model(images), labels)
-                losses.sum().backward()
+                values = loss(self.model(images), labels)
+                values.sum().backward()
             self.model.zero_grad()
-            collector.process_batch(list(range(first, first + len(labels))), losses=losses)
+            collector.process_batch(list(range(first, first + len(labels))), losses=values)
         collector.teardown()
         return collector
 

@@ -4,19 +4,19 @@
     python -m benchmarks.verdict [--stores STORES] [--json]
 
 Pools the trials of the recipes `verdict-*` in the folder of stores with those that were pooled before; of one
-network and input the new one is kept. False alarms are natural errors,
-and right answers whose truth is not given, whose p-value is at most the level; networks are clean unless the
-row says otherwise. Power is of victims whose trigger works on more than half of the adversary's test inputs;
-one input of a victim is traced, or four with one answer together where the row says so. Nothing was chosen on
-these networks and pairs; the ledger says what had been looked at. Healed: after `repair` at most 2 % of the
-inputs are still answered as the adversary wants, and accuracy is within one point of that after the perfect
-filter. Some smooth triggers work on networks without any poison, too; one row leaves out those that the
-perfect filter does not heal either.
+network and input the new one is kept, with the repair of the old one where it has none of its own and the
+flags are equal. False alarms are natural errors, and right answers whose truth is not given, whose p-value is
+at most the level; networks are clean unless the row says otherwise. Power is of victims whose trigger works
+on more than half of the adversary's test inputs; one input of a victim is traced, or four with one answer
+together where the row says so. Nothing was chosen on these networks and pairs; the ledger says what had been
+looked at. Healed: after `repair` at most 2 % of the inputs are still answered as the adversary wants, and
+accuracy is within one point of that after the perfect filter. Some smooth triggers work on networks without
+any poison, too; one row leaves out those that the perfect filter does not heal either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,12 @@ KEPT: Final = (
     *("seconds_calibrate", "seconds_find", "average_precision"),
 )
 REPAIR: Final = ("rounds", "outcome", "removed", "removed_poisons")
+REPAIRED: Final = (
+    *(f"{what}_{when}" for what in ("success", "accuracy") for when in ("after", "perfect")),
+    *REPAIR,
+)
+SAME: Final = ("success", "flagged", "true_positives")
+"""What must be equal for a repair to be of the same network and flags."""
 AFTER: Final = ("works after", "after the perfect filter", "rounds")
 PICTURE: Final = RESULTS.parents[1] / "docs" / "images" / "verdict-p-values.svg"
 ROUNDING: Final = 1e-9
@@ -46,11 +52,22 @@ def measure(bench: Bench) -> None:
         new.setdefault(identity(trial), {}).update(trial)
     if not new:
         raise SystemExit(f"{bench.options.stores}: holds no store of a recipe verdict-*; name it by --stores")
-    bench.trials[:] = list({**{identity(one): one for one in bench.trials}, **new}.values())
+    bench.trials[:] = pooled(bench.trials, new.values())
     summarise(bench)
     if not (bench.options.no_write or bench.options.quick):
         draw(bench.trials)
     say(f"{len(bench.trials)} trials")
+
+
+def pooled(before: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The new trials in place of those before, each with the repair that was known of the same flags."""
+    found = {identity(one): dict(one) for one in before}
+    for trial in new:
+        old = found.get(identity(trial), {})
+        repair = {name: old[name] for name in REPAIRED if name in old}
+        kept = repair if all(old.get(name) == trial[name] for name in SAME) else {}
+        found[identity(trial)] = {**kept, **trial}
+    return list(found.values())
 
 
 def trials(stores: Path) -> Iterator[dict[str, Any]]:

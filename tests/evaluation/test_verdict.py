@@ -82,3 +82,15 @@ def test_healed_is_what_repair_left() -> None:
     assert given["last trace empty"] == (2, 3)
     assert given["rounds, 1"] == (2, 3)
     assert given["rounds, 3"] == (1, 3)
+
+
+def test_a_trial_that_is_traced_anew_keeps_a_repair_of_the_same_flags() -> None:
+    place = dict.fromkeys(("source", "target", "victim", "seed", "number", "observation"), "")
+    old, anew = {**REPAIRED, **place}, {**PLAIN, **place, "p_value": 0.008}
+    assert verdict.pooled([old], [anew]) == [{**old, "p_value": 0.008}]
+    for name, value in (("flagged", 11), ("true_positives", 8), ("success", 0.8)):
+        assert verdict.pooled([old], [{**anew, name: value}]) == [{**anew, name: value}]
+    own = {**anew, "success_after": 0.5}
+    assert verdict.pooled([old], [own])[0]["success_after"] == 0.5
+    assert verdict.pooled([], [anew]) == [anew]
+    assert len(verdict.pooled([old], [{**anew, "set": "signs"}])) == 2

@@ -44,6 +44,10 @@ from torch import Tensor
 # halved and doubled, but for the largest share, which was not varied.
 RESPONSIBLE: Final = 3.0
 """The excess from which an example stands out."""
+SEED: Final = 6.0
+"""The excess from which an example may be a seed of the expansion."""
+FEWEST_SEEDS: Final = 5
+"""So many seeds are taken at least."""
 _SHARED: Final = 0.6
 """The cosine from which two answers have a cause in common."""
 _MOST_SHARED: Final = 0.02

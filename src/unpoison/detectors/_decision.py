@@ -25,12 +25,12 @@ from unpoison.detectors._calibration import (
 )
 from unpoison.detectors._cause import Kind, cause_of
 from unpoison.detectors._collapse import LabelCollapse, joined, normalised, queries_of
-from unpoison.detectors._conformal import RESPONSIBLE, errors_needed, robust_units
+from unpoison.detectors._conformal import FEWEST_SEEDS, RESPONSIBLE, SEED, errors_needed, robust_units
 from unpoison.detectors._conformal import p_value as conformal_p_value
 from unpoison.detectors._findings import Findings, Threshold
 from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import SplitScores, expand_seeds
-from unpoison.detectors._shared_pattern import FEWEST_SEEDS, SEED, Patterns, shared_pattern
+from unpoison.detectors._shared_pattern import Patterns, shared_pattern
 from unpoison.detectors.artifact_mixture import artifact_features, artifact_mixture
 from unpoison.tasks import ClassificationTask
 

@@ -51,15 +51,11 @@ from unpoison._inputs import count_of
 from unpoison._seeds import generator
 from unpoison.data import Examples
 from unpoison.data import Inputs as Given
-from unpoison.detectors._conformal import RESPONSIBLE
+from unpoison.detectors._conformal import FEWEST_SEEDS, RESPONSIBLE, SEED
 from unpoison.detectors._near_duplicates import NearDuplicates
 from unpoison.detectors._search import Search
 from unpoison.detectors._seed_expansion import SplitScores, valley
 
-SEED: Final = 6.0
-"""The excess from which an example may be a seed."""
-FEWEST_SEEDS: Final = 5
-"""So many seeds are taken at least."""
 _SIDE: Final = 32
 _DRAWN: Final = 2048
 # Ten development networks of the sample and CIFAR-10 with a trigger gave 1.8 to 37 or, where the pattern is
@@ -176,7 +172,7 @@ class LabelInputs:
         training_set = search.training_set
         # Of other labels, so that none of those that are scored has a part in the covariance.
         others = torch.ones(len(training_set), dtype=torch.bool).index_fill_(0, rows, False).nonzero()[:, 0]
-        if numbers_of(training_set) == 0 or not len(others):
+        if _numbers(training_set) == 0 or not len(others):
             return None
         chosen = scores.topk(min(_MOST_EXAMPLES, len(rows))).indices.sort().values
         drawn = torch.randperm(len(others), generator=generator(search.seed, "shared pattern"))[:_DRAWN]
@@ -253,7 +249,7 @@ def shared_pattern(known: LabelInputs | None, expansion: SplitScores, seeds: Ten
 def pattern_bytes(training_set: Examples, largest_class: int) -> int:
     """What the patterns of two labels of `largest_class` examples take."""
     count, drawn = min(largest_class, _MOST_EXAMPLES), min(len(training_set), _DRAWN)
-    numbers = numbers_of(training_set)
+    numbers = _numbers(training_set)
     return 2 * (8 * numbers * (count + drawn) + 8 * drawn**2) if numbers else 0
 
 
@@ -316,7 +312,7 @@ def reduced(inputs: Given) -> Tensor:
     return found.flatten(1).cpu()
 
 
-def numbers_of(examples: Examples) -> int:
+def _numbers(examples: Examples) -> int:
     """How many numbers `inputs_at` gives of an example; 0 where inputs are no images or real vectors."""
     shape = examples.input_shape
     if isinstance(shape, Mapping) or len(shape) not in (1, 3):
