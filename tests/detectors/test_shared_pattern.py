@@ -79,6 +79,7 @@ def test_the_inverse_covariance_is_that_of_the_inputs(count: int) -> None:
 
 def test_scores_are_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "_ROUNDS", 1)
+    monkeypatch.setattr(stage, "_FEWEST_MEMBERS", 1)
     inputs, noise = with_pattern(pictures(60, 3)).flatten(1)[:, ::4], pictures(90, 5).flatten(1)[:, ::4]
     members = marked(torch.tensor([0, 1, 2, 3, 4, 5, 50]), 60)
     random = torch.rand(60, 60, generator=torch.Generator().manual_seed(2)).double()
@@ -127,6 +128,15 @@ def test_a_series_of_near_duplicates_counts_once() -> None:
     assert unaware is not None
     assert torch.equal(found.members, marked(CARRIERS))
     assert bool(unaware.members[150:180].all())
+
+
+@pytest.mark.parametrize(("apart", "found"), [(1, False), (4, False), (5, True), (40, True)])
+def test_so_many_series_of_near_duplicates_are_so_many_members(apart: int, found: bool) -> None:
+    inputs, noise = with_pattern(pictures(200, 0)).flatten(1), pictures(300, 5).flatten(1)
+    series = torch.arange(200)
+    series[CARRIERS] %= apart
+    likeness = Discriminant(inputs, noise, lambda of, to: (series[of, None] == series[to]).double())
+    assert (likeness.pattern(marked(CARRIERS)) is not None) is found
 
 
 class Asked:

@@ -16,7 +16,8 @@ of near-duplicates counts once. Stages:
    the identity by OAS (Chen, Wiesel, Eldar and Hero, "Shrinkage algorithms for MMSE covariance estimation",
    2010);
 2. pattern_j of the examples of the label, cut in two as in the seed expansion; again with those above the cut
-   as members, until they stay the same, eight times at most;
+   as members, until they stay the same, eight times at most. Fewer than five members, which is the sum of
+   their a_k, give none;
 3. the pattern counts where the members are a minority, separated from the others, and hold half of the
    seeds: an attack without a fixed pattern, or with a faint one, gives none, and nothing changes.
 
@@ -121,7 +122,8 @@ class Discriminant:
     def pattern(self, members: Tensor) -> Pattern | None:
         """The pattern of Bool[n] members, in the first round.
 
-        None where fewer than five members are left, or inputs are not finite or all equal.
+        None where fewer than five members are left, a series of near-duplicates counted once, or inputs are
+        not finite or all equal.
         """
         if not self._usable:
             return None
@@ -139,6 +141,8 @@ class Discriminant:
             alike = self._likeness(torch.arange(len(inputs)), places).double()
             alike[places, torch.arange(len(places))] = 1
             shares = 1 / alike[places].sum(0)
+            if float(shares.sum()) < _FEWEST_MEMBERS - 1e-6:  # a few series are a few examples
+                return None
             weights = (1 - alike) * shares
             products = (centred @ filters.t()).double()
             scores = (weights * products).sum(1) / weights.sum(1).clamp(min=1e-12)
