@@ -88,7 +88,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def alone(directory: Path, message: str) -> Iterator[None]:
-    """Lock a directory, made if need be, and remove what a killed process left half-written in it.
+    """Lock a directory, made if need be; before and after, remove what killed processes left half-written.
 
     Raises:
         InputError: another process has locked it; of this message.
@@ -107,10 +107,17 @@ def alone(directory: Path, message: str) -> Iterator[None]:
                     if waited == _WAITS:
                         raise InputError(message) from None
                     time.sleep(0.1)
-        for leftover in [*directory.glob(".*.partial"), *directory.glob("*/.*.partial")]:
-            shutil.rmtree(leftover, ignore_errors=True)
-            leftover.unlink(missing_ok=True) if leftover.is_file() else None
-        yield
+        _remove_partial(directory)
+        try:
+            yield
+        finally:
+            _remove_partial(directory)  # of workers that were stopped because another one failed
+
+
+def _remove_partial(directory: Path) -> None:
+    for leftover in [*directory.glob(".*.partial"), *directory.glob("*/.*.partial")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+        leftover.unlink(missing_ok=True) if leftover.is_file() else None
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
