@@ -241,10 +241,9 @@ def test_near_errors_count_beyond_all_errors_alone(scene: Any, calibration: Cali
     def p(errors: int, above: set[int]) -> float:
         statistics = torch.full((count,), value - 1, dtype=torch.float64)
         statistics[sorted(above)] = value + 1
-        changed = replace(calibration, errors=errors, statistics=statistics, responsible=far, weights=none)
+        changed = replace(calibration, errors=errors, statistics=statistics)
         return changed.p_value(value, excess, rows, 0, torch.zeros(1, 2)).p_value
 
-    none, far = torch.zeros_like(calibration.weights), torch.zeros_like(calibration.responsible)
     assert p(count, {0, 1}) == 3 / (count + 1)
     assert p(10, set()) == 1 / (count + 1)
     assert p(10, {20}) == 2 / (count + 1)
@@ -271,36 +270,26 @@ def test_an_input_with_a_pattern_ranks_above_those_without(scene: Any, calibrati
     value = float(statistic(excess, calibration.near.multiplicities[rows]))
     statistics = torch.full((count,), value - 1, dtype=torch.float64)
     statistics[:30] = value + 1
-    none, far = torch.zeros_like(calibration.weights), torch.zeros_like(calibration.responsible)
     numbered = torch.arange(count)[:, None].float()
     suspect = torch.full((1, 1), 1000.0)
 
     def rank(patterns: Carried, level: float, own: float = value) -> Rank:
-        known = replace(
-            calibration, errors=count, statistics=statistics, responsible=far, weights=none, inputs=numbered
-        )
+        known = replace(calibration, errors=count, statistics=statistics, inputs=numbered)
         given: Any = patterns
         return known.p_value(own, excess, rows, 0, suspect, patterns=given, level=level)
 
-    assert rank(Carried(), 0.01) == Rank(31 / (count + 1), 0)
-    assert rank(Carried(1000), 0.01) == Rank(1 / (count + 1), 0, carried=True)
+    assert rank(Carried(), 0.01) == Rank(31 / (count + 1))
+    assert rank(Carried(1000), 0.01) == Rank(1 / (count + 1), carried=True)
     # Of errors with one, those whose statistic is as large, and no others, are as extreme.
     among = Carried(1000, 3, 4, 40)
-    assert rank(among, 0.01) == Rank(3 / (count + 1), 0, carried=True)
+    assert rank(among, 0.01) == Rank(3 / (count + 1), carried=True)
     assert set(among.asked) == {1000, *range(30)}
     # Without one those that have one are more extreme; asked about where it makes a difference.
     unasked = Carried(3, 40)
-    assert rank(unasked, 0.01) == Rank(31 / (count + 1), 0)
+    assert rank(unasked, 0.01) == Rank(31 / (count + 1))
     assert unasked.asked == [1000]
-    assert rank(Carried(3, 40), 1.0) == Rank(32 / (count + 1), 0)
-    assert rank(Carried(3, 40), 0.5, value + 2) == Rank(3 / (count + 1), 0)
-    # An error of the same cause is left out, but for one that carries a pattern, too.
-    far[3], none[3] = rows[:5].repeat(26)[: far.shape[1]], 0.0
-    far[3, :5], none[3, :5] = rows[:5], 3.0
-    alike = replace(calibration, answers=torch.zeros_like(calibration.answers))
-    calibration = alike
-    assert rank(Carried(), 0.01) == Rank(30 / count, 1)
-    assert rank(Carried(1000, 3), 0.01) == Rank(2 / (count + 1), 0, carried=True)
+    assert rank(Carried(3, 40), 1.0) == Rank(32 / (count + 1))
+    assert rank(Carried(3, 40), 0.5, value + 2) == Rank(3 / (count + 1))
 
 
 def test_groups_that_are_known_count_once(scene: Any) -> None:

@@ -1,4 +1,4 @@
-"""The conformal decision: units, statistic, rank, level and shared causes."""
+"""The conformal decision: units, statistic, rank and level."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_p_values_of_exchangeable_errors_are_uniform() -> None:
     for seed in range(300):
         null = draw(20, seed)
         t = statistic(Baseline.of(draw(8, 1000 + seed)).excess(null), torch.ones(EXAMPLES))
-        values.append(p_value(float(t[0]), t[1:], torch.zeros(19))[0])
+        values.append(p_value(float(t[0]), t[1:]))
     for level in (0.05, 0.1, 0.5):
         low, high = Proportion(sum(value <= level + 1e-9 for value in values), 300).interval(0.999)
         assert low <= level <= high, (level, low, high)
@@ -93,7 +93,7 @@ def test_a_planted_signal_has_the_smallest_p_value() -> None:
         baseline = Baseline.of(rows[20:])
         rows[0, :60:10] += 12 * rows.std(0)[:60:10]
         t = statistic(baseline.excess(rows[:20]), torch.ones(EXAMPLES))
-        assert p_value(float(t[0]), t[1:], torch.zeros(19)) == (1 / 20, 0)
+        assert p_value(float(t[0]), t[1:]) == 1 / 20
         places, weights = responsible(baseline.excess(rows[:1]), 128)
         assert set(range(0, 60, 10)) <= set(places[0, :8].tolist())
         assert bool((weights[0].diff() <= 0).all())
@@ -106,17 +106,5 @@ def test_an_excess_of_the_whole_label_is_none() -> None:
     assert torch.allclose(baseline.excess(rows[0] + 100), baseline.excess(rows[0]), atol=1e-3)
 
 
-def test_errors_with_the_same_cause_are_left_out_unless_they_are_many() -> None:
-    null = torch.arange(200.0)
-    shared = torch.zeros(200)
-    shared[[198, 199]] = 0.9
-    assert p_value(197.5, null, shared) == (1 / 199, 2)
-    assert p_value(197.5, null, 0.5 * shared) == (3 / 201, 0)
-    shared[190:] = 0.9  # ten of 200 are a property of the class
-    assert p_value(197.5, null, shared) == (3 / 201, 0)
-    # Of few errors one may be left out.
-    assert p_value(8.5, torch.arange(10.0), torch.eye(10)[9]) == (1 / 10, 1)
-
-
 def test_without_errors_nothing_can_be_said() -> None:
-    assert p_value(5.0, NONE, NONE) == (1.0, 0)
+    assert p_value(5.0, NONE) == 1.0

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self, final
 
@@ -64,18 +64,17 @@ _BASELINE: Final = 8
 """Baseline inputs of each kind for a label. Chosen on the development networks of `_decision`; with 4 of each
 power falls from .872 to .833 at level .01."""
 _RESERVE: Final = 1.1
-"""Errors, relative to what the level takes, as those with a shared cause are left out."""
+"""Errors, relative to what the level takes, as one that is the answer itself does not count."""
 _KEPT: Final = 128
-"""How many responsible examples of each error are kept, to find shared causes."""
+"""How many responsible examples of each error are kept, to find a pattern that they share."""
 
 
 @final
 @dataclass(frozen=True)
 class Rank:
-    """A p-value, how many errors were left out for a shared cause, and whether a pattern is carried."""
+    """A p-value, and whether a pattern is carried."""
 
     p_value: float
-    left_out: int
     carried: bool = False
 
 
@@ -168,40 +167,24 @@ class Calibration:
         """
         images = set(input_digests(inputs))
         other = torch.tensor([image not in images for image in self.images], dtype=torch.bool)
-        places, weights = responsible(excess[None], _KEPT)
-        stand_out = rows[places[0]]
-        own = torch.zeros(len(self.centre), dtype=torch.float64)
-        own[stand_out] = weights[0]
-        lengths = self.weights.square().sum(1).sqrt() * own.square().sum().sqrt()
-        common = (own[self.responsible] * self.weights).sum(1) / torch.where(lengths > 0, lengths, 1)
-        shared = torch.where(self.answers == answer, common, 0)
         above = self.statistics >= value
-        found = self._rank(above, shared, other)
         if patterns is None:
-            return found
-        carried = patterns.carried(answer, reduced(inputs), stand_out, weights[0])
-        # None with a pattern is left out: labelled inputs have no trigger, and a pattern that errors without
-        # one carry is their own.
+            return Rank(self._rank(above, other))
+        places, weights = responsible(excess[None], _KEPT)
+        carried = patterns.carried(answer, reduced(inputs), rows[places[0]], weights[0])
         if carried:  # above all that do not
             above &= self._carried(above & other, patterns)
-            shared = torch.zeros_like(shared)
-        elif found.p_value <= level + 1e-9:
-            with_one = self._carried(~above & other, patterns)
-            above |= with_one
-            shared = torch.where(with_one, 0, shared)
-        return replace(self._rank(above, shared, other), carried=carried)
+        elif self._rank(above, other) <= level + 1e-9:
+            above |= self._carried(~above & other, patterns)
+        return Rank(self._rank(above, other), carried)
 
-    def _rank(self, above: Tensor, shared: Tensor, other: Tensor) -> Rank:
-        """Of Bool[m] errors that rank at least as high, Float64[m] shared causes and Bool[m] which count."""
-        values = above.double()
-        found, left_out = p_value(0.5, values[other], shared[other])
+    def _rank(self, above: Tensor, other: Tensor) -> float:
+        """The p-value, of Bool[m] errors that rank at least as high and Bool[m] which of them count."""
+        found = p_value(0.5, above[other].double())
         errors = other.clone()
         errors[self.errors :] = False
-        among_errors, left_out_errors = p_value(0.5, values[errors], shared[errors])
         # Near-errors only say how far a statistic lies beyond those of all errors.
-        if among_errors * (int(errors.sum()) - left_out_errors + 1) > 1.5:  # some error exceeds it
-            found = max(found, among_errors)
-        return Rank(found, left_out)
+        return max(found, p_value(0.5, above[errors].double())) if bool(above[errors].any()) else found
 
     def _carried(self, asked: Tensor, patterns: Patterns) -> Tensor:
         """Bool[m]: which of the Bool[m] errors carry a pattern."""

@@ -20,12 +20,8 @@ Given are the normalised collapses x_j (`_collapse`) of the n_y training example
                less extreme; unless it ranks above all errors, p is at least its rank among errors alone.
                With e errors that are fewer than the level takes, 1 / (e + 1) bounds the false alarms for
                certain, and the level does as far as near-errors are like errors.
-5. shared causes  in a poisoned model some calibration errors may be the poison's doing. A calibration error
-               with the same answer that goes back to the same examples (cosine of (z - 3)+ above 0.6) is left
-               out of the rank, as it is no independent comparison, unless the rank is of a pattern (the
-               poison's is not in inputs without a trigger), and no more than one in fifty: a cause
-               that many errors share is a property of the class. Natural errors share causes, too: with k of
-               m left out the probability of a false alarm may be higher than the level by k / (m + 1).
+               No error is left out because it goes back to the same examples as the answer: natural errors
+               share causes, too, and without the errors that resemble it most any error is more extreme.
 
 Several inputs are one query, of their mean gradient. It is ranked among single errors, of which it is not one
 more; on natural errors with one answer it has been compared in small trials alone.
@@ -41,17 +37,13 @@ import torch
 from torch import Tensor
 
 # Chosen on the development networks of `_decision`; docs/delta_influence.md has the power with each of them
-# halved and doubled, but for the largest share, which was not varied.
+# halved and doubled.
 RESPONSIBLE: Final = 3.0
 """The excess from which an example stands out."""
 SEED: Final = 6.0
 """The excess from which an example may be a seed of the expansion."""
 FEWEST_SEEDS: Final = 5
 """So many seeds are taken at least."""
-_SHARED: Final = 0.6
-"""The cosine from which two answers have a cause in common."""
-_MOST_SHARED: Final = 0.02
-"""The largest share of the errors that may be left out for it."""
 
 
 def robust_units(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,22 +127,10 @@ def least_level(errors: int) -> float:
     return math.ceil(1000 / (errors + 1)) / 1000
 
 
-def p_value(statistic: float, null: Tensor, shared: Tensor) -> tuple[float, int]:
-    """The rank of a statistic among Float64[m] calibration errors, and how many were left out of them.
+def p_value(statistic: float, null: Tensor) -> float:
+    """The rank of a statistic among Float64[m], those of the calibration errors.
 
-    Arguments:
-        statistic: of the observation.
-        null: those of the calibration errors.
-        shared: Float64[m], how much each has in common with the observation, in [0, 1].
-
-    >>> null = torch.arange(99.0)
-    >>> p_value(98.5, null, torch.zeros(99))
-    (0.01, 0)
-    >>> p_value(97.5, null, (null == 98).double())
-    (0.010101..., 1)
+    >>> p_value(97.5, torch.arange(99.0))
+    0.02
     """
-    same = shared > _SHARED
-    if int(same.sum()) > max(1, int(_MOST_SHARED * len(null))):
-        same = torch.zeros_like(same)
-    kept = null[~same]
-    return (1 + int((kept >= statistic).sum())) / (len(kept) + 1), int(same.sum())
+    return (1 + int((null >= statistic).sum())) / (len(null) + 1)

@@ -43,7 +43,7 @@ def decide(search: Search, calibration: Calibration, level: float) -> Findings:
     rows = (search.training_set.labels.cpu() == search.answer).nonzero()[:, 0]
     if not len(rows):
         null = calibration.source
-        return _findings(search, null, rows, torch.zeros(3, 0), level, Rank(1.0, 0))
+        return _findings(search, null, rows, torch.zeros(3, 0), level, Rank(1.0))
     examples, inputs = search.training_set.subset(rows), search.observation.inputs
     collapse, before = _collapses(search, rows)
     excess = calibration.excess(collapse, rows)
@@ -117,7 +117,7 @@ def _ranked(
         null += ", of the training set, which the level hardly fits"
     if len(others) < needed:
         null += f" (the level takes {needed}, so nothing can be found)"
-    return Rank(*conformal_p_value(value, others, torch.zeros_like(others))), null
+    return Rank(conformal_p_value(value, others)), null
 
 
 def _collapses(search: Search, rows: Tensor, *, exact: bool = False) -> Tensor:
@@ -168,9 +168,8 @@ def _findings(
 
     `columns` are Float64[3 k]: the excess, the influence before and after, of the k examples `rows`.
     """
-    left_out = f", {rank.left_out} left out that go back to the same examples" if rank.left_out else ""
     of = "a pattern that the input and what stands out for it share, and of " if rank.carried else ""
-    how = f"rank of {of}the statistic among {null}{left_out}"
+    how = f"rank of {of}the statistic among {null}"
     names = ("excess", "influence_before", "influence_after")
     evidence = {
         name: _spread_out(column, rows, len(search.training_set), 0.0)
