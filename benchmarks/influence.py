@@ -1,7 +1,6 @@
 """Influence beside kronfluence.
 
     python -m benchmarks.influence [--json]
-    python -m benchmarks.influence --suspects 10 --store influence_suspects
 
 51 queries (one affected input and 50 transformed ones, as Delta-Influence asks) on 5,000 training images, and
 the EK-FAC factors that they need. Both sides get the same network (ResNet-9), images, queries and threads;
@@ -12,8 +11,7 @@ kronfluence gets the best of several batch sizes, ours its default. Its files ar
   all at once gains, which is another algorithm;
 - agreement: differences of kronfluence's scores against ours on kronfluence's factors, for both dampings.
 
-With `--suspects`, in place of these, the 51 queries of each of several inputs, one input after another: ours
-by an index, kronfluence by a pass for each, with queries of rank 32 and without. Both begin with the factors.
+`benchmarks.suspects` asks several inputs by an index.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ from benchmarks._harness import Bench, fastest, main, random_images
 from unpoison.influence import (
     AbsoluteDamping,
     Factors,
-    InfluenceIndex,
     LayerFactors,
     RelativeDamping,
     fit_factors,
@@ -118,9 +115,6 @@ def as_ours(theirs: dict[str, Any], model: nn.Module, template: Factors) -> Fact
 
 def measure(bench: Bench) -> None:
     """Factors, all queries at once, one query, agreement."""
-    if bench.options.suspects:
-        measure_suspects(bench)
-        return
     images, generator = 500 if bench.options.quick else 5000, torch.Generator().manual_seed(0)
     training_set = random_images(images, generator)
     queries = random_images(51, generator).batch(0, 51)
@@ -170,35 +164,5 @@ def measure(bench: Bench) -> None:
     bench.work |= {"kronfluence's batches (factors, one query, all)": batches}
 
 
-def measure_suspects(bench: Bench) -> None:
-    """Several suspects, one after the other."""
-    images, generator = 500 if bench.options.quick else 5000, torch.Generator().manual_seed(0)
-    training_set = random_images(images, generator)
-    asked = [random_images(51, generator).batch(0, 51) for _ in range(bench.options.suspects)]
-    model = build("resnet9", num_classes=10, width=8, seed=0).eval()
-    combine = torch.cat([-torch.ones(50, 1), torch.eye(50)], 1)
-
-    def ours() -> list[Tensor]:
-        with tempfile.TemporaryDirectory() as folder:
-            index = InfluenceIndex.build(folder, model, training_set)
-            return [index.influence(index.queries(model, one, combine=combine)) for one in asked]
-
-    with tempfile.TemporaryDirectory() as folder:
-        peer = Kronfluence(model, TensorDataset(*training_set.batch(0, images)), folder)
-
-        def theirs(rank: int | None) -> list[Tensor]:
-            factors, loaded = peer.fit(64), [TensorDataset(*one) for one in asked]
-            return [peer.scores(factors, one, 128, None, rank) for one in loaded]
-
-        sides = {"kronfluence": partial(theirs, None), "kronfluence, rank 32": partial(theirs, 32)}
-        found = bench.compare(f"{bench.options.suspects} suspects", {"unpoison": ours, **sides}, warm=True)
-    own = torch.cat(found["unpoison"])
-    for name in sides:
-        wanted = torch.cat([one[1:] - one[:1] for one in found[name]])
-        both = torch.stack([own.flatten(), wanted.double().flatten()])
-        bench.agreement[f"correlation with {name}"] = float(both.corrcoef()[0, 1])
-    bench.work = {"training images": images, "queries of a suspect": 51}
-
-
 if __name__ == "__main__":
-    main(measure, batches=[32, 64, 128, 512], suspects=0, store="influence")
+    main(measure, batches=[32, 64, 128, 512])

@@ -1,12 +1,13 @@
-"""Ten suspects of a network of linear layers by an index, beside kronfluence, bergson and dattri.
+"""Ten suspects of one network by an index, beside kronfluence, bergson and dattri.
 
-    python -m benchmarks.suspects --network tokens --store suspects_tokens [--json]
+    python -m benchmarks.suspects --network resnet9 --store suspects_resnet9 [--json]
+    python -m benchmarks.suspects --network tokens --store suspects_tokens
     python -m benchmarks.suspects --network mlp --suspects 3 --store suspects_mlp
 
-As `benchmarks.influence --suspects 10`, which has a network of convolutions: bergson and dattri take
-none. The 51 queries of each of several inputs (the input and 50 transformed ones, as Delta-Influence asks),
-one input after another, on 5,000 training images. Every side begins with the network and the images alone.
-Peers get the best of several batch sizes, ours its default, with factors of all images as theirs.
+The 51 queries of each of several inputs (the input and 50 transformed ones, as Delta-Influence asks), one
+input after another, on 5,000 training images. Every side begins with the network and the images alone. Peers
+get the best of several batch sizes, ours its default, with factors of all images as theirs. bergson and
+dattri have no part in `resnet9`: they take no convolutions.
 
 - kronfluence 1.0: EK-FAC factors, then a pass over the training images for each input, with query gradients
   of rank 32 and whole;
@@ -37,6 +38,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks._harness import Bench, fastest, main, random_images
 from benchmarks.influence import Kronfluence
 from unpoison.influence import InfluenceIndex
+from unpoison.models import build
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 COMBINE = torch.cat([-torch.ones(50, 1), torch.eye(50)], 1)
@@ -58,6 +60,8 @@ class Tokens(nn.Module):
 
 def network(name: str) -> Any:
     """`mlp` and `tokens` have linear layers alone: 183,562 and 205,322 parameters."""
+    if name == "resnet9":
+        return build(name, num_classes=10, width=8, seed=0).eval()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if name == "mlp":
@@ -242,8 +246,9 @@ def measure(bench: Bench) -> None:
         }
         if name == "mlp":
             peers["dattri"] = partial(by_dattri, model, train)
-        bergson = Bergson(as_tokens(model) if name == "mlp" else model, train)
-        peers |= {"bergson, EK-FAC": bergson.by_factors, "bergson, projected": bergson.by_projections}
+        if name != "resnet9":
+            bergson = Bergson(as_tokens(model) if name == "mlp" else model, train)
+            peers |= {"bergson, EK-FAC": bergson.by_factors, "bergson, projected": bergson.by_projections}
         sides: dict[str, Callable[[], list[Tensor]]] = {"unpoison": partial(ours, model, training_set, asked)}
         for side, work in peers.items():
             batch = fastest(bench.options.batches, partial(work, asked[:1]))

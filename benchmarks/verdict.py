@@ -161,6 +161,7 @@ def summarise(bench: Bench) -> None:
     curable = [one for one in repaired if one["success_perfect"] <= HEALED]
     rates["healed"] = tally(map(healed, repaired))
     rates["healed, of those that the perfect filter heals"] = tally(map(healed, curable))
+    rates["no longer works, of those"] = tally(one["success_after"] <= HEALED for one in curable)
     rates["last trace empty"] = tally(one["outcome"] != "poison remains" for one in repaired)
     for rounds in sorted({one["rounds"] for one in repaired}):
         rates[f"rounds, {rounds}"] = tally(one["rounds"] == rounds for one in repaired)

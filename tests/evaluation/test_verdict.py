@@ -79,6 +79,7 @@ def test_healed_is_what_repair_left() -> None:
     assert given["healed, of those that the perfect filter heals"] == (1, 3)
     without = {**rest, "success_perfect": 0.2}
     assert rates(REPAIRED, without)["healed, of those that the perfect filter heals"] == (1, 1)
+    assert given["no longer works, of those"] == (2, 3)
     assert given["last trace empty"] == (2, 3)
     assert given["rounds, 1"] == (2, 3)
     assert given["rounds, 3"] == (1, 3)
