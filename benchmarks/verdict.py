@@ -37,7 +37,7 @@ REPAIRED: Final = (
     *(f"{what}_{when}" for what in ("success", "accuracy") for when in ("after", "perfect")),
     *REPAIR,
 )
-SAME: Final = ("success", "flagged", "true_positives")
+SAME: Final = ("success", "accuracy", "flagged", "true_positives")
 """What must be equal for a repair to be of the same network and flags."""
 AFTER: Final = ("works after", "after the perfect filter", "rounds")
 PICTURE: Final = RESULTS.parents[1] / "docs" / "images" / "verdict-p-values.svg"
@@ -75,23 +75,24 @@ def trials(stores: Path) -> Iterator[dict[str, Any]]:
     for store in sorted(stores.glob("verdict-*/")):
         results = Results.read(store)
         rows = results.table.to_pylist()
-        before = {place(row): success(row) for row in rows if row["control"] == "no defense"}
+        before = {place(row): row for row in rows if row["control"] == "no defense"}
         perfect = {place(row): row for row in rows if row["control"] == "perfect filter"}
         for row in rows:
             if row["control"] or row["p_value"] is None:
                 continue
             asked = next((one for one in ANSWERS if f"answers {one}" in row["detector"]), "attack")
+            victim = before.get(place(row))
             trial = {
                 "set": next(name for name in reversed(SETS) if name in results.name),
                 "asked": asked,
                 "several": "inputs " in row["detector"],
-                "success": before.get(place(row)),
+                "success": None if victim is None else success(victim),
+                "accuracy": None if victim is None else accuracy(victim),
                 **{name: row[name] for name in (*PLACE, *KEPT)},
             }
             if row["unlearner"] != "none" and asked == "attack" and place(row) in perfect:
-                for name, one in (("after", row), ("perfect", perfect[place(row)])):
-                    trial[f"success_{name}"] = success(one)
-                    trial[f"accuracy_{name}"] = one["clean_correct"] / one["clean_total"]
+                for when, one in (("after", row), ("perfect", perfect[place(row)])):
+                    trial |= {f"success_{when}": success(one), f"accuracy_{when}": accuracy(one)}
                 trial |= {name: row[name] for name in REPAIR}
             yield trial
 
@@ -109,6 +110,11 @@ def identity(trial: Mapping[str, Any]) -> tuple[Any, ...]:
 def success(row: Mapping[str, Any]) -> float:
     """The share of the adversary's inputs that are answered as wanted."""
     return float(row["attack_successes"]) / row["attack_total"]
+
+
+def accuracy(row: Mapping[str, Any]) -> float:
+    """The share of clean test images that are answered rightly."""
+    return float(row["clean_correct"]) / row["clean_total"]
 
 
 def alarms(chosen: Sequence[Mapping[str, Any]], level: float) -> dict[str, int]:

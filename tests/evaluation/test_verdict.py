@@ -15,6 +15,7 @@ PLAIN: dict[str, Any] = {
     "asked": "attack",
     "several": False,
     "success": 0.9,
+    "accuracy": 0.9,
     "p_value": 0.009,
     "found": True,
     "poisons": 10,
@@ -89,8 +90,10 @@ def test_a_trial_that_is_traced_anew_keeps_a_repair_of_the_same_flags() -> None:
     place = dict.fromkeys(("source", "target", "victim", "seed", "number", "observation"), "")
     old, anew = {**REPAIRED, **place}, {**PLAIN, **place, "p_value": 0.008}
     assert verdict.pooled([old], [anew]) == [{**old, "p_value": 0.008}]
-    for name, value in (("flagged", 11), ("true_positives", 8), ("success", 0.8)):
+    for name, value in (("flagged", 11), ("true_positives", 8), ("success", 0.8), ("accuracy", 0.8)):
         assert verdict.pooled([old], [{**anew, name: value}]) == [{**anew, name: value}]
+    unknown = {name: value for name, value in old.items() if name != "accuracy"}
+    assert verdict.pooled([unknown], [anew]) == [anew]
     own = {**anew, "success_after": 0.5}
     assert verdict.pooled([old], [own])[0]["success_after"] == 0.5
     assert verdict.pooled([], [anew]) == [anew]

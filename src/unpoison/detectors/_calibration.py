@@ -64,7 +64,7 @@ _BASELINE: Final = 8
 """Baseline inputs of each kind for a label. Chosen on the development networks of `_decision`; with 4 of each
 power falls from .872 to .833 at level .01."""
 _RESERVE: Final = 1.1
-"""Errors, relative to what the level takes, as one that is the answer itself does not count."""
+"""Errors, relative to what the level takes, as those that are among the observed inputs do not count."""
 _KEPT: Final = 128
 """How many responsible examples of each error are kept, to find a pattern that they share."""
 
@@ -180,11 +180,10 @@ class Calibration:
 
     def _rank(self, above: Tensor, other: Tensor) -> float:
         """The p-value, of Bool[m] errors that rank at least as high and Bool[m] which of them count."""
-        found = p_value(0.5, above[other].double())
-        errors = other.clone()
+        found, errors = p_value(above[other]), other.clone()
         errors[self.errors :] = False
         # Near-errors only say how far a statistic lies beyond those of all errors.
-        return max(found, p_value(0.5, above[errors].double())) if bool(above[errors].any()) else found
+        return max(found, p_value(above[errors])) if bool(above[errors].any()) else found
 
     def _carried(self, asked: Tensor, patterns: Patterns) -> Tensor:
         """Bool[m]: which of the Bool[m] errors carry a pattern."""

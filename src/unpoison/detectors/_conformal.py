@@ -127,10 +127,10 @@ def least_level(errors: int) -> float:
     return math.ceil(1000 / (errors + 1)) / 1000
 
 
-def p_value(statistic: float, null: Tensor) -> float:
-    """The rank of a statistic among Float64[m], those of the calibration errors.
+def p_value(as_extreme: Tensor) -> float:
+    """The conformal p-value, of Bool[m]: which calibration errors are at least as extreme.
 
-    >>> p_value(97.5, torch.arange(99.0))
+    >>> p_value(torch.arange(99.0) >= 97.5)
     0.02
     """
-    return (1 + int((null >= statistic).sum())) / (len(null) + 1)
+    return (1 + int(as_extreme.sum())) / (len(as_extreme) + 1)

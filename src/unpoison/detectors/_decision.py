@@ -117,7 +117,7 @@ def _ranked(
         null += ", of the training set, which the level hardly fits"
     if len(others) < needed:
         null += f" (the level takes {needed}, so nothing can be found)"
-    return Rank(conformal_p_value(value, others)), null
+    return Rank(conformal_p_value(others >= value)), null
 
 
 def _collapses(search: Search, rows: Tensor, *, exact: bool = False) -> Tensor:
